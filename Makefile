@@ -1,0 +1,83 @@
+# Needs Python (>= 3.10) with pip and venv, and nothing else:
+#   make demo          train the example with and without tfaccel
+#   make test          the tests
+#   make check         ruff and mypy
+#   make conformance   Keras's own tests, with tfaccel in every fit
+#   make test-oldest   the tests on the oldest TensorFlow and Keras
+#   make clean         remove whatever the above made
+#
+# make test ARGS="-m slow"   passes arguments on to pytest (test, test-oldest)
+#                            or to the runner (conformance)
+
+PYTHON ?= python3
+# TensorFlow of that age has no wheels for the newest Pythons (see constraints-oldest.txt).
+OLDEST_PYTHON ?= $(PYTHON)
+# What to install as PyTorch for `make conformance`: see conformance/README.md.
+TORCH ?= torch
+ARGS ?=
+
+# TensorFlow's start-up notes on standard error; errors still show.
+TF_CPP_MIN_LOG_LEVEL ?= 2
+export TF_CPP_MIN_LOG_LEVEL
+
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+# A Python environment is always our own: a user's Python is never touched.
+VENV = .venv
+VENV_OLDEST = .venv-oldest
+VENV_CONFORMANCE = .venv-conformance
+METADATA = pyproject.toml setup.cfg
+
+.DELETE_ON_ERROR:
+.PHONY: demo test check conformance test-oldest clean
+
+demo: $(VENV)/.demo
+	@$(VENV)/bin/python examples/image_classifier.py
+
+test: $(VENV)/.test
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+check: $(VENV)/.check
+	@$(VENV)/bin/python -m ruff check .
+	@$(VENV)/bin/python -m ruff format --check .
+	@$(VENV)/bin/python -m mypy
+
+conformance: $(VENV_CONFORMANCE)/.conformance
+	@$(VENV_CONFORMANCE)/bin/python conformance/run.py $(ARGS)
+
+test-oldest: $(VENV_OLDEST)/.test
+	@$(VENV_OLDEST)/bin/python -m pytest $(ARGS)
+
+clean:
+	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_CONFORMANCE) build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp says that its extras are installed; pip runs again only when the
+# metadata is newer. The environment itself is an order-only prerequisite, as its
+# directory changes with every install.
+
+$(VENV)/.demo: EXTRAS = cpu,examples
+$(VENV)/.test: EXTRAS = cpu,test
+$(VENV)/.check: EXTRAS = dev
+
+$(VENV)/.demo $(VENV)/.test $(VENV)/.check: $(METADATA) | $(VENV)/bin/python
+	@echo "Installing tfaccel[$(EXTRAS)] into $(VENV) (the first time takes minutes)"
+	@$(VENV)/bin/python $(PIP_INSTALL) --editable ".[$(EXTRAS)]"
+	@touch $@
+
+$(VENV_OLDEST)/.test: $(METADATA) constraints-oldest.txt | $(VENV_OLDEST)/bin/python
+	@echo "Installing tfaccel[cpu,test] into $(VENV_OLDEST), as in constraints-oldest.txt"
+	@$(VENV_OLDEST)/bin/python $(PIP_INSTALL) --editable ".[cpu,test]" --constraint constraints-oldest.txt
+	@touch $@
+
+$(VENV_CONFORMANCE)/.conformance: $(METADATA) | $(VENV_CONFORMANCE)/bin/python
+	@echo "Installing tfaccel[cpu,conformance] into $(VENV_CONFORMANCE) (the first time takes minutes)"
+	@$(VENV_CONFORMANCE)/bin/python $(PIP_INSTALL) $(TORCH)
+	@$(VENV_CONFORMANCE)/bin/python $(PIP_INSTALL) --editable ".[cpu,conformance]"
+	@touch $@
+
+$(VENV)/bin/python $(VENV_CONFORMANCE)/bin/python:
+	@$(PYTHON) -m venv $(@D)/..
+
+$(VENV_OLDEST)/bin/python:
+	@$(OLDEST_PYTHON) -m venv $(@D)/..

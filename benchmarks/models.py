@@ -1,0 +1,189 @@
+"""The models that the benchmarks train: common shapes of work, on synthetic data."""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+Build = Callable[[tuple[int, ...], int], keras.Model]
+
+# Enough batches that no step sees the batch of the step before.
+_BATCHES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A model to train, and batches of the right kind for it.
+
+    Attributes:
+        name: what it is called on the command line and in the tables.
+        build: makes the model from an input shape and a number of classes.
+        batch_size: samples in a batch.
+        input_shape: the shape of one sample.
+        classes: the number of classes.
+        input_high: inputs are uniform in [0, input_high).
+        vocabulary: where it is not 0, inputs are token ids below it.
+    """
+
+    name: str
+    build: Build
+    batch_size: int
+    input_shape: tuple[int, ...]
+    classes: int = 10
+    input_high: float = 1.0
+    vocabulary: int = 0
+
+    def model(self, seed: int = 0) -> keras.Model:
+        """The model, fresh and compiled; the seed decides its weights and dropout."""
+        keras.utils.set_random_seed(seed)
+        model = self.build(self.input_shape, self.classes)
+        model.compile(
+            optimizer=keras.optimizers.Adam(),
+            loss="sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+        )
+        return model
+
+    def samples(self, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and labels of a few batches, the same for the same seed."""
+        random = np.random.default_rng(seed)
+        count = self.batch_size * _BATCHES
+        shape = (count, *self.input_shape)
+        if self.vocabulary:
+            inputs = random.integers(0, self.vocabulary, shape, dtype=np.int32)
+        else:
+            inputs = random.random(shape, dtype=np.float32) * np.float32(self.input_high)
+        return inputs, random.integers(0, self.classes, count, dtype=np.int32)
+
+    def dataset(self, seed: int = 0) -> tf.data.Dataset:
+        """Batches without end.
+
+        Slicing and batching happen once, so that the benchmark times steps and not
+        the input; the batch size in `element_spec` is None, as it is in `fit`.
+        """
+        samples = tf.data.Dataset.from_tensor_slices(self.samples(seed))
+        return samples.batch(self.batch_size).cache().repeat().prefetch(2)
+
+
+def _resnet50(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    return keras.applications.ResNet50(weights=None, input_shape=input_shape, classes=classes)
+
+
+def _mobilenet_v2(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    return keras.applications.MobileNetV2(weights=None, input_shape=input_shape, classes=classes)
+
+
+def _efficientnet_b0(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    return keras.applications.EfficientNetB0(weights=None, input_shape=input_shape, classes=classes)
+
+
+def _cnn(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    layers: list[keras.layers.Layer] = [keras.Input(input_shape)]
+    for filters in (32, 64, 128):
+        layers.append(keras.layers.Conv2D(filters, 3, padding="same", activation="relu"))
+        layers.append(keras.layers.MaxPooling2D())
+    layers.append(keras.layers.Flatten())
+    layers.append(keras.layers.Dense(128, activation="relu"))
+    layers.append(keras.layers.Dense(classes, activation="softmax"))
+    return keras.Sequential(layers, name="cnn")
+
+
+def _speech_cnn(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """Keyword spotting on spectrograms, the network of TensorFlow's tutorial.
+
+    Source: https://www.tensorflow.org/tutorials/audio/simple_audio
+    """
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            keras.layers.Conv2D(32, 3, activation="relu"),
+            keras.layers.Conv2D(64, 3, activation="relu"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Dropout(0.25),
+            keras.layers.Flatten(),
+            keras.layers.Dense(128, activation="relu"),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(classes, activation="softmax"),
+        ],
+        name="speech_cnn",
+    )
+
+
+def _conv_lstm(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            keras.layers.Conv1D(64, 5, padding="same", use_bias=False),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.LSTM(128, return_sequences=True),
+            keras.layers.LSTM(128),
+            keras.layers.Dense(classes, activation="softmax"),
+        ],
+        name="conv_lstm",
+    )
+
+
+def _mlp(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            keras.layers.Dense(1024, activation="relu"),
+            keras.layers.Dense(1024, activation="relu"),
+            keras.layers.Dense(classes, activation="softmax"),
+        ],
+        name="mlp",
+    )
+
+
+class _Positions(keras.layers.Layer):
+    """Adds a learned vector to each position."""
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self.vectors = self.add_weight(
+            shape=input_shape[1:], initializer=keras.initializers.RandomNormal(stddev=0.02)
+        )
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return inputs + keras.ops.cast(self.vectors, inputs.dtype)
+
+
+_VOCABULARY = 8192
+
+
+def _transformer(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """A pre-norm encoder: 4 layers of 256 with 8 heads, mean over tokens, softmax."""
+    width, heads, depth = 256, 8, 4
+    tokens = keras.Input(input_shape, dtype="int32")
+    x = _Positions()(keras.layers.Embedding(_VOCABULARY, width)(tokens))
+    for _ in range(depth):
+        y = keras.layers.LayerNormalization()(x)
+        y = keras.layers.MultiHeadAttention(heads, width // heads)(y, y)
+        x = keras.layers.Add()([x, y])
+        y = keras.layers.LayerNormalization()(x)
+        y = keras.layers.Dense(4 * width, activation="gelu")(y)
+        y = keras.layers.Dense(width)(y)
+        x = keras.layers.Add()([x, y])
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.LayerNormalization()(x))
+    outputs = keras.layers.Dense(classes, activation="softmax")(x)
+    return keras.Model(tokens, outputs, name="transformer")
+
+
+MODELS: tuple[Benchmark, ...] = (
+    Benchmark("resnet50", _resnet50, 32, (64, 64, 3)),
+    Benchmark("mobilenet_v2", _mobilenet_v2, 32, (96, 96, 3)),
+    # It rescales 0..255 itself. On 0..1 it would see a constant in 8 bits of mantissa.
+    Benchmark("efficientnet_b0", _efficientnet_b0, 16, (96, 96, 3), input_high=255.0),
+    Benchmark("cnn", _cnn, 128, (32, 32, 3)),
+    Benchmark("speech_cnn", _speech_cnn, 64, (98, 40, 1), classes=12),
+    Benchmark("conv_lstm", _conv_lstm, 64, (98, 40), classes=12),
+    Benchmark("mlp", _mlp, 128, (784,)),
+    Benchmark("transformer", _transformer, 32, (128,), vocabulary=_VOCABULARY),
+)
+
+
+def chosen(names: list[str] | None) -> tuple[Benchmark, ...]:
+    """The models called `names`, in the order of `MODELS`; all of them without names."""
+    return tuple(model for model in MODELS if not names or model.name in names)

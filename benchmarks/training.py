@@ -1,0 +1,258 @@
+"""How much faster tfaccel trains common models than stock Keras does.
+
+For each model of models.py: tunes one copy of it, then measures the chosen plan
+against stock Keras by an independent A/B of two other copies, in the same process,
+in blocks of steps that take turns. Both sides train through `model.fit`.
+
+    python benchmarks/training.py --models cnn,mlp
+"""
+
+import dataclasses
+import gc
+import json
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import _common
+import keras
+import models
+from absl import app, flags
+
+import tfaccel
+from tfaccel.timing import median_interval
+
+_MODELS = flags.DEFINE_list("models", None, "names of models.py; all of them by default")
+_MAX_TUNING_SECONDS = flags.DEFINE_float(
+    "max_tuning_seconds", 600.0, "the most that tuning one model may take", lower_bound=0.0
+)
+_OUTPUT = flags.DEFINE_string("output", str(_common.RESULTS), "the folder for the results")
+_RESUME = flags.DEFINE_bool("resume", False, "go on with a results file; failed models run again")
+_BLOCKS = flags.DEFINE_integer("blocks", 10, "blocks of stock steps that are timed", lower_bound=7)
+_BLOCK_SECONDS = flags.DEFINE_float(
+    "block_seconds", 1.0, "about how long a block of stock steps is", lower_bound=0.01
+)
+_SEED = flags.DEFINE_integer("seed", 0, "decides weights and data", lower_bound=0)
+_VERBOSE = flags.DEFINE_integer("verbose", 1, "what tune() prints", lower_bound=0)
+
+flags.register_validator(
+    _MODELS,
+    lambda names: not set(names or ()) - {model.name for model in models.MODELS},
+    f"must be names from {', '.join(model.name for model in models.MODELS)}",
+)
+
+# Blocks at the beginning that are not timed: tracing, compiling and filling caches.
+_WARM_BLOCKS = 2
+# Steps of a block: enough to be timed, few enough that two blocks meet the same machine.
+_FEWEST_STEPS, _MOST_STEPS = 5, 200
+
+
+class BlockClock(keras.callbacks.Callback):
+    """Times blocks of steps, each of them an epoch, less its first step.
+
+    The first step of an epoch is left out because the two sides begin an epoch
+    differently: one `fit` goes on, the other begins. Only hooks that do not make
+    Keras wait for every step's result are used.
+
+    Attributes:
+        seconds: per step, one entry for each block.
+        first_step_seconds: the slowest step of the first block: with tracing.
+    """
+
+    def __init__(self, after_block: Callable[[int], None] | None = None):
+        super().__init__()
+        self.seconds: list[float] = []
+        self.first_step_seconds = 0.0
+        self._after_block = after_block
+        self._begun: list[float] = []
+
+    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+        self._begun = []
+
+    def on_train_batch_begin(self, batch: int, logs=None) -> None:
+        if batch == 1:
+            self._wait()
+        self._begun.append(time.perf_counter())
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        self._wait()
+        ends = [*self._begun[1:], time.perf_counter()]
+        if not self.seconds:
+            steps = [end - begin for begin, end in zip(self._begun, ends, strict=True)]
+            self.first_step_seconds = max(steps)
+        self.seconds.append((ends[-1] - self._begun[1]) / (len(self._begun) - 1))
+        if self._after_block is not None:
+            self._after_block(epoch)
+
+    def _wait(self) -> None:
+        """Waits for the steps that a GPU may still have in its queue."""
+        float(self.model.metrics[0].result())
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Stock Keras and a plan, side by side.
+
+    Attributes:
+        stock_seconds, plan_seconds: a step's time, block by block. They took turns,
+            and the plan's side has one block more: plan, stock, plan, ..., plan.
+        stock_first_step_seconds, plan_first_step_seconds: with tracing and compiling.
+        applied: the plan that the callback says it applied.
+    """
+
+    stock_seconds: list[float]
+    plan_seconds: list[float]
+    stock_first_step_seconds: float
+    plan_first_step_seconds: float
+    applied: str
+
+    @property
+    def speedup(self) -> tuple[float, float, float]:
+        """The median of the blocks' ratios, with the ends of its interval.
+
+        Each block of stock steps is compared with the mean of the plan's blocks
+        before and after it, so that a machine that grows slower all the time favours
+        neither side.
+        """
+        around = zip(self.plan_seconds, self.plan_seconds[1:], strict=False)
+        pairs = zip(self.stock_seconds, around, strict=True)
+        return median_interval([stock / statistics.mean(plan) for stock, plan in pairs])
+
+
+def compare(benchmark: models.Benchmark, plan: tfaccel.Plan) -> Comparison:
+    """Trains two fresh models in turns: one by stock Keras, one under the plan."""
+    stock, accelerated = benchmark.model(_SEED.value), benchmark.model(_SEED.value)
+    data = benchmark.dataset(_SEED.value)
+    stock_clock = BlockClock()
+    # A dataset can't be shuffled by fit, which would say so at every call.
+    quiet = {"verbose": 0, "shuffle": False}
+
+    def stock_block(steps: int) -> None:
+        stock.fit(data, steps_per_epoch=steps, callbacks=[stock_clock], **quiet)
+
+    for _ in range(_WARM_BLOCKS):
+        stock_block(_FEWEST_STEPS)
+    wanted = round(_BLOCK_SECONDS.value / stock_clock.seconds[-1])
+    steps = min(max(wanted, _FEWEST_STEPS), _MOST_STEPS) + 1  # the first is not timed
+    last = _WARM_BLOCKS + _BLOCKS.value
+    plan_clock = BlockClock(
+        lambda block: stock_block(steps) if _WARM_BLOCKS <= block < last else None
+    )
+    accelerator = tfaccel.AccelCallback(plan, verbose=0)
+    accelerated.fit(
+        data,
+        steps_per_epoch=steps,
+        epochs=last + 1,
+        callbacks=[accelerator, plan_clock],
+        **quiet,
+    )
+    return Comparison(
+        stock_clock.seconds[_WARM_BLOCKS:],
+        plan_clock.seconds[_WARM_BLOCKS:],
+        stock_clock.first_step_seconds,
+        plan_clock.first_step_seconds,
+        str(accelerator.plan),
+    )
+
+
+def measure(benchmark: models.Benchmark) -> dict[str, Any]:
+    """Tunes the model, then compares the chosen plan with stock Keras."""
+    with tempfile.TemporaryDirectory() as folder:
+        # A fresh folder, so that no earlier run's choice is taken over.
+        report = tfaccel.tune(
+            benchmark.model(_SEED.value),
+            benchmark.dataset(_SEED.value),
+            tuning_share=None,
+            max_tuning_seconds=_MAX_TUNING_SECONDS.value,
+            cache_dir=folder,
+            verbose=_VERBOSE.value,
+        )
+    keras.backend.clear_session()
+    gc.collect()
+    compared = compare(benchmark, report.plan)
+    median, low, high = compared.speedup
+    drift = next((trial.drift for trial in report.trials if trial.plan == report.plan), None)
+    return {
+        "stock_step_seconds": statistics.median(compared.stock_seconds),
+        "step_seconds": statistics.median(compared.plan_seconds),
+        "speedup": median,
+        "speedup_interval": [low, high],
+        "plan": str(report.plan),
+        "plan_applied": compared.applied,
+        "drift": None if drift is None else dataclasses.asdict(drift),
+        "tuning_seconds": report.tuning_seconds,
+        "stock_first_step_seconds": compared.stock_first_step_seconds,
+        "first_step_seconds": compared.plan_first_step_seconds,
+        "stock_blocks_seconds": compared.stock_seconds,
+        "blocks_seconds": compared.plan_seconds,
+        "tuning": json.loads(report.to_json()),
+    }
+
+
+def _speedup(row: _common.Row) -> str:
+    low, high = row["speedup_interval"]
+    return f"{row['speedup']:.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def _column(title: str, cell: Callable[[_common.Row], str], is_number: bool = True):
+    """A column that stays empty where the model failed."""
+    return _common.Column(title, lambda row: "" if "error" in row else cell(row), is_number)
+
+
+COLUMNS = (
+    _common.Column("model", lambda row: row["model"], is_number=False),
+    _common.Column("batch, input", lambda row: row["work"], is_number=False),
+    _column("stock, ms", lambda row: _common.milliseconds(row["stock_step_seconds"])),
+    _column("tfaccel, ms", lambda row: _common.milliseconds(row["step_seconds"])),
+    _column("speedup [95 %]", _speedup),
+    _column("drift", lambda row: f"{row['drift']['gradient']:.0e}" if row["drift"] else "-"),
+    _column("tuning, s", lambda row: f"{row['tuning_seconds']:.0f}"),
+    _column(
+        "first step, s (stock)",
+        lambda row: f"{row['first_step_seconds']:.1f} ({row['stock_first_step_seconds']:.1f})",
+    ),
+    _common.Column("plan", lambda row: row.get("error") or row["plan"], is_number=False),
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        sys.exit(f"There are flags only, no other arguments. Received: {' '.join(argv[1:])}")
+    try:
+        results = _common.Results(
+            "training",
+            "A training step, stock Keras and tfaccel",
+            COLUMNS,
+            pathlib.Path(_OUTPUT.value),
+            _RESUME.value,
+        )
+    except _common.ResultsError as error:
+        sys.exit(f"{error}")
+    console = _common.console()
+    results.rows = [row for row in results.rows if "error" not in row]
+    done = {row["model"] for row in results.rows}
+    for benchmark in models.chosen(_MODELS.value):
+        if benchmark.name in done:
+            console.print(f"{benchmark.name}: in {results.path.name} already")
+            continue
+        console.print(f"{benchmark.name} ...")
+        shape = "x".join(map(str, benchmark.input_shape))
+        row = {"model": benchmark.name, "work": f"{benchmark.batch_size}, {shape}"}
+        try:
+            row |= measure(benchmark)
+        except Exception as error:  # one model must not take the others' results with it
+            row |= {"error": _common.error_text(error), "traceback": traceback.format_exc()}
+        results.add(row)
+        console.print(results)
+        keras.backend.clear_session()
+        gc.collect()
+    console.print(f"Written to {results.path}")
+
+
+if __name__ == "__main__":
+    app.run(main)

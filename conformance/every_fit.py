@@ -1,0 +1,151 @@
+"""A pytest plugin that records outcomes and may put an AccelCallback into every fit.
+
+For the test process only: nothing in tfaccel itself patches Keras's classes.
+"""
+
+import collections
+import functools
+import inspect
+import json
+import pathlib
+import tempfile
+
+import conftest  # before keras: it imports torch, which must come before TensorFlow
+import keras
+import pytest
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("tfaccel")
+    group.addoption("--record", metavar="FILE", help="write every test's outcome to FILE (JSON)")
+    group.addoption("--accelerate", action="store_true", help="an AccelCallback in every fit")
+    group.addoption("--max-tuning-seconds", type=float, default=30.0, help="for each fit")
+
+
+def pytest_configure(config):
+    # conftest.py lies outside pytest's rootdir (Keras's folder), so nobody else registers it.
+    config.pluginmanager.register(conftest, "keras-conftest")
+    if config.getoption("--record"):
+        config.pluginmanager.register(Recorder(config), "tfaccel-recorder")
+
+
+class Recorder:
+    """Collects one outcome a test, and what became of each fit that was accelerated."""
+
+    def __init__(self, config):
+        self._file = pathlib.Path(config.getoption("--record"))
+        self._outcomes = {}
+        self._failures = {}
+        self._fits = None
+        if config.getoption("--accelerate"):
+            self._fits = EveryFit(config.getoption("--max-tuning-seconds"))
+            self._fits.install()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        if self._fits is not None:
+            self._fits.test = item.nodeid
+        return (yield)
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self._note(report, "error")
+
+    def pytest_runtest_logreport(self, report):
+        # A test passes if its call does and neither setup nor teardown fails.
+        if report.failed:
+            self._note(report, "failed" if report.when == "call" else "error")
+        elif report.skipped or report.when == "call":
+            self._outcomes.setdefault(report.nodeid, report.outcome)
+
+    def _note(self, report, outcome):
+        self._outcomes[report.nodeid] = outcome
+        self._failures[report.nodeid] = report.longreprtext
+
+    def pytest_sessionfinish(self):
+        if self._fits is not None:
+            self._fits.uninstall()
+        record = {
+            "keras": keras.__version__,
+            "outcomes": self._outcomes,
+            "failures": self._failures,
+            "fits": [] if self._fits is None else self._fits.records,
+        }
+        self._file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+class EveryFit:
+    """Wraps `fit` so that an AccelCallback comes last among its callbacks.
+
+    Args:
+        max_tuning_seconds: the budget of each fit; nothing else bounds it.
+    """
+
+    def __init__(self, max_tuning_seconds):
+        self.records = []
+        self.test = ""
+        self._max_tuning_seconds = max_tuning_seconds
+        self._original = TensorFlowTrainer.fit
+        self._cache = tempfile.TemporaryDirectory()
+
+    def install(self):
+        # The class and not keras.Model, as some tests train layers that mix in the trainer.
+        original, signature = self._original, inspect.signature(self._original)
+
+        @functools.wraps(original)
+        def fit(model, *args, **kwargs):
+            call = signature.bind(model, *args, **kwargs)
+            accel = self._callback()
+            given = call.arguments.get("callbacks")
+            call.arguments["callbacks"] = joined(given, accel)
+            raised = ""
+            try:
+                return original(*call.args, **call.kwargs)
+            except BaseException as error:
+                raised = type(error).__name__
+                raise
+            finally:
+                if isinstance(given, keras.callbacks.CallbackList):
+                    given.callbacks.remove(accel)
+                self.records.append({"test": self.test, "raised": raised, **described(accel)})
+
+        TensorFlowTrainer.fit = fit
+
+    def uninstall(self):
+        TensorFlowTrainer.fit = self._original
+        self._cache.cleanup()
+
+    def _callback(self):
+        import tfaccel  # here: the plain run must not even import it
+
+        return tfaccel.AccelCallback(
+            tuning_share=None,
+            max_tuning_seconds=self._max_tuning_seconds,
+            cache_dir=self._cache.name,
+            verbose=0,
+        )
+
+
+def joined(callbacks, accel):
+    """`callbacks`, in any form that `fit` takes, with `accel` at the end."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.append(accel)
+        accel.set_params(callbacks.params)
+        accel.set_model(callbacks.model)
+        return callbacks
+    return [*(keras.tree.flatten(callbacks) if callbacks else ()), accel]
+
+
+def described(accel):
+    """What became of a fit, as JSON values."""
+    report = accel.report
+    return {
+        "plan": list(accel.plan.names),
+        "chosen": [] if report is None else list(report.plan.names),
+        "tuned": report is not None and len(report.trials) > 1,
+        "note": "" if report is None else report.note,
+        "outcomes": collections.Counter(
+            trial.outcome.name for trial in (() if report is None else report.trials)
+        ),
+    }

@@ -1,0 +1,250 @@
+"""Models and ways of feeding them, and a workload for each pass: what the laws are checked on.
+
+`FITS` covers the kinds of model and feed that Keras users have. `PASS_ROWS` has one
+row a pass; a test fails when a pass has none.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.device import Device
+from tfaccel.passes import XLA, FusedNorm, FusedOptimizer, MixedPrecision
+from tfaccel.plan import Pass
+from tfaccel.workload import Workload
+
+layers = keras.layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A compiled model and the arguments of its `fit`."""
+
+    name: str
+    make: Callable[[], tuple[keras.Model, dict[str, Any]]]
+
+
+def _arrays(count: int, *shape: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(5)
+    return rng.normal(size=(count, *shape)).astype("float32"), rng.integers(0, classes, count)
+
+
+def _dense_from_numpy():
+    model = keras.Sequential([layers.Dense(8, activation="relu"), layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=["accuracy"])
+    x, y = _arrays(45, 6)
+    return model, {"x": x, "y": y, "batch_size": 8, "epochs": 2}
+
+
+def _images_from_tf_data():
+    x = inputs = keras.Input((8, 8, 2))
+    x = layers.Conv2D(4, 3, padding="same", use_bias=False)(x)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Dropout(0.3)(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    data = tf.data.Dataset.from_tensor_slices(_arrays(42, 8, 8, 2)).shuffle(42, seed=3).batch(8)
+    return model, {"x": data, "epochs": 2, "validation_data": data}
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.hidden = layers.Dense(8, activation="tanh")
+        self.norm = layers.BatchNormalization()
+        self.head = layers.Dense(1)
+
+    def call(self, inputs, training=False):
+        return self.head(self.norm(self.hidden(inputs), training=training))
+
+
+class _Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        return rng.normal(size=(7, 5)).astype("float32"), rng.normal(size=(7, 1)).astype("float32")
+
+
+def _subclassed_from_py_dataset():
+    model = Subclassed()
+    model.compile(keras.optimizers.RMSprop(0.01), "mse")
+    return model, {"x": _Batches(), "epochs": 2, "shuffle": False}
+
+
+def _several_inputs_and_outputs():
+    a, b = keras.Input((4,), name="a"), keras.Input((3,), name="b")
+    joined = layers.Concatenate()([layers.Dense(5)(a), layers.Dense(5)(b)])
+    outputs = {"u": layers.Dense(1, name="u")(joined), "v": layers.Dense(2, name="v")(joined)}
+    model = keras.Model({"a": a, "b": b}, outputs)
+    model.compile(
+        keras.optimizers.Adam(1e-2, clipnorm=1.0),
+        {"u": "mse", "v": "mae"},
+        loss_weights={"u": 1.0, "v": 0.5},
+        metrics={"u": ["mae"]},
+    )
+    rng = np.random.default_rng(0)
+
+    def make(*shape):
+        return rng.normal(size=shape).astype("float32")
+
+    x, y = {"a": make(40, 4), "b": make(40, 3)}, {"u": make(40, 1), "v": make(40, 2)}
+    return model, {
+        "x": x,
+        "y": y,
+        "sample_weight": {"u": np.abs(make(40)), "v": np.ones(40)},
+        "epochs": 3,
+    }
+
+
+class CustomStep(keras.Model):
+    """A train_step of the user's own, with its own loss and metric."""
+
+    def __init__(self):
+        super().__init__()
+        self.core = layers.Dense(4)
+        self.seen = keras.metrics.Mean(name="seen_loss")
+
+    @property
+    def metrics(self):
+        return [self.seen]
+
+    def call(self, inputs):
+        return self.core(inputs)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(self(x, training=True) - y))
+            loss = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(loss, self.trainable_weights)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+        self.seen.update_state(loss)
+        return {"seen_loss": self.seen.result()}
+
+
+def _custom_step_from_generator():
+    def batches():
+        rng = np.random.default_rng(1)
+        while True:
+            yield (
+                rng.normal(size=(6, 3)).astype("float32"),
+                rng.normal(size=(6, 4)).astype("float32"),
+            )
+
+    model = CustomStep()
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True))
+    return model, {"x": batches(), "steps_per_epoch": 7, "epochs": 2}
+
+
+def _masked_text():
+    rng = np.random.default_rng(2)
+    tokens = rng.integers(0, 20, size=(30, 9))
+    tokens[:, 6:] = 0
+    model = keras.Sequential(
+        [
+            layers.Embedding(20, 6, mask_zero=True),
+            layers.LSTM(5, dropout=0.2),
+            layers.Dense(1, activation="sigmoid"),
+        ]
+    )
+    model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
+    return model, {"x": tokens, "y": rng.integers(0, 2, 30), "batch_size": 4, "epochs": 1}
+
+
+def _several_steps_an_execution():
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(8, activation="relu"), layers.Dense(1)]
+    )
+    model.compile("adam", "mse", steps_per_execution=3)
+    x, y = _arrays(80, 6)
+    return model, {"x": x, "y": y, "batch_size": 4, "epochs": 2}
+
+
+def _frozen_and_regularised():
+    base = keras.Sequential([keras.Input((6,)), layers.Dense(6), layers.BatchNormalization()])
+    base.trainable = False
+    model = keras.Sequential([base, layers.Dense(3, kernel_regularizer="l2", activation="softmax")])
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.01, 5, 0.5)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-3, use_ema=True)
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    x, y = _arrays(50, 6)
+    return model, {
+        "x": x,
+        "y": y,
+        "class_weight": {0: 1.0, 1: 2.0, 2: 0.5},
+        "validation_split": 0.2,
+        "batch_size": 8,
+        "epochs": 2,
+    }
+
+
+def _unknown_length():
+    def batches():
+        rng = np.random.default_rng(1)
+        for _ in range(6):
+            yield (
+                rng.normal(size=(5, 4)).astype("float32"),
+                rng.normal(size=(5, 1)).astype("float32"),
+            )
+
+    spec = (tf.TensorSpec((None, 4)), tf.TensorSpec((None, 1)))
+    data = tf.data.Dataset.from_generator(batches, output_signature=spec)
+    model = keras.Sequential([layers.Dense(4, activation="gelu"), layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(gradient_accumulation_steps=2), "mse")
+    return model, {"x": data, "epochs": 3}
+
+
+def _infinite():
+    model = keras.Sequential([layers.Dense(4), layers.GaussianNoise(0.1), layers.Dense(1)])
+    model.compile("adagrad", "mse")
+    x, y = _arrays(20, 4)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4, drop_remainder=True).repeat()
+    return model, {"x": data, "steps_per_epoch": 6, "epochs": 2}
+
+
+FITS: tuple[Fit, ...] = tuple(
+    Fit(make.__name__.strip("_"), make)
+    for make in (
+        _dense_from_numpy,
+        _images_from_tf_data,
+        _subclassed_from_py_dataset,
+        _several_inputs_and_outputs,
+        _custom_step_from_generator,
+        _masked_text,
+        _several_steps_an_execution,
+        _frozen_and_regularised,
+        _unknown_length,
+        _infinite,
+    )
+)
+
+
+def image_workload(device: Device | None = None) -> Workload:
+    """A small image model that every pass can serve, after one step."""
+    model, arguments = _images_from_tf_data()
+    data = arguments["x"]
+    model.fit(data.take(1), verbose=0)
+    batch = next(iter(data))
+    return Workload(model, (batch,), data.element_spec, **({"device": device} if device else {}))
+
+
+@dataclasses.dataclass(frozen=True)
+class PassRow:
+    """A pass as the laws are checked on it: with fields that serve `image_workload`."""
+
+    item: Pass
+
+
+PASS_ROWS: tuple[PassRow, ...] = (
+    PassRow(FusedNorm()),
+    PassRow(FusedOptimizer()),
+    PassRow(MixedPrecision("bfloat16")),
+    PassRow(XLA()),
+)

@@ -1,0 +1,125 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tfaccel import numerics
+from tfaccel.numerics import Drift, Observation, Tolerance
+
+
+def observation(**changes):
+    values = {
+        "losses": {"loss": np.float32(2.0)},
+        "gradients": {"a/kernel": np.array([3.0, 4.0]), "b/kernel": np.array([0.6, 0.8])},
+        "groups": {"a/kernel": "a", "b/kernel": "b"},
+        "trained": {"a/kernel": np.array([1.0, 1.0])},
+        "before": {"a/kernel": np.array([2.0, 2.0])},
+        "state": {"norm/moving_mean": np.array([1.0, 0.0])},
+        "counters": {"iteration": np.array(4)},
+    }
+    return Observation(**values | changes)
+
+
+def test_no_drift_from_itself():
+    drift = numerics.compare(observation(), observation())
+    assert drift == Drift(cosine=pytest.approx(1.0))
+    assert drift.violation(numerics.TOLERANCES["float64"]) is None
+
+
+def test_gradient_errors_are_relative_to_the_variable():
+    other = observation(
+        gradients={"a/kernel": np.array([3.0, 4.0]), "b/kernel": np.array([0.6, 0.3])}
+    )
+    drift = numerics.compare(observation(), other)
+    assert drift.variable == pytest.approx(0.5)
+    assert drift.worst == "b/kernel"
+    assert drift.gradient == pytest.approx(0.5 / np.sqrt(26))
+    assert drift.cosine == pytest.approx((0.36 + 0.24) / np.sqrt(0.45))
+
+
+def test_a_gradient_that_is_zero_but_for_rounding_is_measured_against_its_layer():
+    def with_bias(value):
+        return observation(
+            gradients={"a/kernel": np.array([3.0, 4.0]), "a/bias": np.array([value])},
+            groups={"a/kernel": "a", "a/bias": "a"},
+        )
+
+    drift = numerics.compare(with_bias(1e-9), with_bias(-1e-3))
+    assert drift.variable < 1e-3
+    assert drift.cosine == pytest.approx(1.0)
+
+
+def test_a_wrong_gradient_of_a_dead_layer_is_seen():
+    dead = observation(gradients={"a/kernel": np.ones(2), "b/kernel": np.zeros(2)})
+    wrong = observation(gradients={"a/kernel": np.ones(2), "b/kernel": np.ones(2)})
+    assert numerics.compare(dead, wrong).variable > 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"losses": {"loss": np.float32(3.0)}}, "loss"),
+        ({"trained": {"a/kernel": np.array([1.0, 1.1])}}, "update"),
+        ({"state": {"norm/moving_mean": np.array([1.0, 0.5])}}, "state"),
+        ({"counters": {"iteration": np.array(5)}}, "update"),
+    ],
+)
+@pytest.mark.parametrize("dtype", numerics.TOLERANCES)
+def test_each_kind_of_mistake_breaks_a_bound(changes, name, dtype):
+    drift = numerics.compare(observation(), observation(**changes))
+    assert drift.violation(numerics.TOLERANCES[dtype]).startswith(name)
+
+
+@pytest.mark.parametrize("dtype", numerics.TOLERANCES)
+@pytest.mark.parametrize("mistake", ["sign", "scale", "missing term", "axis"])
+def test_a_mistaken_gradient_breaks_every_dtype_s_bound(rng, mistake, dtype):
+    right = rng.normal(size=(8, 8))
+    wrong = {
+        "sign": -right,
+        "scale": 2 * right,
+        "missing term": right * (np.arange(8) < 4),
+        "axis": right.T,
+    }[mistake]
+    pair = [observation(gradients={"a/kernel": g, "b/kernel": np.ones(2)}) for g in (right, wrong)]
+    assert numerics.compare(*pair).violation(numerics.TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_rounding_of_the_dtype_itself_is_allowed(rng, dtype):
+    roundoff = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}[dtype]
+    right = rng.normal(size=1000)
+    rounded = right * (1 + roundoff * rng.uniform(-1, 1, size=1000))
+    pair = [
+        observation(gradients={"a/kernel": g, "b/kernel": np.ones(2)}) for g in (right, rounded)
+    ]
+    assert numerics.compare(*pair).violation(numerics.TOLERANCES[dtype]) is None
+
+
+def test_non_finite_values():
+    bad = observation(losses={"loss": np.float32(np.nan)})
+    assert "not finite" in numerics.compare(observation(), bad).violation(
+        numerics.TOLERANCES["bfloat16"]
+    )
+    # Where the untouched step gives NaN as well, the plan is not to blame.
+    assert numerics.compare(bad, bad).violation(numerics.TOLERANCES["float32"]) is None
+    half = observation(gradients={"a/kernel": np.array([np.inf, 4.0]), "b/kernel": np.ones(2)})
+    assert numerics.compare(observation(), half).finite is False
+
+
+def test_tolerance_arguments():
+    assert numerics.as_tolerance(None, "bfloat16") is numerics.TOLERANCES["bfloat16"]
+    own = Tolerance(gradient=0.1, variable=0.1, cosine=0.9, loss=0.1)
+    assert numerics.as_tolerance(own, "float32") is own
+    assert numerics.as_tolerance(0.01, "bfloat16").variable == 0.01
+    for bad in (0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=r"`tolerance` must be positive.*Received"):
+            numerics.as_tolerance(bad, "float32")
+    for bad in ("tight", True, [0.1]):
+        with pytest.raises(TypeError, match=r"`tolerance` must be.*Received"):
+            numerics.as_tolerance(bad, "float32")
+
+
+def test_widened_by_the_drift_between_seeds():
+    seeds = Drift(gradient=0.4, variable=0.8, cosine=0.7, loss=0.1, state=0.2)
+    wide = numerics.widened(numerics.TOLERANCES["float32"], seeds)
+    assert dataclasses.astuple(wide) == pytest.approx((0.6, 1.2, 0.55, 0.15, 1e-4, 0.3))

@@ -1,0 +1,106 @@
+import dataclasses
+import json
+
+import pytest
+
+import tfaccel
+from tfaccel.passes import PASSES, XLA, FusedNorm, FusedOptimizer, MixedPrecision
+from tfaccel.plan import as_plan
+
+
+def test_the_baseline_is_an_empty_plan():
+    assert tfaccel.Plan().is_baseline
+    assert str(tfaccel.Plan()) == "baseline"
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        tfaccel.Plan(),
+        tfaccel.Plan((FusedNorm(), FusedOptimizer())),
+        tfaccel.Plan((MixedPrecision("float16", keep=("head", "embedding")), XLA(False))),
+    ],
+    ids=str,
+)
+def test_a_plan_survives_json_and_files(plan, tmp_path):
+    assert tfaccel.Plan.from_json(plan.to_json()) == plan
+    plan.save(tmp_path / "plan.json")
+    assert tfaccel.Plan.load(tmp_path / "plan.json") == plan
+    assert as_plan(str(tmp_path / "plan.json")) == plan
+
+
+def test_a_plan_from_names():
+    assert as_plan(["xla", "fused_norm"]) == tfaccel.Plan((XLA(), FusedNorm()))
+    assert as_plan("baseline") == tfaccel.Plan()
+    assert as_plan([XLA()]) == tfaccel.Plan((XLA(),))
+
+
+def test_with_and_without():
+    plan = tfaccel.Plan((FusedNorm(), XLA()))
+    assert plan.without("fused_norm") == tfaccel.Plan((XLA(),))
+    assert plan.with_pass(XLA(False)) == tfaccel.Plan((FusedNorm(), XLA(False)))
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        ("nowhere.json", ValueError, "no such file"),
+        ("xla", ValueError, r"write \['xla'\]"),
+        (["warp_drive"], ValueError, "No pass is called 'warp_drive'. Known:"),
+        (3, TypeError, r"Received: 3 \(of type int\)"),
+        ([3], TypeError, "must hold tfaccel.Pass objects"),
+        (["xla", "xla"], ValueError, "must not hold a pass twice"),
+    ],
+)
+def test_a_wrong_plan_is_told_so(argument, error, message):
+    with pytest.raises(error, match=message):
+        as_plan(argument)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        '{"schema": 99, "passes": []}',
+        '{"schema": 1}',
+        '{"schema": 1, "passes": [3]}',
+        '{"schema": 1, "passes": [{"name": "xla", "config": {"turbo": true}}]}',
+    ],
+)
+def test_text_that_is_no_plan_is_told_so(text):
+    with pytest.raises(ValueError, match=r"plan|pass"):
+        tfaccel.Plan.from_json(text)
+
+
+def test_a_pass_of_the_user_s_own_travels_too():
+    @dataclasses.dataclass(frozen=True)
+    class Own(tfaccel.Pass):
+        name = "own_of_this_test"
+        level: int = 1
+
+        def refusal(self, workload):
+            return tfaccel.Refusal("never serves")
+
+        def applied(self, workload):
+            raise NotImplementedError
+
+    plan = tfaccel.Plan((Own(level=3),))
+    assert tfaccel.Plan.from_json(plan.to_json()) == plan
+    assert json.loads(plan.to_json())["passes"][0]["config"] == {"level": 3}
+    with pytest.raises(TypeError, match="is taken by"):
+
+        class Other(Own):
+            name = "own_of_this_test"
+
+
+@pytest.mark.parametrize("name", [None, "two words", 3])
+def test_a_pass_needs_a_name(name):
+    with pytest.raises(TypeError, match="class attribute `name`"):
+        type("Nameless", (tfaccel.Pass,), {"name": name})
+
+
+def test_the_table_of_passes_has_each_once():
+    names = [item.name for item in PASSES]
+    assert len(set(names)) == len(names)

@@ -1,0 +1,72 @@
+import pytest
+
+from tfaccel.numerics import Drift
+from tfaccel.passes import XLA, FusedNorm
+from tfaccel.plan import Plan
+from tfaccel.report import Report
+from tfaccel.timing import Speedup
+from tfaccel.trial import Outcome, Trial
+
+WON = Plan((FusedNorm(),))
+
+
+@pytest.fixture
+def report() -> Report:
+    gain = Speedup(2.0, 1.9, 2.2, 9)
+    return Report(
+        trials=(
+            Trial(
+                Plan(), Outcome.BASELINE, compile_seconds=2.0, step_seconds=0.1, speedup=Speedup()
+            ),
+            Trial(Plan((XLA(),)), Outcome.REFUSED, "layer 'lookup' can't be compiled [by XLA]"),
+            Trial(WON, Outcome.FASTER, "", 3.0, 0.05, gain, Drift(gradient=2e-6), 1 << 30),
+        ),
+        plan=WON,
+        gain=gain,
+        tuning_seconds=6.0,
+    )
+
+
+def test_numbers(report):
+    assert report.speedup == 2.0
+    assert report.speedup_interval == (1.9, 2.2)
+    assert report.break_even_steps == 120  # 6 s at 50 ms saved a step
+
+
+def test_a_baseline_never_breaks_even(report):
+    assert Report(report.trials[:1], Plan(), tuning_seconds=1.0).break_even_steps is None
+    assert Report((), Plan()).break_even_steps is None
+
+
+def test_it_survives_json(report):
+    assert Report.from_json(report.to_json()) == report
+
+
+@pytest.mark.parametrize("text", ["", "null", "{}", '{"schema": 0}', '{"schema": 1, "trials": 3}'])
+def test_text_that_is_no_report_is_told_so(text):
+    with pytest.raises(ValueError, match=r"not a tfaccel report|schema"):
+        Report.from_json(text)
+
+
+def test_the_table_says_what_was_won_and_why_not(report, capsys):
+    from tfaccel.report import show
+
+    show(report)
+    shown = capsys.readouterr().out
+    for text in (
+        "2.00x [1.90-2.20]",
+        "50.0 ms",
+        "2.0e-06",
+        "refused",
+        "chosen",
+        "[by XLA]",
+        "120 steps",
+    ):
+        assert text in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_markdown_has_the_same_rows(report):
+    text = report.to_markdown()
+    assert text.count("\n| ") == 4
+    assert "xla: layer 'lookup'" in text

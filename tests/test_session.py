@@ -1,0 +1,370 @@
+"""What a user sees of a `fit` with AccelCallback, above all when things go wrong."""
+
+import contextlib
+import dataclasses
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfaccel
+from tfaccel import timing
+from tfaccel.scoped import instance_attribute
+
+layers = keras.layers
+
+
+def make_model(**compiling):
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(8, activation="relu"), layers.Dense(1)]
+    )
+    model.compile(**{"optimizer": "adam", "loss": "mse", **compiling})
+    return model
+
+
+def make_data(batches=12, batch_size=8):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(batches * batch_size, 4)).astype("float32")
+    return {"x": x, "y": x.sum(axis=1, keepdims=True), "batch_size": batch_size, "verbose": 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Serving(tfaccel.Pass):
+    """The common half of this file's passes."""
+
+    name = "serving"
+
+    def refusal(self, workload):
+        return None
+
+    def applied(self, workload):
+        return contextlib.nullcontext()
+
+
+@dataclasses.dataclass(frozen=True)
+class Poison(_Serving):
+    """The loss is NaN from the given optimizer iteration on."""
+
+    name = "poison"
+    iteration: int = 30
+
+    @contextlib.contextmanager
+    def applied(self, workload):
+        model = workload.model
+        original = model.compute_loss
+
+        def compute_loss(*args, **kwargs):
+            late = tf.cast(model.optimizer.iterations.value >= self.iteration, tf.float32)
+            return original(*args, **kwargs) * tf.where(late > 0, np.float32(np.nan), 1.0)
+
+        with instance_attribute(model, "compute_loss", compute_loss):
+            yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Failing(_Serving):
+    """Cannot be traced."""
+
+    name = "failing"
+    error: str = "ValueError"
+
+    @contextlib.contextmanager
+    def applied(self, workload):
+        if tf.inside_function():
+            raise {"ValueError": ValueError, "KeyboardInterrupt": KeyboardInterrupt}[self.error](
+                "this pass always fails"
+            )
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrong(_Serving):
+    """Fast, finite and wrong: gradients of half the size."""
+
+    name = "wrong"
+
+    @contextlib.contextmanager
+    def applied(self, workload):
+        optimizer = workload.model.optimizer
+        apply = optimizer.apply
+
+        def halved(grads, variables=None):
+            return apply([g * 0.5 for g in grads], variables)
+
+        with instance_attribute(optimizer, "apply", halved):
+            yield
+
+
+def state(model):
+    return [v.numpy() for v in [*model.variables, *model.optimizer.variables]]
+
+
+def assert_same(left, right):
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def trained(callbacks=(), epochs=3, **compiling):
+    keras.utils.set_random_seed(4)
+    model = make_model(**compiling)
+    model.fit(**make_data(), epochs=epochs, callbacks=list(callbacks))
+    return model
+
+
+def test_too_short_a_training_says_so(capsys):
+    accel = tfaccel.AccelCallback()
+    trained([accel])
+    assert accel.plan.is_baseline
+    assert "too short to pay for a trial" in accel.report.note
+    assert "too short to pay for a trial" in capsys.readouterr().out
+
+
+def test_verbose_0_is_silent(capsys):
+    trained([tfaccel.AccelCallback(verbose=0)])
+    assert capsys.readouterr().out == ""
+
+
+def test_the_table_is_printed_once_tuned(capsys):
+    accel = tfaccel.AccelCallback(includes=["serving"], tuning_share=None, max_tuning_seconds=1e6)
+    trained([accel])
+    shown = capsys.readouterr().out
+    for text in ("plan", "step", "speedup", "drift", "verdict", "serving", "Tuning took"):
+        assert text in shown
+
+
+def test_a_plan_that_can_t_be_traced_costs_nothing():
+    with pytest.warns(RuntimeWarning, match="goes on with your own step.*this pass always fails"):
+        model = trained([tfaccel.AccelCallback(["failing"])])
+    assert_same(state(model), state(trained()))
+
+
+def test_a_failing_candidate_is_an_outcome():
+    accel = tfaccel.AccelCallback(
+        includes=["failing"], tuning_share=None, max_tuning_seconds=1e6, verbose=0
+    )
+    model = trained([accel])
+    assert accel.report.trials[1].outcome is tfaccel.Outcome.FAILED
+    assert "ValueError: this pass always fails" in accel.report.trials[1].reason
+    assert_same(state(model), state(trained()))
+
+
+def test_a_wrong_candidate_is_unfaithful(monkeypatch):
+    monkeypatch.setattr(timing, "speedup", lambda a, b: tfaccel.Speedup(2.0, 1.9, 2.1, 6))
+    accel = tfaccel.AccelCallback(
+        includes=["wrong"], tuning_share=None, max_tuning_seconds=1e6, verbose=0
+    )
+    model = trained([accel])
+    outcome = accel.report.trials[1]
+    assert outcome.outcome is tfaccel.Outcome.UNFAITHFUL, accel.report.to_markdown()
+    assert "gradient off by 0.5" in outcome.reason
+    assert accel.plan.is_baseline
+    assert_same(state(model), state(trained()))
+
+
+def test_keyboard_interrupt_in_a_trial_restores_everything():
+    model = make_model()
+    model.fit(**make_data(3))
+    accel = tfaccel.AccelCallback(
+        tfaccel.Plan((Failing("KeyboardInterrupt"),)), verbose=0, cache_dir=False
+    )
+    auto = tfaccel.AccelCallback(
+        includes=["interrupting"], tuning_share=None, max_tuning_seconds=1e6, verbose=0
+    )
+    for callback in (accel, auto):
+        before, function = state(model), model.train_function
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(**make_data(), callbacks=[callback])
+        assert model.train_function is function
+        if callback is accel:
+            assert_same(before, state(model))
+
+
+@dataclasses.dataclass(frozen=True)
+class Interrupting(Failing):
+    """Ctrl-C while a candidate is traced."""
+
+    name = "interrupting"
+    error: str = "KeyboardInterrupt"
+
+
+class Fails(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 6:
+            raise ZeroDivisionError
+
+
+def test_an_exception_in_another_callback_leaves_the_next_fit_alone():
+    model = make_model()
+    accel = tfaccel.AccelCallback(["fused_optimizer"], verbose=0)
+    with pytest.raises(ZeroDivisionError):
+        model.fit(**make_data(), callbacks=[accel, Fails()])
+    function = accel._session.baseline
+    model.fit(**make_data())
+    assert model.train_function is function
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_the_guard_puts_the_last_good_state_back(guard):
+    accel = tfaccel.AccelCallback([Poison(20)], guard=guard, verbose=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = trained([accel], epochs=4)
+    told = [str(w.message) for w in caught if "non-finite" in str(w.message)]
+    assert len(told) == guard
+    assert all(np.all(np.isfinite(v)) for v in state(model)) == guard
+    assert accel.plan.is_baseline == guard
+
+
+def test_terminate_on_nan_never_sees_what_the_guard_caught():
+    with pytest.warns(RuntimeWarning, match="non-finite"):
+        model = trained(
+            [tfaccel.AccelCallback([Poison(20)], verbose=0), keras.callbacks.TerminateOnNaN()]
+        )
+    assert len(model.history.history["loss"]) == 3
+    assert np.all(np.isfinite(model.history.history["loss"]))
+
+
+def test_a_refused_pass_of_an_explicit_plan_is_left_out():
+    with pytest.warns(UserWarning, match="leaves out fused_norm"):
+        trained([tfaccel.AccelCallback(["fused_norm", "fused_optimizer"], verbose=0)])
+
+
+def test_run_eagerly_is_refused_with_a_reason():
+    accel = tfaccel.AccelCallback(verbose=0)
+    model = trained([accel], epochs=1, run_eagerly=True)
+    assert "run_eagerly=True" in accel.report.note
+    assert_same(state(model), state(trained(epochs=1, run_eagerly=True)))
+
+
+def test_a_second_fit_goes_on_with_the_plan():
+    accel = tfaccel.AccelCallback(["fused_optimizer"], verbose=0)
+    model = trained([accel])
+    fast = accel._session._fast
+    model.fit(**make_data(), callbacks=[accel])
+    assert accel._session._fast is fast
+    model.compile("sgd", "mse")
+    model.fit(**make_data(), callbacks=[accel])
+    assert accel._session._fast is not fast
+
+
+def test_unknown_length_is_known_in_the_second_epoch():
+    data = make_data()
+    dataset = tf.data.Dataset.from_tensor_slices((data["x"], data["y"])).batch(8)
+    dataset = dataset.filter(lambda x, y: True)
+    model = make_model()
+    accel = tfaccel.AccelCallback(
+        includes=["serving"], tuning_share=1.0, max_tuning_seconds=1e6, verbose=0, clock=Ticking()
+    )
+    model.fit(dataset, epochs=500, verbose=0, callbacks=[accel, StopAt(2)])
+    assert accel.report is not None
+    assert len(accel.report.trials) == 2
+
+
+class Ticking:
+    """A clock on which every reading is a second later."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 1.0
+        return self.now
+
+
+class StopAt(keras.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = epoch >= self.epoch
+
+
+class Watches(keras.callbacks.Callback):
+    """Looks at the model in mid-training, as a user's own callback might."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def on_train_batch_end(self, batch, logs=None):
+        model = self.model
+        policies = tuple(layer.dtype_policy.name for layer in model.layers)
+        patched = any("call" in vars(layer) for layer in model.layers)
+        own_step = "train_step" in vars(model) or "update_step" in vars(model.optimizer)
+        kind = type(model.optimizer).__name__
+        self.seen.add((policies, model.jit_compile, kind, patched, own_step, tuple(sorted(logs))))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_in_mid_training_the_model_is_the_user_s(first):
+    watch = Watches()
+    accel = tfaccel.AccelCallback(
+        [tfaccel.passes.MixedPrecision("bfloat16"), "fused_optimizer", "xla"], verbose=0
+    )
+    trained([watch, accel] if first else [accel, watch])
+    assert watch.seen == {(("float32", "float32"), False, "Adam", False, False, ("loss",))}
+
+
+class TrainsOnBatch(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.train_on_batch(np.ones((2, 4)), np.ones((2, 1)))
+
+
+def test_train_on_batch_from_a_callback():
+    accel = tfaccel.AccelCallback(["fused_optimizer"], verbose=0)
+    model = trained([accel, TrainsOnBatch()], epochs=1)
+    assert model.optimizer.iterations.numpy() == 24
+
+
+def test_distribution_is_left_alone():
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        model = make_model()
+    accel = tfaccel.AccelCallback(verbose=0)
+    model.fit(**make_data(), callbacks=[accel])
+    assert "OneDeviceStrategy" in accel.report.note
+
+
+def test_a_plan_that_won_is_found_again(monkeypatch):
+    gain = tfaccel.Speedup(2.0, 1.9, 2.1, 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(timing, "speedup", lambda baseline, candidate: gain)
+        tuned = tfaccel.AccelCallback(
+            includes=["serving"], tuning_share=None, max_tuning_seconds=1e6, verbose=0
+        )
+        trained([tuned])
+    assert tuned.plan.names == ("serving",)
+    # On this clock a step takes so long that the plan's trace is soon paid for.
+    again = tfaccel.AccelCallback(includes=["serving"], verbose=0, clock=Ticking())
+    trained([again])
+    assert again.plan == tuned.plan
+    assert (again.report.gain, again.report.tuning_seconds) == (gain, 0.0)
+    short = tfaccel.AccelCallback(includes=["serving"], verbose=0)
+    trained([short], epochs=1)
+    assert short.plan.is_baseline
+    assert "too short to pay for serving" in short.report.note
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"plan": "fastest"}, ValueError, "`plan` must be .*'fastest'"),
+        ({"includes": ["turbo"]}, ValueError, "No pass is called 'turbo'"),
+        ({"excludes": "xla"}, TypeError, "`excludes` must be a list"),
+        ({"tolerance": -1}, ValueError, "`tolerance` must be positive"),
+        ({"tuning_share": 2}, ValueError, "`tuning_share` must be .* Received: 2"),
+        ({"max_tuning_seconds": -1}, ValueError, "`max_tuning_seconds` must not be negative"),
+        ({"cache_dir": True}, TypeError, "`cache_dir` must be"),
+    ],
+)
+def test_a_wrong_argument_is_told_so(arguments, error, message):
+    with pytest.raises(error, match=message):
+        tfaccel.AccelCallback(**arguments)
+
+
+def test_another_backend_is_told_so(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(RuntimeError, match=r"TensorFlow backend.*'jax'"):
+        tfaccel.AccelCallback()

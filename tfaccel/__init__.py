@@ -1,0 +1,40 @@
+"""tfaccel: one line in `model.fit` makes a Keras model train as fast as the hardware allows."""
+
+try:
+    import tensorflow as _tensorflow  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "tensorflow":
+        raise
+    raise ModuleNotFoundError(
+        "tfaccel needs TensorFlow: install it with `pip install 'tfaccel[cpu]'` "
+        "or, for NVIDIA GPUs, `pip install 'tfaccel[gpu]'`.",
+        name="tensorflow",
+    ) from None
+
+from tfaccel import passes
+from tfaccel.callbacks import AccelCallback
+from tfaccel.numerics import Drift, Tolerance
+from tfaccel.plan import Pass, Plan, Refusal
+from tfaccel.report import Report
+from tfaccel.timing import Speedup
+from tfaccel.trial import Outcome, Trial
+from tfaccel.tune import tune
+from tfaccel.version import __version__
+from tfaccel.workload import Workload
+
+__all__ = [
+    "AccelCallback",
+    "Drift",
+    "Outcome",
+    "Pass",
+    "Plan",
+    "Refusal",
+    "Report",
+    "Speedup",
+    "Tolerance",
+    "Trial",
+    "Workload",
+    "__version__",
+    "passes",
+    "tune",
+]

@@ -1,0 +1,137 @@
+"""AccelCallback: one line in `model.fit`."""
+
+import os
+import time
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import keras
+
+from tfaccel.numerics import Tolerance
+from tfaccel.plan import Pass, Plan
+from tfaccel.report import Report, show
+from tfaccel.session import Session
+from tfaccel.settings import make_settings
+from tfaccel.timing import Clock
+
+
+class AccelCallback(keras.callbacks.Callback):
+    """Makes `fit` as fast as the hardware allows, or leaves it exactly as it was.
+
+    The first steps of `fit` run as they were written and give the times to beat.
+    Then accelerations are tried on the batches of these steps, from a saved state:
+    each is timed against the untouched step and its loss and gradients are compared
+    with it. The fastest faithful one is used for the rest of the training, in
+    validation too; the state is put back bit for bit first, so no batch is lost,
+    repeated or reordered. The model itself is never changed: its dtype policies,
+    `jit_compile`, layers and optimizer are yours during and after training.
+
+    Args:
+        plan: `"auto"` to try and choose; `"baseline"` to change nothing; a
+            `tfaccel.Plan`, a list of pass names or the path of a saved plan to use
+            that without trials.
+        includes: names of the passes to consider; None for all built-in ones.
+        excludes: names of passes to leave out.
+        tolerance: how far gradients may be from the untouched step's: None for the
+            defaults of each dtype (see `tfaccel.numerics`), a relative error, or a
+            `tfaccel.Tolerance`.
+        tuning_share: the share of the estimated remaining training time that trials
+            may take; None for no such bound.
+        max_tuning_seconds: the seconds that trials may take in any case.
+        cache_dir: where plans that won are kept, to be used again without trials;
+            None for `$TFACCEL_CACHE_DIR`, else `~/.cache/tfaccel`; False for none.
+        guard: if a loss turns non-finite under an accelerated plan, put back the
+            last good state and go on with the untouched step, once.
+        verbose: 0 for silence, 1 for a table when the choice is made.
+
+    Attributes:
+        plan: the plan in use; `Plan()` until one is chosen.
+        report: the `Report` of the last tuning; None before.
+
+    Raises:
+        RuntimeError: Keras does not run on the TensorFlow backend.
+        TypeError, ValueError: an argument breaks its rule; the message names it.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.layers.Dense(8, activation="relu"), keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> x, y = np.ones((64, 4)), np.ones((64, 1))
+    >>> accel = tfaccel.AccelCallback(verbose=0)
+    >>> history = model.fit(x, y, verbose=0, callbacks=[accel])
+    >>> accel.plan.is_baseline  # two steps are too few to pay for a trial
+    True
+    """
+
+    def __init__(
+        self,
+        plan: Plan | Sequence[str | Pass] | str | os.PathLike[str] = "auto",
+        *,
+        includes: Collection[str] | None = None,
+        excludes: Collection[str] = (),
+        tolerance: Tolerance | float | None = None,
+        tuning_share: float | None = 0.05,
+        max_tuning_seconds: float = 120.0,
+        cache_dir: str | os.PathLike[str] | bool | None = None,
+        guard: bool = True,
+        verbose: int = 1,
+        clock: Clock = time.perf_counter,
+    ):
+        super().__init__()
+        self._settings = make_settings(
+            plan,
+            includes=includes,
+            excludes=excludes,
+            tolerance=tolerance,
+            tuning_share=tuning_share,
+            max_tuning_seconds=max_tuning_seconds,
+            cache_dir=cache_dir,
+            guard=guard,
+            clock=clock,
+        )
+        self._verbose = verbose
+        self._session: Session | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in use."""
+        return Plan() if self._session is None else self._session.plan
+
+    @property
+    def report(self) -> Report | None:
+        """What the last tuning found."""
+        return None if self._session is None else self._session.report
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Takes the place of the model's train function."""
+        stale = getattr(self.model.train_function, "tfaccel_session", None)
+        if stale is not None:
+            stale.stop()
+        if self._settings.plan is not None and self._settings.plan.is_baseline:
+            return
+        earlier, params = self._session, self.params or {}
+        self._session = Session(
+            self.model, self._settings, params.get("epochs", 1), params.get("steps"), self._tell
+        )
+        self._session.start()
+        if earlier is not None:
+            self._session.resume(earlier)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Tells the session how far the training is."""
+        if self._session is not None:
+            self._session.begin_epoch(epoch)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Tells the session that a validation begins."""
+        if self._session is not None:
+            self._session.begin_validation()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Gives the train function back."""
+        if self._session is not None:
+            self._session.finish()
+
+    def _tell(self, report: Report) -> None:
+        if self._verbose:
+            show(report)

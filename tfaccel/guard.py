@@ -1,0 +1,54 @@
+"""The last good point of a training, and the way back to it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.state import Snapshot
+from tfaccel.timing import Clock
+from tfaccel.workload import Workload
+
+# The share of the training's time that keeping good points may take.
+_COST_SHARE = 0.01
+
+
+class Guard:
+    """Keeps a copy of the state from time to time, while losses are finite.
+
+    Args:
+        workload: whose state to keep.
+        clock: seconds.
+    """
+
+    def __init__(self, workload: Workload, clock: Clock):
+        self._workload = workload
+        self._clock = clock
+        self._keep()
+
+    def passed(self) -> None:
+        """A step ended well."""
+        self.steps_since_good += 1
+        if self._clock() - self._taken >= self._copy_seconds / _COST_SHARE:
+            self._keep()
+
+    def _keep(self) -> None:
+        start = self._clock()
+        self._snapshot = Snapshot.of(self._workload)
+        self._taken = self._clock()
+        self._copy_seconds = self._taken - start
+        self.steps_since_good = 0
+
+    def restore(self) -> None:
+        """Puts the state of the last good point back."""
+        self._snapshot.restore()
+
+
+def is_finite(logs: Any) -> bool:
+    """Whether a step's loss is finite: the log `loss`, or all logs where there is none."""
+    if isinstance(logs, Mapping):
+        values = [logs["loss"]] if "loss" in logs else list(logs.values())
+    else:
+        values = tf.nest.flatten(logs)
+    return all(bool(np.all(np.isfinite(np.asarray(v, dtype=np.float64)))) for v in values)

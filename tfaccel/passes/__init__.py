@@ -1,0 +1,11 @@
+"""The passes. Adding one: its file, a line here, a row in tests/catalogue.py, docs/passes.md."""
+
+from tfaccel.passes.fused_norm import FusedNorm
+from tfaccel.passes.fused_optimizer import FusedOptimizer
+from tfaccel.passes.mixed_precision import MixedPrecision
+from tfaccel.passes.xla import XLA
+from tfaccel.plan import Pass
+
+PASSES: tuple[type[Pass], ...] = (FusedNorm, FusedOptimizer, MixedPrecision, XLA)
+
+__all__ = ["PASSES", "XLA", "FusedNorm", "FusedOptimizer", "MixedPrecision"]

@@ -1,0 +1,157 @@
+"""`keras.layers.BatchNormalization.call` as one FusedBatchNormV3."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfaccel import keras_private
+from tfaccel.plan import Refusal
+
+# What the op takes: 16-bit or float32 inputs, float32 statistics.
+_DTYPES = ("float32", "bfloat16", "float16")
+_PYTHON_TRUTH = (bool, int, np.bool_, type(None))
+
+
+def obstacle(layer: Any, channels_first: bool) -> Refusal | None:
+    """Why this layer keeps Keras's own `call`, as far as it is known before a call.
+
+    Args:
+        layer: the BatchNormalization layer.
+        channels_first: whether the device's op takes NCHW (a CPU's does not).
+    """
+    who = f"layer {layer.name!r} ({type(layer).__name__})"
+    own = keras_private.overridden(layer, keras.layers.BatchNormalization, "call", "_moments")
+    if own is not None:
+        return Refusal(f"{who} has a `{own}` of its own")
+    if getattr(layer, "renorm", False):
+        return Refusal(f"{who} uses batch renormalization", "use renorm=False")
+    if layer.synchronized:
+        return Refusal(f"{who} synchronizes its statistics", "use synchronized=False")
+    if layer.compute_dtype not in _DTYPES:
+        return Refusal(f"{who} computes in {layer.compute_dtype}", "use float32 or less")
+    rank = layer.input_spec.ndim if layer.built and layer.input_spec else None
+    if rank is not None and _data_format(layer.axis, rank, channels_first) is None:
+        where = f"axis {layer.axis} of {rank}-D inputs"
+        return Refusal(f"{who} normalizes {where}", "put the channels last")
+    return None
+
+
+def fused_call(layer: Any, channels_first: bool) -> Callable[..., Any]:
+    """The layer's `call`, by FusedBatchNormV3 wherever that is the same maths."""
+    own_call = layer.call
+
+    def call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        data_format = None
+        if isinstance(inputs, tf.Tensor) and inputs.shape.rank is not None:
+            data_format = _data_format(layer.axis, inputs.shape.rank, channels_first)
+        if (
+            data_format is None
+            or mask is not None
+            or not isinstance(training, _PYTHON_TRUTH)
+            or inputs.dtype.name not in _DTYPES
+            or layer.compute_dtype not in _DTYPES
+        ):
+            return own_call(inputs, training=training, mask=mask)
+        # The op's output has its input's dtype: other inputs go the way Keras goes.
+        x = inputs if inputs.dtype == layer.compute_dtype else tf.cast(inputs, tf.float32)
+        y = _normalise(layer, _as_4d(x), bool(training), data_format)
+        if inputs.shape.rank != 4:
+            y = tf.reshape(y, tf.shape(inputs))
+            y.set_shape(inputs.shape)
+        return tf.cast(y, layer.compute_dtype)
+
+    return call
+
+
+def _data_format(axis: int, rank: int, channels_first: bool) -> str | None:
+    """The op's name for where the channels are; None where it has none."""
+    if rank >= 2 and axis in (-1, rank - 1):
+        return "NHWC"
+    if channels_first and rank == 4 and axis in (1, -3):
+        return "NCHW"
+    return None
+
+
+def _as_4d(x: tf.Tensor) -> tf.Tensor:
+    """The same rows of channels as one image: cuDNN limits batches, not images."""
+    return x if x.shape.rank == 4 else tf.reshape(x, [1, -1, 1, x.shape[-1]])
+
+
+def _float32(variable: Any) -> tf.Tensor:
+    return keras.ops.cast(variable, "float32")
+
+
+def _normalise(layer: Any, x: tf.Tensor, training: bool, data_format: str) -> tf.Tensor:
+    channels = layer.moving_mean.shape
+    scale = _float32(layer.gamma) if layer.scale else tf.ones(channels)
+    offset = _float32(layer.beta) if layer.center else tf.zeros(channels)
+    if training and layer.trainable:
+        return _by_batch_statistics(layer, x, scale, offset, data_format)
+    return _by_moving_statistics(layer, x, scale, offset, data_format)
+
+
+def _by_batch_statistics(
+    layer: Any, x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, data_format: str
+) -> tf.Tensor:
+    y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=scale,
+        offset=offset,
+        mean=tf.zeros([0]),
+        variance=tf.zeros([0]),
+        epsilon=layer.epsilon,
+        data_format=data_format,
+        is_training=True,
+    )
+    # The op divides the squares by n - 1 (by 1 where n is 1), Keras by n.
+    size = tf.cast(tf.size(x, out_type=tf.int64), tf.float32)
+    variance = variance * (1.0 - scale.shape[0] / size)
+    _move(layer.moving_mean, mean, layer.momentum)
+    _move(layer.moving_variance, variance, layer.momentum)
+    return y
+
+
+def _move(variable: Any, value: tf.Tensor, momentum: float) -> None:
+    variable.assign(_float32(variable) * momentum + value * (1.0 - momentum))
+
+
+def _by_moving_statistics(
+    layer: Any, x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, data_format: str
+) -> tf.Tensor:
+    mean, variance = _float32(layer.moving_mean), _float32(layer.moving_variance)
+
+    def normalise(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+        return tf.raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=scale,
+            offset=offset,
+            mean=mean,
+            variance=variance,
+            epsilon=layer.epsilon,
+            data_format=data_format,
+            is_training=False,
+        ).y
+
+    if layer.trainable:
+        return normalise(x, scale, offset)
+    # The op's gradient always makes those of scale and offset too. A frozen layer
+    # has no use for them, and in ops of their own they are pruned.
+    shape, axes = ((-1, 1, 1), (0, 2, 3)) if data_format == "NCHW" else ((-1,), (0, 1, 2))
+
+    @tf.custom_gradient
+    def frozen(*args: tf.Tensor) -> Any:
+        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            # Of the outer x and scale, so that a gradient of this gradient finds them.
+            inverse = tf.math.rsqrt(variance + layer.epsilon)
+            dy = tf.cast(dy, tf.float32)
+            dx = dy * tf.reshape(scale * inverse, shape)
+            centred = tf.cast(x, tf.float32) - tf.reshape(mean, shape)
+            dscale = tf.reduce_sum(dy * centred, axes) * inverse
+            return tf.cast(dx, x.dtype), dscale, tf.reduce_sum(dy, axes)
+
+        return normalise(*args), gradient
+
+    return frozen(x, scale, offset)

@@ -1,0 +1,61 @@
+"""XLA for the whole step: `jit_compile`."""
+
+import contextlib
+import dataclasses
+from typing import ClassVar
+
+from tfaccel.plan import Pass, Refusal
+from tfaccel.scoped import set_attribute
+from tfaccel.workload import Workload
+
+
+@dataclasses.dataclass(frozen=True)
+class XLA(Pass):
+    """Compiles the step with XLA, or, with `jit_compile=False`, without it.
+
+    On a CPU XLA pays for dense and elementwise work and loses much on
+    convolutions (it does not use oneDNN's). On a GPU Keras turns it on by itself,
+    and there the pass with `jit_compile=False` tries the step without.
+
+    Args:
+        jit_compile: whether the step is compiled by XLA.
+
+    Source: https://openxla.org/xla/tf2xla/tutorials/jit_compile
+    """
+
+    name: ClassVar[str] = "xla"
+    # Compiling took 3 to 8 times the baseline's first step on the models of benchmarks/.
+    compile_factor: ClassVar[float] = 4.0
+
+    jit_compile: bool = True
+
+    def refusal(self, workload: Workload) -> Refusal | None:
+        model = workload.model
+        if bool(model.jit_compile) == self.jit_compile:
+            state = "already uses" if self.jit_compile else "does not use"
+            return Refusal(f"the model {state} XLA")
+        if not self.jit_compile and workload.device.kind == "CPU":
+            # On a CPU Keras never turns XLA on by itself, so the user did.
+            return Refusal("the model was compiled with jit_compile=True", "compile without it")
+        if self.jit_compile and workload.device.kind == "GPU":
+            blocked = _blocking_layer(workload)
+            if blocked is None:
+                # On a GPU Keras turns XLA on wherever it can, so the user turned it off.
+                return Refusal(
+                    "the model was compiled with jit_compile=False", "compile without it"
+                )
+        blocked = _blocking_layer(workload) if self.jit_compile else None
+        if blocked is not None:
+            return Refusal(
+                f"layer {blocked.name!r} ({type(blocked).__name__}) can't be compiled by XLA",
+                "move it out of the model, into the input pipeline" if not blocked.weights else "",
+            )
+        return None
+
+    def applied(self, workload: Workload) -> contextlib.AbstractContextManager[None]:
+        return set_attribute(workload.model, "jit_compile", self.jit_compile)
+
+
+def _blocking_layer(workload: Workload):
+    """The first layer that says it can't be compiled, or None."""
+    return next((layer for layer in workload.layers if not layer.supports_jit), None)

@@ -1,0 +1,93 @@
+"""Which plan to try first, before anything is measured, and why.
+
+A prior only orders the trials: what wins is measured. Each carries its reason.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection
+
+import keras
+
+from tfaccel import passes
+from tfaccel.plan import Pass, make_pass
+from tfaccel.workload import Workload
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """A pass, and whether it is expected to pay.
+
+    Attributes:
+        make: the pass, configured for a workload.
+        holds: whether it belongs into the first plan that is tried.
+        reason: what was seen that says so.
+    """
+
+    make: Callable[[Workload], Pass]
+    holds: Callable[[Workload], bool]
+    reason: str
+
+
+def _on_gpu(workload: Workload) -> bool:
+    return workload.device.kind == "GPU"
+
+
+def _has(*kinds: type[keras.layers.Layer]) -> Callable[[Workload], bool]:
+    return lambda workload: any(isinstance(layer, kinds) for layer in workload.layers)
+
+
+_has_recurrence = _has(keras.layers.RNN)
+_has_convolutions = _has(
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Conv2DTranspose,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+)
+
+PRIORS: tuple[Prior, ...] = (
+    Prior(
+        lambda workload: passes.FusedNorm(),
+        lambda workload: True,
+        "Keras 3 computes BatchNormalization by about ten ops; fused it is one",
+    ),
+    Prior(
+        lambda workload: passes.FusedOptimizer(),
+        lambda workload: True,
+        "Keras 3 updates each variable by about ten ops; fused it is one",
+    ),
+    Prior(
+        lambda workload: passes.MixedPrecision(),
+        lambda workload: _on_gpu(workload) or not _has_recurrence(workload),
+        "16-bit products run at twice the rate and more where the chip has them; recurrent "
+        "cells on a CPU lose more by casts than they win",
+    ),
+    Prior(
+        lambda workload: passes.XLA(jit_compile=not workload.model.jit_compile),
+        lambda workload: (
+            not workload.model.jit_compile
+            and (
+                _on_gpu(workload) or not (_has_convolutions(workload) or _has_recurrence(workload))
+            )
+        ),
+        "XLA fuses elementwise chains, but on a CPU replaces oneDNN's convolutions by slow ones "
+        "and gains nothing in recurrent loops; on a GPU Keras has turned it on already",
+    ),
+)
+
+
+def expected(workload: Workload, names: Collection[str]) -> list[tuple[Pass, bool]]:
+    """The passes to consider, in order, each with whether it is expected to pay.
+
+    Args:
+        workload: what is trained.
+        names: the names of the passes allowed. Passes of the user's own have no
+            prior and are expected to pay.
+    """
+    known = [(prior.make(workload), prior.holds(workload)) for prior in PRIORS]
+    allowed = [(item, holds) for item, holds in known if item.name in names]
+    own = [name for name in names if name not in {item.name for item, _ in known}]
+    return [*allowed, *((make_pass(name), True) for name in own)]

@@ -1,0 +1,224 @@
+"""Looking into one step: its losses, its gradients, and what it leaves behind."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfaccel import keras_private
+from tfaccel.numerics import Observation
+from tfaccel.plan import Plan
+from tfaccel.scoped import instance_attribute
+from tfaccel.state import Snapshot, known_variables
+from tfaccel.workload import Workload
+
+# Attributes by which random layers say how random they are. XLA and other dtypes
+# draw other numbers from the same seed, which is no error: these layers let
+# everything through in all steps that are compared.
+_RANDOMNESS = ("rate", "stddev", "dropout", "recurrent_dropout")
+
+
+class Probe:
+    """Runs single steps of a workload and observes them.
+
+    Every observation starts from the snapshot's state with metrics reset, so two
+    of them differ by their plans alone.
+
+    Args:
+        workload: the model; `workload.batches[0]` is the batch.
+        snapshot: the state to start from. It is left restored.
+    """
+
+    def __init__(self, workload: Workload, snapshot: Snapshot):
+        self._workload = workload
+        self._snapshot = snapshot
+        self._names = _Names(workload)
+
+    def observe(
+        self, plan: Plan, reference: Observation | None = None, reseed: bool = False
+    ) -> Observation:
+        """One step under `plan`.
+
+        Args:
+            plan: what to apply.
+            reference: the untouched step; where given, optimizers are handed its
+                gradients in place of the plan's own, so that their updates can be
+                compared exactly.
+            reseed: whether to draw other random numbers than the reference drew.
+
+        Returns:
+            The observation.
+        """
+        given = {} if reference is None else reference.gradients
+        workload = self._workload.for_step()
+        gradients: dict[str, Any] = {}
+
+        @tf.function(jit_compile=_jit_compile(plan, workload), autograph=False)
+        def step(batch: Any, given: Mapping[str, Any]) -> Any:
+            gradients.clear()
+            with _recorded(workload, gradients, given, self._names), plan.applied(workload):
+                logs = workload.model.train_step(batch)
+            self._snapshot.include(tf.compat.v1.get_default_graph().variables)
+            return logs, {name: tf.convert_to_tensor(g) for name, g in gradients.items()}
+
+        try:
+            with _quiet(workload):
+                self._snapshot.restore()
+                workload.model.reset_metrics()
+                if reseed:
+                    _reseed(self._snapshot.variables)
+                before = self._names.trained()
+                logs, found = step(
+                    workload.batches[0], {k: tf.constant(v) for k, v in given.items()}
+                )
+                return self._observation(logs, found, before)
+        finally:
+            self._snapshot.restore()
+
+    def _observation(self, logs: Any, found: Mapping[str, Any], before: Mapping) -> Observation:
+        gradients = {name: _array(value) for name, value in found.items()}
+        trained = self._names.trained()
+        if not gradients:
+            # A train_step that applies no optimizer: its own updates are compared.
+            gradients = {k: v - before[k] for k, v in trained.items() if k in self._names.weights}
+        return Observation(
+            losses=_losses(logs),
+            gradients=gradients,
+            groups={name: name.rpartition("/")[0] for name in gradients},
+            trained=trained,
+            before=before,
+            state=self._names.state(),
+            counters=self._names.counters(),
+        )
+
+
+class _Names:
+    """Stable names for a workload's variables, and their values as arrays."""
+
+    def __init__(self, workload: Workload):
+        self._workload = workload
+        self.weights = self._named(workload.model.trainable_variables)
+
+    def _named(self, variables: Sequence[Any]) -> dict[str, Any]:
+        named: dict[str, Any] = {}
+        for variable in variables:
+            path = getattr(variable, "path", None) or variable.name
+            while path in named:
+                path += "'"
+            named[path] = variable
+        return named
+
+    def of(self, variable: Any) -> str:
+        """The name of a trained variable, given as Keras's or as TensorFlow's."""
+        for name, known in self.weights.items():
+            if variable is known or variable is known.value:
+                return name
+        return getattr(variable, "path", None) or variable.name
+
+    def trained(self) -> dict[str, np.ndarray]:
+        slots = [v for o in self._workload.optimizers for v in o.variables]
+        named = {**self.weights, **self._named(slots)}
+        return {k: _array(v) for k, v in named.items() if _is_float(v)}
+
+    def _others(self) -> dict[str, Any]:
+        own = {id(v) for v in self.weights.values()}
+        model_variables = [v for v in self._workload.model.variables if id(v) not in own]
+        return self._named(model_variables)
+
+    def state(self) -> dict[str, np.ndarray]:
+        metrics = {id(v) for m in self._workload.model.metrics for v in m.variables}
+        others = self._others().items()
+        return {k: _array(v) for k, v in others if _is_float(v) and id(v) not in metrics}
+
+    def counters(self) -> dict[str, np.ndarray]:
+        everything = self._named(known_variables(self._workload))
+        return {k: _array(v) for k, v in everything.items() if _is_integer(v)}
+
+
+@contextlib.contextmanager
+def _recorded(
+    workload: Workload, gradients: dict[str, Any], given: Mapping[str, Any], names: _Names
+) -> Iterator[None]:
+    """Notes the gradients that each optimizer is handed, and hands it `given` instead."""
+    with contextlib.ExitStack() as stack:
+        inner = {id(getattr(o, "inner_optimizer", None)) for o in workload.optimizers}
+        for optimizer in workload.optimizers:
+            if id(optimizer) in inner:
+                continue
+            apply = _recording(optimizer, gradients, given, names)
+            stack.enter_context(instance_attribute(optimizer, "apply", apply))
+        yield
+
+
+def _recording(
+    optimizer: keras.optimizers.Optimizer,
+    gradients: dict[str, Any],
+    given: Mapping[str, Any],
+    names: _Names,
+) -> Callable[..., Any]:
+    apply = optimizer.apply
+
+    def recording_apply(grads: Sequence[Any], trainable_variables: Any = None) -> Any:
+        variables = list(trainable_variables or keras_private.trained_variables(optimizer))
+        used: list[Any] = []
+        for gradient, variable in zip(grads, variables, strict=True):
+            name = names.of(variable)
+            while name in gradients:
+                name += "#"
+            if gradient is None:
+                used.append(None)
+                continue
+            gradients[name] = gradient  # as it is: this may be the inside of a tf.cond
+            used.append(tf.cast(given[name], gradient.dtype) if name in given else gradient)
+        return apply(used, variables)
+
+    return recording_apply
+
+
+@contextlib.contextmanager
+def _quiet(workload: Workload) -> Iterator[None]:
+    """Keras's random layers let everything through."""
+    with contextlib.ExitStack() as stack:
+        for layer in workload.layers:
+            if not hasattr(layer, "seed_generator"):
+                continue
+            for name in _RANDOMNESS:
+                if isinstance(vars(layer).get(name), float):
+                    stack.enter_context(instance_attribute(layer, name, 0.0))
+        yield
+
+
+def _reseed(variables: Iterable[tf.Variable]) -> None:
+    """Moves every seed generator on, as if the training had been seeded otherwise."""
+    for variable in variables:
+        if variable.dtype == tf.uint32 and variable.shape == (2,):
+            variable.assign(variable + tf.constant([7919, 104729], tf.uint32))
+
+
+def _jit_compile(plan: Plan, workload: Workload) -> bool:
+    with plan.applied(workload):
+        return bool(workload.model.jit_compile)
+
+
+def _losses(logs: Any) -> dict[str, np.ndarray]:
+    """The logs that are losses: those so called, or all where none is."""
+    flat = logs if isinstance(logs, Mapping) else {"loss": logs}
+    named = {k: v for k, v in flat.items() if "loss" in k} or flat
+    return {k: _array(v) for k, v in named.items()}
+
+
+def _array(value: Any) -> np.ndarray:
+    native = getattr(value, "value", value) if isinstance(value, keras.Variable) else value
+    tensor = tf.convert_to_tensor(native)
+    return tf.cast(tensor, tf.float32).numpy() if tensor.dtype == tf.bfloat16 else tensor.numpy()
+
+
+def _is_float(variable: Any) -> bool:
+    return tf.as_dtype(variable.dtype).is_floating
+
+
+def _is_integer(variable: Any) -> bool:
+    return tf.as_dtype(variable.dtype).is_integer

@@ -1,0 +1,185 @@
+"""What was tried and what was won: the Report, as a table and as JSON."""
+
+import dataclasses
+import json
+from typing import Any
+
+import rich.box
+import rich.console
+import rich.table
+from rich.markup import escape
+
+from tfaccel.numerics import Drift
+from tfaccel.plan import Plan
+from tfaccel.timing import Speedup
+from tfaccel.trial import Outcome, Trial
+
+SCHEMA = 1
+_HEADINGS = ("plan", "step", "speedup", "drift", "compile", "verdict")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The outcome of tuning one workload.
+
+    Attributes:
+        trials: what was tried, in order; the first is the baseline.
+        plan: the chosen plan; `Plan()` when the step stays as it was.
+        gain: the chosen plan's speedup, measured again after it was chosen.
+        tuning_seconds: all that tuning cost, traces and compiling included.
+        note: one sentence on how the choice came about.
+        complete: whether nothing was left untried for want of time.
+    """
+
+    trials: tuple[Trial, ...]
+    plan: Plan
+    gain: Speedup = Speedup()  # noqa: RUF009 (frozen)
+    tuning_seconds: float = 0.0
+    note: str = ""
+    complete: bool = True
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster a step is than before; 1.0 for the baseline."""
+        return self.gain.median
+
+    @property
+    def speedup_interval(self) -> tuple[float, float]:
+        """The ends of the speedup's 95 % confidence interval."""
+        return self.gain.low, self.gain.high
+
+    @property
+    def baseline_step_seconds(self) -> float:
+        """The untouched step's time."""
+        return self.trials[0].step_seconds or 0.0 if self.trials else 0.0
+
+    @property
+    def break_even_steps(self) -> int | None:
+        """Steps after which tuning has paid for itself; None when it never does."""
+        saved = self.baseline_step_seconds * (1 - 1 / self.speedup) if self.speedup > 0 else 0.0
+        return None if saved <= 0 else -int(-self.tuning_seconds // saved)
+
+    def to_json(self) -> str:
+        """The report as JSON text, readable by `from_json`."""
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "plan": json.loads(self.plan.to_json()),
+                "gain": dataclasses.asdict(self.gain),
+                "tuning_seconds": self.tuning_seconds,
+                "note": self.note,
+                "complete": self.complete,
+                "trials": [_trial_to_dict(trial) for trial in self.trials],
+            },
+            indent=2,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """Reads `to_json`'s text.
+
+        Raises:
+            ValueError: the text is no report, or of another schema.
+        """
+        try:
+            data = json.loads(text)
+            if data["schema"] != SCHEMA:
+                raise ValueError(f"schema must be {SCHEMA}. Received: {data['schema']!r}")
+            return cls(
+                trials=tuple(_trial_from_dict(trial) for trial in data["trials"]),
+                plan=Plan.from_json(json.dumps(data["plan"])),
+                gain=Speedup(**data["gain"]),
+                tuning_seconds=float(data["tuning_seconds"]),
+                note=str(data["note"]),
+                complete=bool(data["complete"]),
+            )
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"This is not a tfaccel report: {error!r}") from error
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table's cells: plan, step, speedup, drift, compile, verdict."""
+        return [_row(trial, trial.plan == self.plan) for trial in self.trials]
+
+    def summary(self) -> str:
+        """One or two sentences: what was chosen, what it wins, what it cost."""
+        if self.plan.is_baseline:
+            said = "Training goes on with your own step, unchanged."
+        else:
+            even = self.break_even_steps
+            said = f"Training goes on with {self.plan}: {self.gain} faster a step" + (
+                f"; tuning is paid back after {even} steps." if even else "."
+            )
+        cost = f" Tuning took {self.tuning_seconds:.1f} s." if self.tuning_seconds else ""
+        return f"{said}{cost}" + (f" {self.note}" if self.note else "")
+
+    def reasons(self) -> list[str]:
+        """A line for each trial that has something to explain."""
+        return [f"{trial.plan}: {trial.reason}" for trial in self.trials if trial.reason]
+
+    def to_markdown(self) -> str:
+        """The table, the reasons and the summary as Markdown."""
+        lines = ["| " + " | ".join(_HEADINGS) + " |", "|" + " --- |" * len(_HEADINGS)]
+        lines += ["| " + " | ".join(cells) + " |" for cells in self.rows()]
+        return "\n".join([*lines, "", *(f"- {r}" for r in self.reasons()), "", self.summary(), ""])
+
+    def __rich__(self) -> rich.console.Group:
+        shown: list[rich.console.RenderableType] = []
+        if len(self.trials) > 1 and self.tuning_seconds:
+            shown += [self._table(), *(f"  {escape(r)}" for r in self.reasons()), ""]
+        return rich.console.Group(*shown, escape(f"tfaccel: {self.summary()}"))
+
+    def _table(self) -> rich.table.Table:
+        table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+        for heading in _HEADINGS:
+            words = heading in ("plan", "verdict")
+            table.add_column(
+                heading, justify="left" if words else "right", no_wrap=not words, overflow="fold"
+            )
+        for trial, cells in zip(self.trials, self.rows(), strict=True):
+            chosen = trial.plan == self.plan
+            table.add_row(*map(escape, cells), style="bold" if chosen else None)
+        return table
+
+
+def show(report: Report) -> None:
+    """Prints a report, on a line of its own beside Keras's progress bar."""
+    console = rich.console.Console()
+    console.print()
+    console.print(report)
+
+
+def _row(trial: Trial, chosen: bool) -> tuple[str, ...]:
+    step = "" if trial.step_seconds is None else _duration(trial.step_seconds)
+    gain = "" if trial.speedup is None else str(trial.speedup)
+    drift = "" if trial.drift is None else f"{trial.drift.gradient:.1e}"
+    compiling = f"{trial.compile_seconds:.1f} s" if trial.compile_seconds else ""
+    verdict = "chosen" if chosen else trial.outcome.value
+    return str(trial.plan), step, gain, drift, compiling, verdict
+
+
+def _duration(seconds: float) -> str:
+    milliseconds = seconds * 1e3
+    digits = 0 if milliseconds >= 100 else 1 if milliseconds >= 10 else 2
+    return f"{milliseconds:.{digits}f} ms"
+
+
+def _trial_to_dict(trial: Trial) -> dict[str, Any]:
+    data = {field.name: getattr(trial, field.name) for field in dataclasses.fields(trial)}
+    return data | {
+        "plan": json.loads(trial.plan.to_json()),
+        "outcome": trial.outcome.value,
+        "speedup": None if trial.speedup is None else dataclasses.asdict(trial.speedup),
+        "drift": None if trial.drift is None else dataclasses.asdict(trial.drift),
+    }
+
+
+def _trial_from_dict(data: dict[str, Any]) -> Trial:
+    return Trial(
+        **data
+        | {
+            "plan": Plan.from_json(json.dumps(data["plan"])),
+            "outcome": Outcome(data["outcome"]),
+            "speedup": None if data["speedup"] is None else Speedup(**data["speedup"]),
+            "drift": None if data["drift"] is None else Drift(**data["drift"]),
+        }
+    )

@@ -1,0 +1,56 @@
+"""Changing an attribute of an object for the length of a `with` block."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+_ABSENT = object()
+
+
+@contextlib.contextmanager
+def instance_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Shadows `owner.name` by `value` in the instance, and nothing else.
+
+    Writes to the instance's `__dict__`, past Keras's attribute tracking, so that
+    a layer's `call` or an optimizer's `update_step` can be replaced while a step
+    is traced. On leaving, the instance is exactly as it was: an attribute that
+    came from the class comes from the class again.
+
+    Args:
+        owner: the object to change; it must have a `__dict__`.
+        name: the attribute's name.
+        value: what `owner.name` is inside the block.
+
+    Example:
+
+    >>> layer = keras.layers.Dense(1)
+    >>> with instance_attribute(layer, "call", lambda inputs: inputs):
+    ...     inside = "call" in vars(layer)
+    >>> inside, "call" in vars(layer)
+    (True, False)
+    """
+    namespace = vars(owner)
+    before = namespace.get(name, _ABSENT)
+    namespace[name] = value
+    try:
+        yield
+    finally:
+        if before is _ABSENT:
+            namespace.pop(name, None)
+        else:
+            namespace[name] = before
+
+
+@contextlib.contextmanager
+def set_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Sets the property `owner.name` to `value`, and back on leaving.
+
+    For public properties with a setter (`layer.dtype_policy`,
+    `model.jit_compile`). Plain methods go through `instance_attribute`.
+    """
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

@@ -1,0 +1,352 @@
+"""One `fit` under acceleration: collect batches, tune, run, fall back if need be."""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.cache import workload_key
+from tfaccel.feed import feed, is_plain, pull
+from tfaccel.guard import Guard, is_finite
+from tfaccel.plan import Plan
+from tfaccel.report import Report
+from tfaccel.settings import Settings
+from tfaccel.state import Snapshot, build_optimizer
+from tfaccel.step import StepFunction, build_step
+from tfaccel.timing import wait_for
+from tfaccel.trial import Bench
+from tfaccel.tuner import baseline_trial, cheapest_trial_seconds, tune_workload
+from tfaccel.validation import Validation, serves_validation
+from tfaccel.workload import Workload, shapes
+
+# Baseline steps that are timed and whose batches are kept. The first is traced, the
+# second still fills caches.
+COLLECTED_STEPS = 3
+# Batches kept at most, whatever steps_per_execution is.
+_KEPT_BATCHES = 8
+_END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
+
+
+class Session:
+    """Stands in for `model.train_function` from `on_train_begin` to `on_train_end`.
+
+    Args:
+        model: compiled, its train function made.
+        settings: what the user asked for.
+        epochs: epochs of this fit.
+        batches_per_epoch: None when unknown.
+        on_report: told once, when it is decided how the training goes on.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        settings: Settings,
+        epochs: int,
+        batches_per_epoch: int | None,
+        on_report: Callable[[Report], None],
+    ):
+        self.model = model
+        self.settings = settings
+        self.report: Report | None = None
+        self.plan = Plan()
+        self.baseline: StepFunction = model.train_function
+        self._epochs = epochs
+        self._batches_per_epoch = batches_per_epoch
+        self._on_report = on_report
+        self._epoch = 0
+        self._calls_in_epoch = 0
+        self._batches: list[Any] = []
+        self._seconds: list[float] = []
+        self._element_spec: Any = None
+        self._fast: StepFunction = self.baseline
+        self._guard: Guard | None = None
+        self._last_logs: Any = None
+        self._validation: Validation | None = None
+        self._history = model.history
+        self._step: StepFunction = self._first
+
+    def start(self) -> None:
+        """Takes the place of the model's train function, unless nothing can be done."""
+        obstacle = hindrance(self.model)
+        if obstacle:
+            self._settle(obstacle)
+            return
+
+        def train_function(iterator: Any) -> Any:
+            return self._run(iterator)
+
+        train_function.tfaccel_session = self  # type: ignore[attr-defined]
+        self._installed = self.model.train_function = train_function
+
+    def stop(self) -> None:
+        """Gives the train function (and the test function) back."""
+        if self.model.train_function is getattr(self, "_installed", None):
+            self.model.train_function = self.baseline
+        if self._validation is not None:
+            self._validation.remove()
+
+    def finish(self) -> None:
+        """The fit has ended."""
+        self.stop()
+        if self.report is None and self.settings.plan is None:
+            self._settle(f"{len(self._seconds)} steps are too few to try anything.")
+
+    def resume(self, earlier: "Session") -> bool:
+        """Goes on with what an earlier fit of the same compiled model decided, if it did."""
+        same = earlier.model is self.model and earlier.baseline is self.baseline
+        if not same or earlier._fast is earlier.baseline:
+            return False
+        self.report = earlier.report
+        self._start_plan(earlier.plan, earlier._fast, earlier.workload())
+        return True
+
+    def begin_epoch(self, epoch: int) -> None:
+        """An epoch begins. The length of the one before is known now."""
+        if self._calls_in_epoch and self._batches_per_epoch is None:
+            self._batches_per_epoch = self._calls_in_epoch * self.model.steps_per_execution
+        self._epoch, self._calls_in_epoch = epoch, 0
+
+    def begin_validation(self) -> None:
+        """A validation begins."""
+        if self._validation is not None:
+            self._validation.begin(self._epochs - self._epoch)
+
+    def _run(self, iterator: Any) -> Any:
+        if self.model.history is not self._history:
+            # Another fit, after this one ended by an exception outside any step.
+            self.stop()
+            return self.model.train_function(iterator)
+        if not is_plain(iterator):
+            return self.baseline(iterator)  # train_on_batch, from some other callback
+        try:
+            logs = self._step(iterator)
+        except _END_OF_DATA:
+            raise
+        except BaseException:
+            self.stop()
+            raise
+        self._calls_in_epoch += 1
+        return logs
+
+    def _first(self, iterator: tf.data.Iterator) -> Any:
+        self._element_spec = iterator.element_spec
+        explicit = self.settings.plan
+        if explicit is None or not self.model.built:
+            self._step = self._collect
+        else:
+            self._start_explicit(explicit)
+        return self._step(iterator)
+
+    def _collect(self, iterator: tf.data.Iterator) -> Any:
+        """One baseline step that is timed and whose batches are kept."""
+        if iterator.element_spec != self._element_spec:
+            self._settle("Batches change their kind.")
+            return self._step(iterator)
+        if len(self._seconds) == COLLECTED_STEPS or (self._seconds and self.settings.plan):
+            self._decide()
+            return self._step(iterator)
+        batches = pull(iterator, self.model.steps_per_execution)
+        feeding = feed(batches, iterator)
+        start = self.settings.clock()
+        logs = self.baseline(feeding)
+        wait_for(logs)
+        self._seconds.append(self.settings.clock() - start)
+        if len(self._batches) < _KEPT_BATCHES:
+            self._batches.extend(batches)
+        return logs
+
+    def _decide(self) -> None:
+        """Enough is known to choose how the training goes on."""
+        try:
+            if self.settings.plan is not None:
+                self._start_explicit(self.settings.plan)
+            else:
+                self._choose()
+        except Exception as error:
+            warnings.warn(
+                f"tfaccel gave up and left the training as it is: {error!r}", stacklevel=2
+            )
+            self._settle(f"Tuning failed: {error}.")
+
+    def workload(self) -> Workload:
+        """What is known of the training by now."""
+        alike = [b for b in self._batches if shapes(b) == shapes(self._batches[0])]
+        return Workload(
+            model=self.model,
+            batches=tuple(alike),
+            element_spec=self._element_spec,
+            steps_to_come=self._steps_to_come(),
+            first_step_seconds=self._seconds[0] if self._seconds else 0.0,
+            step_seconds=min(self._seconds[1:], default=0.0),
+        )
+
+    def _steps_to_come(self) -> int | None:
+        if self._batches_per_epoch is None:
+            return None
+        calls = math.ceil(self._batches_per_epoch / self.model.steps_per_execution)
+        return max(0, (self._epochs - self._epoch) * calls - self._calls_in_epoch)
+
+    def _choose(self) -> None:
+        """The cache's plan, or a trial of plans, or neither where nothing would pay."""
+        workload, settings = self.workload(), self.settings
+        key = workload_key(workload, settings.names, settings.tolerance) if settings.cache else ""
+        known = settings.cache.load(key) if settings.cache else None
+        if known is not None:
+            self._use_cached(known, workload)
+            return
+        seconds = settings.budget.seconds(workload)
+        least = cheapest_trial_seconds(workload, settings.names)
+        if least is None or least > seconds:
+            if workload.steps_to_come is None and self._epochs - self._epoch > 1:
+                self._step = self._await_length
+            else:
+                self._settle(_too_short(workload, least, seconds), workload)
+            return
+        with Bench(workload, self.baseline, settings.clock, settings.tolerance) as bench:
+            report = tune_workload(workload, bench, settings.names, seconds)
+        if settings.cache and (report.complete or not report.plan.is_baseline):
+            settings.cache.save(key, report)
+        self._accept(report, workload, bench)
+
+    def _await_length(self, iterator: tf.data.Iterator) -> Any:
+        """Baseline steps until the first epoch has shown how long an epoch is."""
+        if self._batches_per_epoch is not None:
+            self._decide()
+            return self._step(iterator)
+        return self.baseline(iterator)
+
+    def _accept(self, report: Report, workload: Workload, bench: Bench) -> None:
+        self.report = report
+        self._on_report(report)
+        if report.plan.is_baseline:
+            self._step = self.baseline
+        else:
+            self._start_plan(report.plan, bench.step_function(report.plan), workload)
+
+    def _use_cached(self, known: Report, workload: Workload) -> None:
+        """Goes on with a plan that won before, if it saves more than its trace costs."""
+        note = "From the cache: this model was tuned on this machine before."
+        self.report = dataclasses.replace(known, tuning_seconds=0.0, note=note)
+        trace = next((t.compile_seconds for t in known.trials if t.plan == known.plan), 0.0)
+        steps = workload.steps_to_come
+        saved = (steps or 0) * workload.step_seconds * (1 - 1 / known.speedup)
+        if known.plan.is_baseline:
+            self._on_report(self.report)
+            self._step = self.baseline
+            return
+        if steps is not None and saved < trace:
+            self._settle(f"{note} The rest is too short to pay for {known.plan}.", workload)
+            return
+        self._on_report(self.report)
+        self._start_plan(known.plan, None, workload)
+
+    def _start_explicit(self, plan: Plan) -> None:
+        """The plan that the user gave, less the passes that can't serve this model."""
+        workload = self.workload()
+        for item in plan.passes:
+            refusal = item.refusal(workload)
+            if refusal is not None:
+                warnings.warn(f"tfaccel leaves out {item}: {refusal}", stacklevel=2)
+                plan = plan.without(item.name)
+        if plan.is_baseline:
+            self._step = self.baseline
+        else:
+            self._start_plan(plan, None, workload)
+
+    def _start_plan(self, plan: Plan, traced: StepFunction | None, workload: Workload) -> None:
+        self.plan = plan
+        build_optimizer(self.model)
+        self._fast = traced or build_step(workload, plan)
+        self._guard = Guard(workload, self.settings.clock) if self.settings.guard else None
+        self._step = self._first_fast if traced is None else self._run_fast
+        if self.report is not None and serves_validation(plan):
+            self._validation = Validation(
+                workload, self.report, self.settings.tolerance, self.settings.clock
+            )
+            self._validation.install()
+
+    def _first_fast(self, iterator: tf.data.Iterator) -> Any:
+        """The first step of a plan that was not tried here: whatever happens, nothing is lost."""
+        batches = pull(iterator, self.model.steps_per_execution)
+        state = Snapshot.of(self.workload())
+        try:
+            logs = self._fast(feed(batches, iterator))
+            wait_for(logs)
+        except Exception as error:
+            state.restore()
+            self._abandon(f"{self.plan} does not work here: {error}")
+            return self.baseline(feed(batches, iterator))
+        self._step = self._run_fast
+        return logs
+
+    def _run_fast(self, iterator: tf.data.Iterator) -> Any:
+        try:
+            logs = self._fast(iterator)
+        except _END_OF_DATA:
+            raise
+        except tf.errors.OpError as error:
+            if "IteratorGetNext" in str(error):
+                raise  # the user's own input pipeline failed, as it would have anyway
+            self._fall_back(f"a step failed: {error}")
+            return self.baseline(iterator)
+        except Exception as error:  # while tracing a new shape: no batch was taken
+            self._abandon(f"a step could not be traced: {error}")
+            return self.baseline(iterator)
+        if self._guard is None:
+            return logs
+        if not is_finite(logs):
+            self._fall_back("the loss turned non-finite")
+            return self.model.get_metrics_result() if self._last_logs is None else self._last_logs
+        self._last_logs = logs
+        self._guard.passed()
+        return logs
+
+    def _fall_back(self, why: str) -> None:
+        """Back to the last good point, and on with the baseline."""
+        if self._guard is not None:
+            why += f"; the state of {self._guard.steps_since_good + 1} steps ago is put back"
+            self._guard.restore()
+        self._abandon(why)
+
+    def _abandon(self, why: str) -> None:
+        warnings.warn(f"tfaccel goes on with your own step: {why}", RuntimeWarning, stacklevel=2)
+        self.plan = Plan()
+        self._fast = self._step = self.baseline
+        if self._validation is not None:
+            self._validation.remove()
+            self._validation = None
+
+    def _settle(self, note: str, workload: Workload | None = None) -> None:
+        """The training stays as it is."""
+        trials = (baseline_trial(workload or self.workload()),) if self._seconds else ()
+        self.report = Report(trials=trials, plan=Plan(), note=note)
+        self._step = self.baseline
+        self._on_report(self.report)
+
+
+def hindrance(model: keras.Model) -> str:
+    """What makes acceleration impossible from the start; empty when nothing does."""
+    if model.run_eagerly:
+        return (
+            "The model runs eagerly (run_eagerly=True), so there is no compiled step to accelerate."
+        )
+    strategy = model.distribute_strategy
+    if tf.distribute.has_strategy() or strategy is not tf.distribute.get_strategy():
+        return f"Training under {type(strategy).__name__} is left as it is for now."
+    return ""
+
+
+def _too_short(workload: Workload, least: float | None, seconds: float) -> str:
+    if least is None:
+        return "No pass serves this model on this machine."
+    if workload.steps_to_come is None:
+        return "The length of this training is unknown, so nothing was tried."
+    return (
+        f"The rest of this training is too short to pay for a trial (about {least:.1f} s; "
+        f"{seconds:.1f} s may be spent)."
+    )

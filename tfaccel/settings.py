@@ -1,0 +1,82 @@
+"""The user's arguments, validated once, at the door."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Collection, Sequence
+
+import keras
+
+from tfaccel.cache import PlanCache
+from tfaccel.numerics import Tolerance, as_tolerance
+from tfaccel.plan import Pass, Plan, as_plan
+from tfaccel.timing import Clock
+from tfaccel.tuner import Budget, pass_names
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the user asked for.
+
+    Attributes:
+        plan: a plan to use without tuning; None to tune.
+        names: the passes to consider when tuning.
+        tolerance: bounds on drift; None for the table's.
+        budget: what tuning may cost.
+        cache: plans that won before; None for none.
+        guard: whether to watch for losses that turn non-finite.
+        clock: seconds.
+    """
+
+    plan: Plan | None
+    names: tuple[str, ...]
+    tolerance: Tolerance | float | None
+    budget: Budget
+    cache: PlanCache | None
+    guard: bool
+    clock: Clock
+
+
+def make_settings(
+    plan: Plan | Sequence[str | Pass] | str | os.PathLike[str],
+    *,
+    includes: Collection[str] | None,
+    excludes: Collection[str],
+    tolerance: Tolerance | float | None,
+    tuning_share: float | None,
+    max_tuning_seconds: float,
+    cache_dir: str | os.PathLike[str] | bool | None,
+    guard: bool = True,
+    clock: Clock = time.perf_counter,
+) -> Settings:
+    """Checks the arguments that `AccelCallback` and `tune` share.
+
+    Raises:
+        RuntimeError: Keras does not run on the TensorFlow backend.
+        TypeError, ValueError: an argument breaks its rule; the message names it.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            "tfaccel accelerates Keras on the TensorFlow backend. "
+            f"Received: KERAS_BACKEND={keras.backend.backend()!r}; set it to 'tensorflow'."
+        )
+    as_tolerance(tolerance, "float32")
+    return Settings(
+        plan=None if isinstance(plan, str) and plan == "auto" else as_plan(plan),
+        names=pass_names(includes, excludes),
+        tolerance=tolerance,
+        budget=Budget(tuning_share, max_tuning_seconds),
+        cache=_cache(cache_dir),
+        guard=guard,
+        clock=clock,
+    )
+
+
+def _cache(cache_dir: str | os.PathLike[str] | bool | None) -> PlanCache | None:
+    if cache_dir is False:
+        return None
+    if cache_dir is True:
+        raise TypeError(
+            "`cache_dir` must be a path, None for the default, or False. Received: True"
+        )
+    return PlanCache(cache_dir)

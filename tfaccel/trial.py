@@ -1,0 +1,239 @@
+"""Trying one plan on a workload."""
+
+import contextlib
+import dataclasses
+import enum
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel import numerics, timing
+from tfaccel.numerics import Drift, Observation, Tolerance
+from tfaccel.plan import Plan
+from tfaccel.probe import Probe
+from tfaccel.state import Snapshot
+from tfaccel.step import StepFunction, build_step
+from tfaccel.timing import Clock, Speedup
+from tfaccel.workload import Workload, replay
+
+# A candidate whose first step, once traced, is this much slower than the baseline's
+# median is not timed any further.
+CLEARLY_SLOWER = 1.5
+# A gain below this share is not worth another set of roundings.
+WORTHWHILE = 1.02
+
+
+class Outcome(enum.Enum):
+    """How a trial ended."""
+
+    BASELINE = "baseline"
+    FASTER = "faster"
+    SLOWER = "slower"
+    UNFAITHFUL = "unfaithful"
+    REFUSED = "refused"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What happened when a plan was tried.
+
+    Attributes:
+        plan: the plan.
+        outcome: how it ended.
+        reason: why, in one clause; names the layer, bound or error.
+        compile_seconds: the first step's time, less one step: tracing and compiling.
+        step_seconds: the median step once traced; None where it was not timed.
+        speedup: against baseline steps timed in between; None where not timed.
+        drift: the differences from the untouched step; None where not compared.
+        peak_memory_bytes: the device's peak during the trial; None on a CPU.
+    """
+
+    plan: Plan
+    outcome: Outcome
+    reason: str = ""
+    compile_seconds: float = 0.0
+    step_seconds: float | None = None
+    speedup: Speedup | None = None
+    drift: Drift | None = None
+    peak_memory_bytes: int | None = None
+
+
+class Bench:
+    """A workload set up for trials: its baseline step, its state, its clock.
+
+    Use as a context manager: on leaving, the state is what it was on entering,
+    bit for bit, however the block ends.
+
+    Args:
+        workload: with at least one kept batch.
+        baseline: the user's own step function, traced already.
+        clock: seconds, such as `time.perf_counter`.
+        tolerance: the user's; None for the table's.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        baseline: StepFunction,
+        clock: Clock,
+        tolerance: Tolerance | float | None = None,
+    ):
+        self.workload = workload
+        self.clock = clock
+        self._tolerance = tolerance
+        self._dataset = replay(workload.batches, workload.element_spec).repeat()
+        self._snapshot = Snapshot.of(workload)
+        self._baseline = functools.partial(baseline, iter(self._dataset))
+        self._probe = Probe(workload, self._snapshot)
+        self._functions: dict[Plan, StepFunction] = {}
+
+    def __enter__(self) -> "Bench":
+        tf.get_logger().addFilter(_is_news)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        tf.get_logger().removeFilter(_is_news)
+        self._snapshot.restore()
+
+    @functools.cached_property
+    def _reference(self) -> Observation:
+        return self._probe.observe(Plan())
+
+    def try_plan(self, plan: Plan, deadline: float = math.inf) -> Trial:
+        """Refusals, trace, timing against the baseline, then faithfulness.
+
+        Args:
+            plan: what to try.
+            deadline: the clock's value after which timing should end.
+
+        Returns:
+            The trial. Whatever goes wrong inside the plan is its outcome; only
+            KeyboardInterrupt and its like pass through.
+        """
+        for item in plan.passes:
+            refusal = item.refusal(self.workload)
+            if refusal is not None:
+                return Trial(plan, Outcome.REFUSED, f"{item.name}: {refusal}")
+        compile_seconds = 0.0
+        try:
+            with self._restored(), _peak_memory(self.workload) as peak:
+                step = self._step(plan)
+                compile_seconds = max(0.0, self._timed(step) - self.workload.step_seconds)
+                trial = self._timed_trial(plan, step, compile_seconds, deadline)
+            trial = dataclasses.replace(trial, peak_memory_bytes=peak())
+            return self._judged(trial) if trial.outcome is Outcome.FASTER else trial
+        except tf.errors.ResourceExhaustedError as error:
+            return Trial(plan, Outcome.FAILED, f"out of memory: {_line(error)}", compile_seconds)
+        except Exception as error:
+            return Trial(plan, Outcome.FAILED, _line(error), compile_seconds)
+
+    def time_again(self, plan: Plan, deadline: float = math.inf) -> Speedup:
+        """A fresh measurement of a plan that was tried, free of the luck that made it win."""
+        step = functools.partial(self._functions[plan], iter(self._dataset))
+        with self._restored():
+            return timing.speedup(*self._pairs(step, deadline))
+
+    def step_function(self, plan: Plan) -> StepFunction:
+        """The function that was traced for a plan, so that training need not trace it again."""
+        return self._functions[plan]
+
+    def forget(self, plan: Plan) -> None:
+        """Lets go of a plan's traced function and its memory."""
+        self._functions.pop(plan, None)
+
+    def _step(self, plan: Plan) -> Callable[[], Any]:
+        self._functions[plan] = build_step(
+            self.workload, plan, on_trace=lambda graph: self._snapshot.include(graph.variables)
+        )
+        return functools.partial(self._functions[plan], iter(self._dataset))
+
+    def _timed(self, step: Callable[[], Any]) -> float:
+        return timing.timed(step, self.clock)
+
+    def _pairs(self, step: Callable[[], Any], deadline: float) -> tuple[list[float], list[float]]:
+        return timing.compare_steps(self._baseline, step, self.clock, deadline)
+
+    def _timed_trial(
+        self, plan: Plan, step: Callable[[], Any], compile_seconds: float, deadline: float
+    ) -> Trial:
+        first, usual = self._timed(step), self.workload.step_seconds
+        if usual and first > CLEARLY_SLOWER * usual:
+            # Both get a second chance: the machine may have been busy for a moment.
+            usual, first = max(usual, self._timed(self._baseline)), min(first, self._timed(step))
+        if usual and first > CLEARLY_SLOWER * usual:
+            reason = f"its first traced step took {first / usual:.1f} times the baseline's"
+            return Trial(plan, Outcome.STOPPED, reason, compile_seconds, first)
+        baseline_seconds, seconds = self._pairs(step, deadline)
+        gain = timing.speedup(baseline_seconds, seconds)
+        faster = gain.low > 1.0 and gain.median >= WORTHWHILE
+        reason = "" if faster else _why_not(gain)
+        outcome = Outcome.FASTER if faster else Outcome.SLOWER
+        median = timing.median_interval(seconds)[0]
+        return Trial(plan, outcome, reason, compile_seconds, median, gain)
+
+    def _judged(self, trial: Trial) -> Trial:
+        """The trial with its drift, and UNFAITHFUL where that is too large."""
+        drift = numerics.compare(self._reference, self._probe.observe(trial.plan, self._reference))
+        dtype = compute_dtype(trial.plan, self.workload)
+        tolerance = numerics.as_tolerance(self._tolerance, dtype)
+        if drift.violation(tolerance):
+            tolerance = numerics.widened(tolerance, self._drift_of_seeds)
+        violation = drift.violation(tolerance)
+        outcome = Outcome.UNFAITHFUL if violation else Outcome.FASTER
+        return dataclasses.replace(trial, outcome=outcome, reason=violation or "", drift=drift)
+
+    @functools.cached_property
+    def _drift_of_seeds(self) -> Drift:
+        """How far the untouched step is from itself with other random numbers."""
+        other = self._probe.observe(Plan(), self._reference, reseed=True)
+        return numerics.compare(self._reference, other)
+
+    @contextlib.contextmanager
+    def _restored(self) -> Iterator[None]:
+        """The same starting point for every trial: the state and the metrics."""
+        self._snapshot.restore()
+        try:
+            yield
+        finally:
+            self._snapshot.restore()
+
+
+def compute_dtype(plan: Plan, workload: Workload) -> str:
+    """The least precise dtype that a plan computes in on this workload."""
+    chosen = [item.compute_dtype(workload) for item in plan.passes]
+    return next((dtype for dtype in chosen if dtype), str(workload.model.compute_dtype))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a log message is not TensorFlow's warning that steps are traced: trials do that."""
+    return "triggered tf.function retracing" not in record.getMessage()
+
+
+def _why_not(gain: Speedup) -> str:
+    if gain.high < 1.0:
+        return "slower than the baseline"
+    if gain.low <= 1.0:
+        return "not faster beyond the spread"
+    return f"a gain below {WORTHWHILE - 1:.0%} is not worth it"
+
+
+@contextlib.contextmanager
+def _peak_memory(workload: Workload) -> Iterator[Callable[[], int | None]]:
+    """Gives a function that tells the device's peak since entering; None on a CPU."""
+    if workload.device.kind != "GPU":
+        yield lambda: None
+        return
+    tf.config.experimental.reset_memory_stats("GPU:0")
+    yield lambda: int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+
+
+def _line(error: Exception) -> str:
+    """The error's class and the first line of its message that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"

@@ -1,0 +1,158 @@
+"""tune: choosing a plan without training."""
+
+import functools
+import os
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.cache import workload_key
+from tfaccel.feed import feed, pull
+from tfaccel.numerics import Tolerance
+from tfaccel.plan import Pass, Plan
+from tfaccel.report import Report, show
+from tfaccel.scoped import set_attribute
+from tfaccel.session import COLLECTED_STEPS, hindrance
+from tfaccel.settings import Settings, make_settings
+from tfaccel.state import Snapshot, build_optimizer
+from tfaccel.timing import Speedup, timed
+from tfaccel.trial import Bench, Outcome
+from tfaccel.tuner import baseline_trial, tune_workload
+from tfaccel.workload import Workload, shapes
+
+
+def tune(
+    model: keras.Model,
+    dataset: tf.data.Dataset,
+    plan: Plan | Sequence[str | Pass] | str | os.PathLike[str] = "auto",
+    *,
+    includes: Collection[str] | None = None,
+    excludes: Collection[str] = (),
+    tolerance: Tolerance | float | None = None,
+    tuning_share: float | None = None,
+    max_tuning_seconds: float = 120.0,
+    cache_dir: str | os.PathLike[str] | bool | None = None,
+    verbose: int = 1,
+) -> Report:
+    """Finds the fastest faithful plan for a model and a dataset, and trains nothing.
+
+    Weights, optimizer and metrics are afterwards what they were. What wins is kept
+    in the cache, so that `AccelCallback` finds it, and can be saved with
+    `report.plan.save("plan.json")`.
+
+    Args:
+        model: a compiled model.
+        dataset: batches `(x, y)` or `(x, y, sample_weight)`, as for `fit`. The first
+            few are used.
+        plan: `"auto"`, or one plan to measure against the model's own step.
+        includes, excludes, tolerance, max_tuning_seconds, cache_dir, verbose: as in
+            `AccelCallback`.
+        tuning_share: None, as there is no training to take a share of.
+
+    Returns:
+        The report.
+
+    Raises:
+        TypeError: `dataset` is not a tf.data.Dataset.
+        ValueError: the model is not compiled, or the dataset is empty.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.layers.Dense(8, activation="relu"), keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> data = tf.data.Dataset.from_tensors((tf.ones((32, 4)), tf.ones((32, 1)))).repeat(4)
+    >>> report = tfaccel.tune(model, data, max_tuning_seconds=20, cache_dir=False, verbose=0)
+    >>> report.trials[0].outcome.value
+    'baseline'
+    """
+    settings = make_settings(
+        plan,
+        includes=includes,
+        excludes=excludes,
+        tolerance=tolerance,
+        tuning_share=tuning_share,
+        max_tuning_seconds=max_tuning_seconds,
+        cache_dir=cache_dir,
+    )
+    _check(model, dataset)
+    stopped = hindrance(model)
+    report = Report((), Plan(), note=stopped) if stopped else _tuned(model, dataset, settings)
+    if verbose:
+        show(report)
+    return report
+
+
+def _check(model: keras.Model, dataset: tf.data.Dataset) -> None:
+    if not isinstance(dataset, tf.data.Dataset):
+        raise TypeError(
+            "`dataset` must be a tf.data.Dataset of batches; for arrays: "
+            "tf.data.Dataset.from_tensor_slices((x, y)).batch(32). "
+            f"Received: {type(dataset).__name__}"
+        )
+    if not getattr(model, "compiled", False):
+        raise ValueError("`model` must be compiled: call model.compile(optimizer, loss) first.")
+
+
+def _tuned(model: keras.Model, dataset: tf.data.Dataset, settings: Settings) -> Report:
+    count = model.steps_per_execution
+    iterator = iter(dataset)
+    try:
+        batches = pull(iterator, COLLECTED_STEPS * count)
+    except (StopIteration, tf.errors.OutOfRangeError):
+        raise ValueError(
+            "`dataset` must hold at least one batch. Received: an empty one."
+        ) from None
+    _build(model, batches[0])
+    state = Snapshot.of(Workload(model))
+    try:
+        with set_attribute(model, "train_function", None):
+            model.make_train_function()
+            return _measured(model, batches, iterator, settings)
+    finally:
+        state.restore()
+        model.reset_metrics()
+
+
+def _measured(
+    model: keras.Model, batches: tuple[Any, ...], iterator: tf.data.Iterator, settings: Settings
+) -> Report:
+    baseline, clock, count = model.train_function, settings.clock, model.steps_per_execution
+    feeds = [feed(batches[:count], iterator) for _ in range(COLLECTED_STEPS)]
+    seconds = [timed(functools.partial(baseline, fed), clock) for fed in feeds]
+    workload = Workload(
+        model=model,
+        batches=tuple(b for b in batches if shapes(b) == shapes(batches[0])),
+        element_spec=iterator.element_spec,
+        first_step_seconds=seconds[0],
+        step_seconds=min(seconds[1:]),
+    )
+    with Bench(workload, baseline, clock, settings.tolerance) as bench:
+        if settings.plan is not None:
+            return _one_plan(settings.plan, workload, bench)
+        budget = settings.budget.seconds(workload)
+        report = tune_workload(workload, bench, settings.names, budget)
+    if settings.cache:
+        settings.cache.save(workload_key(workload, settings.names, settings.tolerance), report)
+    return report
+
+
+def _one_plan(plan: Plan, workload: Workload, bench: Bench) -> Report:
+    start = bench.clock()
+    trial = bench.try_plan(plan)
+    won = trial.outcome is Outcome.FASTER
+    return Report(
+        trials=(baseline_trial(workload), trial),
+        plan=plan if won else Plan(),
+        gain=(trial.speedup if won else None) or Speedup(),
+        tuning_seconds=bench.clock() - start,
+    )
+
+
+def _build(model: keras.Model, batch: Any) -> None:
+    """Makes every variable that a step would make, so that all can be put back."""
+    if not model.built:
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        model(x)
+    build_optimizer(model)

@@ -1,0 +1,231 @@
+"""Choosing a plan within a budget."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterator
+
+from tfaccel import passes, priors
+from tfaccel.plan import Pass, Plan, make_pass
+from tfaccel.report import Report
+from tfaccel.timing import LOOKS, Speedup
+from tfaccel.trial import Bench, Outcome, Trial
+from tfaccel.workload import Workload
+
+# Trials in a row without a new best plan after which the search ends.
+PATIENCE = 4
+# Told about each trial as it ends.
+OnTrial = Callable[[Trial], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How many seconds tuning may cost.
+
+    Attributes:
+        share: the share of the training to come that tuning may take; None for
+            no such bound.
+        max_seconds: the bound that holds in any case.
+
+    Raises:
+        ValueError: a bound is negative or not a number.
+    """
+
+    share: float | None = 0.05
+    max_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.share is not None and not 0 <= self.share <= 1:
+            raise ValueError(
+                f"`tuning_share` must be None or between 0 and 1. Received: {self.share!r}"
+            )
+        if not self.max_seconds >= 0:
+            raise ValueError(
+                f"`max_tuning_seconds` must not be negative. Received: {self.max_seconds!r}"
+            )
+
+    def seconds(self, workload: Workload) -> float:
+        """The seconds to spend on a workload; unknown length counts as none to come."""
+        if self.share is None:
+            return self.max_seconds
+        to_come = (workload.steps_to_come or 0) * workload.step_seconds
+        return min(self.max_seconds, self.share * to_come)
+
+
+def trial_seconds(plan: Plan, workload: Workload) -> float:
+    """An estimate of what trying a plan takes if it wins.
+
+    Its trace, one more to look at its gradients, one to look at the baseline's,
+    and the timed pairs.
+    """
+    factor = math.prod(item.compile_factor for item in plan.passes)
+    traces = workload.first_step_seconds * (2 * factor + 1)
+    return traces + 2 * LOOKS[0] * workload.step_seconds
+
+
+def cheapest_trial_seconds(workload: Workload, names: Collection[str]) -> float | None:
+    """An estimate of the least that a trial costs; None where there is nothing to try."""
+    candidates = [
+        trial_seconds(Plan((item,)), workload)
+        for item, _ in priors.expected(workload, names)
+        if item.refusal(workload) is None
+    ]
+    return min(candidates, default=None)
+
+
+def pass_names(includes: Collection[str] | None, excludes: Collection[str]) -> tuple[str, ...]:
+    """The names of the passes to consider, in order.
+
+    Raises:
+        ValueError: a name is not that of a pass.
+    """
+    built_in = tuple(item.name for item in passes.PASSES)
+    for argument, chosen in (("includes", includes or ()), ("excludes", excludes)):
+        if isinstance(chosen, str):
+            raise TypeError(f"`{argument}` must be a list of pass names. Received: {chosen!r}")
+        for name in chosen:
+            make_pass(name)
+    return tuple(n for n in (built_in if includes is None else includes) if n not in set(excludes))
+
+
+def tune_workload(
+    workload: Workload,
+    bench: Bench,
+    names: Collection[str],
+    seconds: float,
+    on_trial: OnTrial = lambda trial: None,
+) -> Report:
+    """Tries plans on a workload and chooses one.
+
+    Args:
+        workload: the model and its kept batches, with its baseline times.
+        bench: the workload set up for trials, entered.
+        names: the passes to consider.
+        seconds: the budget.
+        on_trial: told about each trial.
+
+    Returns:
+        The report. Its first trial is the baseline.
+    """
+    start = bench.clock()
+    search = _Search(workload, bench, start + seconds, on_trial)
+    usable = []
+    for item, holds in priors.expected(workload, names):
+        refusal = item.refusal(workload)
+        if refusal is None:
+            usable.append((item, holds))
+        else:
+            search.note(Trial(Plan((item,)), Outcome.REFUSED, str(refusal)))
+    search.run(usable)
+    gain = search.confirmed()
+    return Report(
+        trials=(baseline_trial(workload), *search.trials),
+        plan=search.best.plan if search.best else Plan(),
+        gain=gain,
+        tuning_seconds=bench.clock() - start,
+        note=search.ending,
+        complete=search.complete,
+    )
+
+
+def baseline_trial(workload: Workload) -> Trial:
+    """The untouched step as the first row of every report."""
+    return Trial(
+        Plan(),
+        Outcome.BASELINE,
+        compile_seconds=max(0.0, workload.first_step_seconds - workload.step_seconds),
+        step_seconds=workload.step_seconds,
+        speedup=Speedup(),
+    )
+
+
+class _Search:
+    """One walk through the plans: the expected best first, then its variations."""
+
+    def __init__(self, workload: Workload, bench: Bench, deadline: float, on_trial: OnTrial):
+        self.workload = workload
+        self.bench = bench
+        self.deadline = deadline
+        self.on_trial = on_trial
+        self.trials: list[Trial] = []
+        self.best: Trial | None = None
+        self.ending = ""
+        self.complete = True
+
+    def note(self, trial: Trial) -> None:
+        self.trials.append(trial)
+        self.on_trial(trial)
+
+    def run(self, usable: list[tuple[Pass, bool]]) -> None:
+        first = Plan(tuple(item for item, holds in usable if holds))
+        queue = [first, *variations(first, usable)]
+        seen, without_gain = {Plan()}, 0
+        while queue and without_gain < PATIENCE:
+            plan = queue.pop(0)
+            if plan in seen:
+                continue
+            seen.add(plan)
+            if not self._affordable(plan):
+                continue
+            if self._try(plan):
+                without_gain = 0
+                queue = [*variations(plan, usable), *queue]
+            else:
+                without_gain += 1
+
+    def _affordable(self, plan: Plan) -> bool:
+        needed = trial_seconds(plan, self.workload)
+        left = self.deadline - self.bench.clock()
+        if needed <= left:
+            return True
+        self.complete = False
+        self.ending = (
+            f"Not tried for want of time: {plan} (about {needed:.0f} s, {max(left, 0):.0f} s left)."
+        )
+        return False
+
+    def _try(self, plan: Plan) -> bool:
+        """Tries a plan; whether it is the new best."""
+        trial = self.bench.try_plan(plan, self.deadline)
+        self.note(trial)
+        if trial.outcome is not Outcome.FASTER or not _better(trial, self.best):
+            self.bench.forget(plan)
+            return False
+        if self.best is not None:
+            self.bench.forget(self.best.plan)
+        self.best = trial
+        return True
+
+    def confirmed(self) -> Speedup:
+        """The best plan's speedup, measured anew: the one that won was lucky, too.
+
+        A plan that does not win again is dropped for the baseline.
+        """
+        if self.best is None:
+            return Speedup()
+        gain = self.bench.time_again(self.best.plan, self.deadline)
+        if gain.median > 1.0:
+            return gain
+        self.bench.forget(self.best.plan)
+        self.ending = f"{self.best.plan} won once but not when it was measured again."
+        self.best = None
+        return Speedup()
+
+
+def variations(plan: Plan, usable: list[tuple[Pass, bool]]) -> Iterator[Plan]:
+    """A plan with one pass more, then with one pass less, the last first."""
+    items = [item for item, _ in usable]
+    for item in items:
+        if item.name not in plan.names:
+            wanted = {*plan.names, item.name}
+            yield Plan(tuple(other for other in items if other.name in wanted))
+    for item in reversed(plan.passes):
+        yield plan.without(item.name)
+
+
+def _better(trial: Trial, best: Trial | None) -> bool:
+    """Whether a trial is clearly ahead of the best, or as good with fewer passes."""
+    if best is None or best.speedup is None or trial.speedup is None:
+        return best is None
+    ratio = trial.speedup.median / best.speedup.median
+    fewer = len(trial.plan.passes) < len(best.plan.passes)
+    return ratio > 1.02 or (fewer and ratio > 0.99)

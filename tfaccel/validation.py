@@ -1,0 +1,147 @@
+"""The validation inside `fit`, accelerated where that pays."""
+
+import warnings
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel import numerics, timing
+from tfaccel.feed import feed, pull
+from tfaccel.numerics import Tolerance
+from tfaccel.plan import Plan
+from tfaccel.report import Report
+from tfaccel.state import Snapshot
+from tfaccel.step import StepFunction, build_step
+from tfaccel.timing import Clock
+from tfaccel.trial import compute_dtype
+from tfaccel.workload import Workload
+
+
+class Validation:
+    """Stands in for `model.test_function` while a plan is in use.
+
+    The first validation runs as it was written and is timed. From the second on,
+    if the validations to come are worth another trace, steps alternate between the
+    user's and the accelerated one (both evaluate real batches, so nothing is done
+    twice), and the faster stays. Before the accelerated step counts for anything
+    its losses on one batch are compared with those of the user's.
+
+    Args:
+        workload: the model.
+        report: what tuning found: the plan, its gain and its compile time.
+        tolerance: the user's; None for the table's.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        report: Report,
+        tolerance: Tolerance | float | None,
+        clock: Clock,
+    ):
+        self._workload = workload
+        self._plan = report.plan
+        self._gain = report.gain.median
+        self._trace_seconds = max((t.compile_seconds for t in report.trials), default=0.0)
+        self._tolerance = numerics.as_tolerance(tolerance, compute_dtype(report.plan, workload))
+        self._clock = clock
+        self._original = workload.model.test_function
+        self._chosen: StepFunction | None = None
+        self._fast: StepFunction | None = None
+        self._seconds: dict[bool, list[float]] = {False: [], True: []}
+        self._first_seconds = 0.0
+        self._validations = 0
+
+    def install(self) -> None:
+        """Takes the place of the model's test function."""
+        model = self._workload.model
+        model.make_test_function()
+        self._user = model.test_function
+
+        def test_function(iterator: Any) -> Any:
+            return self._run(iterator)
+
+        self._installed = model.test_function = test_function
+
+    def remove(self) -> None:
+        """Gives the place back."""
+        model: keras.Model = self._workload.model
+        if model.test_function is self._installed:
+            model.test_function = self._user if self._validations else self._original
+
+    def begin(self, epochs_to_come: int) -> None:
+        """A validation begins.
+
+        Args:
+            epochs_to_come: epochs still to be validated, this one included.
+        """
+        self._validations += 1
+        if self._validations == 2 and self._chosen is None:
+            saved = self._first_seconds * epochs_to_come * (1 - 1 / self._gain)
+            if saved <= self._trace_seconds:
+                self._chosen = self._user
+
+    def _run(self, iterator: Any) -> Any:
+        if self._chosen is not None:
+            return self._chosen(iterator)
+        if self._validations < 2 or not isinstance(iterator, tf.data.Iterator):
+            start = self._clock()
+            logs = self._user(iterator)
+            timing.wait_for(logs)
+            self._first_seconds += self._clock() - start
+            return logs
+        return self._alternate(iterator)
+
+    def _alternate(self, iterator: tf.data.Iterator) -> Any:
+        if self._fast is None:
+            return self._first_fast(iterator)
+        use_fast = len(self._seconds[True]) <= len(self._seconds[False])
+        step = self._fast if use_fast else self._user
+        start = self._clock()
+        logs = step(iterator)
+        timing.wait_for(logs)
+        self._seconds[use_fast].append(self._clock() - start)
+        self._settle()
+        return logs
+
+    def _settle(self) -> None:
+        user, fast = self._seconds[False], self._seconds[True]
+        if len(user) != len(fast) or len(user) not in timing.LOOKS:
+            return
+        gain = timing.speedup(user, fast)
+        if gain.low > 1.0:
+            self._chosen = self._fast
+        elif gain.high < 1.0 or len(user) == timing.LOOKS[-1]:
+            self._chosen = self._user
+
+    def _first_fast(self, iterator: tf.data.Iterator) -> Any:
+        """Compares the two steps on one batch; the user's own step counts."""
+        batches = pull(iterator, self._workload.model.steps_per_execution)
+        metrics = Snapshot(v for m in self._workload.model.metrics for v in m.variables)
+        try:
+            self._fast = build_step(self._workload, self._plan, kind="test")
+            if not self._alike(batches, iterator, self._fast):
+                self._chosen = self._user
+        except Exception as error:
+            warnings.warn(f"tfaccel leaves validation as it is: {error}", stacklevel=2)
+            self._chosen = self._user
+        metrics.restore()
+        return self._user(feed(batches, iterator))
+
+    def _alike(self, batches: Any, iterator: tf.data.Iterator, fast: StepFunction) -> bool:
+        losses: list[Any] = []
+        for step in (fast, self._user):
+            self._workload.model.reset_metrics()
+            logs = step(feed(batches, iterator))
+            losses.append(logs.get("loss") if isinstance(logs, dict) else logs)
+        if losses[0] is None:
+            return True
+        error = numerics.relative_error(losses[1].numpy(), losses[0].numpy())
+        return error <= self._tolerance.loss
+
+
+def serves_validation(plan: Plan) -> bool:
+    """Whether a plan changes the forward computation, and not the optimizer alone."""
+    return any(item.serves_validation for item in plan.passes)
