@@ -21,6 +21,7 @@ def pytest_addoption(parser):
     group.addoption("--record", metavar="FILE", help="write every test's outcome to FILE (JSON)")
     group.addoption("--accelerate", action="store_true", help="an AccelCallback in every fit")
     group.addoption("--max-tuning-seconds", type=float, default=30.0, help="for each fit")
+    group.addoption("--plan", help="names of passes, with commas: for every fit, without tuning")
 
 
 def pytest_configure(config):
@@ -37,9 +38,13 @@ class Recorder:
         self._file = pathlib.Path(config.getoption("--record"))
         self._outcomes = {}
         self._failures = {}
+        self._warnings = []
         self._fits = None
         if config.getoption("--accelerate"):
-            self._fits = EveryFit(config.getoption("--max-tuning-seconds"))
+            plan = config.getoption("--plan")
+            self._fits = EveryFit(
+                plan.split(",") if plan else "auto", config.getoption("--max-tuning-seconds")
+            )
             self._fits.install()
 
     @pytest.hookimpl(wrapper=True)
@@ -59,6 +64,11 @@ class Recorder:
         elif report.skipped or report.when == "call":
             self._outcomes.setdefault(report.nodeid, report.outcome)
 
+    def pytest_warning_recorded(self, warning_message, nodeid):
+        message = str(warning_message.message)
+        if message.startswith("tfaccel"):
+            self._warnings.append({"test": nodeid, "message": message})
+
     def _note(self, report, outcome):
         self._outcomes[report.nodeid] = outcome
         self._failures[report.nodeid] = report.longreprtext
@@ -71,6 +81,7 @@ class Recorder:
             "outcomes": self._outcomes,
             "failures": self._failures,
             "fits": [] if self._fits is None else self._fits.records,
+            "warnings": self._warnings,
         }
         self._file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -79,12 +90,14 @@ class EveryFit:
     """Wraps `fit` so that an AccelCallback comes last among its callbacks.
 
     Args:
+        plan: as AccelCallback's.
         max_tuning_seconds: the budget of each fit; nothing else bounds it.
     """
 
-    def __init__(self, max_tuning_seconds):
+    def __init__(self, plan, max_tuning_seconds):
         self.records = []
         self.test = ""
+        self._plan = plan
         self._max_tuning_seconds = max_tuning_seconds
         self._original = TensorFlowTrainer.fit
         self._cache = tempfile.TemporaryDirectory()
@@ -120,6 +133,7 @@ class EveryFit:
         import tfaccel  # here: the plain run must not even import it
 
         return tfaccel.AccelCallback(
+            self._plan,
             tuning_share=None,
             max_tuning_seconds=self._max_tuning_seconds,
             cache_dir=self._cache.name,
@@ -139,13 +153,12 @@ def joined(callbacks, accel):
 
 def described(accel):
     """What became of a fit, as JSON values."""
-    report = accel.report
+    report, plan = accel.report, list(accel.plan.names)
+    trials = () if report is None else report.trials
     return {
-        "plan": list(accel.plan.names),
-        "chosen": [] if report is None else list(report.plan.names),
-        "tuned": report is not None and len(report.trials) > 1,
+        "plan": plan,
+        "chosen": plan if report is None else list(report.plan.names),
+        "tuned": len(trials) > 1,
         "note": "" if report is None else report.note,
-        "outcomes": collections.Counter(
-            trial.outcome.name for trial in (() if report is None else report.trials)
-        ),
+        "outcomes": collections.Counter(trial.outcome.name for trial in trials),
     }

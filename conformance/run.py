@@ -7,6 +7,7 @@ tests could not be run.
     python conformance/run.py                     # everything
     python conformance/run.py -k swap_ema         # unknown arguments go to pytest
     python conformance/run.py --reuse-plain       # the plain half as it was last time
+    python conformance/run.py --plan fused_norm,fused_optimizer    # this, not the fastest
 """
 
 import argparse
@@ -27,6 +28,8 @@ ROOT = HERE.parent
 # Relative to the keras package.
 TESTS = ("src/trainers/trainer_test.py", "src/callbacks")
 REGRESSION, UNUSABLE = 1, 2
+# Characters of a warning, which may quote a whole TensorFlow error.
+_SHOWN = 200
 
 
 class CannotRunError(Exception):
@@ -44,6 +47,7 @@ class Run:
         outcomes: by test: "passed", "failed", "skipped", or "error".
         failures: by failing test: what pytest has to say about it.
         fits: what became of each accelerated fit.
+        warnings: what tfaccel warned of, by test.
     """
 
     arguments: list[str]
@@ -52,6 +56,7 @@ class Run:
     outcomes: Mapping[str, str]
     failures: Mapping[str, str]
     fits: Sequence[Mapping[str, Any]]
+    warnings: Sequence[Mapping[str, str]]
 
     def with_outcome(self, outcome: str) -> list[str]:
         """The tests that ended so."""
@@ -135,20 +140,23 @@ def regressions(plain: Run, accelerated: Run) -> dict[str, str]:
     }
 
 
-def describe_fits(fits: Sequence[Mapping[str, Any]]) -> str:
-    """How many fits were accelerated, and by which plans."""
+def describe_fits(run: Run) -> str:
+    """How many fits were accelerated, by which plans, and what tfaccel warned of."""
+    fits = run.fits
     tuned = [fit for fit in fits if fit["tuned"]]
-    chosen = collections.Counter(" + ".join(fit["chosen"]) for fit in fits if fit["chosen"])
+    plans = collections.Counter(" + ".join(fit["plan"]) for fit in fits if fit["plan"])
     fallen = [fit for fit in fits if fit["plan"] != fit["chosen"]]
+    warned = collections.Counter(warning["message"] for warning in run.warnings)
     trials: collections.Counter[str] = collections.Counter()
     for fit in fits:
         trials.update(fit["outcomes"])
     outcomes = ", ".join(f"{n} {name.lower()}" for name, n in trials.most_common())
     lines = [
         f"fits: {len(fits)} with an AccelCallback, {len(tuned)} tuned, "
-        f"{chosen.total()} accelerated, {len(fallen)} fallen back",
+        f"{plans.total()} accelerated to the end, {len(fallen)} fallen back",
         f"trials: {outcomes or 'none'}",
-        *(f"plan: {n} x {plan}" for plan, n in chosen.most_common()),
+        *(f"plan: {n} x {plan}" for plan, n in plans.most_common()),
+        *(f"warning: {n} x {message[:_SHOWN]}" for message, n in warned.most_common()),
     ]
     return "\n".join(lines)
 
@@ -158,7 +166,7 @@ def compare(plain: Run, accelerated: Run, allowed: Mapping[str, str]) -> int:
     print(f"Keras {plain.keras}, tests of {', '.join(TESTS)}")
     print(f"plain: {plain} in {plain.seconds:.0f} s")
     print(f"accelerated: {accelerated} in {accelerated.seconds:.0f} s")
-    print(describe_fits(accelerated.fits))
+    print(describe_fits(accelerated))
     found = regressions(plain, accelerated)
     for test in sorted(allowed.keys() & found.keys()):
         print(f"allowed: {test}: {allowed[test]}")
@@ -179,6 +187,7 @@ def main() -> int:
     """The runner."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--max-tuning-seconds", type=float, default=30.0, help="for each fit")
+    parser.add_argument("--plan", help="names of passes, with commas, instead of tuning")
     parser.add_argument("--reuse-plain", action="store_true", help="if it was the same run")
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "build" / "conformance")
     options, arguments = parser.parse_known_args()
@@ -188,10 +197,10 @@ def main() -> int:
         allowed = read_allowed(HERE / "allowed.txt")
         plain = kept_run("plain", arguments, output) if options.reuse_plain else None
         plain = plain or run_tests("plain", arguments, output)
-        seconds = str(options.max_tuning_seconds)
-        accelerated = run_tests(
-            "accelerated", [*arguments, "--accelerate", "--max-tuning-seconds", seconds], output
-        )
+        accelerate = ["--accelerate", "--max-tuning-seconds", str(options.max_tuning_seconds)]
+        if options.plan:
+            accelerate += ["--plan", options.plan]
+        accelerated = run_tests("accelerated", [*arguments, *accelerate], output)
     except CannotRunError as error:
         print(f"conformance: {error}", file=sys.stderr)
         return UNUSABLE

@@ -336,7 +336,7 @@ def main(argv: list[str]) -> None:
     console = Console()
     epochs = choose_epochs(images, warm_up(images) if compare or is_demo() else 0.0)
     console.print(f"{images}. Model: {described(epochs)}.")
-    if is_demo() and _TUNING_SHARE.value is None:
+    if is_demo() and _TUNING_SHARE.value is None and _PLAN.value == "auto":
         console.print(
             f"Tuning may take {tuning_share():.0%} of the time here, as this training lasts only "
             "seconds. The default is 5 %, which is plenty for a training of many minutes."

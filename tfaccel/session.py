@@ -221,11 +221,11 @@ class Session:
         return self.baseline(iterator)
 
     def _accept(self, report: Report, workload: Workload, bench: Bench) -> None:
-        self.report = report
-        self._on_report(report)
         if report.plan.is_baseline:
-            self._step = self.baseline
+            self._stay(report)
         else:
+            self.report = report
+            self._on_report(report)
             self._start_plan(report.plan, bench.step_function(report.plan), workload)
 
     def _use_cached(self, known: Report, workload: Workload) -> None:
@@ -236,8 +236,7 @@ class Session:
         steps = workload.steps_to_come
         saved = (steps or 0) * workload.step_seconds * (1 - 1 / known.speedup)
         if known.plan.is_baseline:
-            self._on_report(self.report)
-            self._step = self.baseline
+            self._stay(self.report)
             return
         if steps is not None and saved < trace:
             self._settle(f"{note} The rest is too short to pay for {known.plan}.", workload)
@@ -260,6 +259,8 @@ class Session:
 
     def _start_plan(self, plan: Plan, traced: StepFunction | None, workload: Workload) -> None:
         self.plan = plan
+        workload = dataclasses.replace(workload, batches=())  # no data is held any longer
+        self._batches.clear()
         build_optimizer(self.model)
         self._fast = traced or build_step(workload, plan)
         self._guard = Guard(workload, self.settings.clock) if self.settings.guard else None
@@ -324,9 +325,13 @@ class Session:
     def _settle(self, note: str, workload: Workload | None = None) -> None:
         """The training stays as it is."""
         trials = (baseline_trial(workload or self.workload()),) if self._seconds else ()
-        self.report = Report(trials=trials, plan=Plan(), note=note)
+        self._stay(Report(trials=trials, plan=Plan(), note=note))
+
+    def _stay(self, report: Report) -> None:
+        self.report = report
         self._step = self.baseline
-        self._on_report(self.report)
+        self._batches.clear()
+        self._on_report(report)
 
 
 def hindrance(model: keras.Model) -> str:

@@ -67,16 +67,14 @@ def dense_model(optimizer, dtype="float32", constraint=None, **compile_options):
     model = keras.Sequential(
         [
             keras.Input((6,), dtype=dtype),
-            keras.layers.Dense(5, "tanh", dtype=dtype, kernel_constraint=constraint),
-            keras.layers.Dense(3, dtype=dtype),
+            keras.layers.Dense(3, "tanh", dtype=dtype, kernel_constraint=constraint),
         ]
     )
     model.compile(optimizer, "mse", **compile_options)
     return model
 
 
-def batches_for(model, rng, count=5, size=4):
-    dtype = model.input_dtype if hasattr(model, "input_dtype") else model.inputs[0].dtype
+def batches_of(rng, count=5, size=4, dtype="float32"):
     x = rng.normal(size=(count, size, 6))
     y = rng.normal(size=(count, size, 3))
     return [(tf.cast(a, dtype), tf.cast(b, dtype)) for a, b in zip(x, y, strict=True)]
@@ -87,6 +85,8 @@ class Trained:
 
     def __init__(self, model, fused, step=None, jit_compile=False):
         self.model = model
+        # In a trace Keras would make the variables, and TensorFlow would trace again.
+        model.optimizer.build(model.trainable_variables)
         self.workload = Workload(model, device=CPU)
         plan = Plan((FusedOptimizer(),) if fused else ())
         step = step or self.plain_step
@@ -143,26 +143,18 @@ def compare(make_model, batches, rtol=1e-6, atol=1e-6, **options):
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_every_served_optimizer_in_float32(name, rng):
+def test_every_served_optimizer(name, rng):
     make, op = SERVED[name]
     # Adam's velocity: 1 - 0.999 is 1.3e-5 off in float32, as the op has it.
     rtol = 2e-5 if op.startswith("ResourceApplyAdam") else 2e-6
-    fused = compare(
-        lambda: dense_model(make()), batches_for(dense_model(None), rng), rtol=rtol, atol=5e-7
-    )
-    assert fused.ops() == {op: 4}
+    for dtype, tolerance in (("float32", (rtol, 5e-7)), ("float64", (1e-12, 1e-14))):
+        fused = compare(
+            lambda dtype=dtype: dense_model(make(), dtype), batches_of(rng, dtype=dtype), *tolerance
+        )
+        assert fused.ops() == {op: 2}
 
 
-@pytest.mark.parametrize("name", SERVED)
-def test_every_served_optimizer_in_float64(name, rng):
-    make, op = SERVED[name]
-    batches = batches_for(dense_model(None, "float64"), rng)
-    fused = compare(lambda: dense_model(make(), "float64"), batches, rtol=1e-12, atol=1e-14)
-    assert fused.ops() == {op: 4}
-
-
-# What Keras does around `update_step`, each with the default epsilon and with a large
-# gradient somewhere, so that clipping and decay change the result.
+# What Keras does around `update_step`.
 OPTIONS = {
     "weight_decay": {"weight_decay": 0.05},
     "clipnorm": {"clipnorm": 0.05},
@@ -175,17 +167,17 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ["momentum", "adam", "rmsprop"])
 @pytest.mark.parametrize("option", OPTIONS)
-def test_options_outside_update_step_stay_right(name, option, rng):
-    make, op = SERVED[name]
-    batches = batches_for(dense_model(None), rng)
-    fused = compare(lambda: dense_model(make(**OPTIONS[option])), batches, rtol=2e-5)
-    assert fused.ops() == {op: 4}
-    without = Trained(dense_model(make()), fused=True).run(batches)
+def test_options_outside_update_step_stay_right(option, rng):
+    for name in ("momentum", "adam", "rmsprop"):
+        make, op = SERVED[name]
+        batches = batches_of(rng)
+        fused = compare(lambda make=make: dense_model(make(**OPTIONS[option])), batches, rtol=2e-5)
+        assert fused.ops() == {op: 2}
     # The option does something, or the comparison would prove nothing; an average
     # that is kept and a scale that is undone leave the weights as they were.
     if option not in ("use_ema", "loss_scale_factor"):
+        without = Trained(dense_model(make()), fused=True).run(batches)
         assert not np.allclose(without.state()[0], fused.state()[0], rtol=1e-3)
 
 
@@ -195,7 +187,7 @@ def test_excluded_from_weight_decay(rng):
         optimizer.exclude_from_weight_decay(var_names=["bias"])
         return dense_model(optimizer)
 
-    compare(make, batches_for(dense_model(None), rng), rtol=2e-5)
+    compare(make, batches_of(rng), rtol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "ftrl"])
@@ -205,14 +197,14 @@ def test_a_learning_rate_schedule(name, rng):
     def make():
         return dense_model(kind(opt.schedules.ExponentialDecay(0.1, 2, 0.5)))
 
-    fused = compare(make, batches_for(dense_model(None), rng), rtol=2e-5)
-    assert fused.ops() == {SERVED[name][1]: 4}
+    fused = compare(make, batches_of(rng), rtol=2e-5)
+    assert fused.ops() == {SERVED[name][1]: 2}
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam"])
 def test_a_learning_rate_that_is_set_between_steps(name, rng):
     make, _ = SERVED[name]
-    batches = batches_for(dense_model(None), rng)
+    batches = batches_of(rng)
     runs = [Trained(dense_model(make()), fused).run(batches[:2]) for fused in (False, True)]
     for run in runs:
         run.model.optimizer.learning_rate = 0.5
@@ -224,12 +216,12 @@ def test_a_constraint(rng):
     def make():
         return dense_model(opt.SGD(1.0), constraint=keras.constraints.NonNeg())
 
-    fused = compare(make, batches_for(dense_model(None), rng))
+    fused = compare(make, batches_of(rng))
     assert (fused.model.weights[0].numpy() >= 0).all()
     assert (fused.model.weights[0].numpy() == 0).any()
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "rmsprop", "adadelta", "ftrl"])
 def test_sparse_gradients_are_keras_own(name, rng):
     """Repeated indices too, whose slices Keras squares one by one."""
     make, op = SERVED[name]
@@ -254,7 +246,7 @@ def test_sparse_gradients_are_keras_own(name, rng):
 @pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop"])
 def test_inside_a_loss_scale_optimizer(name, rng):
     make, op = SERVED[name]
-    batches = batches_for(dense_model(None), rng)
+    batches = batches_of(rng)
     overflow = (batches[2][0] * 1e30, batches[2][1])
     batches = [*batches[:2], overflow, *batches[2:]]
 
@@ -265,7 +257,7 @@ def test_inside_a_loss_scale_optimizer(name, rng):
         )
 
     fused = compare(model, batches, rtol=2e-5)
-    assert fused.ops() == {op: 4}
+    assert fused.ops() == {op: 2}
     # One of the six steps overflowed and was not taken.
     assert int(fused.model.optimizer.inner_optimizer.iterations) == 5
 
@@ -278,21 +270,14 @@ def test_inside_a_multi_optimizer(rng):
             opt.MultiOptimizer(lambda variable: adam if "kernel" in variable.path else sgd)
         )
 
-    # Its inner optimizers are known once it is built, which happens in the first trace.
-    batches = batches_for(dense_model(None), rng)
-    plain, fused = Trained(model(), False), Trained(model(), True)
-    for run in (plain, fused):
-        run.model.optimizer.build(run.model.trainable_variables)
-        run.run(batches)
-    agree(fused.state(), plain.state(), rtol=2e-5)
-    assert fused.ops() == {"ResourceApplyAdam": 2, "ResourceApplyGradientDescent": 2}
+    fused = compare(model, batches_of(rng), rtol=2e-5)
+    assert fused.ops() == {"ResourceApplyAdam": 1, "ResourceApplyGradientDescent": 1}
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["momentum", "adam", "rmsprop"])
+@pytest.mark.parametrize("name, dtype", [("adam", "bfloat16"), ("momentum", "float16")])
 def test_16_bit_variables_keep_keras(name, dtype, rng):
     make, _ = SERVED[name]
-    batches = batches_for(dense_model(None, dtype), rng, count=3)
+    batches = batches_of(rng, count=3, dtype=dtype)
     fused = compare(lambda: dense_model(make(), dtype), batches, rtol=0.0, atol=0.0)
     assert not fused.ops()
     assert FusedOptimizer().refusal(fused.workload) == Refusal(
@@ -307,8 +292,8 @@ def test_16_bit_gradients_of_float32_variables(rng):
             layer.dtype_policy = keras.DTypePolicy("mixed_bfloat16")
         return model
 
-    fused = compare(make, batches_for(dense_model(None), rng), rtol=1e-5)
-    assert fused.ops() == {"ResourceApplyKerasMomentum": 4}
+    fused = compare(make, batches_of(rng), rtol=1e-5)
+    assert fused.ops() == {"ResourceApplyKerasMomentum": 2}
 
 
 def test_two_applies_in_one_step_are_two_iterations(rng):
@@ -327,29 +312,32 @@ def test_two_applies_in_one_step_are_two_iterations(rng):
 
         return Trained(model, fused, step)
 
-    batches = batches_for(dense_model(None), rng, count=3)
+    batches = batches_of(rng, count=3)
     plain, fused = make(False).run(batches), make(True).run(batches)
     agree(fused.state(), plain.state(), rtol=2e-5)
-    assert fused.ops() == {"ResourceApplyAdam": 8}
+    assert fused.ops() == {"ResourceApplyAdam": 4}
 
 
-@pytest.mark.parametrize("name", sorted(set(SERVED) - {"amsgrad"}))
+@pytest.mark.parametrize(
+    "name",
+    ["sgd", "nesterov", "adam", "adamax", "rmsprop", "rmsprop_centered", "adadelta", "ftrl"],
+)
 def test_xla(name, rng):
     make, op = SERVED[name]
-    batches = batches_for(dense_model(None), rng, count=3)
+    batches = batches_of(rng, count=3)
 
     def model():
         return dense_model(make(), jit_compile=True)
 
     fused = compare(model, batches, rtol=2e-5, jit_compile=True)
-    assert fused.ops() == {op: 4}
+    assert fused.ops() == {op: 2}
 
 
 def test_xla_has_no_op_for_amsgrad(rng):
     def model():
         return dense_model(opt.Adam(0.01, amsgrad=True), jit_compile=True)
 
-    fused = compare(model, batches_for(dense_model(None), rng, count=3), jit_compile=True)
+    fused = compare(model, batches_of(rng, count=3), jit_compile=True)
     assert not fused.ops()
     assert FusedOptimizer().refusal(fused.workload) == Refusal(
         "XLA lacks the op for Adam(amsgrad=True)", "compile without jit_compile"
@@ -360,7 +348,7 @@ def test_xla_has_no_op_for_amsgrad(rng):
 def test_under_a_strategy(name, rng):
     make, op = SERVED[name]
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
-    batches = batches_for(dense_model(None), rng, count=3)
+    batches = batches_of(rng, count=3)
 
     def run(fused):
         with strategy.scope():
@@ -372,7 +360,7 @@ def test_under_a_strategy(name, rng):
     plain, fused = run(False), run(True)
     agree(fused.state(), plain.state(), rtol=2e-5)
     # RMSprop's op wants a slot more, which a strategy would want for each replica.
-    assert fused.ops() == ({} if name == "rmsprop" else {op: 4})
+    assert fused.ops() == ({} if name == "rmsprop" else {op: 2})
 
 
 # RMSprop without momentum
@@ -383,15 +371,15 @@ def test_scratch_is_not_the_users(rng):
     fused = Trained(model, fused=True)
     model.optimizer.build(model.trainable_variables)
     before = [v.path for v in model.optimizer.variables], [v.path for v in model.weights]
-    fused.run(batches_for(model, rng, count=1, size=4))
-    fused.run(batches_for(model, rng, count=1, size=7))  # another trace
+    fused.run(batches_of(rng, count=1, size=4))
+    fused.run(batches_of(rng, count=1, size=7))  # another trace
     assert ([v.path for v in model.optimizer.variables], [v.path for v in model.weights]) == before
-    assert len(fused.workload.scratch["fused_optimizer"]) == 4
+    assert len(fused.workload.scratch["fused_optimizer"]) == 2
 
 
 def test_a_nan_does_not_stay_in_the_scratch(rng):
     """After a bad step whose state was put back, the next ones are as in Keras."""
-    batches = batches_for(dense_model(None), rng)
+    batches = batches_of(rng)
     plain = Trained(dense_model(opt.RMSprop(0.01)), False).run(batches[:1])
     fused = Trained(dense_model(opt.RMSprop(0.01)), True).run(batches[:1])
     good = [v.numpy() for v in (*fused.model.weights, *fused.model.optimizer.variables)]
@@ -405,7 +393,7 @@ def test_a_nan_does_not_stay_in_the_scratch(rng):
 
 
 def test_nan_gradients_spread_as_in_keras(rng):
-    batches = batches_for(dense_model(None), rng)
+    batches = batches_of(rng)
     batches[2] = (batches[2][0] * np.nan, batches[2][1])
     for name in ("momentum", "adam", "rmsprop", "ftrl"):
         make, _ = SERVED[name]
@@ -435,17 +423,13 @@ class OwnApply(opt.Adam):
 
 
 def test_a_subclass_that_overrides_nothing_is_served(rng):
-    fused = compare(
-        lambda: dense_model(Renamed(0.01)), batches_for(dense_model(None), rng), rtol=2e-5
-    )
-    assert fused.ops() == {"ResourceApplyAdam": 4}
+    fused = compare(lambda: dense_model(Renamed(0.01)), batches_of(rng), rtol=2e-5)
+    assert fused.ops() == {"ResourceApplyAdam": 2}
 
 
 def test_a_subclass_that_overrides_apply_keeps_it(rng):
-    fused = compare(
-        lambda: dense_model(OwnApply(0.01)), batches_for(dense_model(None), rng), rtol=2e-5
-    )
-    assert fused.ops() == {"ResourceApplyAdam": 4}
+    fused = compare(lambda: dense_model(OwnApply(0.01)), batches_of(rng), rtol=2e-5)
+    assert fused.ops() == {"ResourceApplyAdam": 2}
 
 
 UNSERVED = [
@@ -463,7 +447,7 @@ UNSERVED = [
 def test_others_are_refused_by_name_and_left_alone(kind, rng):
     fused = compare(
         lambda: dense_model(kind(0.01)),
-        batches_for(dense_model(None), rng, count=2),
+        batches_of(rng, count=2),
         rtol=0.0,
         atol=0.0,
     )
@@ -485,8 +469,7 @@ def test_an_update_step_that_the_user_replaced_is_left_alone():
 
 
 def test_a_model_without_an_optimizer_is_refused():
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    refusal = FusedOptimizer().refusal(Workload(model, device=CPU))
+    refusal = FusedOptimizer().refusal(Workload(dense_model(None), device=CPU))
     assert refusal == Refusal("the model has no optimizer", "compile it with one")
 
 
@@ -507,8 +490,8 @@ def test_nothing_is_left_behind(wrap, rng):
     model.optimizer.build(model.trainable_variables)
     workload = Workload(model, device=CPU)
     before = dict(vars(inner)), dict(vars(model.optimizer))
-    fused = Trained(model, fused=True).run(batches_for(model, rng, count=1))
-    assert fused.ops() == {"ResourceApplyRMSProp": 4}
+    fused = Trained(model, fused=True).run(batches_of(rng, count=1))
+    assert fused.ops() == {"ResourceApplyRMSProp": 2}
     assert (dict(vars(inner)), dict(vars(model.optimizer))) == before
     with pytest.raises(RuntimeError, match="inside"), FusedOptimizer().applied(workload):
         assert "update_step" in vars(inner)

@@ -1,0 +1,121 @@
+"""The validation inside `fit`, under a plan."""
+
+import contextlib
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfaccel
+from tfaccel import timing
+from tfaccel.scoped import instance_attribute
+
+layers = keras.layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward(tfaccel.Pass):
+    """Adds `bias` to the model's outputs in validation, and takes `seconds` off the clock."""
+
+    name = "forward"
+    bias: float = 0.0
+
+    def refusal(self, workload):
+        return None
+
+    @contextlib.contextmanager
+    def applied(self, workload):
+        head = workload.model.layers[-1]
+        call = head.call
+
+        def shifted(inputs, training=None):
+            return call(inputs) + (0.0 if training else self.bias)
+
+        with instance_attribute(head, "call", shifted):
+            yield
+
+
+class Ticking:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 1.0
+        return self.now
+
+
+def fit(accel, epochs=4, freq=1):
+    keras.utils.set_random_seed(2)
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(8, activation="relu"), layers.Dense(1)]
+    )
+    model.compile("sgd", "mse", metrics=["mae"])
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(640, 4)).astype("float32")
+    y = x.sum(axis=1, keepdims=True)
+    history = model.fit(
+        x[:80], y[:80], batch_size=8, epochs=epochs, verbose=0, callbacks=accel,
+        validation_data=(x, y), validation_batch_size=8, validation_freq=freq,
+    )  # fmt: skip
+    return model, history.history
+
+
+@pytest.fixture
+def always_faster(monkeypatch):
+    """Whatever is timed comes out twice as fast; a clock on which all takes a while."""
+    monkeypatch.setattr(timing, "speedup", lambda a, b: tfaccel.Speedup(2.0, 1.9, 2.1, len(a)))
+
+
+def accelerated(bias=0.0):
+    return tfaccel.AccelCallback(
+        includes=["forward"], tuning_share=None, max_tuning_seconds=1e9, verbose=0, clock=Ticking()
+    )
+
+
+def test_a_faithful_plan_serves_validation(always_faster):
+    accel = accelerated()
+    _, history = fit([accel])
+    _, stock = fit([])
+    assert accel.plan.names == ("forward",)
+    validation = accel._session._validation
+    assert validation._chosen is validation._fast
+    for name, values in stock.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-5, err_msg=name)
+
+
+def test_a_plan_that_is_wrong_in_validation_does_not_serve_it(always_faster, monkeypatch):
+    monkeypatch.setattr(
+        Forward, "__init__", lambda self, bias=3.0: object.__setattr__(self, "bias", bias)
+    )
+    accel = accelerated()
+    _, history = fit([accel])
+    _, stock = fit([])
+    assert accel.plan.names == ("forward",)
+    assert accel._session._validation._chosen is accel._session._validation._user
+    for name, values in stock.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-5, err_msg=name)
+
+
+def test_the_test_function_is_the_user_s_afterwards(always_faster):
+    accel = accelerated()
+    model, _ = fit([accel])
+    assert model.test_function is accel._session._validation._user
+    assert np.isfinite(model.evaluate(tf.ones((8, 4)), tf.ones((8, 1)), verbose=0)).all()
+
+
+def test_without_validation_nothing_is_left(always_faster):
+    keras.utils.set_random_seed(2)
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(
+        np.ones((80, 4)), np.ones((80, 1)), batch_size=8, verbose=0, callbacks=[accelerated()]
+    )
+    assert model.test_function is None
+
+
+def test_a_plan_for_the_optimizer_alone_leaves_validation_alone():
+    accel = tfaccel.AccelCallback(["fused_optimizer"], verbose=0)
+    fit([accel], epochs=1)
+    assert accel._session._validation is None
