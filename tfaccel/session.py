@@ -39,6 +39,7 @@ class Session:
         settings: what the user asked for.
         epochs: epochs of this fit.
         batches_per_epoch: None when unknown.
+        on_tuning: told the budget in seconds before trials begin.
         on_report: told once, when it is decided how the training goes on.
     """
 
@@ -48,6 +49,7 @@ class Session:
         settings: Settings,
         epochs: int,
         batches_per_epoch: int | None,
+        on_tuning: Callable[[float], None],
         on_report: Callable[[Report], None],
     ):
         self.model = model
@@ -57,6 +59,7 @@ class Session:
         self.baseline: StepFunction = model.train_function
         self._epochs = epochs
         self._batches_per_epoch = batches_per_epoch
+        self._on_tuning = on_tuning
         self._on_report = on_report
         self._epoch = 0
         self._calls_in_epoch = 0
@@ -64,6 +67,7 @@ class Session:
         self._seconds: list[float] = []
         self._element_spec: Any = None
         self._fast: StepFunction = self.baseline
+        self._decided = False  # by trials, or by a plan that failed; a short fit decides nothing
         self._guard: Guard | None = None
         self._last_logs: Any = None
         self._validation: Validation | None = None
@@ -99,10 +103,13 @@ class Session:
     def resume(self, earlier: "Session") -> bool:
         """Goes on with what an earlier fit of the same compiled model decided, if it did."""
         same = earlier.model is self.model and earlier.baseline is self.baseline
-        if not same or earlier._fast is earlier.baseline:
+        if not same or not earlier._decided:
             return False
-        self.report = earlier.report
-        self._start_plan(earlier.plan, earlier._fast, earlier.workload())
+        self.report, self._decided = earlier.report, True
+        if earlier.plan.is_baseline:
+            self.stop()
+        else:
+            self._start_plan(earlier.plan, earlier._fast, earlier.workload())
         return True
 
     def begin_epoch(self, epoch: int) -> None:
@@ -207,6 +214,7 @@ class Session:
             else:
                 self._settle(_too_short(workload, least, seconds), workload)
             return
+        self._on_tuning(seconds)
         with Bench(workload, self.baseline, settings.clock, settings.tolerance) as bench:
             report = tune_workload(workload, bench, settings.names, seconds)
         if settings.cache and (report.complete or not report.plan.is_baseline):
@@ -258,7 +266,7 @@ class Session:
             self._start_plan(plan, None, workload)
 
     def _start_plan(self, plan: Plan, traced: StepFunction | None, workload: Workload) -> None:
-        self.plan = plan
+        self.plan, self._decided = plan, True
         workload = dataclasses.replace(workload, batches=())  # no data is held any longer
         self._batches.clear()
         build_optimizer(self.model)
@@ -318,9 +326,7 @@ class Session:
         warnings.warn(f"tfaccel goes on with your own step: {why}", RuntimeWarning, stacklevel=2)
         self.plan = Plan()
         self._fast = self._step = self.baseline
-        if self._validation is not None:
-            self._validation.remove()
-            self._validation = None
+        self.stop()
 
     def _settle(self, note: str, workload: Workload | None = None) -> None:
         """The training stays as it is."""
@@ -329,8 +335,10 @@ class Session:
 
     def _stay(self, report: Report) -> None:
         self.report = report
+        self._decided = len(report.trials) > 1
         self._step = self.baseline
         self._batches.clear()
+        self.stop()
         self._on_report(report)
 
 

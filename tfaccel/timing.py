@@ -43,7 +43,10 @@ def wait_for(outputs: object) -> None:
     for leaf in tf.nest.flatten(outputs):
         if isinstance(leaf, tf.Tensor):
             leaf.numpy()
-            return
+            break
+    if tf.config.list_logical_devices("GPU"):
+        # The loss is there before the last update is.
+        tf.test.experimental.sync_devices()
 
 
 def timed(step: Step, clock: Clock) -> float:

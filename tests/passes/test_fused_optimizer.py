@@ -15,6 +15,8 @@ from tfaccel.workload import Workload
 opt = keras.optimizers
 CPU = Device("CPU", "test")
 
+# In float64 nothing hides in a tolerance.
+EXACT = {"rtol": 1e-12, "atol": 1e-14}
 # Each optimizer that is served, and the op that does its work.
 SERVED = {
     "sgd": (lambda **k: opt.SGD(0.1, **k), "ResourceApplyGradientDescent"),
@@ -45,19 +47,6 @@ SERVED = {
         "ResourceApplyCenteredRMSProp",
     ),
     "adadelta": (lambda **k: opt.Adadelta(0.5, **k), "ResourceApplyAdadelta"),
-    "ftrl": (lambda **k: opt.Ftrl(0.1, **k), "ResourceApplyFtrlV2"),
-    "ftrl_options": (
-        lambda **k: opt.Ftrl(
-            0.1,
-            learning_rate_power=-0.7,
-            l1_regularization_strength=0.01,
-            l2_regularization_strength=0.02,
-            l2_shrinkage_regularization_strength=0.03,
-            beta=0.1,
-            **k,
-        ),
-        "ResourceApplyFtrlV2",
-    ),
 }
 FUSED_OPS = {op for _, op in SERVED.values()}
 
@@ -111,9 +100,11 @@ class Trained:
             self.function(*batch)
         return self
 
+    def variables(self):
+        return [*self.model.weights, *self.model.optimizer.variables]
+
     def state(self):
-        variables = [*self.model.weights, *self.model.optimizer.variables]
-        return [tf.cast(v.value, tf.float64).numpy() for v in variables]
+        return [tf.cast(v.value, tf.float64).numpy() for v in self.variables()]
 
     def ops(self):
         """How often each fused op occurs in the traced graphs, branches included."""
@@ -147,7 +138,7 @@ def test_every_served_optimizer(name, rng):
     make, op = SERVED[name]
     # Adam's velocity: 1 - 0.999 is 1.3e-5 off in float32, as the op has it.
     rtol = 2e-5 if op.startswith("ResourceApplyAdam") else 2e-6
-    for dtype, tolerance in (("float32", (rtol, 5e-7)), ("float64", (1e-12, 1e-14))):
+    for dtype, tolerance in (("float32", (rtol, 5e-7)), ("float64", tuple(EXACT.values()))):
         fused = compare(
             lambda dtype=dtype: dense_model(make(), dtype), batches_of(rng, dtype=dtype), *tolerance
         )
@@ -171,13 +162,15 @@ OPTIONS = {
 def test_options_outside_update_step_stay_right(option, rng):
     for name in ("momentum", "adam", "rmsprop"):
         make, op = SERVED[name]
-        batches = batches_of(rng)
-        fused = compare(lambda make=make: dense_model(make(**OPTIONS[option])), batches, rtol=2e-5)
+        batches = batches_of(rng, dtype="float64")
+        fused = compare(
+            lambda make=make: dense_model(make(**OPTIONS[option]), "float64"), batches, **EXACT
+        )
         assert fused.ops() == {op: 2}
     # The option does something, or the comparison would prove nothing; an average
     # that is kept and a scale that is undone leave the weights as they were.
     if option not in ("use_ema", "loss_scale_factor"):
-        without = Trained(dense_model(make()), fused=True).run(batches)
+        without = Trained(dense_model(make(), "float64"), fused=True).run(batches)
         assert not np.allclose(without.state()[0], fused.state()[0], rtol=1e-3)
 
 
@@ -185,31 +178,33 @@ def test_excluded_from_weight_decay(rng):
     def make():
         optimizer = opt.AdamW(0.01, weight_decay=0.5)
         optimizer.exclude_from_weight_decay(var_names=["bias"])
-        return dense_model(optimizer)
+        return dense_model(optimizer, "float64")
 
-    compare(make, batches_of(rng), rtol=2e-5)
+    compare(make, batches_of(rng, dtype="float64"), **EXACT)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "ftrl"])
+@pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_a_learning_rate_schedule(name, rng):
     kind = type(SERVED[name][0]())
 
     def make():
-        return dense_model(kind(opt.schedules.ExponentialDecay(0.1, 2, 0.5)))
+        return dense_model(kind(opt.schedules.ExponentialDecay(0.1, 2, 0.5)), "float64")
 
-    fused = compare(make, batches_of(rng), rtol=2e-5)
+    fused = compare(make, batches_of(rng, dtype="float64"), **EXACT)
     assert fused.ops() == {SERVED[name][1]: 2}
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam"])
 def test_a_learning_rate_that_is_set_between_steps(name, rng):
     make, _ = SERVED[name]
-    batches = batches_of(rng)
-    runs = [Trained(dense_model(make()), fused).run(batches[:2]) for fused in (False, True)]
+    batches = batches_of(rng, dtype="float64")
+    runs = [
+        Trained(dense_model(make(), "float64"), fused).run(batches[:2]) for fused in (False, True)
+    ]
     for run in runs:
         run.model.optimizer.learning_rate = 0.5
         run.run(batches[2:])
-    agree(runs[1].state(), runs[0].state(), rtol=2e-5)
+    agree(runs[1].state(), runs[0].state(), **EXACT)
 
 
 def test_a_constraint(rng):
@@ -221,7 +216,7 @@ def test_a_constraint(rng):
     assert (fused.model.weights[0].numpy() == 0).any()
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "rmsprop", "adadelta", "ftrl"])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "rmsprop", "adadelta"])
 def test_sparse_gradients_are_keras_own(name, rng):
     """Repeated indices too, whose slices Keras squares one by one."""
     make, op = SERVED[name]
@@ -246,17 +241,18 @@ def test_sparse_gradients_are_keras_own(name, rng):
 @pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop"])
 def test_inside_a_loss_scale_optimizer(name, rng):
     make, op = SERVED[name]
-    batches = batches_of(rng)
-    overflow = (batches[2][0] * 1e30, batches[2][1])
+    batches = batches_of(rng, dtype="float64")
+    overflow = (batches[2][0], batches[2][1] * np.inf)
     batches = [*batches[:2], overflow, *batches[2:]]
 
     def model():
         return dense_model(
             opt.LossScaleOptimizer(make(), initial_scale=128.0, dynamic_growth_steps=2),
+            dtype="float64",
             auto_scale_loss=False,
         )
 
-    fused = compare(model, batches, rtol=2e-5)
+    fused = compare(model, batches, **EXACT)
     assert fused.ops() == {op: 2}
     # One of the six steps overflowed and was not taken.
     assert int(fused.model.optimizer.inner_optimizer.iterations) == 5
@@ -292,7 +288,7 @@ def test_16_bit_gradients_of_float32_variables(rng):
             layer.dtype_policy = keras.DTypePolicy("mixed_bfloat16")
         return model
 
-    fused = compare(make, batches_of(rng), rtol=1e-5)
+    fused = compare(make, batches_of(rng, dtype="bfloat16"), rtol=1e-5)
     assert fused.ops() == {"ResourceApplyKerasMomentum": 2}
 
 
@@ -300,7 +296,7 @@ def test_two_applies_in_one_step_are_two_iterations(rng):
     """Powers of beta are shared between variables, but not between applies."""
 
     def make(fused):
-        model = dense_model(opt.Adam(0.05))
+        model = dense_model(opt.Adam(0.05), "float64")
 
         def step(x, y):
             for _ in range(2):
@@ -312,16 +308,13 @@ def test_two_applies_in_one_step_are_two_iterations(rng):
 
         return Trained(model, fused, step)
 
-    batches = batches_of(rng, count=3)
+    batches = batches_of(rng, count=3, dtype="float64")
     plain, fused = make(False).run(batches), make(True).run(batches)
-    agree(fused.state(), plain.state(), rtol=2e-5)
+    agree(fused.state(), plain.state(), **EXACT)
     assert fused.ops() == {"ResourceApplyAdam": 4}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["sgd", "nesterov", "adam", "adamax", "rmsprop", "rmsprop_centered", "adadelta", "ftrl"],
-)
+@pytest.mark.parametrize("name", ["nesterov", "adam", "rmsprop_centered", "adadelta"])
 def test_xla(name, rng):
     make, op = SERVED[name]
     batches = batches_of(rng, count=3)
@@ -382,22 +375,30 @@ def test_a_nan_does_not_stay_in_the_scratch(rng):
     batches = batches_of(rng)
     plain = Trained(dense_model(opt.RMSprop(0.01)), False).run(batches[:1])
     fused = Trained(dense_model(opt.RMSprop(0.01)), True).run(batches[:1])
-    good = [v.numpy() for v in (*fused.model.weights, *fused.model.optimizer.variables)]
+    good = [v.numpy() for v in fused.variables()]
     fused.run([(batches[1][0] * np.nan, batches[1][1])])
     assert np.isnan(fused.model.weights[0].numpy()).any()
-    for variable, value in zip(
-        (*fused.model.weights, *fused.model.optimizer.variables), good, strict=True
-    ):
+    for variable, value in zip(fused.variables(), good, strict=True):
         variable.assign(value)
     agree(fused.run(batches[1:]).state(), plain.run(batches[1:]).state(), rtol=2e-6)
 
 
-def test_nan_gradients_spread_as_in_keras(rng):
-    batches = batches_of(rng)
-    batches[2] = (batches[2][0] * np.nan, batches[2][1])
-    for name in ("momentum", "adam", "rmsprop", "ftrl"):
-        make, _ = SERVED[name]
-        compare(lambda make=make: dense_model(make()), batches, rtol=2e-5)
+@pytest.mark.parametrize("name", ["momentum", "amsgrad", "adamax", "rmsprop", "adadelta"])
+def test_bad_gradients_spread_as_in_keras(name, rng):
+    """Weights are NaN where Keras's are, so that nobody trains on unawares."""
+    runs = [Trained(dense_model(SERVED[name][0]()), fused) for fused in (False, True)]
+    start = [v.numpy() for v in runs[0].variables()]
+    for bad in (np.nan, np.inf, -np.inf):
+        batches = batches_of(rng)
+        batches[2] = (batches[2][0], batches[2][1] + [[bad, 0.0, 0.0]])
+        for run in runs:
+            for variable, value in zip(run.variables(), start, strict=True):
+                variable.assign(value)
+            run.run(batches)
+        plain, fused = (run.model.get_weights() for run in runs)
+        agree(fused, plain, rtol=2e-5, atol=1e-5)
+        assert np.isnan(fused[0][:, 0]).all()
+        assert np.isfinite(fused[0][:, 1:]).all()
 
 
 # Who is served
@@ -432,31 +433,22 @@ def test_a_subclass_that_overrides_apply_keeps_it(rng):
     assert fused.ops() == {"ResourceApplyAdam": 2}
 
 
-UNSERVED = [
-    opt.Adagrad,
-    opt.Nadam,
-    opt.Lion,
-    opt.Adafactor,
-    opt.Lamb,
-    OwnUpdate,
-    OwnAssign,
-]
+UNSERVED = [opt.Adagrad, opt.Ftrl, opt.Nadam, opt.Lion, opt.Lamb, OwnUpdate, OwnAssign]
 
 
-@pytest.mark.parametrize("kind", UNSERVED)
-def test_others_are_refused_by_name_and_left_alone(kind, rng):
-    fused = compare(
-        lambda: dense_model(kind(0.01)),
-        batches_of(rng, count=2),
-        rtol=0.0,
-        atol=0.0,
-    )
+def test_others_are_refused_by_name():
+    for kind in UNSERVED:
+        for optimizer in (kind(0.01), opt.LossScaleOptimizer(kind(0.01))):
+            refusal = FusedOptimizer().refusal(Workload(dense_model(optimizer), device=CPU))
+            assert refusal.cause == f"no fused op has the maths of {kind.__name__}"
+            assert "Adam" in refusal.remedy
+
+
+@pytest.mark.parametrize("kind", [opt.Adagrad, OwnUpdate, OwnAssign])
+def test_others_are_left_alone(kind, rng):
+    batches = batches_of(rng, count=2)
+    fused = compare(lambda: dense_model(kind(0.01)), batches, rtol=0.0, atol=0.0)
     assert not fused.ops()
-    refusal = FusedOptimizer().refusal(fused.workload)
-    assert refusal.cause == f"no fused op has the maths of {kind.__name__}"
-    assert "Adam" in refusal.remedy
-    wrapped = dense_model(opt.LossScaleOptimizer(kind(0.01)))
-    assert FusedOptimizer().refusal(Workload(wrapped, device=CPU)) == refusal
 
 
 def test_an_update_step_that_the_user_replaced_is_left_alone():
@@ -487,17 +479,21 @@ def test_one_optimizer_that_can_be_served_is_enough():
 def test_nothing_is_left_behind(wrap, rng):
     inner = opt.RMSprop(0.01)
     model = dense_model(wrap(inner), auto_scale_loss=False)
-    model.optimizer.build(model.trainable_variables)
     workload = Workload(model, device=CPU)
-    before = dict(vars(inner)), dict(vars(model.optimizer))
+    Trained(model, fused=False).run(batches_of(rng, count=1))  # Keras's own marks
+
+    def marks():
+        return [{k: id(v) for k, v in vars(o).items()} for o in (inner, model.optimizer)]
+
+    before = marks()
     fused = Trained(model, fused=True).run(batches_of(rng, count=1))
     assert fused.ops() == {"ResourceApplyRMSProp": 2}
-    assert (dict(vars(inner)), dict(vars(model.optimizer))) == before
+    assert marks() == before
     with pytest.raises(RuntimeError, match="inside"), FusedOptimizer().applied(workload):
         assert "update_step" in vars(inner)
         raise RuntimeError("inside")
     assert FusedOptimizer().refusal(workload) is None
-    assert (dict(vars(inner)), dict(vars(model.optimizer))) == before
+    assert marks() == before
 
 
 def test_the_plan_survives_json():

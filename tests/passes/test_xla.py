@@ -3,6 +3,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfaccel.device import Device
 from tfaccel.passes import XLA
@@ -62,8 +63,6 @@ def test_the_step_is_compiled_by_xla_and_the_setting_stays(rng):
 
     class Watched(layers.Layer):
         def call(self, inputs):
-            import tensorflow as tf
-
             seen.append(tf.compat.v1.get_default_graph().outer_graph)
             return inputs
 
@@ -88,6 +87,22 @@ def _must_compile(graph):
         for op in graph.get_operations()
         if "_XlaMustCompile" in op.node_def.attr
     )
+
+
+@pytest.mark.parametrize(
+    ("spec", "refused"),
+    [
+        (tf.TensorSpec((None, 4)), False),
+        ((tf.TensorSpec((8, 4)), tf.TensorSpec((None,))), False),
+        ({"x": tf.TensorSpec((None, None, 4))}, True),
+        (tf.TensorSpec(None), True),
+        (tf.RaggedTensorSpec((None, None)), True),
+    ],
+)
+def test_batches_of_many_shapes_are_refused(spec, refused):
+    workload = Workload(model_of(layers.Dense(2)), element_spec=spec, device=CPU)
+    refusal = XLA().refusal(workload)
+    assert ("pad them to one shape" in str(refusal)) == refused
 
 
 def test_it_is_a_frozen_record():

@@ -111,7 +111,12 @@ class AccelCallback(keras.callbacks.Callback):
             return
         earlier, params = self._session, self.params or {}
         self._session = Session(
-            self.model, self._settings, params.get("epochs", 1), params.get("steps"), self._tell
+            self.model,
+            self._settings,
+            params.get("epochs", 1),
+            params.get("steps"),
+            on_tuning=self._tell_tuning,
+            on_report=self._tell,
         )
         self._session.start()
         if earlier is not None:
@@ -131,6 +136,10 @@ class AccelCallback(keras.callbacks.Callback):
         """Gives the train function back."""
         if self._session is not None:
             self._session.finish()
+
+    def _tell_tuning(self, seconds: float) -> None:
+        if self._verbose:
+            print(f"\ntfaccel: trying accelerations on your batches, for {seconds:.0f} s at most")
 
     def _tell(self, report: Report) -> None:
         if self._verbose:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -73,9 +74,7 @@ class Update:
         """The handle of a slot that is zero when the op runs."""
         key = self.variable.ref()
         if key not in self.scratch:
-            with tf.init_scope(), tf.device(self.variable.device):
-                zeros = tf.zeros(self.variable.shape, self.variable.dtype)
-                self.scratch[key] = tf.Variable(zeros, trainable=False, name="scratch")
+            self.scratch[key] = _untraced(lambda: _zero_variable_like(self.variable))
         # Zeroed in every step, or one NaN would stay for ever (0 times NaN is NaN).
         zeros = tf.zeros(self.variable.shape, self.variable.dtype)
         self.scratch[key].assign(zeros, read_value=False)
@@ -107,6 +106,23 @@ class Update:
     def _power(self, beta: str) -> tf.Tensor:
         step = self.cast(self.optimizer.iterations + 1)
         return keras.ops.power(self.cast(getattr(self.optimizer, beta)), step)
+
+
+def _untraced(make: Callable[[], Any]) -> Any:
+    """What `make` returns when it runs outside every `tf.function`.
+
+    Graphs belong to threads. `tf.init_scope` is not enough here: the function being
+    traced would still count the variable as its own, trace a second time because of
+    it, and refuse to make one in a later trace.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(make).result()
+
+
+def _zero_variable_like(variable: tf.Variable) -> tf.Variable:
+    with tf.device(variable.device):
+        zeros = tf.zeros(variable.shape, variable.dtype)
+        return tf.Variable(zeros, trainable=False, name="scratch")
 
 
 def _sgd(update: Update) -> None:
@@ -188,21 +204,6 @@ def _adadelta(update: Update) -> None:
     )
 
 
-def _ftrl(update: Update) -> None:
-    optimizer = update.optimizer
-    # Keras's beta is a further l2, as in section 3.1 of the paper.
-    l2 = optimizer.l2_regularization_strength + optimizer.beta / (2.0 * update.rate())
-    tf.raw_ops.ResourceApplyFtrlV2(
-        **update.common(),
-        accum=update.slot("_accumulators"),
-        linear=update.slot("_linears"),
-        l1=update.exact(optimizer.l1_regularization_strength),
-        l2=update.exact(l2),
-        l2_shrinkage=update.exact(optimizer.l2_shrinkage_regularization_strength),
-        lr_power=update.exact(optimizer.learning_rate_power),
-    )
-
-
 Rule = Callable[[Update], None]
 # AdamW has Adam's `update_step`: its weight decay is outside.
 _RULES: dict[type, Rule] = {
@@ -211,7 +212,6 @@ _RULES: dict[type, Rule] = {
     keras.optimizers.Adamax: _adamax,
     keras.optimizers.RMSprop: _rmsprop,
     keras.optimizers.Adadelta: _adadelta,
-    keras.optimizers.Ftrl: _ftrl,
 }
 
 

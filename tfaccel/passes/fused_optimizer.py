@@ -22,7 +22,7 @@ from tfaccel.workload import Workload
 
 # In 16 bits the ops compute 1 - beta from a rounded beta: 1 - 0.999 would be 0.
 _DTYPES = (tf.float32, tf.float64)
-_HAVE_ONE = "SGD, Adam, AdamW, Adamax, RMSprop, Adadelta and Ftrl have one"
+_HAVE_ONE = "SGD, Adam, AdamW, Adamax, RMSprop and Adadelta have one"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +30,10 @@ class FusedOptimizer(Pass):
     """Updates each variable by one op in place of about ten.
 
     Serves SGD (with momentum and Nesterov), Adam (with AMSGrad), AdamW, Adamax,
-    RMSprop (centred or not), Adadelta and Ftrl, alone or inside a
-    LossScaleOptimizer or MultiOptimizer. Slots and iterations stay the
-    optimizer's own, and what Keras does around `update_step` (weight decay,
-    clipping, averages, accumulation, schedules, constraints) is not touched.
+    RMSprop (centred or not) and Adadelta, alone or inside a LossScaleOptimizer
+    or MultiOptimizer. Slots and iterations stay the optimizer's own, and what
+    Keras does around `update_step` (weight decay, clipping, averages,
+    accumulation, schedules, constraints) is not touched.
 
     The maths is Keras's to the rounding of its hyperparameters: the ops take
     beta and subtract it from 1 in float32, where Keras subtracts in float64, so
@@ -41,10 +41,11 @@ class FusedOptimizer(Pass):
 
     Sparse gradients (Embedding) and 16-bit variables keep Keras's own update:
     Keras squares the slices of a sparse gradient before it adds repeated ones.
-    Adagrad's op has its epsilon in another place, and other optimizers have no op.
+    Adagrad's op has its epsilon in another place, Ftrl's makes zeros of weights
+    whose gradients are NaN, and other optimizers have no op.
 
     Source: Kingma and Ba, arXiv:1412.6980; Reddi et al., arXiv:1904.09237; Zeiler,
-    arXiv:1212.5701; McMahan et al., Ad Click Prediction (KDD 2013);
+    arXiv:1212.5701;
     https://www.tensorflow.org/api_docs/python/tf/raw_ops/ResourceApplyAdam
     """
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import tensorflow as tf
 
 from tfaccel.plan import Pass, Refusal
 from tfaccel.scoped import set_attribute
@@ -37,25 +39,33 @@ class XLA(Pass):
         if not self.jit_compile and workload.device.kind == "CPU":
             # On a CPU Keras never turns XLA on by itself, so the user did.
             return Refusal("the model was compiled with jit_compile=True", "compile without it")
-        if self.jit_compile and workload.device.kind == "GPU":
-            blocked = _blocking_layer(workload)
-            if blocked is None:
-                # On a GPU Keras turns XLA on wherever it can, so the user turned it off.
-                return Refusal(
-                    "the model was compiled with jit_compile=False", "compile without it"
-                )
-        blocked = _blocking_layer(workload) if self.jit_compile else None
-        if blocked is not None:
-            return Refusal(
-                f"layer {blocked.name!r} ({type(blocked).__name__}) can't be compiled by XLA",
-                "move it out of the model, into the input pipeline" if not blocked.weights else "",
-            )
-        return None
+        return _obstacle(workload) if self.jit_compile else None
 
     def applied(self, workload: Workload) -> contextlib.AbstractContextManager[None]:
         return set_attribute(workload.model, "jit_compile", self.jit_compile)
 
 
-def _blocking_layer(workload: Workload):
-    """The first layer that says it can't be compiled, or None."""
-    return next((layer for layer in workload.layers if not layer.supports_jit), None)
+def _obstacle(workload: Workload) -> Refusal | None:
+    """Why XLA can't compile this step, or shouldn't."""
+    blocked = next((layer for layer in workload.layers if not layer.supports_jit), None)
+    if blocked is not None:
+        return Refusal(
+            f"layer {blocked.name!r} ({type(blocked).__name__}) can't be compiled by XLA",
+            "move it out of the model, into the input pipeline" if not blocked.weights else "",
+        )
+    if workload.device.kind == "GPU":
+        # On a GPU Keras turns XLA on wherever it can, so the user turned it off.
+        return Refusal("the model was compiled with jit_compile=False", "compile without it")
+    if any(_varies(spec) for spec in tf.nest.flatten(workload.element_spec)):
+        return Refusal(
+            "batches differ in more than their number of samples, and XLA compiles each shape anew",
+            "pad them to one shape",
+        )
+    return None
+
+
+def _varies(spec: Any) -> bool:
+    """Whether tensors of this spec differ in another dimension than the first."""
+    if not isinstance(spec, tf.TensorSpec):
+        return spec is not None
+    return spec.shape.rank is None or None in spec.shape.as_list()[1:]
