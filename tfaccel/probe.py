@@ -1,7 +1,7 @@
 """Looking into one step: its losses, its gradients, and what it leaves behind."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -61,7 +61,7 @@ class Probe:
             gradients.clear()
             with _recorded(workload, gradients, given, self._names), plan.applied(workload):
                 logs = workload.model.train_step(batch)
-            self._snapshot.include(tf.compat.v1.get_default_graph().variables)
+            self._snapshot.include_graph(tf.compat.v1.get_default_graph())
             return logs, {name: tf.convert_to_tensor(g) for name, g in gradients.items()}
 
         try:
@@ -69,7 +69,7 @@ class Probe:
                 self._snapshot.restore()
                 workload.model.reset_metrics()
                 if reseed:
-                    _reseed(self._snapshot.variables)
+                    self._snapshot.reseed()
                 before = self._names.trained()
                 logs, found = step(
                     workload.batches[0], {k: tf.constant(v) for k, v in given.items()}
@@ -189,13 +189,6 @@ def _quiet(workload: Workload) -> Iterator[None]:
                 if isinstance(vars(layer).get(name), float):
                     stack.enter_context(instance_attribute(layer, name, 0.0))
         yield
-
-
-def _reseed(variables: Iterable[tf.Variable]) -> None:
-    """Moves every seed generator on, as if the training had been seeded otherwise."""
-    for variable in variables:
-        if variable.dtype == tf.uint32 and variable.shape == (2,):
-            variable.assign(variable + tf.constant([7919, 104729], tf.uint32))
 
 
 def _jit_compile(plan: Plan, workload: Workload) -> bool:

@@ -8,6 +8,8 @@ import tensorflow as tf
 
 from tfaccel.workload import Workload
 
+_ANOTHER_SEED = 7919  # any number that no step draws its way to
+
 
 class Snapshot:
     """The values of a set of variables at one moment, kept in host memory.
@@ -16,44 +18,68 @@ class Snapshot:
     generators), the metrics', and every optimizer's (slots, iterations, learning
     rate, a LossScaleOptimizer's scale). What a step touches beyond these (Keras's
     global seed generator, TensorFlow's global generator, a tf.Variable of the
-    user's own) is known once a step is traced, and joins through `include`.
+    user's own) is known once a step is traced, and joins through `include_graph`.
 
     The values that stateful random ops (`tf.random.normal` and its like) keep
     inside their kernels cannot be read, so they are not restored.
     """
 
     def __init__(self, variables: Iterable[Any]):
-        self._values: dict[int, tuple[tf.Variable, tf.Tensor]] = {}
-        self.include(variables)
+        self._values: dict[int, tuple[tf.Tensor, tf.Tensor]] = {}  # handle and value, by handle
+        for variable in variables:
+            native = variable.value if isinstance(variable, keras.Variable) else variable
+            self._include(native.handle, native.dtype)
 
     @classmethod
     def of(cls, workload: Workload) -> "Snapshot":
         """A snapshot of a workload's model, metrics and optimizers."""
         return cls(known_variables(workload))
 
-    def include(self, variables: Iterable[Any]) -> None:
-        """Adds variables that are not in the snapshot yet, at their present values."""
-        for variable in variables:
-            native = variable.value if isinstance(variable, keras.Variable) else variable
-            if isinstance(native, tf.Variable) and id(native) not in self._values:
-                with tf.init_scope(), tf.device("CPU:0"):
-                    # A plain read may share the variable's buffer, and the next step
-                    # would pay for the copy.
-                    copy = tf.raw_ops.DeepCopy(x=native.read_value())
-                self._values[id(native)] = (native, copy)
+    def include_graph(self, graph: Any) -> None:
+        """Adds the variables that a traced graph uses, at their present values."""
+        for handle, _ in graph.captures:
+            if handle.dtype == tf.resource:
+                dtype = _variable_dtype(handle)
+                if dtype is not None:
+                    self._include(handle, dtype)
 
-    @property
-    def variables(self) -> list[tf.Variable]:
-        """The variables in the snapshot."""
-        return [variable for variable, _ in self._values.values()]
+    def _include(self, handle: tf.Tensor, dtype: tf.DType) -> None:
+        if id(handle) in self._values:
+            return
+        with tf.init_scope():
+            if not tf.raw_ops.VarIsInitializedOp(resource=handle):
+                return  # made by this very trace, and given its value when that has ended
+            value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
+            with tf.device("CPU:0"):
+                # A plain read may share the variable's buffer, and the next step
+                # would pay for the copy.
+                self._values[id(handle)] = handle, tf.raw_ops.DeepCopy(x=value)
 
     def restore(self) -> None:
         """Puts every variable back, bit for bit."""
-        for variable, value in self._values.values():
-            variable.assign(value)
+        for handle, value in self._values.values():
+            tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+
+    def reseed(self) -> None:
+        """Moves every seed generator on from here, as if another seed had been set.
+
+        Keras's generators hold two integers, TensorFlow's three.
+        """
+        for handle, value in self._values.values():
+            if value.dtype.is_integer and value.shape in ((2,), (3,)):
+                other = value + tf.cast(tf.fill(value.shape, _ANOTHER_SEED), value.dtype)
+                tf.raw_ops.AssignVariableOp(resource=handle, value=other)
 
     def __len__(self) -> int:
         return len(self._values)
+
+
+def _variable_dtype(handle: tf.Tensor) -> tf.DType | None:
+    """The dtype of the variable behind a resource handle; None for tables and iterators."""
+    data = getattr(handle, "_handle_data", None)
+    if data is None or not data.is_set or not data.shape_and_type:
+        return None
+    return tf.as_dtype(data.shape_and_type[0].dtype)
 
 
 def known_variables(workload: Workload) -> list[Any]:

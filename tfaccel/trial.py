@@ -149,7 +149,7 @@ class Bench:
 
     def _step(self, plan: Plan) -> Callable[[], Any]:
         self._functions[plan] = build_step(
-            self.workload, plan, on_trace=lambda graph: self._snapshot.include(graph.variables)
+            self.workload, plan, on_trace=self._snapshot.include_graph
         )
         return functools.partial(self._functions[plan], iter(self._dataset))
 

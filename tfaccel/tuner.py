@@ -198,12 +198,12 @@ class _Search:
     def confirmed(self) -> Speedup:
         """The best plan's speedup, measured anew: the one that won was lucky, too.
 
-        A plan that does not win again is dropped for the baseline.
+        A plan that does not clearly win again is dropped for the baseline.
         """
         if self.best is None:
             return Speedup()
         gain = self.bench.time_again(self.best.plan, self.deadline)
-        if gain.median > 1.0:
+        if gain.low > 1.0:
             return gain
         self.bench.forget(self.best.plan)
         self.ending = f"{self.best.plan} won once but not when it was measured again."

@@ -75,7 +75,8 @@ class Trained:
     def __init__(self, model, fused, step=None, jit_compile=False):
         self.model = model
         # In a trace Keras would make the variables, and TensorFlow would trace again.
-        model.optimizer.build(model.trainable_variables)
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
         self.workload = Workload(model, device=CPU)
         plan = Plan((FusedOptimizer(),) if fused else ())
         step = step or self.plain_step

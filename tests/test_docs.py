@@ -1,0 +1,46 @@
+"""The examples in docstrings and in README run as they stand."""
+
+import doctest
+import importlib
+import pathlib
+import pkgutil
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfaccel
+
+ROOT = pathlib.Path(__file__).parent.parent
+MODULES = sorted(
+    module.name for module in pkgutil.walk_packages(tfaccel.__path__, prefix="tfaccel.")
+)
+WORLD = {"tfaccel": tfaccel, "keras": keras, "np": np, "tf": tf}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name):
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, extraglobs=WORLD, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+def test_public_names_have_docstrings():
+    for name in tfaccel.__all__:
+        assert (getattr(tfaccel, name).__doc__ or "").strip(), name
+
+
+def test_the_code_in_the_readme(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    x, y = np.ones((64, 4), "float32"), np.ones((64, 1), "float32")
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    assert len(blocks) >= 2
+    for block in blocks:
+        exec(block, {**WORLD, "model": model, "x": x, "y": y, "dataset": dataset})
+    assert (tmp_path / "plan.json").is_file()
+    assert "| plan |" in capsys.readouterr().out

@@ -1,0 +1,134 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras.src.random import seed_generator
+
+import tfaccel
+from tfaccel.plan import Plan
+from tfaccel.probe import Probe
+from tfaccel.state import Snapshot, build_optimizer, known_variables
+from tfaccel.trial import Bench
+from tfaccel.workload import Workload
+
+layers = keras.layers
+
+
+class Restless(keras.layers.Layer):
+    """Changes variables that Keras does not know of, and draws from everybody's generators."""
+
+    def __init__(self):
+        super().__init__()
+        object.__setattr__(self, "secret", tf.Variable(0, dtype=tf.int64, trainable=False))
+
+    def call(self, inputs):
+        self.secret.assign_add(1)
+        noise = tf.random.get_global_generator().normal(tf.shape(inputs))
+        return inputs + 0.1 * noise + 0.1 * keras.random.normal(tf.shape(inputs))
+
+
+def make_workload(layer, optimizer="adam"):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4), layer, layers.Dense(1)])
+    model.compile(optimizer, "mse", metrics=["mae"])
+    x = np.ones((8, 4), "float32")
+    model.fit(x, x[:, :1], verbose=0)
+    data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(8)
+    return Workload(model, (next(iter(data)),), data.element_spec, 100, 0.1, 0.1)
+
+
+def test_a_snapshot_restores_bit_for_bit():
+    workload = make_workload(layers.BatchNormalization())
+    snapshot = Snapshot.of(workload)
+    before = [v.numpy().tobytes() for v in known_variables(workload)]
+    workload.model.fit(np.ones((64, 4)), np.ones((64, 1)), batch_size=8, verbose=0)
+    assert [v.numpy().tobytes() for v in known_variables(workload)] != before
+    snapshot.restore()
+    assert [v.numpy().tobytes() for v in known_variables(workload)] == before
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float64", "float16", "bfloat16", "int64", "uint32", "bool", "string"]
+)
+def test_variables_of_any_dtype(dtype):
+    value, other = ("a", "b") if dtype == "string" else (1, 0)
+    variable = tf.Variable(tf.cast([value], dtype) if dtype != "string" else [value])
+    snapshot = Snapshot([variable])
+    variable.assign(tf.cast([other], dtype) if dtype != "string" else [other])
+    snapshot.restore()
+    assert variable.numpy()[0] in (value, b"a")
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["adam", keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())]
+)
+def test_trials_restore_what_keras_does_not_know_of(optimizer):
+    """A tf.Variable of the user's own, TensorFlow's global generator, Keras's seed generator."""
+    tf.random.set_global_generator(tf.random.Generator.from_seed(3))
+    layer = Restless()
+    workload = make_workload(layer, optimizer)
+    generator = tf.random.get_global_generator().state
+    keras_state = seed_generator.global_seed_generator().state
+    everything = [*known_variables(workload), layer.secret, generator, keras_state]
+    before = [v.numpy().tobytes() for v in everything]
+    baseline = workload.model.train_function
+    with Bench(workload, baseline, clock=iter(range(10_000)).__next__) as bench:
+        trial = bench.try_plan(Plan((Nothing(),)))
+    assert trial.step_seconds is not None  # steps were run
+    assert [v.numpy().tobytes() for v in everything] == before
+
+
+class Nothing(tfaccel.Pass):
+    name = "nothing_of_test_state"
+
+    def refusal(self, workload):
+        return None
+
+    def applied(self, workload):
+        return tf.name_scope("")
+
+
+class Noisy(keras.layers.Layer):
+    """A random layer of the user's own, which nothing can switch off."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = keras.random.SeedGenerator(5)
+
+    def call(self, inputs):
+        return keras.random.dropout(inputs, 0.5, seed=self.generator)
+
+
+def test_a_model_that_is_random_by_itself_is_not_refused_for_that():
+    """XLA draws other numbers; the bound is then what another seed does."""
+    workload = make_workload(Noisy())
+    probe = Probe(workload, Snapshot.of(workload))
+    reference = probe.observe(Plan())
+    again = tfaccel.numerics.compare(reference, probe.observe(Plan(), reference))
+    other = tfaccel.numerics.compare(reference, probe.observe(Plan(), reference, reseed=True))
+    assert again.gradient == 0.0
+    assert other.violation(tfaccel.numerics.TOLERANCES["float32"])
+    wide = tfaccel.numerics.widened(tfaccel.numerics.TOLERANCES["float32"], other)
+    assert wide.gradient == pytest.approx(1.5 * other.gradient)
+
+
+def test_dropout_is_off_while_steps_are_compared():
+    workload = make_workload(layers.Dropout(0.5))
+    probe = Probe(workload, Snapshot.of(workload))
+    reference = probe.observe(Plan())
+    other = probe.observe(Plan(), reference, reseed=True)
+    assert tfaccel.numerics.compare(reference, other).gradient == 0.0
+    assert workload.model.layers[1].rate == 0.5
+
+
+def test_build_optimizer_makes_the_slots_of_the_first_step():
+    def slots(train):
+        keras.backend.clear_session()
+        model = keras.Sequential([keras.Input((3,), name="i"), layers.Dense(2, name="d")])
+        model.compile("adam", "mse")
+        if train:
+            model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0)
+        else:
+            build_optimizer(model)
+        return [(v.path, v.shape) for v in model.optimizer.variables]
+
+    assert slots(train=True) == slots(train=False)
