@@ -13,7 +13,6 @@ On your own images (an .npz file with x_train, y_train, x_test, y_test):
 """
 
 import dataclasses
-import itertools
 import math
 import pathlib
 import statistics
@@ -21,6 +20,7 @@ import sys
 import time
 
 import _datasets
+import _networks
 import keras
 from absl import app, flags
 from rich.console import Console
@@ -88,47 +88,13 @@ flags.register_validator(
 )
 
 
-def _cnn(image_shape: tuple[int, ...], classes: int) -> keras.Model:
-    layers: list[keras.layers.Layer] = [keras.Input(image_shape)]
-    for filters in (32, 64, 128):
-        layers.append(keras.layers.Conv2D(filters, 3, padding="same", activation="relu"))
-        layers.append(keras.layers.MaxPooling2D())
-    layers.append(keras.layers.Flatten())
-    layers.append(keras.layers.Dense(128, activation="relu"))
-    layers.append(keras.layers.Dense(classes, activation="softmax"))
-    return keras.Sequential(layers, name="cnn")
-
-
-def _convolved(x, filters: int, size: int, strides: int):
-    """A convolution and its normalisation."""
-    convolution = keras.layers.Conv2D(
-        filters, size, strides, "same", use_bias=False, kernel_initializer="he_normal"
-    )
-    # Averages over ten steps and not over a hundred: these trainings are short.
-    return keras.layers.BatchNormalization(momentum=0.9)(convolution(x))
-
-
-def _resnet(image_shape: tuple[int, ...], classes: int, depth: int) -> keras.Model:
-    """The ResNet that its authors trained on CIFAR-10 (https://arxiv.org/abs/1512.03385, 4.2)."""
-    inputs = keras.Input(image_shape)
-    x = keras.layers.ReLU()(_convolved(inputs, 16, 3, 1))
-    for filters, block in itertools.product((16, 32, 64), range((depth - 2) // 6)):
-        strides = 2 if filters > 16 and block == 0 else 1
-        shortcut = x if strides == 1 else _convolved(x, filters, 1, strides)
-        x = keras.layers.ReLU()(_convolved(x, filters, 3, strides))
-        x = keras.layers.ReLU()(keras.layers.Add()([_convolved(x, filters, 3, 1), shortcut]))
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    outputs = keras.layers.Dense(classes, activation="softmax")(x)
-    return keras.Model(inputs, outputs, name=f"resnet{depth}")
-
-
 def build_model(images: _datasets.Images, seed: int) -> keras.Model:
     """The network that the flags ask for, compiled; one seed gives one model."""
     keras.utils.set_random_seed(seed)
     if _MODEL.value == "cnn":
-        model = _cnn(images.image_shape, images.classes)
+        model = _networks.cnn(images.image_shape, images.classes)
     else:
-        model = _resnet(images.image_shape, images.classes, _DEPTH.value)
+        model = _networks.resnet(images.image_shape, images.classes, _DEPTH.value)
     model.compile(
         optimizer=keras.optimizers.Adam(_LEARNING_RATE.value),
         loss="sparse_categorical_crossentropy",

@@ -149,7 +149,7 @@ LAYERS = (
     {"loss_scale"},
     {"passes"},
     {"step", "probe", "guard", "priors"},
-    {"trial"},
+    {"trial", "accelerated"},
     {"report"},
     {"tuner", "validation"},
     {"cache"},

@@ -241,12 +241,12 @@ def test_run_eagerly_is_refused_with_a_reason():
 def test_a_second_fit_goes_on_with_the_plan():
     accel = tfaccel.AccelCallback(["fused_optimizer"], verbose=0)
     model = trained([accel])
-    fast = accel._session._fast
+    fast = accel._session._accelerated.function
     model.fit(**make_data(), callbacks=[accel])
-    assert accel._session._fast is fast
+    assert accel._session._accelerated.function is fast
     model.compile("sgd", "mse")
     model.fit(**make_data(), callbacks=[accel])
-    assert accel._session._fast is not fast
+    assert accel._session._accelerated.function is not fast
 
 
 def test_unknown_length_is_known_in_the_second_epoch():

@@ -6,6 +6,9 @@ import tensorflow as tf
 
 from tfaccel.workload import CannotReplayError, replay
 
+# How an iterator says that it has no more batches, in Python and in a graph.
+END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
+
 
 def is_plain(iterator: Any) -> bool:
     """Whether batches can be taken out of the iterator one by one."""
@@ -22,7 +25,7 @@ def pull(iterator: tf.data.Iterator, count: int) -> tuple[Any, ...]:
     while len(batches) < count:
         try:
             batches.append(next(iterator))
-        except (StopIteration, tf.errors.OutOfRangeError):
+        except END_OF_DATA:
             if not batches:
                 raise
             break

@@ -9,14 +9,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel.accelerated import AcceleratedStep
 from tfaccel.cache import workload_key
-from tfaccel.feed import feed, is_plain, pull
-from tfaccel.guard import Guard, is_finite
+from tfaccel.feed import END_OF_DATA, feed, is_plain, pull
 from tfaccel.plan import Plan
 from tfaccel.report import Report
 from tfaccel.settings import Settings
-from tfaccel.state import Snapshot, build_optimizer
-from tfaccel.step import StepFunction, build_step
+from tfaccel.state import build_optimizer
+from tfaccel.step import StepFunction
 from tfaccel.timing import wait_for
 from tfaccel.trial import Bench
 from tfaccel.tuner import baseline_trial, cheapest_trial_seconds, tune_workload
@@ -28,7 +28,6 @@ from tfaccel.workload import Workload, shapes
 COLLECTED_STEPS = 3
 # Batches kept at most, whatever steps_per_execution is.
 _KEPT_BATCHES = 8
-_END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
 
 
 class Session:
@@ -66,10 +65,8 @@ class Session:
         self._batches: list[Any] = []
         self._seconds: list[float] = []
         self._element_spec: Any = None
-        self._fast: StepFunction = self.baseline
+        self._accelerated: AcceleratedStep | None = None
         self._decided = False  # by trials, or by a plan that failed; a short fit decides nothing
-        self._guard: Guard | None = None
-        self._last_logs: Any = None
         self._validation: Validation | None = None
         self._history = model.history
         self._step: StepFunction = self._first
@@ -106,10 +103,10 @@ class Session:
         if not same or not earlier._decided:
             return False
         self.report, self._decided = earlier.report, True
-        if earlier.plan.is_baseline:
+        if earlier._accelerated is None:
             self.stop()
         else:
-            self._start_plan(earlier.plan, earlier._fast, earlier.workload())
+            self._start_plan(earlier.plan, earlier._accelerated.function, earlier.workload())
         return True
 
     def begin_epoch(self, epoch: int) -> None:
@@ -132,7 +129,7 @@ class Session:
             return self.baseline(iterator)  # train_on_batch, from some other callback
         try:
             logs = self._step(iterator)
-        except _END_OF_DATA:
+        except END_OF_DATA:
             raise
         except BaseException:
             self.stop()
@@ -270,62 +267,17 @@ class Session:
         workload = dataclasses.replace(workload, batches=())  # no data is held any longer
         self._batches.clear()
         build_optimizer(self.model)
-        self._fast = traced or build_step(workload, plan)
-        self._guard = Guard(workload, self.settings.clock) if self.settings.guard else None
-        self._step = self._first_fast if traced is None else self._run_fast
+        clock, tolerance = self.settings.clock, self.settings.tolerance
+        self._step = self._accelerated = AcceleratedStep(
+            workload, plan, traced, self.baseline, clock, self.settings.guard, self._abandoned
+        )
         if self.report is not None and serves_validation(plan):
-            self._validation = Validation(
-                workload, self.report, self.settings.tolerance, self.settings.clock
-            )
+            self._validation = Validation(workload, self.report, tolerance, clock)
             self._validation.install()
 
-    def _first_fast(self, iterator: tf.data.Iterator) -> Any:
-        """The first step of a plan that was not tried here: whatever happens, nothing is lost."""
-        batches = pull(iterator, self.model.steps_per_execution)
-        state = Snapshot.of(self.workload())
-        try:
-            logs = self._fast(feed(batches, iterator))
-            wait_for(logs)
-        except Exception as error:
-            state.restore()
-            self._abandon(f"{self.plan} does not work here: {error}")
-            return self.baseline(feed(batches, iterator))
-        self._step = self._run_fast
-        return logs
-
-    def _run_fast(self, iterator: tf.data.Iterator) -> Any:
-        try:
-            logs = self._fast(iterator)
-        except _END_OF_DATA:
-            raise
-        except tf.errors.OpError as error:
-            if "IteratorGetNext" in str(error):
-                raise  # the user's own input pipeline failed, as it would have anyway
-            self._fall_back(f"a step failed: {error}")
-            return self.baseline(iterator)
-        except Exception as error:  # while tracing a new shape: no batch was taken
-            self._abandon(f"a step could not be traced: {error}")
-            return self.baseline(iterator)
-        if self._guard is None:
-            return logs
-        if not is_finite(logs):
-            self._fall_back("the loss turned non-finite")
-            return self.model.get_metrics_result() if self._last_logs is None else self._last_logs
-        self._last_logs = logs
-        self._guard.passed()
-        return logs
-
-    def _fall_back(self, why: str) -> None:
-        """Back to the last good point, and on with the baseline."""
-        if self._guard is not None:
-            why += f"; the state of {self._guard.steps_since_good + 1} steps ago is put back"
-            self._guard.restore()
-        self._abandon(why)
-
-    def _abandon(self, why: str) -> None:
-        warnings.warn(f"tfaccel goes on with your own step: {why}", RuntimeWarning, stacklevel=2)
-        self.plan = Plan()
-        self._fast = self._step = self.baseline
+    def _abandoned(self) -> None:
+        """The plan failed; the user's own step has taken over."""
+        self.plan, self._accelerated = Plan(), None
         self.stop()
 
     def _settle(self, note: str, workload: Workload | None = None) -> None:

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.cache import workload_key
-from tfaccel.feed import feed, pull
+from tfaccel.feed import END_OF_DATA, feed, pull
 from tfaccel.numerics import Tolerance
 from tfaccel.plan import Pass, Plan
 from tfaccel.report import Report, show
@@ -100,7 +100,7 @@ def _tuned(model: keras.Model, dataset: tf.data.Dataset, settings: Settings) -> 
     iterator = iter(dataset)
     try:
         batches = pull(iterator, COLLECTED_STEPS * count)
-    except (StopIteration, tf.errors.OutOfRangeError):
+    except END_OF_DATA:
         raise ValueError(
             "`dataset` must hold at least one batch. Received: an empty one."
         ) from None

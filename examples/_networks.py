@@ -1,0 +1,40 @@
+"""The networks of the image example."""
+
+import itertools
+
+import keras
+
+
+def cnn(image_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """Three convolutions with pooling, and two dense layers."""
+    layers: list[keras.layers.Layer] = [keras.Input(image_shape)]
+    for filters in (32, 64, 128):
+        layers.append(keras.layers.Conv2D(filters, 3, padding="same", activation="relu"))
+        layers.append(keras.layers.MaxPooling2D())
+    layers.append(keras.layers.Flatten())
+    layers.append(keras.layers.Dense(128, activation="relu"))
+    layers.append(keras.layers.Dense(classes, activation="softmax"))
+    return keras.Sequential(layers, name="cnn")
+
+
+def _convolved(x, filters: int, size: int, strides: int):
+    """A convolution and its normalisation."""
+    convolution = keras.layers.Conv2D(
+        filters, size, strides, "same", use_bias=False, kernel_initializer="he_normal"
+    )
+    # Averages over ten steps and not over a hundred: these trainings are short.
+    return keras.layers.BatchNormalization(momentum=0.9)(convolution(x))
+
+
+def resnet(image_shape: tuple[int, ...], classes: int, depth: int) -> keras.Model:
+    """The ResNet that its authors trained on CIFAR-10 (https://arxiv.org/abs/1512.03385, 4.2)."""
+    inputs = keras.Input(image_shape)
+    x = keras.layers.ReLU()(_convolved(inputs, 16, 3, 1))
+    for filters, block in itertools.product((16, 32, 64), range((depth - 2) // 6)):
+        strides = 2 if filters > 16 and block == 0 else 1
+        shortcut = x if strides == 1 else _convolved(x, filters, 1, strides)
+        x = keras.layers.ReLU()(_convolved(x, filters, 3, strides))
+        x = keras.layers.ReLU()(keras.layers.Add()([_convolved(x, filters, 3, 1), shortcut]))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    outputs = keras.layers.Dense(classes, activation="softmax")(x)
+    return keras.Model(inputs, outputs, name=f"resnet{depth}")

@@ -1,0 +1,108 @@
+"""A step under a plan, with the way back to the user's own."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.feed import END_OF_DATA, feed, pull
+from tfaccel.guard import Guard, is_finite
+from tfaccel.plan import Plan
+from tfaccel.state import Snapshot
+from tfaccel.step import StepFunction, build_step
+from tfaccel.timing import Clock, wait_for
+from tfaccel.workload import Workload
+
+
+class AcceleratedStep:
+    """Runs a plan's step for as long as it goes well.
+
+    Whatever fails, the training goes on with the user's own step from the last
+    good state, with a warning, and this step is not used again.
+
+    Args:
+        workload: the model; no batches are needed.
+        plan: what the step is traced under.
+        traced: the step, if a trial has traced it already.
+        baseline: the user's own step.
+        clock: seconds.
+        guard: whether to watch for losses that turn non-finite.
+        on_abandon: called when the user's own step takes over.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        plan: Plan,
+        traced: StepFunction | None,
+        baseline: StepFunction,
+        clock: Clock,
+        guard: bool,
+        on_abandon: Callable[[], None],
+    ):
+        self.function = traced or build_step(workload, plan)
+        self._workload = workload
+        self._plan = plan
+        self._baseline = baseline
+        self._guard = Guard(workload, clock) if guard else None
+        self._on_abandon = on_abandon
+        self._last_logs: Any = None
+        self._step: StepFunction = self._first if traced is None else self._run
+
+    def __call__(self, iterator: tf.data.Iterator) -> Any:
+        return self._step(iterator)
+
+    def _first(self, iterator: tf.data.Iterator) -> Any:
+        """The first step of a plan that was not tried here: whatever happens, nothing is lost."""
+        batches = pull(iterator, self._workload.model.steps_per_execution)
+        state = Snapshot.of(self._workload)
+        try:
+            logs = self.function(feed(batches, iterator))
+            wait_for(logs)
+        except Exception as error:
+            state.restore()
+            self._abandon(f"{self._plan} does not work here: {error}")
+            return self._baseline(feed(batches, iterator))
+        self._step = self._run
+        return self._checked(logs)
+
+    def _run(self, iterator: tf.data.Iterator) -> Any:
+        try:
+            logs = self.function(iterator)
+        except END_OF_DATA:
+            raise
+        except tf.errors.OpError as error:
+            if "IteratorGetNext" in str(error):
+                raise  # the user's own input pipeline failed, as it would have anyway
+            self._fall_back(f"a step failed: {error}")
+            return self._baseline(iterator)
+        except Exception as error:  # while tracing a new shape: no batch was taken
+            self._abandon(f"a step could not be traced: {error}")
+            return self._baseline(iterator)
+        return self._checked(logs)
+
+    def _checked(self, logs: Any) -> Any:
+        """The logs, or the last good ones if these are not finite."""
+        if self._guard is None:
+            return logs
+        if not is_finite(logs):
+            self._fall_back("the loss turned non-finite")
+            last = self._last_logs
+            return self._workload.model.get_metrics_result() if last is None else last
+        self._last_logs = logs
+        self._guard.passed()
+        return logs
+
+    def _fall_back(self, why: str) -> None:
+        """Back to the last good state, and on with the user's own step."""
+        if self._guard is not None:
+            steps = self._guard.steps_since_good + 1
+            why += f"; the state of {steps} step{'s' * (steps > 1)} ago is put back"
+            self._guard.restore()
+        self._abandon(why)
+
+    def _abandon(self, why: str) -> None:
+        warnings.warn(f"tfaccel goes on with your own step: {why}", RuntimeWarning, stacklevel=2)
+        self._step = self._baseline
+        self._on_abandon()
