@@ -100,7 +100,8 @@ class EveryFit:
         self._plan = plan
         self._max_tuning_seconds = max_tuning_seconds
         self._original = TensorFlowTrainer.fit
-        self._cache = tempfile.TemporaryDirectory()
+        # One cache a test: a plan won in one test must not spare another its tuning.
+        self._caches = collections.defaultdict(tempfile.TemporaryDirectory)
 
     def install(self):
         # The class and not keras.Model, as some tests train layers that mix in the trainer.
@@ -127,7 +128,8 @@ class EveryFit:
 
     def uninstall(self):
         TensorFlowTrainer.fit = self._original
-        self._cache.cleanup()
+        for cache in self._caches.values():
+            cache.cleanup()
 
     def _callback(self):
         import tfaccel  # here: the plain run must not even import it
@@ -136,7 +138,7 @@ class EveryFit:
             self._plan,
             tuning_share=None,
             max_tuning_seconds=self._max_tuning_seconds,
-            cache_dir=self._cache.name,
+            cache_dir=self._caches[self.test].name,
             verbose=0,
         )
 
@@ -161,4 +163,7 @@ def described(accel):
         "tuned": len(trials) > 1,
         "note": "" if report is None else report.note,
         "outcomes": collections.Counter(trial.outcome.name for trial in trials),
+        "failed": [
+            f"{trial.plan}: {trial.reason}" for trial in trials if trial.outcome.name == "FAILED"
+        ],
     }

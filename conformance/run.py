@@ -28,7 +28,7 @@ ROOT = HERE.parent
 # Relative to the keras package.
 TESTS = ("src/trainers/trainer_test.py", "src/callbacks")
 REGRESSION, UNUSABLE = 1, 2
-# Characters of a warning, which may quote a whole TensorFlow error.
+# Characters of a warning or reason, which may quote a whole TensorFlow error.
 _SHOWN = 200
 
 
@@ -148,14 +148,17 @@ def describe_fits(run: Run) -> str:
     fallen = [fit for fit in fits if fit["plan"] != fit["chosen"]]
     warned = collections.Counter(warning["message"] for warning in run.warnings)
     trials: collections.Counter[str] = collections.Counter()
+    failed: collections.Counter[str] = collections.Counter()
     for fit in fits:
         trials.update(fit["outcomes"])
+        failed.update(fit["failed"])
     outcomes = ", ".join(f"{n} {name.lower()}" for name, n in trials.most_common())
     lines = [
         f"fits: {len(fits)} with an AccelCallback, {len(tuned)} tuned, "
         f"{plans.total()} accelerated to the end, {len(fallen)} fallen back",
         f"trials: {outcomes or 'none'}",
         *(f"plan: {n} x {plan}" for plan, n in plans.most_common()),
+        *(f"failed trial: {n} x {why[:_SHOWN]}" for why, n in failed.most_common()),
         *(f"warning: {n} x {message[:_SHOWN]}" for message, n in warned.most_common()),
     ]
     return "\n".join(lines)

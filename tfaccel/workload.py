@@ -47,7 +47,7 @@ class Workload:
     @property
     def optimizers(self) -> tuple[keras.optimizers.Optimizer, ...]:
         """The compiled optimizer, and others that the model holds as attributes."""
-        found = [self.model.optimizer, *vars(self.model).values()]
+        found = [getattr(self.model, "optimizer", None), *vars(self.model).values()]
         unique = {id(o): o for o in found if isinstance(o, keras.optimizers.Optimizer)}
         return tuple(unique.values())
 

