@@ -101,7 +101,9 @@ class EveryFit:
         self._max_tuning_seconds = max_tuning_seconds
         self._original = TensorFlowTrainer.fit
         # One cache a test: a plan won in one test must not spare another its tuning.
-        self._caches = collections.defaultdict(tempfile.TemporaryDirectory)
+        self._caches: dict[str, tempfile.TemporaryDirectory[str]] = collections.defaultdict(
+            tempfile.TemporaryDirectory
+        )
 
     def install(self):
         # The class and not keras.Model, as some tests train layers that mix in the trainer.

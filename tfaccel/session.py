@@ -26,6 +26,8 @@ from tfaccel.workload import Workload, shapes
 # Baseline steps that are timed and whose batches are kept. The first is traced, the
 # second still fills caches.
 COLLECTED_STEPS = 3
+# What a plan that the user gave, and nobody measured, is taken to win in validation.
+_HOPED_GAIN = 2.0
 # Batches kept at most, whatever steps_per_execution is.
 _KEPT_BATCHES = 8
 
@@ -271,8 +273,9 @@ class Session:
         self._step = self._accelerated = AcceleratedStep(
             workload, plan, traced, self.baseline, clock, self.settings.guard, self._abandoned
         )
-        if self.report is not None and serves_validation(plan):
-            self._validation = Validation(workload, self.report, tolerance, clock)
+        if serves_validation(plan):
+            gain = _HOPED_GAIN if self.report is None else self.report.speedup
+            self._validation = Validation(workload, plan, gain, tolerance, clock)
             self._validation.install()
 
     def _abandoned(self) -> None:

@@ -182,7 +182,7 @@ class Bench:
         drift = numerics.compare(self._reference, self._probe.observe(trial.plan, self._reference))
         dtype = compute_dtype(trial.plan, self.workload)
         tolerance = numerics.as_tolerance(self._tolerance, dtype)
-        if drift.violation(tolerance):
+        if self._tolerance is None and drift.violation(tolerance):
             tolerance = numerics.widened(tolerance, self._drift_of_seeds)
         violation = drift.violation(tolerance)
         outcome = Outcome.UNFAITHFUL if violation else Outcome.FASTER

@@ -10,7 +10,6 @@ from tfaccel import numerics, timing
 from tfaccel.feed import feed, pull
 from tfaccel.numerics import Tolerance
 from tfaccel.plan import Plan
-from tfaccel.report import Report
 from tfaccel.state import Snapshot
 from tfaccel.step import StepFunction, build_step
 from tfaccel.timing import Clock
@@ -29,7 +28,8 @@ class Validation:
 
     Args:
         workload: the model.
-        report: what tuning found: the plan, its gain and its compile time.
+        plan: the plan that the training uses.
+        gain: how much faster a training step is under it, as far as that is known.
         tolerance: the user's; None for the table's.
         clock: seconds.
     """
@@ -37,21 +37,21 @@ class Validation:
     def __init__(
         self,
         workload: Workload,
-        report: Report,
+        plan: Plan,
+        gain: float,
         tolerance: Tolerance | float | None,
         clock: Clock,
     ):
         self._workload = workload
-        self._plan = report.plan
-        self._gain = report.gain.median
-        self._trace_seconds = max((t.compile_seconds for t in report.trials), default=0.0)
-        self._tolerance = numerics.as_tolerance(tolerance, compute_dtype(report.plan, workload))
+        self._plan = plan
+        self._gain = gain
+        self._tolerance = numerics.as_tolerance(tolerance, compute_dtype(plan, workload))
         self._clock = clock
         self._original = workload.model.test_function
         self._chosen: StepFunction | None = None
         self._fast: StepFunction | None = None
         self._seconds: dict[bool, list[float]] = {False: [], True: []}
-        self._first_seconds = 0.0
+        self._first_seconds: list[float] = []
         self._validations = 0
 
     def install(self) -> None:
@@ -79,30 +79,31 @@ class Validation:
         """
         self._validations += 1
         if self._validations == 2 and self._chosen is None:
-            saved = self._first_seconds * epochs_to_come * (1 - 1 / self._gain)
-            if saved <= self._trace_seconds:
+            trace, *steps = self._first_seconds or [0.0]
+            saved = sum(steps) * epochs_to_come * (1 - 1 / self._gain)
+            if saved <= trace:
                 self._chosen = self._user
 
     def _run(self, iterator: Any) -> Any:
         if self._chosen is not None:
             return self._chosen(iterator)
         if self._validations < 2 or not isinstance(iterator, tf.data.Iterator):
-            start = self._clock()
-            logs = self._user(iterator)
-            timing.wait_for(logs)
-            self._first_seconds += self._clock() - start
-            return logs
+            return self._timed(self._user, iterator, self._first_seconds)
         return self._alternate(iterator)
+
+    def _timed(self, step: StepFunction, iterator: Any, seconds: list[float]) -> Any:
+        start = self._clock()
+        logs = step(iterator)
+        timing.wait_for(logs)
+        seconds.append(self._clock() - start)
+        return logs
 
     def _alternate(self, iterator: tf.data.Iterator) -> Any:
         if self._fast is None:
             return self._first_fast(iterator)
         use_fast = len(self._seconds[True]) <= len(self._seconds[False])
         step = self._fast if use_fast else self._user
-        start = self._clock()
-        logs = step(iterator)
-        timing.wait_for(logs)
-        self._seconds[use_fast].append(self._clock() - start)
+        logs = self._timed(step, iterator, self._seconds[use_fast])
         self._settle()
         return logs
 
