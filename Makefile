@@ -20,6 +20,8 @@ ARGS ?=
 TF_CPP_MIN_LOG_LEVEL ?= 2
 export TF_CPP_MIN_LOG_LEVEL
 
+# Most of a test is tracing, which Python does on one core.
+PARALLEL = --numprocesses 2 --dist worksteal
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 # A Python environment is always our own: a user's Python is never touched.
 VENV = .venv
@@ -34,7 +36,7 @@ demo: $(VENV)/.demo
 	@$(VENV)/bin/python examples/image_classifier.py
 
 test: $(VENV)/.test
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(VENV)/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 check: $(VENV)/.check
 	@$(VENV)/bin/python -m ruff check .
@@ -45,7 +47,7 @@ conformance: $(VENV_CONFORMANCE)/.conformance
 	@$(VENV_CONFORMANCE)/bin/python conformance/run.py $(ARGS)
 
 test-oldest: $(VENV_OLDEST)/.test
-	@$(VENV_OLDEST)/bin/python -m pytest $(ARGS)
+	@$(VENV_OLDEST)/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_CONFORMANCE) build dist *.egg-info
