@@ -33,6 +33,7 @@ all zero, at a thousandth of the whole model's).
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -170,6 +171,8 @@ class Observation:
         before: the same before the step.
         state: non-trainable float variables after the step.
         counters: integer variables after the step.
+        handed: the gradients as the optimizers got them: tensors, or IndexedSlices,
+            which Keras's optimizers do not treat as they treat their sum.
     """
 
     losses: Mapping[str, np.ndarray]
@@ -179,6 +182,7 @@ class Observation:
     before: Mapping[str, np.ndarray]
     state: Mapping[str, np.ndarray]
     counters: Mapping[str, np.ndarray]
+    handed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def compare(reference: Observation, candidate: Observation) -> Drift:

@@ -52,7 +52,7 @@ class Probe:
         Returns:
             The observation.
         """
-        given = {} if reference is None else reference.gradients
+        given = {} if reference is None else dict(reference.handed)
         workload = self._workload.for_step()
         gradients: dict[str, Any] = {}
 
@@ -62,7 +62,7 @@ class Probe:
             with _recorded(workload, gradients, given, self._names), plan.applied(workload):
                 logs = workload.model.train_step(batch)
             self._snapshot.include_graph(tf.compat.v1.get_default_graph())
-            return logs, {name: tf.convert_to_tensor(g) for name, g in gradients.items()}
+            return logs, dict(gradients)
 
         try:
             with _quiet(workload):
@@ -71,9 +71,7 @@ class Probe:
                 if reseed:
                     self._snapshot.reseed()
                 before = self._names.trained()
-                logs, found = step(
-                    workload.batches[0], {k: tf.constant(v) for k, v in given.items()}
-                )
+                logs, found = step(workload.batches[0], given)
                 return self._observation(logs, found, before)
         finally:
             self._snapshot.restore()
@@ -92,6 +90,7 @@ class Probe:
             before=before,
             state=self._names.state(),
             counters=self._names.counters(),
+            handed=dict(found),
         )
 
 
@@ -171,8 +170,8 @@ def _recording(
             if gradient is None:
                 used.append(None)
                 continue
-            gradients[name] = gradient  # as it is: this may be the inside of a tf.cond
-            used.append(tf.cast(given[name], gradient.dtype) if name in given else gradient)
+            gradients[name] = gradient
+            used.append(given.get(name, gradient))
         return apply(used, variables)
 
     return recording_apply

@@ -8,7 +8,7 @@ from tfaccel import passes, priors
 from tfaccel.plan import Pass, Plan, make_pass
 from tfaccel.report import Report
 from tfaccel.timing import LOOKS, Speedup
-from tfaccel.trial import Bench, Outcome, Trial
+from tfaccel.trial import WORTHWHILE, Bench, Outcome, Trial
 from tfaccel.workload import Workload
 
 # Trials in a row without a new best plan after which the search ends.
@@ -203,7 +203,7 @@ class _Search:
         if self.best is None:
             return Speedup()
         gain = self.bench.time_again(self.best.plan, self.deadline)
-        if gain.low > 1.0:
+        if gain.low > 1.0 and gain.median >= WORTHWHILE:
             return gain
         self.bench.forget(self.best.plan)
         self.ending = f"{self.best.plan} won once but not when it was measured again."
