@@ -226,6 +226,17 @@ def test_terminate_on_nan_never_sees_what_the_guard_caught():
     assert np.all(np.isfinite(model.history.history["loss"]))
 
 
+def test_a_first_batch_that_is_nan_by_itself_is_nan_for_everybody():
+    """The user's own step has the same batch again, so TerminateOnNaN sees what it would see."""
+    data = make_data() | {"y": np.full((96, 1), np.nan, "float32")}
+    with pytest.warns(RuntimeWarning, match="the loss is not finite"):
+        model = make_model()
+        accel = tfaccel.AccelCallback(["fused_optimizer"], verbose=0)
+        history = model.fit(**data, epochs=3, callbacks=[accel, keras.callbacks.TerminateOnNaN()])
+    assert len(history.epoch) == 1
+    assert np.isnan(history.history["loss"]).all()
+
+
 def test_a_refused_pass_of_an_explicit_plan_is_left_out():
     with pytest.warns(UserWarning, match="leaves out fused_norm"):
         trained([tfaccel.AccelCallback(["fused_norm", "fused_optimizer"], verbose=0)])

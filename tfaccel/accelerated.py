@@ -60,9 +60,12 @@ class AcceleratedStep:
         try:
             logs = self.function(feed(batches, iterator))
             wait_for(logs)
+            why = "the loss is not finite" if self._guard and not is_finite(logs) else ""
         except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+        if why:
             state.restore()
-            self._abandon(f"{self._plan} does not work here: {error}")
+            self._abandon(f"{self._plan} does not work here: {why}")
             return self._baseline(feed(batches, iterator))
         self._step = self._run
         return self._checked(logs)
