@@ -49,6 +49,15 @@ def test_a_gradient_that_is_zero_but_for_rounding_is_measured_against_its_layer(
     assert drift.cosine == pytest.approx(1.0)
 
 
+def test_a_moving_mean_near_zero_is_measured_against_its_layer():
+    def with_mean(value):
+        state = {"norm/moving_mean": np.array([value]), "norm/moving_variance": np.array([0.9])}
+        return observation(state=state)
+
+    assert numerics.compare(with_mean(1e-8), with_mean(-1e-8)).state < 1e-7
+    assert numerics.compare(with_mean(1.0), with_mean(0.9)).state == pytest.approx(0.1)
+
+
 def test_a_wrong_gradient_of_a_dead_layer_is_seen():
     dead = observation(gradients={"a/kernel": np.ones(2), "b/kernel": np.zeros(2)})
     wrong = observation(gradients={"a/kernel": np.ones(2), "b/kernel": np.ones(2)})

@@ -27,7 +27,7 @@ Hence 1e-4 for the relative error of new weights and slots.
 BatchNormalization, the key bias of attention): what either side computes is
 rounding, and its relative error says nothing. Errors are therefore measured
 against the larger of the variable's own norm and the norm that it would have at
-the root mean square of its layer's variables (or, for a layer whose gradients are
+the root mean square of its layer's variables; moving statistics likewise (or, for a layer whose gradients are
 all zero, at a thousandth of the whole model's).
 """
 
@@ -198,7 +198,7 @@ def compare(reference: Observation, candidate: Observation) -> Drift:
         cosine=cosine,
         loss=_largest(reference.losses, candidate.losses),
         update=_largest_update(reference, candidate) if same_counters else float("inf"),
-        state=_largest(reference.state, candidate.state),
+        state=_largest_state(reference.state, candidate.state),
         finite=_as_finite(reference.losses, candidate.losses)
         and _as_finite(reference.gradients, candidate.gradients),
         worst=worst,
@@ -262,7 +262,7 @@ def _largest_update(reference: Observation, candidate: Observation) -> float:
 def _per_variable(reference: Observation, candidate: Observation) -> tuple[float, float, str]:
     """The worst relative error, the worst cosine, and the variable with the first."""
     largest, smallest, worst = 0.0, 1.0, ""
-    floors = _floors(reference)
+    floors = _floors(reference.gradients, reference.groups)
     for name, value in reference.gradients.items():
         floor = floors[name] * value.size**0.5
         error = relative_error(value, candidate.gradients[name], floor)
@@ -273,14 +273,26 @@ def _per_variable(reference: Observation, candidate: Observation) -> tuple[float
     return largest, smallest, worst
 
 
-def _floors(observation: Observation) -> dict[str, float]:
-    """For each variable the root mean square that its gradient is measured against."""
+def _largest_state(
+    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]
+) -> float:
+    """The worst error of a layer's state: a moving mean near zero says nothing by itself."""
+    floors = _floors(reference, {name: name.rpartition("/")[0] for name in reference})
+    errors = (
+        relative_error(value, candidate[name], floors[name] * value.size**0.5)
+        for name, value in reference.items()
+    )
+    return max(errors, default=0.0)
+
+
+def _floors(values: Mapping[str, np.ndarray], groups: Mapping[str, str]) -> dict[str, float]:
+    """For each variable the root mean square that its error is measured against."""
     layers: dict[str, list[np.ndarray]] = {}
-    for name, value in observation.gradients.items():
-        layers.setdefault(observation.groups[name], []).append(value)
+    for name, value in values.items():
+        layers.setdefault(groups[name], []).append(value)
     by_layer = {group: _root_mean_square(members) for group, members in layers.items()}
-    least = 1e-3 * _root_mean_square(list(observation.gradients.values()))
-    return {name: max(by_layer[group], least) for name, group in observation.groups.items()}
+    least = 1e-3 * _root_mean_square(list(values.values()))
+    return {name: max(by_layer[groups[name]], least) for name in values}
 
 
 def _root_mean_square(arrays: Sequence[np.ndarray]) -> float:
