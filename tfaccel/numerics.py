@@ -27,8 +27,8 @@ Hence 1e-4 for the relative error of new weights and slots.
 BatchNormalization, the key bias of attention): what either side computes is
 rounding, and its relative error says nothing. Errors are therefore measured
 against the larger of the variable's own norm and the norm that it would have at
-the root mean square of its layer's variables; moving statistics likewise (or, for a layer whose gradients are
-all zero, at a thousandth of the whole model's).
+the root mean square of its layer's variables (or, for a layer whose gradients are
+all zero, at a thousandth of the whole model's). Moving statistics likewise.
 """
 
 import dataclasses
