@@ -110,7 +110,7 @@ def test_the_same_script_finds_its_plan_again():
         {"batch": 9},
         {"activation": "tanh"},
     ],
-    ids=str,
+    ids=["units", "optimizer", "amsgrad", "loss", "batch", "activation"],
 )
 def test_another_workload_has_another_key(change):
     assert key(make_workload()) != key(make_workload(**change))
