@@ -8,26 +8,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import pytest
+from clocks import FakeClock
 
 # clear_session collects garbage; what TensorFlow made on import need not be looked
 # through each time, a quarter of a second a test.
 gc.collect()
 gc.freeze()
-
-
-class FakeClock:
-    """A clock that moves only when it is told to, or by `step` at every reading."""
-
-    def __init__(self, step: float = 0.0):
-        self.now = 0.0
-        self.step = step
-
-    def __call__(self) -> float:
-        self.now += self.step
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture

@@ -2,15 +2,17 @@
 
 import contextlib
 import dataclasses
+import math
 import warnings
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from clocks import FakeClock
 
 import tfaccel
-from tfaccel import timing
+from tfaccel import timing, trial
 from tfaccel.scoped import instance_attribute
 
 layers = keras.layers
@@ -151,7 +153,7 @@ def test_a_failing_candidate_is_an_outcome():
 
 
 def test_a_wrong_candidate_is_unfaithful(monkeypatch):
-    monkeypatch.setattr(timing, "speedup", lambda a, b: tfaccel.Speedup(2.0, 1.9, 2.1, 6))
+    _let_win(monkeypatch, tfaccel.Speedup(2.0, 1.9, 2.1, 6))
     accel = tfaccel.AccelCallback(
         includes=["wrong"], tuning_share=None, max_tuning_seconds=1e6, verbose=0
     )
@@ -266,22 +268,15 @@ def test_unknown_length_is_known_in_the_second_epoch():
     dataset = dataset.filter(lambda x, y: True)
     model = make_model()
     accel = tfaccel.AccelCallback(
-        includes=["serving"], tuning_share=1.0, max_tuning_seconds=1e6, verbose=0, clock=Ticking()
+        includes=["serving"],
+        tuning_share=1.0,
+        max_tuning_seconds=1e6,
+        verbose=0,
+        clock=FakeClock(step=1.0),
     )
     model.fit(dataset, epochs=500, verbose=0, callbacks=[accel, StopAt(2)])
     assert accel.report is not None
     assert len(accel.report.trials) == 2
-
-
-class Ticking:
-    """A clock on which every reading is a second later."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        self.now += 1.0
-        return self.now
 
 
 class StopAt(keras.callbacks.Callback):
@@ -338,17 +333,23 @@ def test_distribution_is_left_alone():
     assert "OneDeviceStrategy" in accel.report.note
 
 
+def _let_win(monkeypatch, gain):
+    """Whatever is tried comes out with this speedup, however busy the machine is."""
+    monkeypatch.setattr(timing, "speedup", lambda baseline, candidate: gain)
+    monkeypatch.setattr(trial, "CLEARLY_SLOWER", math.inf)
+
+
 def test_a_plan_that_won_is_found_again(monkeypatch):
     gain = tfaccel.Speedup(2.0, 1.9, 2.1, 6)
     with monkeypatch.context() as patch:
-        patch.setattr(timing, "speedup", lambda baseline, candidate: gain)
+        _let_win(patch, gain)
         tuned = tfaccel.AccelCallback(
             includes=["serving"], tuning_share=None, max_tuning_seconds=1e6, verbose=0
         )
         trained([tuned])
     assert tuned.plan.names == ("serving",)
     # On this clock a step takes so long that the plan's trace is soon paid for.
-    again = tfaccel.AccelCallback(includes=["serving"], verbose=0, clock=Ticking())
+    again = tfaccel.AccelCallback(includes=["serving"], verbose=0, clock=FakeClock(step=1.0))
     trained([again])
     assert again.plan == tuned.plan
     assert (again.report.gain, again.report.tuning_seconds) == (gain, 0.0)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from clocks import FakeClock
 
 import tfaccel
 from tfaccel import timing
@@ -37,15 +38,6 @@ class Forward(tfaccel.Pass):
             yield
 
 
-class Ticking:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        self.now += 1.0
-        return self.now
-
-
 def fit(accel, epochs=4, freq=1):
     keras.utils.set_random_seed(2)
     model = keras.Sequential(
@@ -70,7 +62,11 @@ def always_faster(monkeypatch):
 
 def accelerated(bias=0.0):
     return tfaccel.AccelCallback(
-        includes=["forward"], tuning_share=None, max_tuning_seconds=1e9, verbose=0, clock=Ticking()
+        includes=["forward"],
+        tuning_share=None,
+        max_tuning_seconds=1e9,
+        verbose=0,
+        clock=FakeClock(step=1.0),
     )
 
 
