@@ -277,9 +277,9 @@ def _meaning(accelerator: tfaccel.AccelCallback, run: Run) -> str:
         return f"This training ran under the plan that was asked for: {accelerator.plan}."
     if accelerator.plan.is_baseline:
         return (
-            "The training stayed as Keras makes it: tfaccel changes a step only where it has "
-            "measured that this pays, and measures only where the training is long enough to "
-            "pay for that. More --epochs, a larger --tuning_share or a larger model give it more "
+            "The training stayed as Keras makes it, so any difference in time is the machine's. "
+            "tfaccel changes a step only where it has measured that this pays, and measures only "
+            "where the training is long enough to pay for that. More --epochs, a larger --tuning_share or a larger model give it more "
             "to win."
         )
     paid = report.break_even_steps
