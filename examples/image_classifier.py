@@ -279,7 +279,8 @@ def _meaning(accelerator: tfaccel.AccelCallback, run: Run) -> str:
         return (
             "The training stayed as Keras makes it, so any difference in time is the machine's. "
             "tfaccel changes a step only where it has measured that this pays, and measures only "
-            "where the training is long enough to pay for that. More --epochs, a larger --tuning_share or a larger model give it more "
+            "where the training is long enough to pay for that. More --epochs, a larger "
+            "--tuning_share or a larger model give it more "
             "to win."
         )
     paid = report.break_even_steps
