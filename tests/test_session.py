@@ -228,15 +228,51 @@ def test_terminate_on_nan_never_sees_what_the_guard_caught():
     assert np.all(np.isfinite(model.history.history["loss"]))
 
 
-def test_a_first_batch_that_is_nan_by_itself_is_nan_for_everybody():
-    """The user's own step has the same batch again, so TerminateOnNaN sees what it would see."""
-    data = make_data() | {"y": np.full((96, 1), np.nan, "float32")}
-    with pytest.warns(RuntimeWarning, match="the loss is not finite"):
-        model = make_model()
-        accel = tfaccel.AccelCallback(["fused_optimizer"], verbose=0)
-        history = model.fit(**data, epochs=3, callbacks=[accel, keras.callbacks.TerminateOnNaN()])
-    assert len(history.epoch) == 1
-    assert np.isnan(history.history["loss"]).all()
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+@pytest.mark.parametrize("argument, value", [("x", np.inf), ("y", np.nan)])
+@pytest.mark.parametrize("row", [0, 60])
+def test_a_bad_batch_of_the_user_is_bad_for_everybody(row, argument, value, steps_per_execution):
+    """It is not taken for the plan's doing: TerminateOnNaN sees what it would have seen."""
+    data = make_data()
+    data[argument] = data[argument].copy()
+    data[argument][row] = value
+
+    def stopped_at(callbacks):
+        keras.utils.set_random_seed(4)
+        model = make_model(steps_per_execution=steps_per_execution)
+        model.fit(**data, shuffle=False, callbacks=[*callbacks, keras.callbacks.TerminateOnNaN()])
+        return int(model.optimizer.iterations.numpy())
+
+    accel = tfaccel.AccelCallback(["fused_optimizer"], verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        assert stopped_at([accel]) == stopped_at([])
+    assert not accel.plan.is_baseline
+
+
+def test_after_a_bad_batch_of_the_user_the_guard_watches_on():
+    """The loss of the next epoch is finite again where the user's step skipped the batch."""
+
+    class Skipping(keras.Sequential):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(self(x, training=True) - y))
+            good = tf.math.is_finite(loss)
+            gradients = tape.gradient(loss, self.trainable_variables)
+            self.optimizer.apply(
+                [tf.where(good, g, 0.0) for g in gradients], self.trainable_variables
+            )
+            return {"loss": self.compute_loss(x, y, self(x))}
+
+    data = make_data()
+    data["y"][60] = np.nan
+    model = Skipping([keras.Input((4,)), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    accel = tfaccel.AccelCallback([Poison(25)], verbose=0)
+    with pytest.warns(RuntimeWarning, match="the loss turned non-finite"):
+        model.fit(**data, epochs=3, shuffle=False, callbacks=[accel])
+    assert accel.plan.is_baseline
 
 
 def test_a_refused_pass_of_an_explicit_plan_is_left_out():

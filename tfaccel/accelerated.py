@@ -10,7 +10,7 @@ from tfaccel.feed import END_OF_DATA, feed, pull
 from tfaccel.guard import Guard, is_finite
 from tfaccel.plan import Plan
 from tfaccel.state import Snapshot
-from tfaccel.step import StepFunction, build_step
+from tfaccel.step import BuiltStep, StepFunction, build_step
 from tfaccel.timing import Clock, wait_for
 from tfaccel.workload import Workload
 
@@ -35,7 +35,7 @@ class AcceleratedStep:
         self,
         workload: Workload,
         plan: Plan,
-        traced: StepFunction | None,
+        traced: BuiltStep | None,
         baseline: StepFunction,
         clock: Clock,
         guard: bool,
@@ -48,6 +48,7 @@ class AcceleratedStep:
         self._guard = Guard(workload, clock) if guard else None
         self._on_abandon = on_abandon
         self._last_logs: Any = None
+        self._excused = False  # the user's own data made the loss what it is
         self._step: StepFunction = self._first if traced is None else self._run
 
     def __call__(self, iterator: tf.data.Iterator) -> Any:
@@ -60,7 +61,7 @@ class AcceleratedStep:
         try:
             logs = self.function(feed(batches, iterator))
             wait_for(logs)
-            why = "the loss is not finite" if self._guard and not is_finite(logs) else ""
+            why = "the loss is not finite" if self._is_broken(logs) else ""
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
         if why:
@@ -87,15 +88,28 @@ class AcceleratedStep:
 
     def _checked(self, logs: Any) -> Any:
         """The logs, or the last good ones if these are not finite."""
-        if self._guard is None:
-            return logs
-        if not is_finite(logs):
+        if self._is_broken(logs):
             self._fall_back("the loss turned non-finite")
             last = self._last_logs
             return self._workload.model.get_metrics_result() if last is None else last
-        self._last_logs = logs
-        self._guard.passed()
+        if self._guard is not None and not self._excused:
+            self._last_logs = logs
+            self._guard.passed()
         return logs
+
+    def _is_broken(self, logs: Any) -> bool:
+        """Whether the loss is not finite, and the user's data are not the reason.
+
+        Keras's loss is a mean over the epoch, so one bad batch makes the losses after
+        it NaN too.
+        """
+        if self._guard is None:
+            return False
+        if is_finite(logs):
+            self._excused = False
+            return False
+        self._excused = self._excused or self.function.took_bad_data()
+        return not self._excused
 
     def _fall_back(self, why: str) -> None:
         """Back to the last good state, and on with the user's own step."""

@@ -59,20 +59,21 @@ class Report:
         saved = self.baseline_step_seconds * (1 - 1 / self.speedup) if self.speedup > 0 else 0.0
         return None if saved <= 0 else -int(-self.tuning_seconds // saved)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "schema": SCHEMA,
+            "plan": json.loads(self.plan.to_json()),
+            "gain": dataclasses.asdict(self.gain),
+            "tuning_seconds": self.tuning_seconds,
+            "note": self.note,
+            "complete": self.complete,
+            "trials": [_trial_to_dict(trial) for trial in self.trials],
+        }
+
     def to_json(self) -> str:
         """The report as JSON text, readable by `from_json`."""
-        return json.dumps(
-            {
-                "schema": SCHEMA,
-                "plan": json.loads(self.plan.to_json()),
-                "gain": dataclasses.asdict(self.gain),
-                "tuning_seconds": self.tuning_seconds,
-                "note": self.note,
-                "complete": self.complete,
-                "trials": [_trial_to_dict(trial) for trial in self.trials],
-            },
-            indent=2,
-        )
+        return json.dumps(self.to_dict(), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> "Report":

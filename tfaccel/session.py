@@ -11,13 +11,14 @@ import tensorflow as tf
 
 from tfaccel.accelerated import AcceleratedStep
 from tfaccel.cache import workload_key
-from tfaccel.feed import END_OF_DATA, feed, is_plain, pull
+from tfaccel.feed import feed, is_plain, pull
 from tfaccel.plan import Plan
 from tfaccel.report import Report
 from tfaccel.settings import Settings
 from tfaccel.state import build_optimizer
-from tfaccel.step import StepFunction
+from tfaccel.step import BuiltStep, StepFunction
 from tfaccel.timing import wait_for
+from tfaccel.train_function import TrainFunction
 from tfaccel.trial import Bench
 from tfaccel.tuner import baseline_trial, cheapest_trial_seconds, tune_workload
 from tfaccel.validation import Validation, serves_validation
@@ -55,9 +56,9 @@ class Session:
     ):
         self.model = model
         self.settings = settings
-        self.report: Report | None = None
         self.plan = Plan()
-        self.baseline: StepFunction = model.train_function
+        self._train_function = TrainFunction.of(model)
+        self.baseline: StepFunction = self._train_function.own
         self._epochs = epochs
         self._batches_per_epoch = batches_per_epoch
         self._on_tuning = on_tuning
@@ -70,8 +71,16 @@ class Session:
         self._accelerated: AcceleratedStep | None = None
         self._decided = False  # by trials, or by a plan that failed; a short fit decides nothing
         self._validation: Validation | None = None
-        self._history = model.history
         self._step: StepFunction = self._first
+
+    @property
+    def report(self) -> Report | None:
+        """What tuning found; None before."""
+        return self._train_function.report
+
+    @report.setter
+    def report(self, report: Report | None) -> None:
+        self._train_function.report = report
 
     def start(self) -> None:
         """Takes the place of the model's train function, unless nothing can be done."""
@@ -79,17 +88,13 @@ class Session:
         if obstacle:
             self._settle(obstacle)
             return
-
-        def train_function(iterator: Any) -> Any:
-            return self._run(iterator)
-
-        train_function.tfaccel_session = self  # type: ignore[attr-defined]
-        self._installed = self.model.train_function = train_function
+        self._train_function.run(self._run, on_end=self._remove_validation)
 
     def stop(self) -> None:
         """Gives the train function (and the test function) back."""
-        if self.model.train_function is getattr(self, "_installed", None):
-            self.model.train_function = self.baseline
+        self._train_function.give_back()
+
+    def _remove_validation(self) -> None:
         if self._validation is not None:
             self._validation.remove()
 
@@ -122,20 +127,10 @@ class Session:
         if self._validation is not None:
             self._validation.begin(self._epochs - self._epoch)
 
-    def _run(self, iterator: Any) -> Any:
-        if self.model.history is not self._history:
-            # Another fit, after this one ended by an exception outside any step.
-            self.stop()
-            return self.model.train_function(iterator)
+    def _run(self, iterator: tf.data.Iterator) -> Any:
         if not is_plain(iterator):
-            return self.baseline(iterator)  # train_on_batch, from some other callback
-        try:
-            logs = self._step(iterator)
-        except END_OF_DATA:
-            raise
-        except BaseException:
-            self.stop()
-            raise
+            return self.baseline(iterator)
+        logs = self._step(iterator)
         self._calls_in_epoch += 1
         return logs
 
@@ -264,7 +259,7 @@ class Session:
         else:
             self._start_plan(plan, None, workload)
 
-    def _start_plan(self, plan: Plan, traced: StepFunction | None, workload: Workload) -> None:
+    def _start_plan(self, plan: Plan, traced: BuiltStep | None, workload: Workload) -> None:
         self.plan, self._decided = plan, True
         workload = dataclasses.replace(workload, batches=())  # no data is held any longer
         self._batches.clear()
@@ -273,6 +268,8 @@ class Session:
         self._step = self._accelerated = AcceleratedStep(
             workload, plan, traced, self.baseline, clock, self.settings.guard, self._abandoned
         )
+        self._train_function.plan = plan
+        self._train_function.built = self._accelerated.function
         if serves_validation(plan):
             gain = _HOPED_GAIN if self.report is None else self.report.speedup
             self._validation = Validation(workload, plan, gain, tolerance, clock)

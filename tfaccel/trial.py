@@ -16,7 +16,7 @@ from tfaccel.numerics import Drift, Observation, Tolerance
 from tfaccel.plan import Plan
 from tfaccel.probe import Probe
 from tfaccel.state import Snapshot
-from tfaccel.step import StepFunction, build_step
+from tfaccel.step import BuiltStep, StepFunction, build_step
 from tfaccel.timing import Clock, Speedup
 from tfaccel.workload import Workload, replay
 
@@ -91,7 +91,7 @@ class Bench:
         self._snapshot = Snapshot.of(workload)
         self._baseline = functools.partial(baseline, iter(self._dataset))
         self._probe = Probe(workload, self._snapshot)
-        self._functions: dict[Plan, StepFunction] = {}
+        self._functions: dict[Plan, BuiltStep] = {}
 
     def __enter__(self) -> "Bench":
         tf.get_logger().addFilter(_is_news)
@@ -139,7 +139,7 @@ class Bench:
         with self._restored():
             return timing.speedup(*self._pairs(step, deadline))
 
-    def step_function(self, plan: Plan) -> StepFunction:
+    def step_function(self, plan: Plan) -> BuiltStep:
         """The function that was traced for a plan, so that training need not trace it again."""
         return self._functions[plan]
 

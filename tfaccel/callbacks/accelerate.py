@@ -104,9 +104,6 @@ class AccelCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Takes the place of the model's train function."""
-        stale = getattr(self.model.train_function, "tfaccel_session", None)
-        if stale is not None:
-            stale.stop()
         if self._settings.plan is not None and self._settings.plan.is_baseline:
             return
         earlier, params = self._session, self.params or {}

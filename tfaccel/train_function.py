@@ -1,0 +1,98 @@
+"""The place of `model.train_function` during a fit."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.feed import END_OF_DATA, is_plain
+from tfaccel.plan import Plan
+from tfaccel.report import Report
+from tfaccel.step import BuiltStep, StepFunction
+
+# Runs one step on the fit's iterator, and measures it.
+Meter = Callable[[Any], Any]
+
+
+class TrainFunction:
+    """Stands in for `model.train_function`, for as long as somebody needs it.
+
+    Keras looks `model.train_function` up anew at every step. One object takes its
+    place for all of tfaccel's callbacks, so that they may come in any order: one
+    may replace the step, another may measure whatever step runs.
+
+    Use `TrainFunction.of(model)` from `on_train_begin` on; never two for one fit.
+
+    Attributes:
+        own: the user's own step function.
+        step: what runs now; `own` unless an acceleration has taken over.
+        plan: the plan that `step` runs under.
+        built: the accelerated function behind `step`, if there is one.
+        report: what tuning found in this fit; None before.
+    """
+
+    def __init__(self, model: keras.Model):
+        self.own: StepFunction = model.train_function
+        self.step: StepFunction = self.own
+        self.plan = Plan()
+        self.built: BuiltStep | None = None
+        self.report: Report | None = None
+        self._model = model
+        self._history = model.history
+        self._meter: Meter | None = None
+        self._on_end: Callable[[], None] = _nothing
+
+    @classmethod
+    def of(cls, model: keras.Model) -> "TrainFunction":
+        """The one of this fit; installed if there is none yet."""
+        present = model.train_function
+        if isinstance(present, cls):
+            if present._history is model.history:
+                return present
+            present._remove()  # a fit before this one ended by an exception outside any step
+        model.train_function = made = cls(model)
+        return made
+
+    def __call__(self, iterator: Any) -> Any:
+        if self._model.history is not self._history:
+            self._remove()
+            return self._model.train_function(iterator)
+        if not (is_plain(iterator) or isinstance(iterator, tf.distribute.DistributedIterator)):
+            return self.own(iterator)  # train_on_batch, from some other callback
+        try:
+            return (self._meter or self.step)(iterator)
+        except END_OF_DATA:
+            raise
+        except BaseException:
+            self._remove()
+            raise
+
+    def watch(self, meter: Meter | None) -> None:
+        """From now on `meter` is called for each step, and calls `step` or `own`; None ends it."""
+        self._meter = meter
+        self._leave_unless_needed()
+
+    def run(self, step: StepFunction, on_end: Callable[[], None]) -> None:
+        """From now on `step` runs in place of `own`; `on_end` is called when it no longer does."""
+        self.step, self._on_end = step, on_end
+
+    def give_back(self) -> None:
+        """The user's own step takes over again."""
+        on_end, self._on_end = self._on_end, _nothing
+        self.step, self.plan, self.built = self.own, Plan(), None
+        on_end()
+        self._leave_unless_needed()
+
+    def _leave_unless_needed(self) -> None:
+        leaving = self._meter is None and self.step is self.own
+        if leaving and self._model.train_function is self:
+            self._model.train_function = self.own
+
+    def _remove(self) -> None:
+        self._meter = None
+        self.give_back()
+
+
+def _nothing() -> None:
+    """There is nobody to tell."""
