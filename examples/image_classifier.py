@@ -10,6 +10,10 @@ two:
 On your own images (an .npz file with x_train, y_train, x_test, y_test):
 
     python examples/image_classifier.py --data_file images.npz --model resnet --epochs 20
+
+With measurements of every step, and a page of plots made of them:
+
+    python examples/image_classifier.py --profile_dir run && tfaccel report run
 """
 
 import dataclasses
@@ -52,7 +56,9 @@ _EPOCHS = flags.DEFINE_integer(
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "images in a batch", lower_bound=1)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "Adam's learning rate")
 _SEED = flags.DEFINE_integer("seed", 0, "decides weights, order and validation data", lower_bound=0)
-_PLAN = flags.DEFINE_string("plan", "auto", "auto, baseline, or the path of a saved plan")
+_PLAN = flags.DEFINE_string(
+    "plan", "auto", "auto, baseline, names of passes with commas, or the path of a saved plan"
+)
 _MAX_TUNING_SECONDS = flags.DEFINE_float(
     "max_tuning_seconds", 120.0, "the most that tuning may take", lower_bound=0.0
 )
@@ -64,6 +70,14 @@ _TUNING_SHARE = flags.DEFINE_float(
     lower_bound=0.0,
     upper_bound=1.0,
 )
+_PROFILE_DIR = flags.DEFINE_string(
+    "profile_dir",
+    None,
+    "where ProfilerCallback writes what it measures in the accelerated training",
+)
+_PROFILE_BATCH = flags.DEFINE_integer(
+    "profile_batch", 0, "the batch to trace op by op, with --profile_dir; 0 for none", lower_bound=0
+)
 _COMPARE = flags.DEFINE_bool(
     "compare", None, "train by stock Keras first, and compare. By default only for the digits"
 )
@@ -74,14 +88,22 @@ _DEMO_SECONDS = 25.0
 _DEMO_EPOCHS = (10, 200)
 _USUAL_EPOCHS = 20
 
+
+def _pass_names(plan: str) -> list[str] | None:
+    """The names of passes that the flag lists; None where it is something else."""
+    known = {item.name for item in tfaccel.passes.PASSES}
+    names = plan.split(",")
+    return names if known.issuperset(names) else None
+
+
 flags.register_validator(
     _DEPTH, lambda depth: depth >= 8 and depth % 6 == 2, "must be 6n + 2: 8, 14, 20, 26, ..."
 )
 flags.register_validator(_LEARNING_RATE, lambda rate: 0 < rate < math.inf, "must be positive")
 flags.register_validator(
     _PLAN,
-    lambda plan: plan in ("auto", "baseline") or pathlib.Path(plan).is_file(),
-    'must be "auto", "baseline", or the path of a saved plan that exists',
+    lambda plan: plan in ("auto", "baseline") or _pass_names(plan) or pathlib.Path(plan).is_file(),
+    'must be "auto", "baseline", names of passes, or the path of a saved plan that exists',
 )
 flags.register_validator(
     _DATA_FILE, lambda path: path is None or pathlib.Path(path).is_file(), "there is no such file"
@@ -147,8 +169,9 @@ def train(
     seed: int,
     epochs: int,
     accelerator: tfaccel.AccelCallback | None = None,
+    profiler: tfaccel.ProfilerCallback | None = None,
 ) -> Run:
-    """Trains the flags' model to the end; `accelerator` is all that tfaccel asks for."""
+    """Trains the flags' model to the end; the callbacks are all that tfaccel asks for."""
     model = build_model(images, seed)
     clock = EpochClock()
     begin = time.perf_counter()
@@ -157,7 +180,7 @@ def train(
         batch_size=_BATCH_SIZE.value,
         epochs=epochs,
         validation_data=images.validation,
-        callbacks=[clock, accelerator] if accelerator else [clock],
+        callbacks=[callback for callback in (clock, accelerator, profiler) if callback],
         verbose=0,
     )
     fit_seconds = time.perf_counter() - begin
@@ -236,7 +259,7 @@ def make_accelerator(**keywords) -> tfaccel.AccelCallback:
         ValueError: the plan's file holds no plan.
     """
     return tfaccel.AccelCallback(
-        _PLAN.value,
+        _pass_names(_PLAN.value) or _PLAN.value,
         tuning_share=tuning_share(),
         max_tuning_seconds=_MAX_TUNING_SECONDS.value,
         **keywords,
@@ -320,12 +343,17 @@ def main(argv: list[str]) -> None:
         stock = train(images, _SEED.value, epochs)
         console.print(f"Test accuracy: {stock.test_accuracy:.4f}")
     console.print("Training with tfaccel.AccelCallback ...")
-    accelerated = train(images, _SEED.value, epochs, accelerator)
+    profiler = None
+    if _PROFILE_DIR.value is not None:
+        profiler = tfaccel.ProfilerCallback(_PROFILE_DIR.value, profile_batch=_PROFILE_BATCH.value)
+    accelerated = train(images, _SEED.value, epochs, accelerator, profiler)
     console.print(f"Test accuracy: {accelerated.test_accuracy:.4f}")
     if stock is not None:
         spent = accelerator.report.tuning_seconds if accelerator.report else 0.0
         console.print(comparison(stock, accelerated, spent, images))
     console.print(_meaning(accelerator, accelerated))
+    if profiler is not None:
+        console.print(f"For a page with plots: tfaccel report {_PROFILE_DIR.value}")
 
 
 if __name__ == "__main__":

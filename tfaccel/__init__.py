@@ -12,7 +12,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from tfaccel import passes
-from tfaccel.callbacks import AccelCallback
+from tfaccel.callbacks import AccelCallback, ProfilerCallback
 from tfaccel.numerics import Drift, Tolerance
 from tfaccel.plan import Pass, Plan, Refusal
 from tfaccel.report import Report
@@ -28,6 +28,7 @@ __all__ = [
     "Outcome",
     "Pass",
     "Plan",
+    "ProfilerCallback",
     "Refusal",
     "Report",
     "Speedup",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import os
 import pathlib
 import platform
@@ -84,3 +85,17 @@ def current_device() -> Device:
         cpu.flags,
         details.get("compute_capability"),
     )
+
+
+@functools.cache
+def onednn_is_on() -> bool | None:
+    """Whether TensorFlow takes oneDNN's kernels on this CPU; None if it doesn't tell.
+
+    No public function does: the platform, the build, the CPU and an environment
+    variable decide (tensorflow/core/util/port.cc).
+    """
+    try:
+        port = importlib.import_module("tensorflow.python.util._pywrap_util_port")
+        return bool(port.IsMklEnabled())
+    except (ImportError, AttributeError):
+        return None

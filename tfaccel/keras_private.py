@@ -5,7 +5,7 @@ that Keras still has what it needs and raises `KerasChangedError` when it has
 not, so that a future Keras fails in one sentence and not in a strange place.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -99,3 +99,109 @@ def overridden(owner: Any, base: type, *names: str) -> str | None:
         if name in vars(owner) or not inherited:
             return name
     return None
+
+
+def trace_counter(train_function: Callable[..., Any]) -> Callable[[], int]:
+    """Tells how often a model's train function was traced so far.
+
+    Keras puts a plain function around its `tf.function`, which it holds in its
+    closure. With `run_eagerly=True` there is none, and the count stays 0.
+
+    Source: https://www.tensorflow.org/api_docs/python/tf/types/experimental/PolymorphicFunction
+    """
+    cells = getattr(train_function, "__closure__", None) or ()
+    held = [train_function, *(cell.cell_contents for cell in cells)]
+    for function in held:
+        count = getattr(function, "experimental_get_tracing_count", None)
+        if count is not None:
+            return lambda: int(count())
+    return lambda: 0
+
+
+def mask_of(tensor: Any) -> Any:
+    """The mask that Keras has attached to a tensor; None where there is none."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def runs_graph(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is a model whose call is Keras's own run through a graph of layers.
+
+    A Functional or Sequential model with a `call` of the user's is not.
+    """
+    for kind in type(layer).__mro__:
+        if kind.__name__ in ("Functional", "Sequential") and kind.__module__.startswith("keras."):
+            return overridden(layer, kind, "call", "_run_through_graph") is None
+    return False
+
+
+def graph_operations(model: keras.Model) -> list[Any]:
+    """The operations in a Functional model's graph that are no layers (`x + y`, `keras.ops.relu`).
+
+    `Operation` classes are public, their names under `keras.ops` are not: an operation
+    is told by its class name.
+    """
+    functional = any(kind.__name__ == "Functional" for kind in type(model).__mro__)
+    return [
+        item
+        for item in (getattr(model, "operations", ()) if functional else ())
+        if not isinstance(item, keras.layers.Layer) and type(item).__module__.startswith("keras.")
+    ]
+
+
+def reduction_axes(layer: Any, axes: list[int]) -> dict[str, list[int]]:
+    """The attribute that says over what a BatchNormalization takes its statistics.
+
+    Args:
+        layer: a built BatchNormalization.
+        axes: what it should be.
+    """
+    if not hasattr(layer, "_reduction_axes"):
+        raise KerasChangedError("BatchNormalization._reduction_axes")
+    return {"_reduction_axes": axes}
+
+
+def set_mask(tensor: Any, mask: Any) -> None:
+    """Attaches a mask to a tensor, for the layers that read `mask_of`."""
+    tensor._keras_mask = mask
+
+
+def graph_of(layer: keras.layers.Layer) -> Any | None:
+    """The Functional model that runs a layer's graph; None where the class has its own `call`.
+
+    A Functional model runs its own graph, a Sequential one has a Functional model
+    inside once it is built.
+    """
+    kinds = [kind for kind in type(layer).__mro__ if kind.__name__ in ("Functional", "Sequential")]
+    ours: Any = next((kind for kind in kinds if kind.__module__.startswith("keras.")), None)
+    if ours is None or type(layer).call is not ours.call:
+        return None
+    graph = getattr(layer, "_functional", None) if ours.__name__ == "Sequential" else layer
+    if graph is not None and not hasattr(graph, "_run_through_graph"):
+        raise KerasChangedError("Functional._run_through_graph")
+    return graph
+
+
+def graph_nodes(graph: Any) -> list[Any]:
+    """The calls that a Functional model is made of, in the order in which Keras runs them.
+
+    Each has an `operation`, `arguments.fill_in(values by id)`, `input_tensors` and
+    `outputs` (KerasTensors). Inputs are left out.
+    """
+    by_depth = getattr(graph, "_nodes_by_depth", None)
+    if by_depth is None:
+        raise KerasChangedError("Functional._nodes_by_depth")
+    in_order = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+    return [node for node in in_order if node.operation and not node.is_input]
+
+
+def graph_outputs(graph: Any, values: dict[int, Any]) -> Any:
+    """The outputs of a Functional model in its own structure.
+
+    Args:
+        graph: the model.
+        values: the values of its outputs, by the id of their KerasTensor.
+    """
+    structure = getattr(graph, "_outputs_struct", None)
+    if structure is None:
+        raise KerasChangedError("Functional._outputs_struct")
+    return keras.tree.pack_sequence_as(structure, [values[id(x)] for x in graph.outputs])

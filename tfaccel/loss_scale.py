@@ -95,3 +95,17 @@ def _divided(gradient: Any, scale: tf.Variable) -> Any:
 def _is_finite(gradient: Any) -> tf.Tensor:
     values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
     return tf.reduce_all(tf.math.is_finite(values))
+
+
+def loss_scale_of(model: keras.Model, scratch: dict[str, Any]) -> float | None:
+    """The loss scale that a training uses; None where losses are not scaled.
+
+    Args:
+        model: its optimizer may be a `keras.optimizers.LossScaleOptimizer`.
+        scratch: a built step's, where a pass keeps its own.
+    """
+    for kept in scratch.values():
+        if isinstance(kept, LossScale):
+            return float(kept.value.numpy())
+    scale = getattr(getattr(model, "optimizer", None), "dynamic_scale", None)
+    return None if scale is None else float(keras.ops.convert_to_numpy(scale))

@@ -52,6 +52,8 @@ class Pass(abc.ABC):
     compile_factor: ClassVar[float] = 1.0
     # Whether the pass changes the forward computation, which validation shares.
     serves_validation: ClassVar[bool] = True
+    # Whether tuning tries the pass when the user names none in `includes`.
+    tried_by_default: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

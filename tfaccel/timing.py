@@ -79,12 +79,12 @@ def median_interval(
     """
     ordered = sorted(values)
     count = len(ordered)
-    outside, cut = 0.0, 0
+    ways, below, cut = 1, 0, 0  # of `count` values, to have `rank` below the true median
     for rank in range(count // 2):
-        outside += 2 * math.comb(count, rank) / 2**count
-        if outside > 1 - confidence:
+        below += ways
+        if 2 * below > (1 - confidence) * 2**count:
             break
-        cut = rank
+        cut, ways = rank, ways * (count - rank) // (rank + 1)
     return statistics.median(ordered), ordered[cut], ordered[count - 1 - cut]
 
 

@@ -1,26 +1,22 @@
 """tune: choosing a plan without training."""
 
-import functools
 import os
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfaccel.cache import workload_key
-from tfaccel.feed import END_OF_DATA, feed, pull
 from tfaccel.numerics import Tolerance
 from tfaccel.plan import Pass, Plan
 from tfaccel.report import Report, show
-from tfaccel.scoped import set_attribute
-from tfaccel.session import COLLECTED_STEPS, hindrance
+from tfaccel.session import hindrance
 from tfaccel.settings import Settings, make_settings
-from tfaccel.state import Snapshot, build_optimizer
-from tfaccel.timing import Speedup, timed
+from tfaccel.timing import Speedup
 from tfaccel.trial import Bench, Outcome
 from tfaccel.tuner import baseline_trial, tune_workload
-from tfaccel.workload import Workload, shapes
+from tfaccel.workbench import workbench
+from tfaccel.workload import Workload
 
 
 def tune(
@@ -96,39 +92,8 @@ def _check(model: keras.Model, dataset: tf.data.Dataset) -> None:
 
 
 def _tuned(model: keras.Model, dataset: tf.data.Dataset, settings: Settings) -> Report:
-    count = model.steps_per_execution
-    iterator = iter(dataset)
-    try:
-        batches = pull(iterator, COLLECTED_STEPS * count)
-    except END_OF_DATA:
-        raise ValueError(
-            "`dataset` must hold at least one batch. Received: an empty one."
-        ) from None
-    _build(model, batches[0])
-    state = Snapshot.of(Workload(model))
-    try:
-        with set_attribute(model, "train_function", None):
-            model.make_train_function()
-            return _measured(model, batches, iterator, settings)
-    finally:
-        state.restore()
-        model.reset_metrics()
-
-
-def _measured(
-    model: keras.Model, batches: tuple[Any, ...], iterator: tf.data.Iterator, settings: Settings
-) -> Report:
-    baseline, clock, count = model.train_function, settings.clock, model.steps_per_execution
-    feeds = [feed(batches[:count], iterator) for _ in range(COLLECTED_STEPS)]
-    seconds = [timed(functools.partial(baseline, fed), clock) for fed in feeds]
-    workload = Workload(
-        model=model,
-        batches=tuple(b for b in batches if shapes(b) == shapes(batches[0])),
-        element_spec=iterator.element_spec,
-        first_step_seconds=seconds[0],
-        step_seconds=min(seconds[1:]),
-    )
-    with Bench(workload, baseline, clock, settings.tolerance) as bench:
+    with workbench(model, dataset, tolerance=settings.tolerance, clock=settings.clock) as bench:
+        workload = bench.workload
         if settings.plan is not None:
             return _one_plan(settings.plan, workload, bench)
         budget = settings.budget.seconds(workload)
@@ -148,11 +113,3 @@ def _one_plan(plan: Plan, workload: Workload, bench: Bench) -> Report:
         gain=(trial.speedup if won else None) or Speedup(),
         tuning_seconds=bench.clock() - start,
     )
-
-
-def _build(model: keras.Model, batch: Any) -> None:
-    """Makes every variable that a step would make, so that all can be put back."""
-    if not model.built:
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        model(x)
-    build_optimizer(model)

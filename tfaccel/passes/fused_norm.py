@@ -43,6 +43,10 @@ class FusedNorm(Pass):
             return Refusal("the model has no BatchNormalization or LayerNormalization layer")
         return obstacles[0] if all(obstacles) else None
 
+    def obstacles(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Refusal | None]]:
+        """Every normalization layer, with what keeps its own `call`; None where it is replaced."""
+        return ((layer, obstacle) for layer, obstacle, _ in _norms(workload))
+
     @contextlib.contextmanager
     def applied(self, workload: Workload) -> Iterator[None]:
         with contextlib.ExitStack() as stack:

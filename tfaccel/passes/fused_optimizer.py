@@ -59,8 +59,15 @@ class FusedOptimizer(Pass):
         dtypes = {v.dtype for v in workload.model.trainable_variables}
         if dtypes and not any(tf.as_dtype(dtype) in _DTYPES for dtype in dtypes):
             return Refusal(f"all weights are {' or '.join(sorted(dtypes))}", "keep them in float32")
-        obstacles = [_obstacle(o, workload.model.jit_compile) for o in optimizers]
+        obstacles = [obstacle for _, obstacle in self.obstacles(workload)]
         return obstacles[0] if all(obstacles) else None
+
+    def obstacles(
+        self, workload: Workload
+    ) -> Iterator[tuple[keras.optimizers.Optimizer, Refusal | None]]:
+        """Every optimizer that does the work, with what keeps its own update; None where fused."""
+        for optimizer in _working(workload.optimizers):
+            yield optimizer, _obstacle(optimizer, workload.model.jit_compile)
 
     @contextlib.contextmanager
     def applied(self, workload: Workload) -> Iterator[None]:

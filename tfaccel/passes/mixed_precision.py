@@ -94,13 +94,19 @@ class MixedPrecision(Pass):
                 stack.enter_context(workload.scratch[self.name].applied(workload.optimizers))
             yield
 
-    def _changed_layers(self, workload: Workload) -> list[keras.layers.Layer]:
+    def obstacles(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Refusal | None]]:
+        """Every layer, with what keeps it in its own dtype; None where it is changed."""
         kept = {id(layer) for layer in keras_private.output_layers(workload.model)}
-        return [
-            layer
-            for layer in workload.layers
-            if id(layer) not in kept and layer.name not in self.keep and _may_change(layer)
-        ]
+        for layer in workload.layers:
+            if id(layer) in kept:
+                yield layer, Refusal(f"layer {layer.name!r} makes an output of the model")
+            elif layer.name in self.keep:
+                yield layer, Refusal(f"layer {layer.name!r} is named in `keep`")
+            else:
+                yield layer, _obstacle(layer)
+
+    def _changed_layers(self, workload: Workload) -> list[keras.layers.Layer]:
+        return [layer for layer, obstacle in self.obstacles(workload) if obstacle is None]
 
 
 def _no_hardware(workload: Workload) -> str:
@@ -120,15 +126,24 @@ def _is_plain_dropout(layer: keras.layers.Layer) -> bool:
     )
 
 
-def _may_change(layer: keras.layers.Layer) -> bool:
+def _obstacle(layer: keras.layers.Layer) -> Refusal | None:
+    """Why this layer stays in its own dtype, wherever it stands in the model."""
+    who = f"layer {layer.name!r} ({type(layer).__name__})"
     if type(layer.dtype_policy) is not type(keras.DTypePolicy("float32")):
-        return False  # a quantized layer, or a map of policies: the user's own choice
-    if layer.dtype_policy.name != "float32" or isinstance(layer, _FLOAT32_LAYERS):
-        return False
+        # A quantized layer, or a map of policies: the user's own choice.
+        return Refusal(f"{who} has a {type(layer.dtype_policy).__name__}")
+    if layer.dtype_policy.name != "float32":
+        return Refusal(f"{who} has the policy {layer.dtype_policy.name!r}")
+    if isinstance(layer, _FLOAT32_LAYERS):
+        return Refusal(f"{who} is of a kind that stays in float32")
     if hasattr(layer, "seed_generator") and not _is_plain_dropout(layer):
         # Draws in its compute dtype; recurrent cells draw through a method of their own.
-        return isinstance(getattr(layer, "recurrent_dropout", None), float)
-    return getattr(layer, "activation", None) not in _SOFTMAX
+        if isinstance(getattr(layer, "recurrent_dropout", None), float):
+            return None
+        return Refusal(f"{who} draws random numbers, and would draw others in 16 bits")
+    if getattr(layer, "activation", None) in _SOFTMAX:
+        return Refusal(f"{who} ends in a softmax, which stays in float32")
+    return None
 
 
 def _float32_mask(layer: keras.layers.Layer) -> Callable[..., Any]:

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import keras
 import tensorflow as tf
 
 from tfaccel.plan import Pass, Refusal
@@ -41,18 +43,20 @@ class XLA(Pass):
             return Refusal("the model was compiled with jit_compile=True", "compile without it")
         return _obstacle(workload) if self.jit_compile else None
 
+    def obstacles(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Refusal | None]]:
+        """Every layer, with what keeps XLA from compiling it; None where nothing does."""
+        for layer in workload.layers:
+            yield layer, _blocked(layer) if self.jit_compile else None
+
     def applied(self, workload: Workload) -> contextlib.AbstractContextManager[None]:
         return set_attribute(workload.model, "jit_compile", self.jit_compile)
 
 
 def _obstacle(workload: Workload) -> Refusal | None:
     """Why XLA can't compile this step, or shouldn't."""
-    blocked = next((layer for layer in workload.layers if not layer.supports_jit), None)
+    blocked = next(filter(None, map(_blocked, workload.layers)), None)
     if blocked is not None:
-        return Refusal(
-            f"layer {blocked.name!r} ({type(blocked).__name__}) can't be compiled by XLA",
-            "move it out of the model, into the input pipeline" if not blocked.weights else "",
-        )
+        return blocked
     if workload.device.kind == "GPU":
         # On a GPU Keras turns XLA on wherever it can, so the user turned it off.
         return Refusal("the model was compiled with jit_compile=False", "compile without it")
@@ -62,6 +66,16 @@ def _obstacle(workload: Workload) -> Refusal | None:
             "pad them to one shape",
         )
     return None
+
+
+def _blocked(layer: keras.layers.Layer) -> Refusal | None:
+    """Why XLA can't compile this layer."""
+    if layer.supports_jit:
+        return None
+    return Refusal(
+        f"layer {layer.name!r} ({type(layer).__name__}) can't be compiled by XLA",
+        "move it out of the model, into the input pipeline" if not layer.weights else "",
+    )
 
 
 def _varies(spec: Any) -> bool:

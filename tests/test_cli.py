@@ -1,0 +1,248 @@
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from tfaccel import cli
+from tfaccel.commands._command import Command, UsageError
+from tfaccel.version import __version__
+
+ROOT = pathlib.Path(__file__).parent.parent
+COMMANDS = cli.COMMANDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Echo:
+    """A result that says what the command was handed."""
+
+    words: tuple[str, ...]
+    times: int
+    exit_code: int = 0
+
+    def __rich__(self):
+        return f"table of {self.words} {self.times}"
+
+    def to_json(self):
+        return json.dumps({"words": self.words, "times": self.times})
+
+    def to_markdown(self):
+        return f"| {self.words} | {self.times} |\n"
+
+
+def define(values):
+    flags.DEFINE_integer("times", 1, "how often", lower_bound=0, flag_values=values)
+    flags.DEFINE_string("output", None, "where to", short_name="o", flag_values=values)
+
+
+def run(positional, values):
+    print("noise on the way")
+    if "usage" in positional:
+        raise UsageError("MODEL must be a file.\nReceived: usage")
+    if "crash" in positional:
+        raise ZeroDivisionError("long\nand on\nmany lines")
+    if "interrupt" in positional:
+        raise KeyboardInterrupt
+    return Echo(tuple(positional), values.times, exit_code=int("problem" in positional))
+
+
+ECHO = Command("echo", "WORD [flags]", "Says it again.", define, run)
+OTHER = Command("other", "", "Does nothing.", define, run)
+
+
+@pytest.fixture(autouse=True)
+def commands(monkeypatch):
+    monkeypatch.setattr(cli, "COMMANDS", (ECHO, OTHER))
+
+
+def one_line(capsys):
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    return err
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_the_overview(capsys, words):
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Usage: tfaccel COMMAND")
+    assert "  echo   Says it again.\n  other  Does nothing." in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["echo", "--help"], ["echo", "-h"], ["help", "echo"], ["echo", "--wrong", "x", "--help"]],
+)
+def test_the_help_of_a_command(capsys, words):
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Usage: tfaccel echo WORD [flags]\n\nSays it again.\n\nFlags:\n")
+    for text in ("--times: how often", "-o,--output: where to", "<table|json|markdown>"):
+        assert text in out
+    # Its own flags come first, and no names of modules.
+    assert out.index("--times") < out.index("--format")
+    assert "test_cli" not in out
+    assert "tfaccel.cli" not in out
+    assert err == ""
+
+
+def test_after_two_dashes_help_is_a_word(capsys):
+    assert cli.main(["echo", "--format=json", "--", "--help"]) == 0
+    assert json.loads(capsys.readouterr().out)["words"] == ["--help"]
+
+
+def test_the_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tfaccel {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ecko"], "there is no command 'ecko'. Did you mean echo?"),
+        (["help", "othr"], "there is no command 'othr'. Did you mean other?"),
+        (["xyz"], "there is no command 'xyz'. The commands: echo, other."),
+        (["--format=json", "echo"], "flags come after a command (echo, other). Received: --format"),
+        (["help", "echo", "other"], "help takes one command. Received: echo other"),
+        (["echo", "--tims=2"], "tfaccel echo: Unknown command line flag 'tims'"),
+        (["echo", "--format=xml"], "value should be one of <table|json|markdown>"),
+        (["echo", "--times=-1"], "tfaccel echo: flag --times=-1"),
+        (["echo", "--times=many"], "tfaccel echo: flag --times=many"),
+        (["echo", "--output"], "Missing value for flag --output"),
+        (["echo", "--nodebug=1"], "--nodebug=1 does not take an argument"),
+        (["echo", "usage"], "tfaccel echo: MODEL must be a file. Received: usage"),
+    ],
+)
+def test_words_that_can_t_be_taken(capsys, words, message):
+    assert cli.main(words) == cli.EXIT_USAGE
+    err = capsys.readouterr().err.replace("noise on the way\n", "")
+    assert message in err
+    assert len(err.splitlines()) == 1, err
+
+
+def test_a_wrong_flag_says_where_the_right_ones_are(capsys):
+    cli.main(["echo", "--tims=2"])
+    said = one_line(capsys)
+    assert "Did you mean: times" in said
+    assert "`tfaccel echo --help`" in said
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ([], "table of ('a', 'b') 3\n"),
+        (["--format=table"], "table of ('a', 'b') 3\n"),
+        (["--format=json"], '{"words": ["a", "b"], "times": 3}\n'),
+        (["--format=markdown"], "| ('a', 'b') | 3 |\n"),
+    ],
+)
+def test_standard_output_holds_the_result_alone(capsys, form, expected):
+    assert cli.main(["echo", "a", "--times", "3", "b", *form]) == 0
+    out, err = capsys.readouterr()
+    assert out == expected
+    assert err == "noise on the way\n"
+
+
+def test_a_result_may_name_a_failure(capsys):
+    assert cli.main(["echo", "problem"]) == 1
+    assert "problem" in capsys.readouterr().out
+
+
+def test_an_unexpected_error_is_one_line(capsys):
+    assert cli.main(["echo", "crash"]) == cli.EXIT_FAILED
+    out, err = capsys.readouterr()
+    assert out == ""
+    _noise, *said = err.splitlines()
+    assert said == ["tfaccel echo: ZeroDivisionError: long and on many lines"]
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert cli.main(["echo", "crash", "--debug"]) == cli.EXIT_FAILED
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in err
+    assert err.endswith("tfaccel echo: ZeroDivisionError: long and on many lines\n")
+
+
+def test_an_error_of_many_pages_is_cut(capsys, monkeypatch):
+    def shout(positional, values):
+        raise ValueError("x" * 10_000)
+
+    monkeypatch.setattr(cli, "COMMANDS", (dataclasses.replace(ECHO, run=shout),))
+    assert cli.main(["echo"]) == cli.EXIT_FAILED
+    assert len(one_line(capsys)) < 500
+
+
+def test_ctrl_c(capsys):
+    assert cli.main(["echo", "interrupt"]) == cli.EXIT_INTERRUPTED
+    assert capsys.readouterr().err.endswith("tfaccel: interrupted\n")
+
+
+def test_a_reader_that_leaves_is_no_error(monkeypatch, tmp_path):
+    class Closed:
+        """Standard output whose reader is gone."""
+
+        def __init__(self, handle):
+            self.handle = handle
+
+        def write(self, text):
+            raise BrokenPipeError
+
+        def flush(self):
+            raise BrokenPipeError
+
+        def fileno(self):
+            return self.handle
+
+    with open(tmp_path / "out", "w") as file:
+        monkeypatch.setattr(sys, "stdout", Closed(file.fileno()))
+        status = cli.main(["echo", "--format=json"])
+        monkeypatch.undo()
+        assert status == cli.EXIT_FAILED
+        file.write("nobody reads this")
+    assert (tmp_path / "out").read_text() == ""
+
+
+def test_a_command_s_flags_are_its_own(capsys):
+    """Two commands may have flags of one name, and one run leaves nothing to the next."""
+    assert cli.main(["echo", "--times=5", "--format=json"]) == 0
+    assert cli.main(["other", "--format=json"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert (json.loads(first)["times"], json.loads(second)["times"]) == (5, 1)
+
+
+def test_the_words_of_this_process(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tfaccel", "echo", "--format=json", "word"])
+    assert cli.main() == 0
+    assert json.loads(capsys.readouterr().out)["words"] == ["word"]
+
+
+def test_every_command_has_help_and_a_section(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "COMMANDS", COMMANDS)
+    names = [command.name for command in COMMANDS]
+    assert names == ["doctor", "bench", "tune", "explain", "report"]
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for command in COMMANDS:
+        assert cli.main([command.name, "--help"]) == 0
+        out = capsys.readouterr().out
+        assert command.summary in out
+        assert "--format" in out
+        assert f"## `tfaccel {command.name}`" in text
+
+
+@pytest.mark.slow
+def test_as_a_module():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tfaccel", "--version"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    assert done.stdout == f"tfaccel {__version__}\n"

@@ -1,0 +1,448 @@
+"""`tfaccel bench`, and the batches that it makes up."""
+
+import json
+import subprocess
+
+import catalogue
+import keras
+import numpy as np
+import pytest
+import rich.console
+import tensorflow as tf
+from clocks import FakeClock
+from command_line import call
+
+from tfaccel.commands import _bench_measure, bench
+from tfaccel.commands._bench_measure import Wanted, measure
+from tfaccel.commands._bench_result import BenchResult, BenchRow, machine_line
+from tfaccel.commands._command import UsageError
+from tfaccel.commands._feeds import Feed, random_feed
+from tfaccel.commands._models import Chosen
+from tfaccel.commands._progress import progress
+from tfaccel.passes import FusedNorm, FusedOptimizer
+from tfaccel.plan import Plan
+from tfaccel.report import Report
+from tfaccel.timing import Speedup
+from tfaccel.trial import Outcome, Trial
+
+layers = keras.layers
+FUSED = Plan((FusedOptimizer(),))
+
+
+def make(*body, shape=(6,), loss="mse", **arguments):
+    model = keras.Sequential([keras.Input(shape, **arguments), *body], name="small")
+    model.compile("adam", loss)
+    return model
+
+
+def feed_for(model, batch_size=4, input_shape=None):
+    return random_feed(Chosen("m", model, input_shape), batch_size)
+
+
+def one_batch(model, **arguments):
+    return next(iter(feed_for(model, **arguments).dataset))
+
+
+@pytest.fixture
+def told():
+    with progress() as found:
+        yield found
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    path = tmp_path / "small.keras"
+    make(layers.Dense(4), layers.Dense(1)).save(path)
+    return path
+
+
+# Measuring
+
+
+def test_each_pass_alone_by_a_clock_that_every_look_moves_on(told, monkeypatch):
+    """Each step takes a second, so nothing is faster than anything."""
+    monkeypatch.setattr(_bench_measure, "_NAMES", ("fused_norm", "mixed_precision"))
+    model = make(layers.Dense(4), layers.BatchNormalization(), layers.Dense(1))
+    before = [w.numpy() for w in model.weights]
+    rows, notes = measure(
+        model, feed_for(model), Wanted(False, True, (FUSED,)), 1e6, told, FakeClock(step=1.0)
+    )
+    by_plan = {row.plan: row for row in rows}
+    assert [*by_plan] == ["baseline", "fused_optimizer", "fused_norm", "mixed_precision"]
+    for name in ("baseline", "fused_optimizer", "fused_norm"):
+        row = by_plan[name]
+        assert (row.step_seconds, row.step_seconds_interval) == (1.0, (1.0, 1.0))
+        assert (row.speedup, row.speedup_interval) == (1.0, (1.0, 1.0))
+        assert row.samples_per_second == 4.0
+        assert row.compile_seconds == 0.0
+        assert row.device == "CPU"
+    assert by_plan["baseline"].verdict == "baseline"
+    assert by_plan["fused_norm"].reason == "not faster beyond the spread"
+    assert by_plan["mixed_precision"].verdict in ("refused", "slower")
+    assert notes == []
+    for a, b in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(a, b.numpy())
+    assert not model.optimizer.iterations.numpy()
+
+
+def test_what_there_is_no_time_for_is_said(told):
+    model = make(layers.Dense(1))
+    rows, notes = measure(
+        model, feed_for(model), Wanted(True, True), 0.0, told, FakeClock(step=1.0)
+    )
+    tried = [row.plan for row in rows if row.verdict not in ("refused", "chosen")]
+    assert tried == []
+    assert rows[0].verdict == "chosen"
+    assert notes[0].startswith("The tuner chose stock Keras. Not tried for want of time")
+    assert "Not tried for want of time: fused_optimizer (about 15 s, 0 s left)." in notes
+
+
+def test_the_chosen_plan_has_its_fresh_speedup_and_its_fresh_times(told, monkeypatch):
+    """What was measured again after the choice counts, not what won by luck."""
+
+    def chosen(workload, bench, names, seconds, on_trial):
+        bench.try_plan(FUSED)
+        bench.seconds[FUSED] = [0.5, 0.25, 0.75]
+        bench.baseline_seconds = [1.0, 2.0, 3.0]
+        lucky = Trial(FUSED, Outcome.FASTER, "", 0.5, 0.1, Speedup(9.0, 8.0, 10.0, 6))
+        gain = Speedup(2.0, 1.5, 2.5, 6)
+        trials = (Trial(Plan(), Outcome.BASELINE, step_seconds=1.0, speedup=Speedup()), lucky)
+        return Report(trials, FUSED, gain)
+
+    monkeypatch.setattr(_bench_measure, "tune_workload", chosen)
+    model = make(layers.Dense(1))
+    rows, notes = measure(
+        model, feed_for(model), Wanted(True, False), 1e6, told, FakeClock(step=1.0)
+    )
+    baseline, best = rows
+    assert (baseline.step_seconds, baseline.step_seconds_interval) == (2.0, (1.0, 3.0))
+    assert (best.step_seconds, best.step_seconds_interval) == (0.5, (0.25, 0.75))
+    assert (best.speedup, best.speedup_interval) == (2.0, (1.5, 2.5))
+    assert (best.verdict, best.samples_per_second) == ("chosen", 8.0)
+    assert notes == ["The tuner chose fused_optimizer: 2.00x [1.50-2.50], measured anew."]
+
+
+def test_several_steps_an_execution_are_counted(told):
+    model = make(layers.Dense(1))
+    model.compile("adam", "mse", steps_per_execution=3)
+    rows, _ = measure(model, feed_for(model), Wanted(False, False), 1e6, told, FakeClock(step=1.0))
+    assert rows[0].samples_per_second == 12.0
+
+
+# The command
+
+
+def test_the_command(model_file, capsys):
+    found = call(
+        bench.COMMAND, model_file, "--batch_size=8", "--plans=fused_optimizer", "--max_seconds=60"
+    )
+    assert [row.plan for row in found.rows] == ["baseline", "fused_optimizer"]
+    assert found.batch_size == 8
+    assert found.parameters == 33
+    assert found.machine["keras"] == keras.__version__
+    words = f"tfaccel bench {model_file} --batch_size=8 --plans=fused_optimizer --max_seconds=60.0"
+    assert found.command == words
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "fused_optimizer: " in shown.err
+    data = json.loads(found.to_json())
+    assert [BenchRow.from_dict(row) for row in data["rows"]] == list(found.rows)
+    assert "| baseline |" in found.to_markdown()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--plans="], "--plans must name"),
+        (["--plans=fast"], "--plans takes.*Received: 'fast': No pass is called 'fast'"),
+        (["--plans=xla+xla"], "must not hold a pass twice"),
+        (["--plans=nowhere.json"], "there is no such plan"),
+        (["--devices=gpu"], "TensorFlow sees no GPU"),
+        (["--data=nowhere.npz"], "there is no such file: nowhere.npz"),
+        (["--input_shape=7"], "--input_shape must fit.*'.*', \\(6\\). Received: \\(7\\)"),
+    ],
+)
+def test_words_that_can_not_be_taken(model_file, words, message, monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda *kinds: [])
+    with pytest.raises(UsageError, match=message):
+        call(bench.COMMAND, model_file, *words)
+
+
+def test_an_eager_model_has_no_step_to_time(monkeypatch):
+    model = make(layers.Dense(1))
+    model.compile("adam", "mse", run_eagerly=True)
+    monkeypatch.setattr(bench, "load_model", lambda name, values: Chosen(name, model))
+    with pytest.raises(UsageError, match="run_eagerly"):
+        call(bench.COMMAND, "m.keras")
+
+
+@pytest.mark.parametrize(
+    ("asked", "has_gpu", "expected"),
+    [
+        ("auto", False, (True, False)),
+        ("auto", True, (True, True)),
+        ("cpu", False, (True, False)),
+        ("cpu", True, (False, True)),
+        ("gpu", True, (True, False)),
+    ],
+)
+def test_where_to_measure(asked, has_gpu, expected):
+    assert bench._devices(asked, has_gpu) == expected
+
+
+def row(device="CPU", plan="baseline", **more):
+    return BenchRow(device, plan, "baseline", **more)
+
+
+def result(rows, notes=()):
+    machine = {"cpu": "some CPU", "cores": 2, "isa": ["avx2"], "gpus": [{"name": "some GPU"}]}
+    return BenchResult(
+        "m", 12345, 8, "random samples", machine, "tfaccel bench m", 61.2, rows, notes
+    )
+
+
+def test_the_cpu_beside_a_gpu_is_measured_by_a_process_that_sees_none():
+    seen = {}
+
+    def run(words, environment):
+        seen["words"], seen["environment"] = words, environment
+        return result((row(step_seconds=0.5),), ("Said.",)).to_json()
+
+    rows, notes = bench.cpu_rows(["bench", "m", "--devices=auto"], 30.0, run)
+    assert rows == [row(step_seconds=0.5)]
+    assert notes == ["On the CPU: Said."]
+    assert seen["environment"] == {"CUDA_VISIBLE_DEVICES": "-1"}
+    assert seen["words"][1:] == [
+        *("-m", "tfaccel", "bench", "m", "--devices=auto"),
+        *("--devices=cpu", "--max_seconds=30.0", "--format=json"),
+    ]
+
+
+def test_a_cpu_that_can_not_be_measured_costs_no_result():
+    def run(words, environment):
+        raise subprocess.CalledProcessError(1, words)
+
+    rows, notes = bench.cpu_rows(["bench", "m"], 30.0, run)
+    assert rows == []
+    assert notes[0].startswith("The CPU could not be measured: ")
+
+
+def test_the_gpu_against_the_cpu():
+    rows = [row(step_seconds=0.5), row("GPU", step_seconds=0.05), row("GPU", "xla")]
+    assert bench._gpu_sentence(rows) == [
+        "By stock Keras a step takes the CPU 10.0 times as long as the GPU."
+    ]
+    assert bench._gpu_sentence(rows[:1]) == []
+
+
+# The table
+
+
+def test_cells():
+    full = BenchRow(
+        device="GPU",
+        plan="fused_norm",
+        verdict="chosen",
+        step_seconds=0.0123,
+        step_seconds_interval=(0.012, 0.1304),
+        samples_per_second=2601.6,
+        speedup=1.5,
+        speedup_interval=(1.4, 1.62),
+        compile_seconds=2.04,
+        drift=3e-4,
+        peak_bytes=3 << 29,
+    )
+    assert full.cells() == (
+        *("GPU", "fused_norm", "12.3 [12.0, 130]", "2602", "1.50x [1.40, 1.62]", "2.0"),
+        *("3.0e-04", "1.5 GiB", "chosen"),
+    )
+    refused = BenchRow("CPU", "xla", "refused", "layer 'x' [is] in the way")
+    assert refused.cells() == ("CPU", "xla", "", "", "", "", "", "", "refused")
+    assert BenchRow.from_dict(json.loads(json.dumps(vars(full)))) == full
+
+
+def test_everything_is_shown(capsys):
+    rows = (row(step_seconds=0.5), BenchRow("CPU", "xla", "refused", "layer [x] is in the way"))
+    found = result(rows, ("Compiled with loss mse.",))
+    rich.console.Console(width=140).print(found)
+    shown = capsys.readouterr().out
+    for text in (
+        "m: 12,345 parameters, batches of 8 from random samples",
+        "xla: layer [x] is in the way",
+        "Compiled with loss mse.",
+        "On some CPU, 2 cores + some GPU (avx2).",
+        "Took 61 s. Again: tfaccel bench m",
+    ):
+        assert text in shown
+        assert text in found.to_markdown()
+
+
+def test_a_machine_of_which_nothing_is_known():
+    assert machine_line({"cpu": None, "gpus": []}) == "unknown CPU, ? cores"
+
+
+# Batches made up
+
+
+def test_the_same_seed_gives_the_same_batches():
+    model = make(layers.Dense(1))
+    for a, b in zip(one_batch(model), one_batch(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert one_batch(model, batch_size=7)[0].shape == (7, 6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "units", "shape", "dtype", "values"),
+    [
+        ("sparse_categorical_crossentropy", 3, (4,), "int32", {0, 1, 2}),
+        (keras.losses.SparseCategoricalCrossentropy(), 3, (4,), "int32", {0, 1, 2}),
+        ("categorical_crossentropy", 3, (4, 3), "float32", {0, 1}),
+        ("binary_crossentropy", 2, (4, 2), "float32", {0, 1}),
+        ("mse", 2, (4, 2), "float32", None),
+        (["huber"], 2, (4, 2), "float32", None),
+    ],
+)
+def test_labels_fit_the_loss(loss, units, shape, dtype, values):
+    _, labels = one_batch(make(layers.Dense(units, activation="softmax"), loss=loss))
+    assert (tuple(labels.shape), labels.dtype.name) == (shape, dtype)
+    if values is None:
+        assert 0 <= labels.numpy().min() <= labels.numpy().max() < 1
+    else:
+        assert set(labels.numpy().ravel()) <= values
+
+
+def test_labels_of_a_sequence():
+    model = make(layers.LSTM(4, return_sequences=True), shape=(None, 3), loss="mae")
+    x, y = one_batch(model, input_shape=(5, 3))
+    assert (x.shape, y.shape) == ((4, 5, 3), (4, 5, 4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "dtype", "below"),
+    [({}, "int32", 7), ({"dtype": "int64"}, "int64", 7), ({"dtype": "int32"}, "int32", 7)],
+)
+def test_an_embedding_gets_indices_that_it_has(arguments, dtype, below):
+    body = [layers.Embedding(7, 2), layers.Flatten(), layers.Dense(1)]
+    x, _ = one_batch(make(*body, shape=(50,), **arguments), batch_size=20)
+    assert x.dtype.name == dtype
+    assert x.numpy().min() == 0
+    assert x.numpy().max() == below - 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"), [("bool", {False, True}), ("int32", {0, 1}), ("uint8", set(range(256)))]
+)
+def test_inputs_of_other_dtypes(dtype, values):
+    x, _ = one_batch(make(layers.Lambda(lambda x: tf.cast(x, tf.float32)), dtype=dtype))
+    assert x.dtype.name == dtype
+    assert set(x.numpy().ravel()) <= values
+
+
+def test_strings():
+    body = [layers.StringLookup(vocabulary=["word1"]), layers.Embedding(2, 3), layers.Flatten()]
+    x, _ = one_batch(make(*body, dtype="string"))
+    assert x.dtype == tf.string
+
+
+def test_models_that_scale_images_get_whole_ones():
+    x, _ = one_batch(make(layers.Rescaling(1 / 255), layers.Dense(1)), batch_size=32)
+    assert 100 < x.numpy().max() < 255
+    x, _ = one_batch(make(layers.Dense(1)), batch_size=32)
+    assert 0.5 < x.numpy().max() < 1
+
+
+def test_several_inputs_and_outputs():
+    model, _ = catalogue._several_inputs_and_outputs()
+    x, y = one_batch(model)
+    assert {name: value.shape for name, value in x.items()} == {"a": (4, 4), "b": (4, 3)}
+    assert {name: value.shape for name, value in y.items()} == {"u": (4, 1), "v": (4, 2)}
+    model.train_on_batch(x, y)
+
+
+def test_a_list_of_inputs_and_outputs_with_losses_by_name():
+    inputs = [keras.Input((2,), name="a"), keras.Input((3,), name="b")]
+    joined = layers.Concatenate()(inputs)
+    outputs = [layers.Dense(1, name="u")(joined), layers.Dense(4, name="v")(joined)]
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", {"u": "mse", "v": "sparse_categorical_crossentropy"})
+    x, y = one_batch(model)
+    assert [value.shape for value in x] == [(4, 2), (4, 3)]
+    assert [value.dtype.name for value in y] == ["float32", "int32"]
+    model.fit(feed_for(model).dataset, steps_per_epoch=1, verbose=0)
+
+
+def test_a_subclassed_model_needs_its_input_shape():
+    model = catalogue.Subclassed()
+    model.compile("sgd", "mse")
+    with pytest.raises(UsageError, match="does not declare its inputs: give --input_shape"):
+        feed_for(model)
+    x, y = one_batch(model, input_shape=(5,))
+    assert (x.shape, y.shape) == ((4, 5), (4, 1))
+
+
+def test_a_model_with_a_loss_inside_has_no_labels():
+    class WithLoss(layers.Layer):
+        def call(self, inputs):
+            self.add_loss(tf.reduce_mean(inputs))
+            return inputs
+
+    model = make(layers.Dense(1), WithLoss(), loss=None)
+    assert len(one_batch(model)) == 1
+
+
+def test_what_can_not_be_made_up():
+    def own(y_true, y_pred):
+        return y_pred
+
+    with pytest.raises(UsageError, match="for the loss own: give --data"):
+        feed_for(make(layers.Dense(1), loss=own))
+    model = catalogue.CustomStep()
+    model.compile("sgd")
+    with pytest.raises(UsageError, match="train_step of its own: give --data"):
+        feed_for(model, input_shape=(3,))
+    with pytest.raises(UsageError, match="the shape \\(\\?, 3\\): give --input_shape or --data"):
+        feed_for(make(layers.LSTM(2), shape=(None, 3)))
+
+
+def test_a_model_that_does_not_take_its_own_shape():
+    model = catalogue.Subclassed()
+    model.compile("sgd", "mse")
+    model(np.ones((1, 4), "float32"))
+    with pytest.raises(UsageError, match="the model does not take the data: .+"):
+        feed_for(model, input_shape=(5,))
+
+
+def test_a_feed_never_ends():
+    feed = feed_for(make(layers.Dense(1)))
+    assert isinstance(feed, Feed)
+    assert feed.dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+
+
+# Progress
+
+
+def test_in_a_terminal_there_is_a_bar_and_on_standard_output_nothing(capsys, monkeypatch):
+    import io
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Terminal()
+    with progress(screen) as told:
+        told.stage("Trying plans", 10.0)
+        told.trial(Trial(FUSED, Outcome.SLOWER, "not [faster]", 0.1, 0.2, Speedup(0.9, 0.8, 1.1)))
+        told.stage("Ending")
+    shown = screen.getvalue()
+    assert "fused_optimizer: slower, 0.90x [0.80-1.10] (not [faster])" in shown
+    assert "Trying plans" in shown
+    assert capsys.readouterr().out == ""
+
+
+def test_elsewhere_there_are_plain_lines(capsys):
+    with progress() as told:
+        told.stage("Trying plans", 10.0)
+        told.trial(Trial(Plan((FusedNorm(),)), Outcome.REFUSED, "x" * 200))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["Trying plans (at most 10 s)", f"fused_norm: refused ({'x' * 200})"]

@@ -1,0 +1,480 @@
+"""explain, in Python and on the command line, and what MODEL stands for."""
+
+import dataclasses
+import json
+
+import catalogue
+import keras
+import numpy as np
+import pytest
+import rich.console
+from command_line import call
+
+import tfaccel
+from tfaccel.commands import explain as command
+from tfaccel.commands._command import UsageError
+from tfaccel.device import Device
+from tfaccel.explain import explain
+from tfaccel.layers import facts as layer_facts
+from tfaccel.passes import PASSES, XLA, FusedNorm, FusedOptimizer, MixedPrecision
+from tfaccel.plan import Plan
+
+layers = keras.layers
+CPU = Device("CPU", "plain CPU")
+BFLOAT16_CPU = Device("CPU", "new CPU", flags=frozenset({"avx512_bf16"}))
+GPU = Device("GPU", "some GPU", compute_capability=(8, 0))
+
+
+@pytest.fixture(autouse=True)
+def _onednn(monkeypatch):
+    monkeypatch.setattr(layer_facts, "onednn_is_on", lambda: True)
+
+
+@pytest.fixture(scope="module")
+def workload():
+    return catalogue.image_workload(CPU)
+
+
+def make(*body, shape=(8, 8, 4), optimizer="adam", **compile_arguments):
+    model = keras.Sequential([keras.Input(shape), *body], name="model")
+    model.compile(optimizer, "mse", **compile_arguments)
+    return model
+
+
+def rows(model, plan=None, device=CPU):
+    return {row.layer: row for row in explain(model, plan, device=device).rows}
+
+
+def row(layer, device=CPU, plan=None, shape=(8, 8, 4)):
+    """The row of a layer that is not the model's last."""
+    model = make(layer, layers.Flatten(name="flat"), layers.Dense(1, name="last"), shape=shape)
+    return rows(model, plan, device)[layer.name]
+
+
+@pytest.mark.parametrize(
+    ("layer", "device", "runs_as"),
+    [
+        (layers.Conv2D(8, 3), CPU, "convolution (oneDNN), float32, channels_last"),
+        (layers.Conv2D(8, 3), GPU, "convolution (cuDNN), float32, channels_last"),
+        (layers.Conv2D(8, 3, groups=2), CPU, "grouped convolution (XLA), float32, channels_last"),
+        (layers.Dense(8, dtype="float64"), CPU, "matrix product (oneDNN), float64"),
+        (
+            layers.BatchNormalization(),
+            CPU,
+            "statistics and elementwise ops, float32",
+        ),
+        (layers.LayerNormalization(), CPU, "reductions and elementwise ops, float32"),
+        (layers.MaxPooling2D(), CPU, "pooling, float32, channels_last"),
+        (layers.Reshape((4, 64)), CPU, "another view, no copy, float32"),
+        (layers.Lambda(lambda x: x), CPU, "ops of its own, float32"),
+    ],
+)
+def test_what_runs(layer, device, runs_as):
+    found = row(layer, device)
+    assert (found.now, found.runs_as) == (runs_as, runs_as)
+
+
+def test_a_kind_of_keras_with_a_call_of_its_own_is_not_taken_for_keras():
+    class Own(layers.Dense):
+        def call(self, inputs):
+            return inputs
+
+    assert row(Own(4)).now == "ops of its own, float32"
+
+
+@pytest.mark.parametrize("is_on, library", [(False, " (Eigen)"), (None, "")])
+def test_without_onednn(monkeypatch, is_on, library):
+    monkeypatch.setattr(layer_facts, "onednn_is_on", lambda: is_on)
+    assert row(layers.Dense(8)).now == f"matrix product{library}, float32"
+    model = make(layers.Dense(1))
+    assert ("try TF_ENABLE_ONEDNN_OPTS=1" in str(explain(model, device=CPU).notes)) == bool(library)
+    assert explain(model, device=GPU).notes == ()
+
+
+def test_onednn_is_known_or_said_to_be_unknown(monkeypatch):
+    monkeypatch.undo()
+    assert layer_facts.onednn_is_on() in (True, False, None)
+
+
+@pytest.mark.parametrize(
+    ("layer", "device", "said"),
+    [
+        (layers.Conv2D(30, 3), GPU, "filters=30 is no multiple of 8"),
+        (layers.Dense(30), GPU, "32 may cost no more"),
+        (layers.MaxPooling2D(data_format="channels_first"), CPU, "data_format='channels_last'"),
+        (layers.Dense(8, dtype="float64"), CPU, "float64 runs at half the rate"),
+        (layers.Conv2D(8, 3, groups=2), CPU, "grouped convolution by XLA"),
+        (layers.RandomRotation(0.1), CPU, "xla: can't be compiled by XLA; move it out"),
+        (
+            layers.BatchNormalization(synchronized=True),
+            CPU,
+            "fused_norm: synchronizes its statistics; use synchronized=False",
+        ),
+    ],
+)
+def test_what_keeps_a_layer_slow(layer, device, said):
+    assert said in "; ".join(row(layer, device).why_not)
+
+
+@pytest.mark.parametrize(
+    ("layer", "device"),
+    [
+        (layers.Conv2D(30, 3), CPU),
+        (layers.Conv2D(30, 3), Device("GPU", "old GPU", compute_capability=(6, 1))),
+        (layers.Conv2D(32, 3), GPU),
+        (layers.MaxPooling2D(data_format="channels_first"), GPU),
+    ],
+)
+def test_nothing_is_said_where_it_would_not_help(layer, device):
+    assert row(layer, device).why_not == ()
+
+
+@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU])
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        ({}, None),
+        ({"recurrent_dropout": 0.2}, "recurrent_dropout=0.2"),
+        ({"activation": "relu"}, "activation is not tanh"),
+        ({"recurrent_activation": "hard_sigmoid"}, "recurrent_activation is not sigmoid"),
+        ({"unroll": True}, "unroll=True"),
+        ({"use_bias": False}, "use_bias=False"),
+        ({"use_cudnn": False}, "use_cudnn=False"),
+    ],
+)
+def test_recurrent_layers_on_a_gpu(kind, arguments, cause):
+    found = row(kind(8, return_sequences=True, **arguments), GPU, shape=(5, 4))
+    if cause is None:
+        assert found.now == "CudnnRNNV3 (cuDNN), float32"
+        assert found.why_not == ()
+    else:
+        assert found.now == "a loop over time steps, float32"
+        assert f"{cause} keeps it off cuDNN's kernel" in found.why_not
+
+
+def test_a_gru_that_resets_before_is_off_cudnn():
+    assert layer_facts.off_cudnn(layers.GRU(4, reset_after=False)) == ["reset_after=False"]
+
+
+def test_recurrent_layers_on_a_cpu():
+    found = row(layers.LSTM(8, return_sequences=True), CPU, shape=(5, 4))
+    assert found.now == "a loop over time steps, float32"
+    assert found.why_not == ("a CPU has no kernel for the whole sequence",)
+
+
+def test_a_large_dense_layer():
+    model = make(layers.Dense(1000, name="large"), layers.Dense(1), shape=(2000,))
+    assert "holds 100% of the model's weights" in rows(model)["large"].why_not[0]
+    assert rows(model)["dense"].why_not == ()
+
+
+def test_nested_layers_have_their_paths_and_shapes():
+    inner = keras.Sequential([keras.Input((6,)), layers.Dense(5, name="a")], name="inner")
+    wrapped = layers.TimeDistributed(layers.Dense(3, name="b"), name="each")
+    model = make(wrapped, layers.Flatten(), layers.Dense(6), inner, shape=(2, 4))
+    shapes = {name: found.output_shape for name, found in rows(model).items()}
+    assert shapes["model"] == "?x5"
+    assert shapes["each"] == "?x2x3"
+    assert shapes["each/b"] == "?x3"
+    assert shapes["inner"] == "?x5"
+    assert shapes["inner/a"] == "?x5"
+    assert not any("input" in name for name in shapes)
+
+
+def test_a_subclassed_model_that_was_never_built():
+    found = rows(catalogue.Subclassed(), device=CPU)
+    assert [name.split("/")[-1].split("_")[0] for name in found][1:] == ["dense", "batch", "dense"]
+    assert {row.output_shape for row in found.values()} == {""}
+
+
+def test_what_passes_would_do():
+    found = explain(
+        make(
+            layers.Conv2D(8, 3),
+            layers.BatchNormalization(),
+            layers.Softmax(),
+            layers.Flatten(),
+            layers.Dense(1, name="head"),
+        ),
+        device=BFLOAT16_CPU,
+    )
+    by_kind = {row.kind: row for row in found.rows}
+    assert by_kind["Conv2D"].would == {"mixed_precision": "bfloat16"}
+    assert by_kind["BatchNormalization"].would == {
+        "fused_norm": "FusedBatchNormV3",
+        "mixed_precision": "bfloat16",
+    }
+    assert by_kind["Softmax"].why_not == ("mixed_precision: is of a kind that stays in float32",)
+    assert by_kind["Dense"].why_not == ("mixed_precision: makes an output of the model",)
+    assert by_kind["Sequential"].would == {"xla": "compiled by XLA"}
+    assert by_kind["Adam"].would == {"fused_optimizer": "one op for each of 6 variables"}
+    for name in ("fused_norm", "fused_optimizer", "mixed_precision", "xla"):
+        assert found.passes[name] == "can be tried"
+
+
+def test_a_chip_that_refuses_a_pass_is_told_once():
+    found = explain(make(layers.Dense(4), layers.Dense(1)), device=CPU)
+    assert "refuses: this CPU (plain CPU)" in found.passes["mixed_precision"]
+    assert not any("mixed_precision" in text for row in found.rows for text in row.why_not)
+
+
+def test_under_a_plan():
+    body = [layers.Dense(4), layers.BatchNormalization(), layers.Dense(1)]
+    plan = Plan((FusedNorm(), MixedPrecision("bfloat16")))
+    found = rows(make(*body), plan)
+    by_kind = {row.kind: row for row in found.values()}
+    assert by_kind["BatchNormalization"].runs_as == "FusedBatchNormV3 (oneDNN), bfloat16"
+    assert by_kind["BatchNormalization"].now == "statistics and elementwise ops, float32"
+    assert found["dense"].runs_as == "matrix product (oneDNN), bfloat16"
+    assert found["dense_1"].runs_as == "matrix product (oneDNN), float32"
+    assert by_kind["Sequential"].runs_as == "a graph of TensorFlow ops"
+    assert by_kind["Adam"].why_not == ("fused_optimizer is not in the plan",)
+
+
+@pytest.mark.parametrize("device, library", [(CPU, "XLA"), (GPU, "cuBLAS")])
+def test_xla_brings_kernels_of_its_own_to_a_cpu(device, library):
+    def products(model, plan):
+        found = rows(model, plan, device)
+        return found["model"].runs_as, found["dense"].now, found["dense"].runs_as
+
+    compiled = f"matrix product ({library}), float32"
+    with_xla = make(layers.Dense(8), jit_compile=True)
+    assert products(with_xla, Plan()) == ("compiled by XLA", compiled, compiled)
+    keras.backend.clear_session()
+    usual = f"matrix product ({'oneDNN' if device is CPU else 'cuBLAS'}), float32"
+    without = make(layers.Dense(8), jit_compile=False)
+    # On a GPU what the user turned off stays off.
+    step = "compiled by XLA" if device is CPU else "a graph of TensorFlow ops"
+    assert products(without, [XLA()]) == (step, usual, compiled)
+
+
+def test_a_plan_without_fused_norm():
+    found = row(layers.LayerNormalization(), plan=["fused_optimizer"])
+    assert found.why_not == ("fused_norm is not in the plan",)
+    fused = row(layers.LayerNormalization(), plan=["fused_norm"])
+    assert fused.runs_as == "reductions and elementwise ops, a shorter gradient, float32"
+
+
+def test_a_plan_whose_passes_refuse():
+    model = make(layers.Dense(1), optimizer="adagrad")
+    found = explain(model, ["fused_optimizer", "fused_norm"], device=CPU)
+    assert found.passes["fused_norm"].startswith("refuses: the model has no BatchNorm")
+    assert found.rows[-1].runs_as == found.rows[-1].now
+    assert "fused_optimizer: no fused op has the maths of Adagrad" in found.rows[-1].why_not[0]
+
+
+@pytest.mark.parametrize("plan, served", [(["fused_optimizer"], True), (["xla"], False)])
+def test_an_optimizer_that_xla_can_not_compile(plan, served):
+    model = make(layers.Dense(1), optimizer=keras.optimizers.Adam(amsgrad=True))
+    found = rows(model, [*plan, *([] if served else ["fused_optimizer"])])["optimizer adam"]
+    assert (found.runs_as == "one op for each of 2 variables") == served
+    assert served or "XLA lacks the op" in found.why_not[0]
+
+
+def test_embeddings_keep_their_update():
+    model = make(layers.Embedding(9, 4, name="words"), layers.Dense(1), shape=(3,))
+    assert rows(model)["optimizer adam"].why_not == ("sparse gradients keep Keras's update: words",)
+
+
+def test_an_eager_model_is_told_so():
+    assert "run_eagerly" in explain(make(layers.Dense(1), run_eagerly=True), device=CPU).notes[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quiet(tfaccel.Pass):
+    """A pass of the user's own, which has no word on layers."""
+
+    name = "quiet"
+
+    def refusal(self, workload):
+        return None
+
+    def applied(self, workload):
+        raise AssertionError("explain enters no pass")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choosy(Quiet):
+    """A pass of the user's own that says which layers it leaves alone."""
+
+    name = "choosy"
+
+    def obstacles(self, workload):
+        for layer in workload.layers:
+            yield layer, tfaccel.Refusal(f"layer {layer.name!r} is odd", "make it even")
+
+
+def test_passes_of_the_users_own():
+    found = explain(make(layers.Dense(1)), [Quiet(), Choosy()], device=CPU)
+    assert found.passes == {"quiet": "in the plan", "choosy": "in the plan"}
+    assert found.rows[1].why_not == ("choosy: is odd; make it even",)
+
+
+@pytest.mark.skipif("layout" not in [item.name for item in PASSES], reason="no such pass yet")
+def test_channels_first_under_the_pass_for_it():
+    first = layers.MaxPooling2D(data_format="channels_first", name="first")
+    assert row(first).would == {"layout": "channels_last"}
+    keras.backend.clear_session()
+    first = layers.MaxPooling2D(data_format="channels_first", name="first")
+    found = row(first, plan=["layout"])
+    assert (found.now, found.runs_as) == (
+        "pooling, float32, channels_first",
+        "pooling, float32, channels_last",
+    )
+
+
+@pytest.mark.parametrize("item", [FusedNorm(), MixedPrecision("bfloat16"), FusedOptimizer()])
+def test_it_tells_what_the_passes_really_do(item, workload):
+    """What is changed while a step is traced is what the rows say."""
+    targets = [*workload.layers, *workload.optimizers]
+
+    def marks():
+        dtypes = [str(getattr(t, "compute_dtype", "")) for t in targets]
+        return [(dtype, sorted(vars(t))) for dtype, t in zip(dtypes, targets, strict=True)]
+
+    before = marks()
+    with item.applied(workload):
+        during = marks()
+    changed = {t.name for t, a, b in zip(targets, before, during, strict=True) if a != b}
+    models = {layer.name for layer in workload.layers if isinstance(layer, keras.Model)}
+    inputs = {t.name for t in targets if isinstance(t, layers.InputLayer)}
+    found = explain(workload.model, Plan((item,)), device=CPU)
+    told = {r.layer.removeprefix("optimizer ") for r in found.rows if item.name in r.would}
+    assert told == changed - models - inputs
+    assert told
+
+
+def test_nothing_is_changed(workload):
+    objects = [*workload.layers, *workload.optimizers]
+    before = [(id(v), sorted(vars(v))) for v in objects]
+    weights = [w.numpy() for w in workload.model.weights]
+    explain(workload.model)
+    explain(workload.model, ["fused_norm", "xla", "fused_optimizer"])
+    assert [(id(v), sorted(vars(v))) for v in objects] == before
+    for a, b in zip(weights, workload.model.weights, strict=True):
+        np.testing.assert_array_equal(a, b.numpy())
+
+
+def test_plans_that_are_none_are_told_so():
+    with pytest.raises(ValueError, match="no such file"):
+        explain(make(layers.Dense(1)), "nowhere.json")
+
+
+# The command
+
+
+def test_the_command_in_all_forms(tmp_path):
+    path = tmp_path / "plan.json"
+    Plan((FusedNorm(),)).save(path)
+    plain, under = (
+        call(command.COMMAND, "resnet8"),
+        call(command.COMMAND, "resnet8", "--plan", path),
+    )
+    data = json.loads(under.to_json())
+    norms = [row for row in data["rows"] if row["kind"] == "BatchNormalization"]
+    assert len(norms) == 9
+    assert all(row["runs_as"].startswith("FusedBatchNormV3") for row in norms)
+    assert data["plan"] == json.loads(path.read_text())
+    assert json.loads(plain.to_json())["plan"] is None
+    assert "| with passes |" in plain.to_markdown()
+    assert "with passes" not in under.to_markdown()
+    assert plain.to_markdown().count("\n| ") == len(plain.rows) + 2
+
+
+def test_the_table_is_readable(capsys):
+    rich.console.Console(width=120).print(call(command.COMMAND, "mlp"))
+    shown = capsys.readouterr().out
+    assert "matrix product" in shown
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "there is no such plan"), ("{}", "is no plan"), ("[]", "is no plan")],
+)
+def test_a_plan_that_can_not_be_read(tmp_path, text, message):
+    path = tmp_path / "plan.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        call(command.COMMAND, "mlp", "--plan", path)
+
+
+# What MODEL stands for
+
+
+def kinds(found):
+    return [row.kind for row in found.rows]
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "lstm", "transformer", "MobileNet", "mobile_net"])
+def test_named_models(name):
+    found = call(command.COMMAND, name)
+    assert kinds(found)[0] in ("Sequential", "Functional")
+    assert kinds(found)[-1] == "Adam"
+
+
+def test_the_size_of_a_named_model():
+    found = call(command.COMMAND, "MobileNet", "--input_shape=64,64,3", "--classes=7")
+    assert found.rows[0].output_shape == "?x7"
+    assert next(row for row in found.rows if row.kind == "Conv2D").output_shape == "?x32x32x32"
+
+
+def test_a_folder_does_not_hide_a_named_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlp").mkdir()
+    assert kinds(call(command.COMMAND, "mlp"))[0] == "Sequential"
+
+
+@pytest.mark.parametrize("optimizer, expected", [(None, "Adam"), ("sgd", "SGD")])
+def test_a_saved_model_that_is_not_compiled(tmp_path, optimizer, expected):
+    path = tmp_path / "m.keras"
+    keras.Sequential([keras.Input((4,)), layers.Dense(2)]).save(path)
+    words = [] if optimizer is None else [f"--optimizer={optimizer}"]
+    assert kinds(call(command.COMMAND, path, *words))[-1] == expected
+
+
+def test_a_saved_model_keeps_what_it_was_compiled_with(tmp_path):
+    path = tmp_path / "m.keras"
+    make(layers.Dense(2), optimizer="rmsprop").save(path)
+    assert kinds(call(command.COMMAND, path))[-1] == "RMSprop"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "takes one MODEL.*Received: \\[\\]"),
+        (["mlp", "cnn"], "takes one MODEL"),
+        (["resnet5"], "Did you mean .*ResNet50"),
+        (["qqqqq"], "Received: 'qqqqq'. Such as mlp"),
+        (["nowhere.keras"], "no such file: nowhere.keras"),
+        (["folder/nowhere"], "no such file"),
+        (["mlp", "--input_shape=8,x"], "--input_shape must be positive integers.*'8,x'"),
+        (["mlp", "--input_shape=0"], "--input_shape must be positive"),
+        (["MobileNet", "--input_shape=8,8,3"], "can't be built with --input_shape=8,8,3"),
+        (["mlp", "--optimizer=fast"], "--optimizer or --loss: .*fast"),
+        (["mlp", "--loss=none_such"], "--optimizer or --loss: .*none_such"),
+    ],
+)
+def test_models_that_there_are_not(words, message):
+    with pytest.raises(UsageError, match=message):
+        call(command.COMMAND, *words)
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"PK\x03\x04 broken"])
+def test_a_broken_file_is_one_line(tmp_path, content):
+    path = tmp_path / "m.keras"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="m.keras can't be loaded: .+") as caught:
+        call(command.COMMAND, path)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_hold_no_model_of_their_own(tmp_path):
+    (tmp_path / "folder.keras").mkdir()
+    with pytest.raises(UsageError, match="Received a folder"):
+        call(command.COMMAND, tmp_path / "folder.keras")
+    path = tmp_path / "m.keras"
+    make(layers.Dense(2)).save(path)
+    with pytest.raises(UsageError, match="--classes is for named models"):
+        call(command.COMMAND, path, "--classes=3")

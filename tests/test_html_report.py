@@ -1,0 +1,513 @@
+"""The page: the record's own numbers, nothing from elsewhere, and nothing claimed unmeasured."""
+
+import html.parser
+import json
+import pathlib
+import re
+import sys
+
+import pytest
+from absl import flags
+
+from tfaccel.commands._command import UsageError
+from tfaccel.commands.report import COMMAND
+from tfaccel.html_report import facts, key_figures, verdict
+from tfaccel.passes import XLA, FusedNorm
+from tfaccel.plan import Plan
+from tfaccel.records import Records, read_records
+from tfaccel.report import Report
+from tfaccel.timing import Speedup, median_interval
+from tfaccel.trial import Outcome, Trial
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+RATIOS = [1.30, 1.50, 1.42, 1.36, 1.34, 1.45, 1.31, 1.38]
+TUNED = Report(
+    trials=(
+        Trial(Plan(), Outcome.BASELINE, "", 2.0, 0.0222, Speedup()),
+        Trial(Plan((FusedNorm(),)), Outcome.REFUSED, "no layer <normalises> & so on"),
+        Trial(Plan((XLA(),)), Outcome.FASTER, "", 3.5, 0.0163, Speedup(1.37, 1.32, 1.67, 9)),
+    ),
+    plan=Plan((XLA(),)),
+    gain=Speedup(1.36, 1.31, 1.66, 9),
+    tuning_seconds=13.25,
+)
+RUN = {
+    "kind": "run",
+    "schema": 1,
+    "started": "2026-11-21T02:00:00+00:00",
+    "machine": {
+        "cpu": "AMD EPYC 9B45",
+        "cores": 2,
+        "isa": ["avx2", "fma"],
+        "memory_bytes": 25_200_000_000,
+        "gpus": [{"name": "NVIDIA H100", "compute_capability": [9, 0], "memory_bytes": 80 * 2**30}],
+        "tensorflow": "2.21.0",
+    },
+    "model": {"name": "lenet", "parameters": 61706},
+    "batch_size": 64,
+    "epochs": 3,
+    "steps_per_epoch": 100,
+}
+SUMMARY = {
+    "kind": "summary",
+    "steps": 300,
+    "seconds": 12.2,
+    "first_step_seconds": 2.2,
+    "compile_seconds": 2.125,
+    "step_ms": 16.15,
+    "step_ms_p95": 18.75,
+    "batches_per_sec": 60.1,
+    "samples_per_sec": 3846.0,
+    "input_wait_share": 0.0135,
+    "input_bound": False,
+    "mfu": 0.2145,
+    "flops_per_step": 1.2e9,
+    "peak_flops_per_second": 1.2e11,
+    "peak_source": "measured float32 matmul",
+    "speedup": 1.36,
+    "speedup_low": 1.31,
+    "speedup_high": 1.66,
+    "comparisons": 8,
+    "overhead_share": 0.0115,
+    "peak_bytes": None,
+    "host_peak_bytes": 812_345_344,
+    "traces": 2,
+    "plan": "xla",
+    "break_even_steps": 2210,
+    "tuning_seconds": 13.25,
+}
+
+
+def interval(step, **changes):
+    return {
+        "kind": "interval",
+        "epoch": step // 100,
+        "step": step,
+        "plan": "xla",
+        "seconds": 3.5,
+        "steps": 100,
+        "input_bound": False,
+        "throughput/batches_per_sec": 60.125,
+        "throughput/samples_per_sec": 3848.0,
+        "throughput/device/mfu": 0.21,
+        "time/step_ms": 16.25,
+        "time/step_ms_p95": 18.5,
+        "time/input_wait_share": 0.012,
+        "memory/host_peak_bytes": 700_000_000,
+        "accel/speedup": 1.36,
+        "accel/speedup_low": 1.31,
+        "accel/speedup_high": 1.66,
+        "accel/traces": 2,
+    } | changes
+
+
+def comparison(step, ratio, plan="xla"):
+    seconds = {"baseline_seconds": 0.016 * ratio, "plan_seconds": 0.016}
+    return {"kind": "comparison", "step": step, "plan": plan} | seconds
+
+
+def ops(plan, steps, **kinds):
+    listed = [{"name": "MatMul<x>", "op_kind": "matmul", "count": 15, "seconds": kinds["matmul"]}]
+    seconds = sum(kinds.values())
+    return {
+        "kind": "ops",
+        "plan": plan,
+        "steps": steps,
+        "seconds": seconds,
+        "ops": listed,
+        "kinds": kinds,
+    }
+
+
+RECORDS = [
+    RUN,
+    {
+        "kind": "trace",
+        "step": 0,
+        "seconds": 2.1,
+        "traces": 1,
+        "plan": "baseline",
+        "shapes": ["(None, 32, 32, 3) float32", "(None,) int64"],
+    },
+    {"kind": "tuning", "step": 3, "seconds": 13.25, "report": json.loads(TUNED.to_json())},
+    *(comparison(50 + 10 * index, ratio) for index, ratio in enumerate(RATIOS)),
+    *(interval(step) for step in (100, 200, 300)),
+    ops("baseline", 5, matmul=0.05, elementwise=0.0225, optimizer=0.01),
+    ops("xla", 5, matmul=0.04, elementwise=0.005, unheard_of=0.005),
+    SUMMARY,
+]
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags are balanced, and notes what is on the page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.ids = [], [], [], []
+        self.cells, self.words, self.cards = [], [], {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] in ("style", "script"):
+            return
+        self.words.append(data)
+        if self.open[-1] in ("td", "th"):
+            self.cells[-1] += data
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def saved(tmp_path, items):
+    path = tmp_path / "profile.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return path
+
+
+def changed(kind, **changes):
+    """The records, with one kind's values changed."""
+    return [item | changes if item["kind"] == kind else item for item in RECORDS]
+
+
+def without(*kinds):
+    return [item for item in RECORDS if item["kind"] not in kinds]
+
+
+@pytest.fixture
+def page(tmp_path):
+    """Makes the page of some records, and its text."""
+    pytest.importorskip("matplotlib")
+
+    def make(items=RECORDS):
+        return run(str(saved(tmp_path, items))).page.read_text(encoding="utf-8")
+
+    return make
+
+
+def run(*words):
+    values = flags.FlagValues()
+    COMMAND.define(values)
+    return COMMAND.run(values(["tfaccel report", *words])[1:], values)
+
+
+def records(tmp_path, items=RECORDS):
+    return read_records(saved(tmp_path, items))
+
+
+def test_the_page_is_whole_and_loads_nothing(page):
+    text = page()
+    found = Page(text)
+    assert text.startswith("<!DOCTYPE html>")
+    assert "http" not in text.replace("http-equiv", "")
+    assert not {"script", "link", "img", "iframe", "object"} & set(found.tags)
+    assert not {"src", "srcset"} & {name for name, _ in found.attributes}
+    links = [value for name, value in found.attributes if name == "href"]
+    assert links
+    assert {link[1:] for link in links} <= set(found.ids)
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+    assert len(found.ids) == len(set(found.ids))
+
+
+def test_the_page_has_the_numbers_of_the_record(page):
+    found = Page(page())
+    for words in (
+        "lenet",
+        "A step is 1.36x [1.31-1.66] as fast with xla as untouched.",
+        "16.15 ms",
+        "95 % of steps within 18.75 ms",
+        "3,846",
+        "in batches of 64",
+        "21.4 %",
+        "of 120 GFLOP/s (measured float32 matmul); 1.2 GFLOP a step",
+        "1.35 %",
+        "1.36x",
+        "95 % interval 1.31 to 1.66, 8 comparisons, xla",
+        "0.76 GiB",
+        "2.2 s",
+        "tracing and compiling took 2.12 s, 2 traces",
+        "13.2 s",
+        "paid back after 2,210 steps; the run had 300",
+        "1.15 %",
+        "in 12.2 s",
+        "NVIDIA H100, 80.00 GiB, compute capability 9.0",
+        "avx2, fma",
+        "2.21.0",
+        "(None, 32, 32, 3) float32, (None,) int64",
+    ):
+        assert words in found.text, words
+    for row in (
+        ["300", "16.25", "18.50", "1.20 %"],
+        ["300", "3,848.00", "60.12"],
+        ["matmul", "10.00", "8.00"],
+        ["elementwise", "4.50", "1.00"],
+        ["optimizer", "2.00", "0.00"],
+        ["other", "0.00", "1.00"],
+        ["all", "16.50", "10.00"],
+        ["MatMul<x>", "10.00", "3", "matmul"],
+        *(list(row) for row in TUNED.rows()),
+    ):
+        assert any(found.cells[i : i + len(row)] == row for i in range(len(found.cells))), row
+
+
+def test_the_live_speedup_is_that_of_the_pairs_so_far(page):
+    found = Page(page())
+    for count in range(1, len(RATIOS) + 1):
+        ends = [f"{value:.2f}x" for value in median_interval(RATIOS[:count])]
+        known = ends if count >= 6 else [ends[0], "", ""]
+        row = [str(40 + 10 * count), str(count), *known]
+        assert any(found.cells[i : i + 5] == row for i in range(len(found.cells))), row
+
+
+def test_several_plans_are_told_apart(page):
+    other = [comparison(200 + index, 2.0, "fused_norm") for index in range(6)]
+    found = Page(page([*RECORDS[:-1], *other, interval(400, plan="fused_norm"), SUMMARY]))
+    for row in (
+        ["120", "xla", "8", "1.37x", "1.30x", "1.50x"],
+        ["205", "fused_norm", "6", "2.00x", "2.00x", "2.00x"],
+        ["300", "xla", "16.25"],
+        ["400", "fused_norm", "16.25"],
+    ):
+        assert any(found.cells[i : i + len(row)] == row for i in range(len(found.cells))), row
+
+
+def test_the_same_records_give_the_same_page(page):
+    assert page() == page()
+
+
+@pytest.mark.parametrize("kind", sorted({item["kind"] for item in RECORDS} - {"run"}))
+def test_a_page_without_some_kind_of_record(page, kind):
+    assert "lenet" in Page(page(without(kind))).text
+
+
+def test_a_page_of_a_run_that_has_just_begun(page):
+    found = Page(page([RUN]))
+    for words in (
+        "Training ran with the untouched step; nothing faster was tried.",
+        "The run wrote no summary",
+        "Nothing was compared.",
+        "ProfilerCallback(profile_batch=(10, 14))",
+        "AccelCallback()",
+    ):
+        assert words in found.text
+    assert "svg" not in found.tags
+
+
+def test_a_run_that_was_stopped_has_its_last_interval(page):
+    found = Page(page(without("summary")))
+    assert "16.25 ms" in found.text
+    assert "1.36x [1.31-1.66] as fast with xla" in found.text
+    assert "The run wrote no summary" in found.text
+
+
+EVIL = "\x01\ud800</title></style><script>alert(1)</script><!-- $x$ & \"'"
+
+
+def test_what_the_file_says_cannot_become_markup(page):
+    evil = [
+        RUN | {"model": {"name": EVIL}, "machine": {"cpu": EVIL, "gpus": [EVIL]}, "started": EVIL},
+        {"kind": "trace", "step": 0, "seconds": 1.0, "plan": EVIL, "shapes": [EVIL]},
+        {"kind": "tuning", "step": 3, "seconds": 1.0, "report": {"schema": EVIL}},
+        *(comparison(step, 2.0, EVIL) for step in range(9)),
+        interval(10, plan=EVIL),
+        ops(EVIL, 5, matmul=1.0) | {"ops": [{"name": EVIL, "op_kind": EVIL, "seconds": 1.0}]},
+        SUMMARY | {"plan": EVIL, "peak_source": EVIL},
+    ]
+    text = page(evil)
+    found = Page(text)
+    assert not {"script", "b"} & set(found.tags)
+    assert found.tags.count("style") == 1
+    assert text.count("&lt;script&gt;alert(1)") >= 8
+
+
+@pytest.mark.parametrize(
+    "value", ["soon", None, [], {}, True, -1, 0, 1e400, 10**400], ids=lambda value: repr(value)[:9]
+)
+def test_values_of_the_wrong_kind_are_no_error(page, value):
+    odd = [
+        {key: item[key] if key in ("kind", "schema") else value for key in item} for item in RECORDS
+    ]
+    Page(page(odd))
+
+
+def test_hundreds_of_intervals_are_thinned(page):
+    many = [RUN, *(interval(step) for step in range(1, 1501)), SUMMARY]
+    text = page(many)
+    assert "40 of 1500, evenly spaced" in text
+    assert len(text) < 300_000
+
+
+def test_input_bound_claims_no_speedup(page):
+    bound = {"input_bound": True, "input_wait_share": 0.63}
+    for changes in (bound, bound | {"speedup": None}):
+        found = Page(page(changed("summary", **changes)))
+        assert "63 % of the time is spent waiting for input, so no speedup is claimed" in found.text
+        assert "prefetch" in found.text
+        assert "as fast" not in found.text
+        assert "paid back after" not in found.text
+        assert not re.search(r"Speedup[^.]* 1\.36x", found.text)
+        assert "This run waited for its input, so it gains nothing" in found.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"speedup": 1.36}, "A step is 1.36x [1.31-1.66] as fast with xla as untouched."),
+        (
+            {"speedup": 1.01, "speedup_low": 0.98, "speedup_high": 1.03},
+            "A step is 1.01x [0.98-1.03] as fast with xla as untouched: no difference",
+        ),
+        (
+            {"speedup": 0.91, "speedup_low": 0.88, "speedup_high": 0.95},
+            "A step is slower with xla: 0.91x [0.88-0.95] as fast as the untouched one.",
+        ),
+        ({"comparisons": 5}, "A step was 1.36x as fast with xla as untouched, in too few"),
+        ({"speedup": None}, "Training ran with xla; it was not compared"),
+        ({"plan": "baseline"}, "Training ended with the untouched step: xla, chosen first"),
+    ],
+)
+def test_the_verdict(tmp_path, changes, expected):
+    assert verdict(records(tmp_path, changed("summary", **changes))).startswith(expected)
+
+
+def test_the_verdict_on_a_baseline_that_won(tmp_path):
+    report = Report(TUNED.trials[:2], Plan(), note="")
+    items = [
+        item | {"report": json.loads(report.to_json())} if item["kind"] == "tuning" else item
+        for item in changed("summary", plan="baseline", speedup=None)
+    ]
+    assert verdict(records(tmp_path, items)).startswith("The untouched step was the fastest")
+
+
+def test_the_verdict_where_nothing_was_tried(tmp_path):
+    report = Report((), Plan(), note="run_eagerly=True leaves training as it is.")
+    items = [RUN, {"kind": "tuning", "step": 0, "report": json.loads(report.to_json())}]
+    said = verdict(records(tmp_path, items))
+    assert said == (
+        "Training ran with the untouched step; nothing faster was tried. "
+        "run_eagerly=True leaves training as it is."
+    )
+
+
+def test_facts_of_a_stopped_run():
+    found = facts(Records(RUN, [interval(100), interval(200, **{"time/step_ms": 15.5})]))
+    assert (found["steps"], found["seconds"], found["step_ms"]) == (200, 7.0, 15.5)
+
+
+def test_device_memory_comes_before_the_process_s(tmp_path):
+    figures = key_figures(records(tmp_path, changed("summary", peak_bytes=2**31)))
+    [memory] = [figure for figure in figures if figure.label == "Peak memory"]
+    assert (memory.value, memory.note) == ("2.00 GiB", "on the device; process 0.76 GiB")
+
+
+def test_the_command_s_three_forms(tmp_path):
+    pytest.importorskip("matplotlib")
+    result = run(str(saved(tmp_path, RECORDS)))
+    assert result.page == tmp_path / "report.html"
+    found = json.loads(result.to_json())
+    assert found["output"] == str(tmp_path / "report.html")
+    assert found["summary"] == {key: value for key, value in SUMMARY.items() if key != "kind"}
+    assert "| Step (median) | 16.15 ms | 95 % of steps within 18.75 ms |" in result.to_markdown()
+    assert str(tmp_path / "report.html") in result.to_markdown()
+
+
+def test_a_folder_and_an_output_of_one_s_own(tmp_path):
+    pytest.importorskip("matplotlib")
+    saved(tmp_path, RECORDS)
+    output = tmp_path / "new" / "page.html"
+    assert run(str(tmp_path), "-o", str(output)).page == output
+    assert output.is_file()
+
+
+def folder(tmp_path):
+    return str(tmp_path)
+
+
+def missing(tmp_path):
+    return str(tmp_path / "absent.jsonl")
+
+
+def no_profile(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello\n")
+    return str(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (folder, "holds no profile.jsonl"),
+        (missing, "There is no file"),
+        (no_profile, "made by tfaccel.ProfilerCallback"),
+    ],
+)
+def test_what_is_no_profile_is_told_in_a_line(tmp_path, make, message):
+    word = make(tmp_path)
+    with pytest.raises(UsageError, match=message) as error:
+        run(word)
+    assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("words", [[], ["a", "b"]])
+def test_one_profile_is_wanted(words):
+    with pytest.raises(UsageError, match="takes one profile.jsonl"):
+        run(*words)
+
+
+def test_the_profile_is_never_written_over(tmp_path):
+    path = saved(tmp_path, RECORDS)
+    before = path.read_bytes()
+    for output in (path, tmp_path):
+        with pytest.raises(UsageError, match="--output must be a file other than the profile"):
+            run(str(path), "-o", str(output))
+    assert path.read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = saved(tmp_path, RECORDS)
+    with pytest.raises(UsageError, match="can't be written"):
+        run(str(path), "-o", str(path / "page.html"))
+
+
+def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    path = saved(tmp_path, RECORDS)
+    with pytest.raises(UsageError, match=r"pip install 'tfaccel\[report\]'"):
+        run(str(path))
+    assert not pathlib.Path(tmp_path / "report.html").exists()
+
+
+def test_the_user_s_matplotlib_settings_stay_and_change_nothing(page):
+    matplotlib = pytest.importorskip("matplotlib")
+    plain = page()
+    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "text.usetex": True}):
+        before = dict(matplotlib.rcParams)
+        assert page() == plain
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_plots_take_their_colours_from_the_page(page):
+    text = page()
+    plots = re.findall(r"<svg.*?</svg>", text, flags=re.S)
+    assert len(plots) == 4
+    for plot in plots:
+        assert "currentColor" in plot
+        assert re.search(r"var\(--paint-[0-7]\)", plot)
+        assert set(re.findall(r"#[0-9a-f]{6}\b", plot)) <= {"#000000", "#ffffff"}
+        assert re.search(r"<title [^>]*>[^<]+</title><desc [^>]*>[^<]+</desc>", plot)
+        assert "DejaVu" not in plot

@@ -1,0 +1,8 @@
+"""`python -m tfaccel` is the same as `tfaccel`."""
+
+import sys
+
+from tfaccel.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

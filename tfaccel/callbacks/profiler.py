@@ -1,0 +1,137 @@
+"""ProfilerCallback: what a training does with its time."""
+
+import os
+import pathlib
+import time
+from typing import Any, Literal
+
+import keras
+
+from tfaccel.profiling.live import Every
+from tfaccel.profiling.profile import Profile
+from tfaccel.timing import Clock
+
+
+class ProfilerCallback(keras.callbacks.Callback):
+    """Measures what a training does with its time, and what acceleration wins in it.
+
+    Alone it times the steps as they are. Beside an `AccelCallback` (in any order) it
+    runs your own step now and then among the accelerated ones: both are valid
+    training steps, so the speedup is measured side by side, on the same machine and
+    in the same minute, at the cost of what your own step is slower. Steps are waited
+    for one by one, so that a GPU's queue is not timed as done.
+
+    Args:
+        log_dir: a folder for `profile.jsonl` (see `docs/report.md`), for TensorBoard's
+            scalars where `tensorboard` is installed, and for the profiler's traces;
+            None to write nothing.
+        compare_every: accelerated steps between two of your own; `"auto"` keeps what
+            measuring costs below 2 % of the time; None never runs your own step, and
+            then training is the same to the last bit.
+        update_freq: `"epoch"`, or the number of batches after which a record is written.
+        profile_batch: a batch number (from 1), or a pair of the first and last one, to
+            trace by the TensorFlow profiler; 0 for none. Under an accelerated plan as
+            many of your own steps are traced after them, unless `compare_every` is None.
+        verbose: 0 for silence; 1 for a line an epoch and a table at the end.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule; the message names it.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.layers.Dense(8, activation="relu"), keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> x, y = np.ones((64, 4)), np.ones((64, 1))
+    >>> profiler = tfaccel.ProfilerCallback(verbose=0)
+    >>> history = model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[profiler])
+    >>> profiler.summary()["steps"]
+    16
+    """
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str] | None = None,
+        *,
+        compare_every: Every = "auto",
+        update_freq: Literal["epoch"] | int = "epoch",
+        profile_batch: int | tuple[int, int] = 0,
+        verbose: int = 1,
+        clock: Clock = time.perf_counter,
+    ):
+        super().__init__()
+        _check_counts(compare_every, update_freq)
+        self._settings: dict[str, Any] = {
+            "log_dir": None if log_dir is None else pathlib.Path(log_dir),
+            "compare_every": compare_every,
+            "update_freq": None if update_freq == "epoch" else update_freq,
+            "profile_batches": _batch_range(profile_batch),
+            "verbose": verbose,
+            "clock": clock,
+        }
+        self._profile: Profile | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """What was measured so far, by the keys of the `summary` record (`docs/report.md`).
+
+        Raises:
+            RuntimeError: no training has begun.
+        """
+        if self._profile is None:
+            raise RuntimeError("`summary` needs a training: pass this callback to `model.fit`.")
+        return self._profile.figures().summary()
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Starts afresh."""
+        params = self.params or {}
+        self._profile = Profile(
+            self.model, params.get("epochs"), params.get("steps"), **self._settings
+        )
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Tells the profile that an epoch begins."""
+        if self._profile is not None:
+            self._profile.begin_epoch(epoch)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Closes the epoch's record."""
+        if self._profile is not None:
+            self._profile.end_epoch()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Gives the train function back and says what was measured."""
+        if self._profile is not None:
+            self._profile.end()
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _check_counts(compare_every: Any, update_freq: Any) -> None:
+    if compare_every not in (None, "auto") and not _is_count(compare_every):
+        raise ValueError(
+            f'`compare_every` must be "auto", None or a positive integer. '
+            f"Received: {compare_every!r}"
+        )
+    if update_freq != "epoch" and not _is_count(update_freq):
+        raise ValueError(
+            f'`update_freq` must be "epoch" or a positive integer. Received: {update_freq!r}'
+        )
+
+
+def _batch_range(profile_batch: Any) -> tuple[int, int] | None:
+    """The first and the last batch to trace, as keras.callbacks.TensorBoard reads the argument."""
+    if profile_batch == 0:
+        return None
+    both = (profile_batch, profile_batch) if isinstance(profile_batch, int) else profile_batch
+    if not (
+        isinstance(both, tuple | list)
+        and len(both) == 2
+        and all(map(_is_count, both))
+        and both[0] <= both[1]
+    ):
+        raise ValueError(
+            "`profile_batch` must be 0, a positive integer, or a pair of positive integers "
+            f"(first, last). Received: {profile_batch!r}"
+        )
+    return both[0], both[1]

@@ -1,0 +1,70 @@
+"""What a container, or whatever else sets control groups, lets this process have.
+
+Sources: https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max, memory.max),
+https://docs.kernel.org/scheduler/sched-bwc.html (version 1).
+"""
+
+import pathlib
+from collections.abc import Iterator
+
+
+def cpu_quota_cores(root: pathlib.Path) -> float | None:
+    """How many cores' worth of time the process may take; None for no limit.
+
+    Args:
+        root: where `proc` and `sys` are: `/` but in tests.
+    """
+    shares = []
+    for folder in _folders(root, "cpu"):
+        quota, period, *_ = [*_words(folder / "cpu.max"), "", ""]
+        if not quota:
+            quota, *_ = [*_words(folder / "cpu.cfs_quota_us"), ""]
+            period, *_ = [*_words(folder / "cpu.cfs_period_us"), ""]
+        # No limit is "max" in version 2 and -1 in version 1.
+        if quota.isdecimal() and period.isdecimal() and int(period):
+            shares.append(int(quota) / int(period))
+    return min(shares, default=None)
+
+
+def memory_limit_bytes(root: pathlib.Path) -> int | None:
+    """How much memory the process may take; None for no limit.
+
+    Version 1 has a number near 2**63 for no limit; whoever compares this with the
+    machine's memory finds it the larger.
+    """
+    limits = [
+        int(word)
+        for folder in _folders(root, "memory")
+        for name in ("memory.max", "memory.limit_in_bytes")
+        for word in _words(folder / name)
+        if word.isdecimal()
+    ]
+    return min(limits, default=None)
+
+
+def _folders(root: pathlib.Path, controller: str) -> Iterator[pathlib.Path]:
+    """The process's control group and those above it, whose limits hold for it too."""
+    mount = root / "sys" / "fs" / "cgroup"
+    for line in _lines(root / "proc" / "self" / "cgroup"):
+        # Such as "4:cpu,cpuacct:/path" (version 1) or "0::/path" (version 2).
+        names, _, path = line.partition(":")[2].partition(":")
+        if names and controller not in names.split(","):
+            continue
+        top = mount / controller if names else mount
+        # In a container the path may be the host's; then only the top is there.
+        folder = top / path.lstrip("/")
+        yield folder
+        while folder != top:
+            folder = folder.parent
+            yield folder
+
+
+def _words(path: pathlib.Path) -> list[str]:
+    return " ".join(_lines(path)).split()
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

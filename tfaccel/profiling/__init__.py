@@ -1,0 +1,1 @@
+"""What ProfilerCallback measures."""

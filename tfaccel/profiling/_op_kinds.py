@@ -1,0 +1,170 @@
+"""What kind of work an operation is, by its type and by where in the model it stands."""
+
+import functools
+import re
+
+import keras
+
+CONVOLUTION = "convolution"
+MATMUL = "matmul"
+NORMALISATION = "normalisation"
+ELEMENTWISE = "elementwise"
+OPTIMIZER = "optimizer"
+LAYOUT = "casts and layout"
+INPUT = "input"
+OTHER = "other"
+KINDS = (CONVOLUTION, MATMUL, NORMALISATION, ELEMENTWISE, OPTIMIZER, LAYOUT, INPUT, OTHER)
+
+# Graph optimisers replace an op by one with such prefixes and suffixes that does the
+# same: _FusedConv2D, _MklNativeFusedMatMul, _FusedBatchNormEx.
+_REPLACEMENT = re.compile(r"^_(Mkl|Native|Fused|XlaHost)*(?=[A-Z])|Ex$")
+
+# A kind, and the beginnings of the op types that are of it.
+_PREFIXES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (CONVOLUTION, ("Conv2D", "Conv3D", "DepthwiseConv2d", "QuantizedConv", "QuantizedDepthwise")),
+    # Recurrent cells by cuDNN are matrix products for the most part.
+    (MATMUL, ("MatMul", "BatchMatMul", "Einsum", "CudnnRNN", "SparseMatMul", "SparseTensorDense")),
+    (NORMALISATION, ("FusedBatchNorm", "BatchNorm", "LayerNorm", "FusedLayerNorm", "LRN")),
+    (OPTIMIZER, ("ResourceApply", "ResourceSparseApply", "ResourceScatter", "Assign")),
+    (INPUT, ("Decode", "Parse", "ReadFile", "OptionalGetValue", "OptionalHasValue")),
+    (
+        LAYOUT,
+        (
+            "Cast",
+            "Transpose",
+            "ConjugateTranspose",
+            "ToTf",  # oneDNN's blocked layouts: _MklToTf
+            "InputConversion",
+            "DataFormat",
+            "Reshape",
+            "Pad",
+            "MirrorPad",
+            "Concat",
+            "Split",
+            "Slice",
+            "StridedSlice",
+            "Pack",
+            "Unpack",
+            "Tile",
+            "Reverse",
+            "ExpandDims",
+            "Squeeze",
+            "SpaceTo",
+            "BatchToSpace",
+            "DepthToSpace",
+            "BroadcastTo",
+            "Bitcast",
+        ),
+    ),
+)
+
+# Keras's layers (batch_normalization_1, layer_normalization) and the functions that they
+# call: tf.nn.batch_normalization, tf.nn.moments.
+_NORMALISATION_SCOPES = ("normalization", "batchnorm", "moments")
+
+# Arithmetic number by number, and sums over it: bound by memory, not by arithmetic.
+_ELEMENTWISE = frozenset(
+    """
+    Abs Acos Acosh Add AddN AddV2 All Any ApproximateEqual Asin Asinh Atan Atan2 Atanh BiasAdd
+    BiasAddGrad BiasAddV1 BitwiseAnd BitwiseOr BitwiseXor
+    Ceil ClipByValue Cos Cosh Cumsum Digamma Div DivNoNan Elu EluGrad Equal
+    Erf Erfc Erfinv Exp Expm1 Floor FloorDiv FloorMod Greater GreaterEqual Igamma Inv IsFinite
+    IsInf IsNan L2Loss LeakyRelu LeakyReluGrad Less LessEqual Lgamma Log Log1p LogSoftmax
+    LogicalAnd LogicalNot LogicalOr Max Maximum Mean Min Minimum Mod Mul MulNoNan Neg NotEqual
+    OnesLike Pow Prod RandomStandardNormal RandomUniform RealDiv Reciprocal ReciprocalGrad Relu
+    Relu6 Relu6Grad ReluGrad Rint Round Rsqrt RsqrtGrad Select SelectV2 Selu SeluGrad Sigmoid
+    SigmoidGrad Sign Sin Sinh Softmax SoftmaxCrossEntropyWithLogits Softplus SoftplusGrad Softsign
+    SoftsignGrad SparseSoftmaxCrossEntropyWithLogits Sqrt SqrtGrad Square SquaredDifference
+    StatelessRandomNormalV2 StatelessRandomUniformV2 Sub Sum Swish Tan Tanh TanhGrad TruncateDiv
+    TruncateMod Xdivy Xlog1py Xlogy ZerosLike
+    """.split()  # noqa: SIM905 (a list of one word a line is no easier to read)
+)
+
+# Calls: what they run has events of its own, so that they are no work.
+CALLS = frozenset(
+    """
+    Case If PartitionedCall RemoteCall StatefulPartitionedCall StatelessCase StatelessIf
+    StatelessWhile SymbolicGradient TPUPartitionedCall While
+    """.split()  # noqa: SIM905 (a list of one word a line is no easier to read)
+)
+
+# Words in the names of XLA's instructions: https://openxla.org/xla/operation_semantics
+_XLA_NEUTRAL = frozenset({"", "fusion", "wrapped", "loop", "input", "start", "done"})
+_XLA_CONVOLUTION = frozenset({"conv", "convolution", "depthwise"})
+_XLA_MATMUL = frozenset({"dot", "gemm", "cublas", "matmul"})
+_XLA_LAYOUT = frozenset(
+    {"bitcast", "concatenate", "convert", "copy", "pad", "reshape", "reverse", "slice", "transpose"}
+)
+_XLA_OTHER = frozenset(
+    {"all", "call", "collective", "conditional", "custom", "rng", "scatter", "sort", "while", "ynn"}
+)
+
+
+def op_kind(op_type: str, op_name: str = "") -> str:
+    """One of `KINDS`.
+
+    Its type decides, but for two places: an op inside an optimizer's name scope is the
+    optimizer's, whatever it computes; the arithmetic inside a normalisation's is
+    normalisation, fused or not. Updates of variables elsewhere (of metrics, say) count as
+    the optimizer's, reductions as elementwise.
+
+    Args:
+        op_type: the type of a TensorFlow op, as it runs: graph optimisers' replacements
+            are known.
+        op_name: its name in the graph, with scopes.
+
+    >>> op_kind("_FusedConv2D"), op_kind("Mul"), op_kind("Mul", "StatefulPartitionedCall/adam/Mul")
+    ('convolution', 'elementwise', 'optimizer')
+    """
+    scopes = [_plain(scope) for scope in op_name.split("/")[:-1]]
+    if not _optimizer_scopes().isdisjoint(scopes):
+        return OPTIMIZER
+    kind = _type_kind(op_type)
+    normalises = any(scope.endswith(_NORMALISATION_SCOPES) for scope in scopes)
+    return NORMALISATION if normalises and kind not in (CONVOLUTION, MATMUL) else kind
+
+
+def _type_kind(op_type: str) -> str:
+    plain = _REPLACEMENT.sub("", op_type)
+    if "Iterator" in plain or "Dataset" in plain:
+        return INPUT
+    if plain in _ELEMENTWISE:
+        return ELEMENTWISE
+    for kind, prefixes in _PREFIXES:
+        if plain.startswith(prefixes):
+            return kind
+    return OTHER
+
+
+def xla_kind(instruction: str) -> str:
+    """One of `KINDS` for an instruction of a compiled program, by its name alone.
+
+    A fused one is named after what is in it. Without a product it is elementwise, unless
+    it only moves numbers about.
+
+    >>> xla_kind("loop_add_fusion.3"), xla_kind("cublas-gemm.1"), xla_kind("transpose_copy_fusion")
+    ('elementwise', 'matmul', 'casts and layout')
+    """
+    words = set(re.split(r"[^a-z]+", instruction.lower())) - _XLA_NEUTRAL
+    if words & _XLA_CONVOLUTION:
+        return CONVOLUTION
+    if words & _XLA_MATMUL:
+        return MATMUL
+    if words and words <= _XLA_LAYOUT:
+        return LAYOUT
+    return ELEMENTWISE if words and not words & _XLA_OTHER else OTHER
+
+
+def _plain(scope: str) -> str:
+    """A scope as it is compared: `SGD_1` and `sgd` are alike."""
+    return re.sub(r"_\d+$", "", scope).replace("_", "").lower()
+
+
+@functools.cache
+def _optimizer_scopes() -> frozenset[str]:
+    """Keras names an optimizer's scope after its class."""
+    return frozenset(
+        name.lower()
+        for name, found in vars(keras.optimizers).items()
+        if isinstance(found, type) and issubclass(found, keras.optimizers.Optimizer)
+    )

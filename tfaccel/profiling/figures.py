@@ -1,0 +1,128 @@
+"""The numbers of a training, as records."""
+
+import dataclasses
+import math
+from typing import Any
+
+from tfaccel.profiling import memory
+from tfaccel.profiling.ledger import Ledger
+from tfaccel.profiling.meter import Meter
+from tfaccel.profiling.tally import Tally
+from tfaccel.profiling.work import Work
+from tfaccel.timing import LOOKS, Speedup
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """Everything that is measured in a fit, at one moment.
+
+    Attributes:
+        meter: runs the steps.
+        ledger: adds them up.
+        work: what a step computes.
+        analysis_seconds: what finding `work` out took.
+        loss_scale: float16's; None for other dtypes.
+    """
+
+    meter: Meter
+    ledger: Ledger
+    work: Work = Work()  # noqa: RUF009 (frozen)
+    analysis_seconds: float = 0.0
+    loss_scale: float | None = None
+
+    @property
+    def speedup(self) -> Speedup | None:
+        """The live one; None where nothing was compared, or a faster step would wait for input."""
+        return None if self.ledger.total.is_input_bound else self.ledger.live.speedup
+
+    @property
+    def interval_ends(self) -> tuple[float | None, float | None]:
+        """The ends of the speedup's 95 % interval; None with too few pairs for one."""
+        gain = self.speedup
+        enough = gain is not None and gain.pairs >= LOOKS[0]
+        return (gain.low, gain.high) if gain is not None and enough else (None, None)
+
+    @property
+    def overhead_share(self) -> float | None:
+        """What measuring cost, as a share of the time of all steps."""
+        ledger = self.ledger
+        cost = ledger.live.cost_seconds + ledger.profiler_seconds
+        cost += self.meter.sampling.cost_seconds + self.analysis_seconds
+        return cost / ledger.elapsed_seconds if ledger.elapsed_seconds else None
+
+    @property
+    def break_even_steps(self) -> int | None:
+        """Steps after which tuning is paid back at the speedup measured; None for never."""
+        gain, usual = self.speedup, self.ledger.total.median_seconds
+        if gain is None or usual is None or gain.median <= 1.0 or not self.ledger.tuning_seconds:
+            return None
+        return math.ceil(self.ledger.tuning_seconds / (usual * (gain.median - 1.0)))
+
+    def interval(self, epoch: int, tally: Tally) -> dict[str, Any]:
+        """The `interval` record of a tally. Keys with a slash are those that TensorBoard shows.
+
+        Args:
+            epoch: from 0.
+            tally: the steps of the interval.
+        """
+        gain, (low, high) = self.speedup, self.interval_ends
+        return {
+            "kind": "interval",
+            "epoch": epoch,
+            "step": self.ledger.steps,
+            "plan": str(self.ledger.plan),
+            "seconds": tally.wall_seconds,
+            "steps": tally.batches,
+            "input_bound": tally.is_input_bound,
+            "throughput/batches_per_sec": tally.batches_per_second,
+            "throughput/samples_per_sec": tally.samples_per_second,
+            "throughput/device/mfu": self.work.utilization(tally.batches_per_second),
+            "time/step_ms": _milliseconds(tally.median_seconds),
+            "time/step_ms_p95": _milliseconds(tally.p95_seconds),
+            "time/input_wait_share": tally.input_wait_share,
+            "memory/peak_bytes": memory.device_peak_bytes(),
+            "memory/host_peak_bytes": memory.host_peak_bytes(),
+            "accel/speedup": gain and gain.median,
+            "accel/speedup_low": low,
+            "accel/speedup_high": high,
+            "accel/loss_scale": self.loss_scale,
+            "accel/traces": self.ledger.traces,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The `summary` record, less its `kind`."""
+        ledger, tally = self.ledger, self.ledger.total
+        gain, (low, high) = self.speedup, self.interval_ends
+        return {
+            "steps": ledger.steps,
+            "seconds": ledger.elapsed_seconds,
+            "plan": str(self.ledger.plan),
+            "step_ms": _milliseconds(tally.median_seconds),
+            "step_ms_p95": _milliseconds(tally.p95_seconds),
+            "batches_per_sec": tally.batches_per_second,
+            "samples_per_sec": tally.samples_per_second,
+            "input_wait_share": tally.input_wait_share,
+            "input_bound": tally.is_input_bound,
+            "speedup": gain and gain.median,
+            "speedup_low": low,
+            "speedup_high": high,
+            "comparisons": len(ledger.live.pairs),
+            "first_step_seconds": ledger.first_step_seconds,
+            "compile_seconds": ledger.compile_seconds,
+            "tuning_seconds": ledger.tuning_seconds,
+            "break_even_steps": self.break_even_steps,
+            "flops_per_step": self.work.flops_per_step,
+            "peak_flops_per_second": self.work.peak_flops_per_second,
+            "peak_source": self.work.peak_source,
+            "mfu": self.work.utilization(tally.batches_per_second),
+            "peak_bytes": memory.device_peak_bytes(),
+            "host_peak_bytes": memory.host_peak_bytes(),
+            "loss_scale": self.loss_scale,
+            "traces": self.ledger.traces,
+            "compiles": ledger.compiles,
+            "overhead_share": self.overhead_share,
+        }
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e3

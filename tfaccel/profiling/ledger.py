@@ -1,0 +1,174 @@
+"""What the steps of a training took, call by call."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tfaccel.plan import Plan
+from tfaccel.profiling.live import LiveComparison, Pair
+from tfaccel.profiling.tally import Tally
+from tfaccel.report import Report
+
+# Is handed each record as it comes about: tfaccel.records has their keys.
+Sink = Callable[[Mapping[str, Any]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of the train function, measured.
+
+    Attributes:
+        seconds: of the whole call, waiting for input included, tuning excluded.
+        began, ended: by the clock.
+        batches: that it ran.
+        samples: in them; None where unknown.
+        waited_seconds: for input; None where it was not measured.
+        plan: that it ran under; the baseline for the user's own step.
+        is_comparison: whether it was the user's own step amid accelerated ones.
+        is_profiled: whether the TensorFlow profiler wanted it, and may have slowed it down.
+    """
+
+    seconds: float
+    began: float
+    ended: float
+    batches: int
+    samples: int | None
+    waited_seconds: float | None
+    plan: Plan
+    is_comparison: bool
+    is_profiled: bool = False
+
+
+class Ledger:
+    """Adds calls up.
+
+    A call is regular when nothing was traced, compiled or tuned in it. Only
+    regular calls make step times; the others are counted by themselves.
+
+    Args:
+        live: makes pairs of the user's own steps and accelerated ones.
+        sink: is handed `trace`, `tuning` and `comparison` records.
+
+    Attributes:
+        interval: the regular steps since `begin_interval`.
+        epoch: those since `begin_epoch`.
+        total: the regular steps under the plan that is in use now.
+        steps: batches so far, all of them.
+        elapsed_seconds: the time of all steps, tuning aside.
+        first_step_seconds: the first call's; None before it.
+        tuning_seconds: what trials cost.
+        report: the tuning's report; None without.
+        profiler_seconds: what steps took longer for the TensorFlow profiler.
+        plan: that steps run under now.
+        traces: of the user's own step and the plan's so far.
+        compiles: how often XLA met new shapes.
+        shapes: those of each trace or compilation, in order.
+    """
+
+    def __init__(self, live: LiveComparison, sink: Sink):
+        self.interval, self.epoch, self.total = Tally(), Tally(), Tally()
+        self.steps = 0
+        self.elapsed_seconds = 0.0
+        self.first_step_seconds: float | None = None
+        self.tuning_seconds = 0.0
+        self.report: Report | None = None
+        self.profiler_seconds = 0.0
+        self.traces = self.compiles = 0
+        self.shapes: list[str] = []
+        self.live = live
+        self._sink = sink
+        self._trace_seconds: list[float] = []
+        self._last_end: float | None = None
+        self.plan = Plan()
+
+    @property
+    def compile_seconds(self) -> float:
+        """What tracing and compiling took, beyond the steps in which it happened."""
+        usual = self.total.median_seconds or 0.0
+        return sum(max(0.0, seconds - usual) for seconds in self._trace_seconds)
+
+    def begin_epoch(self) -> None:
+        """Steps are not followed by those of the next epoch: validation may lie between."""
+        self.interval, self.epoch = Tally(), Tally()
+        self._last_end = None
+        self.live.note_irregular()
+
+    def begin_interval(self) -> None:
+        """A new interval begins."""
+        self.interval = Tally()
+
+    def add_regular(self, call: Call) -> None:
+        """A call in which nothing but a step happened."""
+        since = call.seconds if self._last_end is None else call.ended - self._last_end
+        self._count(call)
+        for tally in (self.interval, self.epoch, self.total):
+            tally.wall_seconds += since
+            if call.is_comparison:
+                tally.add_other(call.batches, call.samples)
+            else:
+                tally.add(call.seconds, call.batches, call.samples, call.waited_seconds)
+        pair = self._pair(call)
+        if pair is not None:
+            plan = {"kind": "comparison", "plan": str(self.plan)}
+            self._sink(plan | dataclasses.asdict(pair))
+
+    def _pair(self, call: Call) -> Pair | None:
+        seconds = call.seconds / call.batches
+        if call.is_comparison:
+            return self.live.note_own(self.steps - call.batches, seconds)
+        return None if call.plan.is_baseline else self.live.note_plan(seconds)
+
+    def add_irregular(self, call: Call) -> None:
+        """A call in which something was traced, compiled, tuned or profiled."""
+        self._count(call)
+        usual = self.total.median_seconds or call.seconds
+        if call.is_profiled:
+            self.profiler_seconds += max(0.0, call.seconds - usual * call.batches)
+        compared = call.is_comparison and not call.is_profiled
+        self.live.note_irregular(call.seconds if compared else 0.0)
+
+    def _count(self, call: Call) -> None:
+        if not call.is_comparison and call.plan != self.plan:
+            self.plan, self.total = call.plan, Tally()
+        self.steps += call.batches
+        self.elapsed_seconds += call.seconds
+        self._last_end = call.ended
+        if self.first_step_seconds is None:
+            self.first_step_seconds = call.seconds
+
+    def note_tuning(self, report: Report) -> None:
+        """Trials took place in the call that is about to be added."""
+        self.report = report
+        self.tuning_seconds += report.tuning_seconds
+        self._sink(
+            {
+                "kind": "tuning",
+                "step": self.steps,
+                "seconds": report.tuning_seconds,
+                "report": report.to_dict(),
+            }
+        )
+
+    def note_trace(self, call: Call, traces: int, compiled: bool, shapes: list[str]) -> None:
+        """The call that is about to be added traced the step, or XLA compiled it.
+
+        Args:
+            call: the call.
+            traces: of the user's own step and the plan's, this one included.
+            compiled: whether XLA met new shapes.
+            shapes: shape and dtype of each tensor of the batch.
+        """
+        self.traces, self.compiles = traces, self.compiles + compiled
+        self.shapes.append(", ".join(shapes))
+        self._trace_seconds.append(call.seconds / call.batches)
+        self._sink(
+            {
+                "kind": "trace",
+                "step": self.steps,
+                "seconds": call.seconds,
+                "traces": traces,
+                "compiles": self.compiles,
+                "plan": str(call.plan),
+                "shapes": shapes,
+            }
+        )

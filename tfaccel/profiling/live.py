@@ -1,0 +1,123 @@
+"""The user's own step among accelerated ones: a comparison that goes on while training does."""
+
+import dataclasses
+import statistics
+from collections import deque
+from typing import Literal
+
+from tfaccel.timing import Speedup, speedup
+
+Every = int | Literal["auto"] | None
+# The share of the training's time that "auto" may spend on own steps.
+SHARE = 0.015
+# What an own step is taken to cost, in accelerated steps, before one was timed.
+_GUESSED_RATIO = 2.0
+# Accelerated steps whose median is the usual one.
+_RECENT = 31
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One of the user's own steps, and accelerated steps right beside it.
+
+    Attributes:
+        step: the own step's number, from 0.
+        baseline_seconds: what it took.
+        plan_seconds: the mean of the accelerated steps just before and just after it.
+    """
+
+    step: int
+    baseline_seconds: float
+    plan_seconds: float
+
+
+class LiveComparison:
+    """Says when to run the user's own step, and makes pairs of what was timed.
+
+    Both are valid training steps, so nothing is computed in vain: all that a
+    comparison costs is what the own step is slower. A pair counts only once the
+    epoch has gone on past it, as the last batch of an epoch may be a small one.
+
+    Args:
+        every: accelerated steps between two own ones; `"auto"` keeps their cost
+            below `SHARE` of the time; None for no comparison.
+
+    Attributes:
+        pairs: those that count, in order.
+        cost_seconds: how much longer own steps took than accelerated ones.
+    """
+
+    def __init__(self, every: Every):
+        self.pairs: list[Pair] = []
+        self.cost_seconds = 0.0
+        self._every = every
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._steps_since = 0
+        self._before: float | None = None
+        self._open: tuple[int, float, float] | None = None
+        self._complete: Pair | None = None
+
+    @property
+    def speedup(self) -> Speedup | None:
+        """The median ratio with its interval; None before the first pair counts."""
+        if not self.pairs:
+            return None
+        return speedup(
+            [pair.baseline_seconds for pair in self.pairs],
+            [pair.plan_seconds for pair in self.pairs],
+        )
+
+    def is_due(self, elapsed_seconds: float, trace_seconds: float = 0.0) -> bool:
+        """Whether the next step should be the user's own.
+
+        Args:
+            elapsed_seconds: the time of all steps so far.
+            trace_seconds: what tracing the own step would cost, where it was never run.
+        """
+        if self._every is None or self._before is None or self._open or self._complete:
+            return False
+        if self._every != "auto":
+            return self._steps_since >= self._every
+        expected = self._expected_cost() + trace_seconds
+        return self.cost_seconds + expected <= SHARE * elapsed_seconds
+
+    def _expected_cost(self) -> float:
+        usual = statistics.median(self._recent)
+        gain = self.speedup
+        return usual * max(0.0, (gain.median if gain else _GUESSED_RATIO) - 1.0)
+
+    def note_plan(self, seconds: float) -> Pair | None:
+        """An accelerated step took `seconds`. Gives the pair that counts from now on, if any."""
+        counted = self._count()
+        self._recent.append(seconds)
+        self._steps_since += 1
+        if self._open is not None:
+            step, own_seconds, before = self._open
+            self._complete = Pair(step, own_seconds, (before + seconds) / 2)
+            self._open = None
+        self._before = seconds
+        return counted
+
+    def note_own(self, step: int, seconds: float) -> Pair | None:
+        """The own step that was due took `seconds`."""
+        counted = self._count()
+        self._steps_since = 0
+        self.cost_seconds += max(0.0, seconds - statistics.median(self._recent))
+        self._open = None if self._before is None else (step, seconds, self._before)
+        self._before = None
+        return counted
+
+    def note_irregular(self, own_cost_seconds: float = 0.0) -> None:
+        """A step was traced, or an epoch ended: nothing beside it can be compared.
+
+        Args:
+            own_cost_seconds: what tracing the user's own step cost, if that was it.
+        """
+        self.cost_seconds += own_cost_seconds
+        self._before = self._open = self._complete = None
+
+    def _count(self) -> Pair | None:
+        pair, self._complete = self._complete, None
+        if pair is not None:
+            self.pairs.append(pair)
+        return pair

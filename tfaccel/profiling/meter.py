@@ -1,0 +1,203 @@
+"""Runs and times every step of a fit, whoever's step it is."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import keras
+import tensorflow as tf
+
+from tfaccel import keras_private
+from tfaccel.feed import is_plain
+from tfaccel.passes import XLA
+from tfaccel.plan import Plan
+from tfaccel.profiling.ledger import Call, Ledger
+from tfaccel.profiling.sampling import Sample, Sampling
+from tfaccel.report import Report
+from tfaccel.step import StepFunction
+from tfaccel.timing import Clock, wait_for
+from tfaccel.train_function import TrainFunction
+
+
+class Tracer(Protocol):
+    """Somebody who traces some steps by the TensorFlow profiler."""
+
+    def wants_own(self, step: int) -> bool:
+        """Whether this step must be the user's own; the tracer may begin its trace here."""
+
+    def end_step(self, step: int, plan: Plan, was_regular: bool) -> None:
+        """The step, under `plan`, has ended; the tracer may end its trace here."""
+
+    @property
+    def is_tracing(self) -> bool:
+        """Whether steps are slowed down now."""
+
+
+class _State(NamedTuple):
+    """What a regular call leaves as it was."""
+
+    traces: int
+    plan: Plan
+    report: Report | None
+
+
+class Meter:
+    """Is called in place of a step: runs it, times it, and at times runs the user's own instead.
+
+    Args:
+        function: the fit's train function.
+        model: whose fit it is.
+        ledger: adds the calls up, and says when the user's own step is due.
+        tracer: may ask for the user's own step; None for nobody.
+        clock: seconds.
+
+    Attributes:
+        batch_size: the samples of a full batch; None where unknown.
+        first_batch: the first batch, until somebody sets it to None.
+        sampling: how waiting for input is measured.
+    """
+
+    def __init__(
+        self,
+        function: TrainFunction,
+        model: keras.Model,
+        ledger: Ledger,
+        tracer: Tracer | None,
+        clock: Clock,
+    ):
+        self.batch_size: int | None = None
+        self.first_batch: Any = None
+        self.sampling = Sampling(clock)
+        self._function = function
+        self._model = model
+        self._ledger = ledger
+        self._tracer = tracer
+        self._clock = clock
+        self._compiled_for: set[Any] = set()
+        self._counters: dict[StepFunction, Callable[[], int]] = {}
+        self._steps_in_epoch = 0
+        self._steps_per_epoch: int | None = None
+
+    @property
+    def traces(self) -> int:
+        """How often the steps were traced so far, the user's own and the plan's."""
+        built = self._function.built
+        return self._traced(self._function.own) + (self._traced(built.function) if built else 0)
+
+    def _traced(self, function: StepFunction) -> int:
+        if function not in self._counters:
+            self._counters[function] = keras_private.trace_counter(function)
+        return self._counters[function]()
+
+    def begin_epoch(self, steps_per_epoch: int | None) -> None:
+        """An epoch begins; its batches, where known."""
+        self._steps_in_epoch, self._steps_per_epoch = 0, steps_per_epoch
+        self._ledger.begin_epoch()
+
+    def __call__(self, iterator: Any) -> Any:
+        wanted, profiled = self._asked_by_tracer()
+        own = self._can_take_own(iterator) and (wanted or (not profiled and self._is_own_due()))
+        step: StepFunction = self._function.own if own else self._function.step
+        before = self._state()
+        start = self._clock()
+        sample, feeding = self._sampled(iterator)
+        logs = step(feeding)
+        wait_for(logs)
+        end = self._clock()
+        call = self._measured(own, profiled, start, end, sample, before)
+        self._steps_in_epoch += call.batches
+        was_clean = self._add(call, iterator, sample, before)
+        if self._tracer is not None:
+            self._tracer.end_step(self._ledger.steps, call.plan, was_clean)
+        return logs
+
+    def _add(self, call: Call, iterator: Any, sample: Sample | None, before: _State) -> bool:
+        """Hands a call to the ledger; says whether nothing but a step happened in it."""
+        compiled = self._is_compile(call, sample)
+        if self.traces > before.traces or compiled:
+            shapes = _described(iterator, sample if compiled else None)
+            self._ledger.note_trace(call, self.traces, compiled, shapes)
+        first = self._ledger.first_step_seconds is None
+        clean = before == self._state() and not compiled and not first
+        if clean and not call.is_profiled:
+            self._ledger.add_regular(call)
+        else:
+            self._ledger.add_irregular(call)
+        return clean
+
+    def _state(self) -> _State:
+        return _State(self.traces, self._function.plan, self._function.report)
+
+    def _asked_by_tracer(self) -> tuple[bool, bool]:
+        """Whether the tracer wants the user's own step, and whether it has a hand in this step."""
+        if self._tracer is None:
+            return False, False
+        wanted = self._tracer.wants_own(self._ledger.steps)
+        return wanted, wanted or self._tracer.is_tracing
+
+    def _can_take_own(self, iterator: Any) -> bool:
+        return self._function.built is not None and is_plain(iterator)
+
+    def _is_own_due(self) -> bool:
+        untraced = self._traced(self._function.own) == 0
+        trace_seconds = (self._ledger.first_step_seconds or 0.0) if untraced else 0.0
+        return self._ledger.live.is_due(self._ledger.elapsed_seconds, trace_seconds)
+
+    def _sampled(self, iterator: Any) -> tuple[Sample | None, Any]:
+        """What the step is fed, for the first call, the epoch's last, and whenever it is cheap."""
+        per_call, length = int(self._model.steps_per_execution), self._steps_per_epoch
+        first = self._ledger.first_step_seconds is None
+        last = length is not None and self._steps_in_epoch + per_call >= length
+        if not is_plain(iterator) or not (
+            first or last or self.sampling.is_due(self._ledger.elapsed_seconds)
+        ):
+            return None, iterator
+        sample, feeding = self.sampling.take(iterator, per_call)
+        if self.batch_size is None:
+            self.batch_size = sample.samples // sample.batches
+            self.first_batch = sample.first
+        return sample, feeding
+
+    def _measured(
+        self,
+        own: bool,
+        profiled: bool,
+        start: float,
+        end: float,
+        sample: Sample | None,
+        before: _State,
+    ) -> Call:
+        report, tuning_seconds = self._function.report, 0.0
+        if report is not None and report is not before.report and report.tuning_seconds:
+            self._ledger.note_tuning(report)
+            tuning_seconds = report.tuning_seconds
+        batches, samples, waited = self._size(sample)
+        plan = Plan() if own else self._function.plan
+        seconds = end - start - tuning_seconds
+        return Call(seconds, start, end, batches, samples, waited, plan, own, profiled)
+
+    def _size(self, sample: Sample | None) -> tuple[int, int | None, float | None]:
+        """Batches and samples of a call, and how long it waited for them."""
+        if sample is not None:
+            return sample.batches, sample.samples, sample.waited_seconds
+        batches = int(self._model.steps_per_execution)
+        if self._steps_per_epoch is not None:
+            batches = max(1, min(batches, self._steps_per_epoch - self._steps_in_epoch))
+        return batches, None if self.batch_size is None else batches * self.batch_size, None
+
+    def _is_compile(self, call: Call, sample: Sample | None) -> bool:
+        """Whether XLA had to compile the step for shapes that it had not met."""
+        chosen = [item.jit_compile for item in call.plan.passes if isinstance(item, XLA)]
+        jit = chosen[-1] if chosen else self._model.jit_compile
+        if sample is None or not jit:
+            return False
+        key = call.plan, sample.shapes
+        new = key not in self._compiled_for
+        self._compiled_for.add(key)
+        return new
+
+
+def _described(iterator: Any, sample: Sample | None) -> list[str]:
+    """Shape and dtype of each tensor: of the batch, or as far as the trace knows them."""
+    structure = getattr(iterator, "element_spec", ()) if sample is None else sample.first
+    leaves = [leaf for leaf in tf.nest.flatten(structure) if hasattr(leaf, "shape")]
+    return [f"{tuple(leaf.shape)} {leaf.dtype.name}" for leaf in leaves]

@@ -1,0 +1,168 @@
+"""The measuring of one fit, from its first step to its table."""
+
+import datetime
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import rich.console
+
+from tfaccel.loss_scale import loss_scale_of
+from tfaccel.machine import machine_facts
+from tfaccel.profiling.figures import Figures
+from tfaccel.profiling.ledger import Ledger
+from tfaccel.profiling.live import Every, LiveComparison
+from tfaccel.profiling.meter import Meter
+from tfaccel.profiling.tensorboard import Scalars
+from tfaccel.profiling.window import TraceWindow
+from tfaccel.profiling.words import sentence, table
+from tfaccel.profiling.work import Work, work_of
+from tfaccel.records import FILE_NAME, SCHEMA, JsonLines
+from tfaccel.timing import Clock
+from tfaccel.train_function import TrainFunction
+
+# Counting FLOPs traces the forward pass once more: about this share of a first step,
+# which traces the backward pass and the updates too.
+_ANALYSIS_OF_FIRST_STEP = 0.3
+# The share of the time so far that may be spent on it before the training's end.
+_ANALYSIS_SHARE = 0.02
+
+
+class Profile:
+    """Measures one fit.
+
+    Args:
+        model: whose fit begins.
+        epochs, steps_per_epoch: of the fit; None where unknown.
+        log_dir: the folder to write to; None for none.
+        compare_every: see `ProfilerCallback`.
+        update_freq: batches after which a record is written; None for epochs only.
+        profile_batches: the first and the last batch (from 1) to trace; None for none.
+        verbose: 0 for silence.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        epochs: int | None,
+        steps_per_epoch: int | None,
+        *,
+        log_dir: pathlib.Path | None,
+        compare_every: Every,
+        update_freq: int | None,
+        profile_batches: tuple[int, int] | None,
+        verbose: int,
+        clock: Clock,
+    ):
+        self._model = model
+        self._epochs = epochs
+        self._steps_per_epoch = steps_per_epoch
+        self._update_freq = update_freq
+        self._verbose = verbose
+        self._clock = clock
+        self._started = datetime.datetime.now(datetime.timezone.utc)
+        self._file = JsonLines(log_dir / FILE_NAME) if log_dir else None
+        self._scalars = Scalars(log_dir) if log_dir else None
+        self._function = TrainFunction.of(model)
+        self._ledger = Ledger(LiveComparison(compare_every), self._write)
+        self._window = TraceWindow(log_dir, profile_batches, compare_every is not None, self._write)
+        self._meter = Meter(self._function, model, self._ledger, self._window, clock)
+        self._work, self._analysis_seconds = Work(), 0.0
+        self._loss_scale: float | None = None
+        self._epoch = 0
+        self._line = ""
+        self._has_begun = False
+        self._function.watch(self._step)
+
+    def figures(self) -> Figures:
+        """Everything measured so far."""
+        built = self._function.built
+        scale = loss_scale_of(self._model, built.scratch if built else {})
+        self._loss_scale = self._loss_scale if scale is None else scale
+        return Figures(
+            self._meter, self._ledger, self._work, self._analysis_seconds, self._loss_scale
+        )
+
+    def begin_epoch(self, epoch: int) -> None:
+        """An epoch begins. The one before is told of now, below Keras's line on it."""
+        self._say_line()
+        self._epoch = epoch
+        self._meter.begin_epoch(self._steps_per_epoch)
+
+    def end_epoch(self) -> None:
+        """An epoch ends."""
+        estimate = _ANALYSIS_OF_FIRST_STEP * (self._ledger.first_step_seconds or 0.0)
+        if estimate <= _ANALYSIS_SHARE * self._ledger.elapsed_seconds:
+            self._analyse()
+        self._close_interval()
+        self._line = sentence(self.figures().interval(self._epoch, self._ledger.epoch))
+
+    def end(self) -> None:
+        """The fit has ended: gives the train function back and says what was measured."""
+        self._function.watch(None)
+        self._window.close()
+        self._analyse()
+        summary = self.figures().summary()
+        self._write({"kind": "summary"} | summary)
+        for output in (self._file, self._scalars):
+            if output is not None:
+                output.close()
+        if self._verbose:
+            self._say_line()
+            console = rich.console.Console()
+            console.print(table(summary, self._ledger.shapes))
+            for traced in self._window.tables():
+                console.print(traced)
+
+    def _step(self, iterator: Any) -> Any:
+        logs = self._meter(iterator)
+        if self._update_freq and self._ledger.interval.batches >= self._update_freq:
+            self._close_interval()
+        return logs
+
+    def _close_interval(self) -> None:
+        record = self.figures().interval(self._epoch, self._ledger.interval)
+        self._write(record)
+        if self._scalars is not None:
+            self._scalars.write(record)
+        self._ledger.begin_interval()
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        """Writes a record; the first one in a file is about the run itself."""
+        if self._file is None:
+            return
+        if not self._has_begun:
+            self._has_begun = True
+            self._file.write(self._run_record())
+        self._file.write(record)
+
+    def _run_record(self) -> dict[str, Any]:
+        return {
+            "kind": "run",
+            "schema": SCHEMA,
+            "started": self._started.isoformat(timespec="seconds"),
+            "machine": machine_facts(),
+            "model": {
+                "name": self._model.name,
+                "parameters": self._model.count_params() if self._model.built else None,
+            },
+            "batch_size": self._meter.batch_size,
+            "epochs": self._epochs,
+            "steps_per_epoch": self._steps_per_epoch,
+        }
+
+    def _analyse(self) -> None:
+        """Finds out how much a step computes; once, and only with a batch at hand."""
+        batch, self._meter.first_batch = self._meter.first_batch, None
+        if batch is None:
+            return
+        start = self._clock()
+        self._work = work_of(self._model, batch, self._ledger.plan)
+        self._analysis_seconds = self._clock() - start
+
+    def _say_line(self) -> None:
+        if self._verbose and self._line:
+            print(self._line)
+        self._line = ""

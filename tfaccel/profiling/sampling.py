@@ -1,0 +1,69 @@
+"""How long a step waits for its input: measured on some steps, at a bounded cost."""
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.feed import feed, pull
+from tfaccel.timing import Clock
+from tfaccel.workload import batch_size, shapes
+
+# The share of the training's time that handing batches on may take.
+SHARE = 0.005
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What a step was fed.
+
+    Attributes:
+        batches: how many batches.
+        samples: how many samples in them.
+        waited_seconds: for the input pipeline.
+        shapes: of the first batch.
+        first: the first batch itself.
+    """
+
+    batches: int
+    samples: int
+    waited_seconds: float
+    shapes: tuple[Any, ...]
+    first: Any
+
+
+class Sampling:
+    """Takes a step's batches out of the iterator first, so that waiting is seen by itself.
+
+    A step waits for its input inside the compiled function, where nobody sees how
+    long. Here the batches are taken first and handed on through an iterator of the
+    same `element_spec`, so the step is the same to the last bit.
+
+    Attributes:
+        cost_seconds: what handing on took so far.
+    """
+
+    def __init__(self, clock: Clock):
+        self.cost_seconds = 0.0
+        self._clock = clock
+        self._last_cost = 0.0
+
+    def is_due(self, elapsed_seconds: float) -> bool:
+        """Whether one more sample keeps the cost below `SHARE` of the time so far."""
+        return self.cost_seconds + self._last_cost <= SHARE * elapsed_seconds
+
+    def take(self, iterator: tf.data.Iterator, count: int) -> tuple[Sample, tf.data.Iterator]:
+        """The batches of one call, and an iterator that gives them again.
+
+        Raises:
+            StopIteration: there are none.
+        """
+        start = self._clock()
+        batches = pull(iterator, count)
+        waited = self._clock() - start
+        feeding = feed(batches, iterator)
+        self._last_cost = self._clock() - start - waited
+        self.cost_seconds += self._last_cost
+        samples = sum(batch_size(batch) for batch in batches)
+        sample = Sample(len(batches), samples, waited, shapes(batches[0]), batches[0])
+        return sample, feeding

@@ -1,0 +1,54 @@
+"""How much a training step computes, and how much the device could."""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import keras
+
+from tfaccel.plan import Plan
+from tfaccel.profiling.flops import model_flops_per_step
+from tfaccel.profiling.peaks import peak_flops
+from tfaccel.trial import compute_dtype
+from tfaccel.workload import Workload
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """How much a step computes, and how much the device could.
+
+    Attributes:
+        flops_per_step: the model's; None where they can't be counted.
+        peak_flops_per_second: the device's; None where it is unknown.
+        peak_source: where that figure is from.
+    """
+
+    flops_per_step: int | None = None
+    peak_flops_per_second: float | None = None
+    peak_source: str | None = None
+
+    def utilization(self, batches_per_second: float | None) -> float | None:
+        """Model FLOPs utilization (MFU): useful FLOP/s over the device's peak.
+
+        Source: PaLM, https://arxiv.org/abs/2204.02311, appendix B.
+        """
+        if not (self.flops_per_step and self.peak_flops_per_second and batches_per_second):
+            return None
+        return self.flops_per_step * batches_per_second / self.peak_flops_per_second
+
+
+def work_of(model: keras.Model, batch: Any, plan: Plan) -> Work:
+    """Counts the model's FLOPs on a batch, and looks the device's peak up (measures a CPU's).
+
+    Whatever fails leaves a figure out; a training is not to end for it.
+    """
+    workload = Workload(model)
+    try:
+        flops = model_flops_per_step(model, batch)
+        peak = peak_flops(workload.device, compute_dtype(plan, workload))
+    except Exception as error:
+        warnings.warn(f"tfaccel could not count FLOPs: {error!r}", RuntimeWarning, stacklevel=2)
+        return Work()
+    if peak is None:
+        return Work(flops)
+    return Work(flops, peak.flops_per_second, peak.source)

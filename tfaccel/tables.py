@@ -1,0 +1,51 @@
+"""Tables of text, for a terminal and as Markdown."""
+
+from collections.abc import Collection, Sequence
+
+import rich.box
+import rich.table
+from rich.markup import escape
+
+
+def terminal_table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: Collection[str] = (),
+    bold: Collection[int] = (),
+) -> rich.table.Table:
+    """A table for a terminal; words fold where it is narrow, numbers don't.
+
+    Args:
+        headings: one a column.
+        rows: cells, as many as headings. They are text: brackets mean nothing.
+        numbers: the headings of the columns that are set flush right.
+        bold: the indices of the rows that stand out.
+    """
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    for heading in headings:
+        if heading in numbers:
+            table.add_column(heading, justify="right", no_wrap=True)
+        else:
+            table.add_column(heading, overflow="fold")
+    for index, cells in enumerate(rows):
+        table.add_row(*map(escape, cells), style="bold" if index in bold else None)
+    return table
+
+
+def markdown_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Collection[str] = ()
+) -> str:
+    """The same as Markdown; a bar in a cell stays in it.
+
+    >>> print(markdown_table(["a", "b"], [["x|y", "1"]], numbers=["b"]))
+    | a | b |
+    | --- | ---: |
+    | x\\|y | 1 |
+    """
+    lines = [
+        list(headings),
+        ["---:" if heading in numbers else "---" for heading in headings],
+        *([cell.replace("|", "\\|") for cell in row] for row in rows),
+    ]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
