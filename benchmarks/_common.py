@@ -25,7 +25,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 # benchmark trains the example's model.
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "examples")]
 
-from tfaccel.device import current_device, read_cpu  # noqa: E402
+from tfaccel.device import current_device, onednn_is_on, read_cpu  # noqa: E402
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 SCHEMA = 1
@@ -51,6 +51,7 @@ def machine() -> dict[str, Any]:
         "cores": cpu.cores,
         "isa": [flag for flag in _ISA if flag in cpu.flags],
         "gpu": device.name if device.kind == "GPU" else None,
+        "onednn": onednn_is_on(),
         "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -97,7 +98,10 @@ def machine_slug(description: Mapping[str, Any]) -> str:
     if description["gpu"]:
         return slug(description["gpu"])
     name = re.sub(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@.*|\d+-core", " ", description["cpu"].lower())
-    return slug(f"{name} {description['cores']} cores")
+    # Where the user switched oneDNN, the machine is another one.
+    switched = "TF_ENABLE_ONEDNN_OPTS" in os.environ
+    kernels = f" oneDNN {'on' if description['onednn'] else 'off'}" if switched else ""
+    return slug(f"{name} {description['cores']} cores{kernels}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +200,8 @@ class Results:
 
     def _machine_line(self) -> str:
         told = self._machine
-        chip = f"{told['cpu']}, {told['cores']} cores ({', '.join(told['isa']) or 'ISA unknown'})"
+        isa = [*told["isa"], f"oneDNN {'on' if told['onednn'] else 'off'}"]
+        chip = f"{told['cpu']}, {told['cores']} cores ({', '.join(isa)})"
         gpu = f"{told['gpu']} in " if told["gpu"] else ""
         packages = ", ".join(f"{name} {told[name]}" for name in _PACKAGES if name in told)
         return f"{gpu}{chip}, {told['memory_gib']} GiB, Python {told['python']}, {packages}"
