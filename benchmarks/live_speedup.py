@@ -39,6 +39,9 @@ def live(benchmark: models.Benchmark, plan: tfaccel.Plan, steps: int) -> dict[st
     """One long fit with ProfilerCallback, in turns with another without it."""
     measured, plain = benchmark.model(0), benchmark.model(0)
     data = benchmark.dataset(0)
+    # Untouched steps first: with a plan of the user's own nothing else would trace the
+    # untouched step, and a run of a minute could not pay for that.
+    measured.fit(data, steps_per_epoch=steps, **_QUIET)
     plain_clock = training.BlockClock()
     plain_accel = tfaccel.AccelCallback(plan, verbose=0)
 

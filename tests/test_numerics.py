@@ -1,10 +1,19 @@
+import contextlib
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+import tfaccel
 from tfaccel import numerics
-from tfaccel.numerics import Drift, Observation, Tolerance
+from tfaccel.numerics import TOLERANCES, Drift, Observation, Tolerance, compare, widened
+from tfaccel.plan import Plan
+from tfaccel.probe import Probe
+from tfaccel.scoped import instance_attribute
+from tfaccel.state import Snapshot
+from tfaccel.workload import Workload
 
 
 def observation(**changes):
@@ -132,3 +141,42 @@ def test_widened_by_the_drift_between_seeds():
     seeds = Drift(gradient=0.4, variable=0.8, cosine=0.7, loss=0.1, state=0.2)
     wide = numerics.widened(numerics.TOLERANCES["float32"], seeds)
     assert dataclasses.astuple(wide) == pytest.approx((0.6, 1.2, 0.55, 0.15, 1e-4, 0.3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled(tfaccel.Pass):
+    """The first layer's outputs are off by a factor."""
+
+    name = "scaled"
+    factor: float = 1.0
+
+    def refusal(self, workload):
+        return None
+
+    @contextlib.contextmanager
+    def applied(self, workload):
+        layer = workload.model.layers[0]
+        call = layer.call
+        scaled = lambda x, **keywords: call(x, **keywords) * self.factor  # noqa: E731
+        with instance_attribute(layer, "call", scaled):
+            yield
+
+
+@pytest.mark.parametrize(
+    "amplifies, factor, accepted",
+    [(1.0, 1 + 2**-21, True), (1.0, 1.03, False), (1e5, 1 + 2**-21, True), (1e5, 1.03, False)],
+)
+def test_what_a_net_makes_of_rounding_is_no_mistake_of_a_plan(amplifies, factor, accepted, rng):
+    waves = keras.layers.Lambda(lambda x: tf.sin(amplifies * x) / amplifies)
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(64), waves])
+    model.compile("sgd", "mse")
+    model.optimizer.build(model.trainable_variables)
+    x = rng.normal(size=(32, 5)).astype("float32")
+    workload = Workload(model, batches=((tf.constant(x), tf.zeros((32, 64))),))
+    probe = Probe(workload, Snapshot.of(workload))
+    reference = probe.observe(Plan())
+    drift = compare(reference, probe.observe(Plan((Scaled(factor),)), reference))
+    own = compare(reference, probe.observe(Plan(), reference, otherwise=True))
+    tolerance = TOLERANCES["float32"]
+    assert bool(drift.violation(tolerance)) is (amplifies > 1 or not accepted)
+    assert bool(drift.violation(widened(tolerance, own))) is not accepted

@@ -11,7 +11,7 @@ import tfaccel
 from tfaccel.plan import Plan
 from tfaccel.profiling.figures import Figures
 from tfaccel.profiling.ledger import Call, Ledger
-from tfaccel.profiling.live import SHARE, LiveComparison
+from tfaccel.profiling.live import SHARE, TRACE_SHARE, LiveComparison
 from tfaccel.profiling.meter import Meter
 from tfaccel.profiling.tally import Tally, percentile
 from tfaccel.profiling.words import rows, sentence
@@ -101,11 +101,21 @@ class TestLive:
         assert live.cost_seconds == pytest.approx(SHARE * elapsed, rel=0.01)
         assert live.speedup == Speedup(1.5, 1.5, 1.5, len(live.pairs))
 
-    def test_auto_waits_until_the_trace_of_an_own_step_that_never_ran_is_paid_for(self):
+    @pytest.mark.parametrize("expected", [None, 1.0])
+    def test_auto_waits_until_the_trace_of_an_own_step_that_never_ran_is_paid_for(self, expected):
         live = LiveComparison("auto")
         live.note_plan(1.0)
-        assert not live.is_due(10.9 / SHARE, trace_seconds=10.0)
-        assert live.is_due(11.1 / SHARE, trace_seconds=10.0)
+        assert not live.is_due(9.9 / TRACE_SHARE * 0.5, 5.0, expected)
+        assert live.is_due(10.1 / TRACE_SHARE * 0.5, 5.0, expected)
+
+    def test_a_long_training_pays_for_the_trace_at_once(self):
+        live = LiveComparison("auto")
+        live.note_plan(1.0)
+        assert live.is_due(101.0, 5.0, expected_seconds=1001.0)
+        live.note_irregular(5.0)
+        live.note_plan(1.0)
+        assert live.is_due(101.0)
+        assert (live.trace_seconds, live.cost_seconds) == (5.0, 0.0)
 
     def test_a_count_is_a_count(self):
         live, own = LiveComparison(3), []
@@ -268,7 +278,7 @@ class TestMeter:
         meter, ledger, _ = self.fake(clock)
         self.run(meter, iter(self.batches()), 1000)
         assert ledger.live.speedup == Speedup(2.0, 2.0, 2.0, len(ledger.live.pairs))
-        assert len(ledger.live.pairs) == pytest.approx(15, abs=2)
+        assert len(ledger.live.pairs) == pytest.approx(10, abs=2)
         assert ledger.live.cost_seconds <= SHARE * ledger.elapsed_seconds
         assert set(ledger.total.step_seconds) == {1.0}
         assert ledger.steps == 1000

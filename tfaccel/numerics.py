@@ -17,7 +17,10 @@ wrong scale) shows r near 1.
 **Rounding within float32.** Another order of the same float32 sums differs by
 sqrt(n) u for sums of n terms. Deep nets amplify it: differences of 1e-4 of the
 gradient are common (a relu input that falls on the other side of zero). The
-bounds 1e-2 and 5e-2 leave room for that and none for a mistake.
+bounds 1e-2 and 5e-2 leave room for that and none for a mistake. Some nets amplify
+more (MobileNetV2 with BatchNormalization at random initialisation). So a plan beyond
+a bound is held against the untouched step itself, with its weights rounded otherwise
+(`widened`): what a net makes of rounding is no mistake of a plan.
 
 **Updates.** Handed the same gradients, optimizers differ by the rounding of their
 hyperparameters: fused ops take Adam's 1 - 0.999 in float32, which is 1.3e-5 off.
@@ -138,24 +141,25 @@ class Drift:
         return None
 
 
-def widened(tolerance: Tolerance, seeds: Drift) -> Tolerance:
-    """The tolerance for a step whose randomness can't be switched off.
+def widened(tolerance: Tolerance, own: Drift) -> Tolerance:
+    """The tolerance for a step that is random, or that amplifies rounding.
 
-    A plan may draw other random numbers than the untouched step. Where a layer of
-    the user's own is random, the plan must be as close to the untouched step as
-    that is to itself under another seed, with half as much again for luck.
+    A plan may draw other random numbers than the untouched step, and rounds
+    otherwise. Where a layer of the user's own is random, or the net amplifies
+    rounding, the plan must be as close to the untouched step as that is to itself
+    under another seed and another rounding, with half as much again for luck.
 
     Args:
-        tolerance: for a step without randomness.
-        seeds: the untouched step's drift from itself under another seed.
+        tolerance: for a step without randomness, that amplifies little.
+        own: the untouched step's drift from itself.
     """
     return dataclasses.replace(
         tolerance,
-        gradient=max(tolerance.gradient, 1.5 * seeds.gradient),
-        variable=max(tolerance.variable, 1.5 * seeds.variable),
-        cosine=min(tolerance.cosine, 1 - 1.5 * (1 - seeds.cosine)),
-        loss=max(tolerance.loss, 1.5 * seeds.loss),
-        state=max(tolerance.state, 1.5 * seeds.state),
+        gradient=max(tolerance.gradient, 1.5 * own.gradient),
+        variable=max(tolerance.variable, 1.5 * own.variable),
+        cosine=min(tolerance.cosine, 1 - 1.5 * (1 - own.cosine)),
+        loss=max(tolerance.loss, 1.5 * own.loss),
+        state=max(tolerance.state, 1.5 * own.state),
     )
 
 

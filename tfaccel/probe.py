@@ -21,6 +21,12 @@ from tfaccel.workload import Workload
 _RANDOMNESS = ("rate", "stddev", "dropout", "recurrent_dropout")
 
 
+# A sum of n products is off by about sqrt(n) unit roundoffs when its terms come in another
+# order, and a layer's sums have about a thousand terms (Higham and Mary, A New Approach to
+# Probabilistic Rounding Error Analysis, 2019, https://doi.org/10.1137/18M1226312).
+ROUNDINGS = 32
+
+
 class Probe:
     """Runs single steps of a workload and observes them.
 
@@ -38,7 +44,7 @@ class Probe:
         self._names = _Names(workload)
 
     def observe(
-        self, plan: Plan, reference: Observation | None = None, reseed: bool = False
+        self, plan: Plan, reference: Observation | None = None, otherwise: bool = False
     ) -> Observation:
         """One step under `plan`.
 
@@ -47,7 +53,8 @@ class Probe:
             reference: the untouched step; where given, optimizers are handed its
                 gradients in place of the plan's own, so that their updates can be
                 compared exactly.
-            reseed: whether to draw other random numbers than the reference drew.
+            otherwise: whether to draw other random numbers than the reference drew, and
+                to round every weight otherwise, by up to `ROUNDINGS` unit roundoffs.
 
         Returns:
             The observation.
@@ -68,8 +75,9 @@ class Probe:
             with _quiet(workload):
                 self._snapshot.restore()
                 workload.model.reset_metrics()
-                if reseed:
+                if otherwise:
                     self._snapshot.reseed()
+                    self._names.round_otherwise()
                 before = self._names.trained()
                 logs, found = step(workload.batches[0], given)
                 return self._observation(logs, found, before)
@@ -121,6 +129,15 @@ class _Names:
         slots = [v for o in self._workload.optimizers for v in o.variables]
         named = {**self.weights, **self._named(slots)}
         return {k: _array(v) for k, v in named.items() if _is_float(v)}
+
+    def round_otherwise(self) -> None:
+        """Moves each weight by up to `ROUNDINGS` unit roundoffs, the same way each time."""
+        generator = np.random.default_rng(0)
+        for variable in self.weights.values():
+            if _is_float(variable):
+                value = _array(variable)
+                most = ROUNDINGS * float(np.finfo(value.dtype).eps) / 2
+                variable.assign(value * (1 + most * generator.uniform(-1, 1, value.shape)))
 
     def _others(self) -> dict[str, Any]:
         own = {id(v) for v in self.weights.values()}

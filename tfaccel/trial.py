@@ -183,15 +183,15 @@ class Bench:
         dtype = compute_dtype(trial.plan, self.workload)
         tolerance = numerics.as_tolerance(self._tolerance, dtype)
         if self._tolerance is None and drift.violation(tolerance):
-            tolerance = numerics.widened(tolerance, self._drift_of_seeds)
+            tolerance = numerics.widened(tolerance, self._own_drift)
         violation = drift.violation(tolerance)
         outcome = Outcome.UNFAITHFUL if violation else Outcome.FASTER
         return dataclasses.replace(trial, outcome=outcome, reason=violation or "", drift=drift)
 
     @functools.cached_property
-    def _drift_of_seeds(self) -> Drift:
-        """How far the untouched step is from itself with other random numbers."""
-        other = self._probe.observe(Plan(), self._reference, reseed=True)
+    def _own_drift(self) -> Drift:
+        """How far the untouched step is from itself with other random numbers and roundings."""
+        other = self._probe.observe(Plan(), self._reference, otherwise=True)
         return numerics.compare(self._reference, other)
 
     @contextlib.contextmanager

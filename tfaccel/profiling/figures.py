@@ -46,7 +46,7 @@ class Figures:
     def overhead_share(self) -> float | None:
         """What measuring cost, as a share of the time of all steps."""
         ledger = self.ledger
-        cost = ledger.live.cost_seconds + ledger.profiler_seconds
+        cost = ledger.live.cost_seconds + ledger.live.trace_seconds + ledger.profiler_seconds
         cost += self.meter.sampling.cost_seconds + self.analysis_seconds
         return cost / ledger.elapsed_seconds if ledger.elapsed_seconds else None
 

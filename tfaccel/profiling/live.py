@@ -8,8 +8,10 @@ from typing import Literal
 from tfaccel.timing import Speedup, speedup
 
 Every = int | Literal["auto"] | None
-# The share of the training's time that "auto" may spend on own steps.
-SHARE = 0.015
+# The share of the time so far that "auto" may spend on own steps being slower, and of
+# the whole training on tracing the own step, where it never ran before.
+SHARE = 0.01
+TRACE_SHARE = 0.005
 # What an own step is taken to cost, in accelerated steps, before one was timed.
 _GUESSED_RATIO = 2.0
 # Accelerated steps whose median is the usual one.
@@ -40,16 +42,18 @@ class LiveComparison:
 
     Args:
         every: accelerated steps between two own ones; `"auto"` keeps their cost
-            below `SHARE` of the time; None for no comparison.
+            below `SHARE` of the time so far, and runs none at all where tracing it would
+            cost more than `TRACE_SHARE` of the training; None for no comparison.
 
     Attributes:
         pairs: those that count, in order.
         cost_seconds: how much longer own steps took than accelerated ones.
+        trace_seconds: what tracing the own step cost.
     """
 
     def __init__(self, every: Every):
         self.pairs: list[Pair] = []
-        self.cost_seconds = 0.0
+        self.cost_seconds = self.trace_seconds = 0.0
         self._every = every
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._steps_since = 0
@@ -67,19 +71,26 @@ class LiveComparison:
             [pair.plan_seconds for pair in self.pairs],
         )
 
-    def is_due(self, elapsed_seconds: float, trace_seconds: float = 0.0) -> bool:
+    def is_due(
+        self,
+        elapsed_seconds: float,
+        trace_seconds: float = 0.0,
+        expected_seconds: float | None = None,
+    ) -> bool:
         """Whether the next step should be the user's own.
 
         Args:
             elapsed_seconds: the time of all steps so far.
             trace_seconds: what tracing the own step would cost, where it was never run.
+            expected_seconds: the time of the whole training; None where unknown.
         """
         if self._every is None or self._before is None or self._open or self._complete:
             return False
         if self._every != "auto":
             return self._steps_since >= self._every
-        expected = self._expected_cost() + trace_seconds
-        return self.cost_seconds + expected <= SHARE * elapsed_seconds
+        if trace_seconds > TRACE_SHARE * max(elapsed_seconds, expected_seconds or 0.0):
+            return False
+        return self.cost_seconds + self._expected_cost() <= SHARE * elapsed_seconds
 
     def _expected_cost(self) -> float:
         usual = statistics.median(self._recent)
@@ -113,7 +124,7 @@ class LiveComparison:
         Args:
             own_cost_seconds: what tracing the user's own step cost, if that was it.
         """
-        self.cost_seconds += own_cost_seconds
+        self.trace_seconds += own_cost_seconds
         self._before = self._open = self._complete = None
 
     def _count(self) -> Pair | None:

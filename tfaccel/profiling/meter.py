@@ -49,6 +49,7 @@ class Meter:
         ledger: adds the calls up, and says when the user's own step is due.
         tracer: may ask for the user's own step; None for nobody.
         clock: seconds.
+        steps: batches of the whole training; None where unknown.
 
     Attributes:
         batch_size: the samples of a full batch; None where unknown.
@@ -63,6 +64,7 @@ class Meter:
         ledger: Ledger,
         tracer: Tracer | None,
         clock: Clock,
+        steps: int | None = None,
     ):
         self.batch_size: int | None = None
         self.first_batch: Any = None
@@ -72,6 +74,7 @@ class Meter:
         self._ledger = ledger
         self._tracer = tracer
         self._clock = clock
+        self._steps = steps
         self._compiled_for: set[Any] = set()
         self._counters: dict[StepFunction, Callable[[], int]] = {}
         self._steps_in_epoch = 0
@@ -140,7 +143,9 @@ class Meter:
     def _is_own_due(self) -> bool:
         untraced = self._traced(self._function.own) == 0
         trace_seconds = (self._ledger.first_step_seconds or 0.0) if untraced else 0.0
-        return self._ledger.live.is_due(self._ledger.elapsed_seconds, trace_seconds)
+        usual = self._ledger.total.median_seconds if untraced else None
+        expected = usual * self._steps if usual and self._steps else None
+        return self._ledger.live.is_due(self._ledger.elapsed_seconds, trace_seconds, expected)
 
     def _sampled(self, iterator: Any) -> tuple[Sample | None, Any]:
         """What the step is fed, for the first call, the epoch's last, and whenever it is cheap."""

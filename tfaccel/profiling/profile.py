@@ -68,7 +68,8 @@ class Profile:
         self._function = TrainFunction.of(model)
         self._ledger = Ledger(LiveComparison(compare_every), self._write)
         self._window = TraceWindow(log_dir, profile_batches, compare_every is not None, self._write)
-        self._meter = Meter(self._function, model, self._ledger, self._window, clock)
+        steps = epochs * steps_per_epoch if epochs and steps_per_epoch else None
+        self._meter = Meter(self._function, model, self._ledger, self._window, clock, steps)
         self._work, self._analysis_seconds = Work(), 0.0
         self._loss_scale: float | None = None
         self._epoch = 0
