@@ -175,6 +175,17 @@ def test_the_file_keeps_to_its_schema(tmp_path):
         assert set(record) - {"kind"} == {key.name for key in KINDS[record["kind"]]}
 
 
+def test_tensorboard_has_the_numbers_of_each_epoch(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    fit([tfaccel.ProfilerCallback(tmp_path, verbose=0)])
+    written = events.EventAccumulator(str(tmp_path)).Reload()
+    record = read_records(tmp_path / "profile.jsonl").intervals[-1]
+    found = written.Tensors("time/step_ms")
+    assert [event.step for event in found] == [12, 24, 36]
+    assert tf.make_ndarray(found[-1].tensor_proto) == np.float32(record["time/step_ms"])
+    assert not any(tag.startswith("plan") for tag in written.Tags()["tensors"])
+
+
 def test_update_freq_counts_batches(tmp_path):
     fit([tfaccel.ProfilerCallback(tmp_path, update_freq=5, verbose=0)], epochs=2)
     steps = [r["step"] for r in read_records(tmp_path / "profile.jsonl").intervals]
