@@ -1,0 +1,212 @@
+"""Training by real processes on this machine, against one process."""
+
+import functools
+import itertools
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from workers import launch, models
+
+SCENARIOS = (
+    "reductions",
+    "shuffled",
+    "files",
+    "same_as_one",
+    "dictionaries",
+    "uneven",
+    "unequal_workers",
+    "resumed",
+    "loss_scaled",
+)
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory):
+    """What two workers found, by scenario; they are started once."""
+    out = launch.once(
+        tmp_path_factory.getbasetemp(),
+        lambda out: launch.run(launch.tf_config(2), launch.HERE / "scenarios.py", out, *SCENARIOS),
+    )
+    return functools.partial(results, out, 2)
+
+
+def results(out, count, name):
+    return [json.loads((out / f"result-{name}-{task}.json").read_text()) for task in range(count)]
+
+
+def assert_same_weights(found):
+    for other in found[1:]:
+        for a, b in zip(found[0]["weights"], other["weights"], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def assert_same_losses(history, reference):
+    """Every loss and metric of every epoch; names may differ by a number."""
+    for a, b in zip(history.values(), reference.values(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_the_loss_curve_is_that_of_one_process(two_workers):
+    found = two_workers("same_as_one")
+    model = models.cnn(synchronized=True)
+    reference = models.train_cnn(model)
+    assert set(reference) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert reference["loss"][-1] < 0.9 * reference["loss"][0]
+    for worker in found:
+        assert_same_losses(worker["history"], reference)
+        for a, b in zip(worker["weights"], model.get_weights(), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    assert_same_weights(found)
+
+
+def test_evaluation_and_prediction_cover_all_samples(two_workers):
+    model = models.cnn(synchronized=True)
+    models.train_cnn(model)
+    x, y = models.images(33, seed=9)
+    for worker in two_workers("same_as_one"):
+        np.testing.assert_allclose(
+            worker["evaluation"], model.evaluate(x[:32], y[:32], verbose=0), rtol=1e-4
+        )
+        # A last batch of one sample: the other worker has none, and none is doubled.
+        np.testing.assert_allclose(
+            worker["predictions"], model.predict(x, verbose=0), rtol=1e-3, atol=1e-4
+        )
+
+
+def test_dictionaries_and_several_outputs(two_workers):
+    found = two_workers("dictionaries")
+    reference = models.train_two_inputs(models.two_inputs())
+    for worker in found:
+        assert_same_losses(worker["history"], reference)
+    assert_same_weights(found)
+
+
+@pytest.mark.parametrize("samples", ["41", "33"])
+def test_uneven_last_batches(two_workers, samples):
+    found = [worker[samples] for worker in two_workers("uneven")]
+    assert_same_weights(found)
+    assert found[0]["history"] == found[1]["history"]
+    assert all(np.isfinite(w).all() for w in found[0]["weights"])
+    assert np.isfinite(list(found[0]["history"].values())).all()
+
+
+def test_workers_with_different_numbers_of_batches(two_workers):
+    found = two_workers("unequal_workers")
+    assert_same_weights(found)
+    assert found[0]["history"] == found[1]["history"]
+    assert np.isfinite(list(found[0]["history"].values())).all()
+
+
+def test_shuffling_without_a_seed_covers_every_sample_once(two_workers):
+    found = two_workers("shuffled")
+    assert sorted(found[0]["seen"] + found[1]["seen"]) == list(range(48))
+    assert found[0]["seen"] != sorted(found[0]["seen"])
+    for worker in found:
+        assert worker["loss"] == pytest.approx(worker["expected"], rel=1e-5)
+
+
+def test_files_of_ones_own(two_workers):
+    batches = [worker["batches"] for worker in two_workers("files")]
+    read = [list(itertools.chain(*those)) for those in batches]
+    assert sorted(read, key=len) == [[*range(10)], [*range(10, 30)]]
+    # As many steps on both, the last ones with nothing for the worker that is done.
+    assert len(batches[0]) == len(batches[1])
+
+
+def test_a_stopped_training_is_resumed_by_all(two_workers):
+    found = two_workers("resumed")
+    for worker in found:
+        assert len(worker["losses"]) == 2
+        np.testing.assert_allclose(worker["losses"], worker["all_losses"][2:], rtol=1e-5)
+        for a, b in zip(worker["weights"], worker["whole"], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert_same_weights(found)
+
+
+def test_only_the_chief_writes_files(two_workers):
+    chief, other = two_workers("resumed")
+    assert chief["files"] == ["checkpoint-0.keras"]  # Keras removes a backup at the end
+    assert other["files"] == []
+
+
+def test_loss_scaling(two_workers):
+    found = two_workers("loss_scaled")
+    assert_same_weights(found)
+    assert np.isfinite(list(found[0]["history"].values())).all()
+
+
+def test_reductions(two_workers):
+    chief, other = two_workers("reductions")
+    for worker in (chief, other):
+        assert worker["sum"] == {"a": 3.0, "b": [1.0, 4.0]}
+        assert worker["scalar"] == 1.5
+        assert worker["vector"] == [0.5, 2.0]
+        assert worker["bytes"] == [1, 2, 3, 4, 0]
+        assert worker["nothing"] == []
+        assert worker["replicas"] == 2
+    assert (chief["first"]["b"], other["first"]["b"]) == ([0.0, 2.0], [1.0, 2.0])
+    assert (chief["unequal"], other["unequal"]) == ([5.0, 5.0], [6.0, 6.0, 6.0])
+    assert (chief["chief"], other["chief"]) == (True, False)
+    assert other["reason"] == "TF_CONFIG names 2 workers; this is worker 1"
+
+
+def test_three_workers_of_slurm(tmp_path):
+    """Also last batches of 4 and of 2 samples, for three workers."""
+    scenarios = ("seeded", "shuffled", "thirds")
+    launch.run(launch.slurm(3), launch.HERE / "scenarios.py", tmp_path, *scenarios)
+    found = results(tmp_path, 3, "thirds")
+    model = models.cnn(synchronized=True)
+    reference = models.train_cnn(model, batch_size=15)
+    for worker in found:
+        assert worker["reason"].startswith("Slurm names 3 workers")
+        assert_same_losses(worker["even"], reference)
+        for name in ("4", "2"):
+            assert np.isfinite(worker[name]["history"]["loss"]).all()
+    for name in ("4", "2"):
+        assert_same_weights([worker[name] for worker in found])
+    tf.random.set_seed(20261120)
+    expected = [int(n) for n in tf.data.Dataset.range(9).shuffle(9)]
+    for worker in results(tmp_path, 3, "seeded"):
+        assert worker["numbers"] == expected
+    seen = [number for worker in results(tmp_path, 3, "shuffled") for number in worker["seen"]]
+    assert sorted(seen) == list(range(48))
+
+
+@pytest.mark.slow
+def test_a_worker_called_chief(tmp_path):
+    scenarios = ("reductions", "shuffled", "unequal_workers")
+    cluster = launch.tf_config(2, chief=True)
+    launch.run(cluster, launch.HERE / "scenarios.py", tmp_path, *scenarios)
+    chief, worker = results(tmp_path, 2, "reductions")
+    assert (chief["chief"], worker["chief"]) == (True, False)
+    assert (chief["reason"], worker["reason"]) == (
+        "TF_CONFIG names 2 workers; this is chief 0",
+        "TF_CONFIG names 2 workers; this is worker 0",
+    )
+    assert worker["bytes"] == chief["bytes"] == [1, 2, 3, 4, 0]
+    first, second = results(tmp_path, 2, "shuffled")
+    assert sorted(first["seen"] + second["seen"]) == list(range(48))
+    assert_same_weights(results(tmp_path, 2, "unequal_workers"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_worker_gives_the_others_an_error(tmp_path, victim):
+    with launch.Workers(launch.tf_config(2), launch.HERE / "dying.py", tmp_path, victim) as workers:
+        statuses = workers.wait(240)
+        said = workers.said()
+    survivor = 1 - victim
+    assert statuses[victim] == -9, said
+    assert statuses[survivor] == 3, said
+    found = json.loads((tmp_path / f"survivor-{survivor}.json").read_text())
+    died = float((tmp_path / "died").read_text())
+    assert found["error"] == "UnavailableError"
+    assert found["time"] - died < 60  # it takes about 10 s
+
+
+@pytest.mark.slow
+def test_the_tensorflow_tutorial(tmp_path):
+    """`Multi-worker training with Keras`, with its one line about the strategy changed."""
+    launch.run(launch.tf_config(2), launch.HERE / "tutorial" / "main.py")

@@ -1,0 +1,232 @@
+"""One worker of several: runs scenarios by name and writes what came of them.
+
+    python scenarios.py OUT_DIR SCENARIO...
+
+TF_CONFIG, or Slurm's variables, say which worker it is; TEST_WORKER is its place among
+all. Every worker runs the same.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+
+import keras
+import models
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.strategy import AccelStrategy
+
+SEED = 20261120
+
+
+def weights(model):
+    return [w.astype("float64").tolist() for w in model.get_weights()]
+
+
+def same_as_one(strategy, out):
+    with strategy.scope():
+        model = models.cnn(synchronized=True)
+    history = models.train_cnn(model)
+    x, y = models.images(33, seed=9)
+    return {
+        "history": history,
+        "weights": weights(model),
+        "evaluation": model.evaluate(x[:32], y[:32], batch_size=16, verbose=0),
+        "predictions": model.predict(x, batch_size=16, verbose=0).tolist(),
+    }
+
+
+def dictionaries(strategy, out):
+    with strategy.scope():
+        model = models.two_inputs()
+    return {"history": models.train_two_inputs(model), "weights": weights(model)}
+
+
+def uneven(strategy, out):
+    """Last batches that can't be shared evenly, and a last batch of one sample."""
+    found = {}
+    for samples in (41, 33):
+        with strategy.scope():
+            model = models.cnn(synchronized=False, optimizer="adam")
+        x, y = models.images(samples)
+        history = model.fit(
+            x, y, batch_size=32, epochs=2, shuffle=False, verbose=0, validation_data=(x, y)
+        )
+        found[f"{samples}"] = {"history": history.history, "weights": weights(model)}
+    return found
+
+
+def thirds(strategy, out):
+    """For three workers: batches of 15, and last batches of 4 and 2 samples."""
+    with strategy.scope():
+        model = models.cnn(synchronized=True)
+    found = {"even": models.train_cnn(model, batch_size=15), "reason": strategy.reason}
+    for last in (4, 2):
+        with strategy.scope():
+            model = models.cnn(synchronized=False)
+        x, y = models.images(15 + last)
+        history = model.fit(x, y, batch_size=15, epochs=2, shuffle=False, verbose=0)
+        found[f"{last}"] = {"history": history.history, "weights": weights(model)}
+    return found
+
+
+def unequal_workers(strategy, out):
+    """Each worker brings its own data, and one has more batches than the other."""
+    with strategy.scope():
+        model = models.cnn(synchronized=True)
+
+    def own(context):
+        x, y = models.images(16 + 8 * context.input_pipeline_id, seed=context.input_pipeline_id)
+        return tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+
+    dataset = strategy.distribute_datasets_from_function(own)
+    history = model.fit(dataset, epochs=2, verbose=0).history
+    return {"history": history, "weights": weights(model)}
+
+
+def shuffled(strategy, out):
+    """Which samples this worker sees; with a loss that only the samples decide."""
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+    x = np.arange(48, dtype="float32")[:, None]
+    y = np.square(x)
+    loss = model.fit(x, y, batch_size=16, verbose=0).history["loss"][0]
+    numbers = tf.data.Dataset.range(48).shuffle(48).batch(16)
+    seen = []
+    for batch in strategy.distribute(numbers):
+        for share in strategy.experimental_local_results(batch):
+            seen += share.numpy().tolist()
+    expected = model.evaluate(x, y, batch_size=16, verbose=0)
+    return {"loss": loss, "expected": expected, "seen": seen}
+
+
+def seeded(strategy, out):
+    """What a seed of the user's gives is what it gives without workers."""
+    return {"numbers": [int(n) for n in tf.data.Dataset.range(9).shuffle(9)]}
+
+
+def files(strategy, out):
+    """Each worker reads files of its own; one holds more than the other."""
+    for index, numbers in enumerate((range(10), range(10, 30))):
+        # Every worker writes the same.
+        text = "".join(f"{number}\n" for number in numbers)
+        (out / f"numbers-{index}.txt").write_text(text)
+    strategy.reduce("SUM", tf.constant(1.0), axis=None)
+    dataset = tf.data.TextLineDataset([str(out / f"numbers-{index}.txt") for index in (0, 1)])
+    dataset = dataset.map(lambda line: tf.strings.to_number(line)).batch(8)
+    batches = [
+        share.numpy().tolist()
+        for batch in strategy.distribute(dataset, "file")
+        for share in strategy.experimental_local_results(batch)
+    ]
+    return {"batches": batches}
+
+
+class Interruption(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+
+def resumed(strategy, out):
+    """Stopped after two epochs and resumed by a new model; the chief alone has files."""
+    task = int(os.environ["TEST_WORKER"])
+    backup = out / f"backup-{task}"
+    x, y = models.images(32)
+
+    def fit(*callbacks):
+        with strategy.scope():
+            model = models.cnn(synchronized=False)
+        history = model.fit(
+            x, y, batch_size=16, epochs=4, shuffle=False, verbose=0, callbacks=[*callbacks]
+        )
+        return model, history.history["loss"]
+
+    with contextlib.suppress(KeyboardInterrupt):
+        fit(keras.callbacks.BackupAndRestore(strategy.backup_dir(backup)), Interruption())
+    checkpoint = strategy.checkpoint_filepath(out / f"checkpoint-{task}.keras")
+    model, losses = fit(
+        keras.callbacks.BackupAndRestore(strategy.backup_dir(backup)),
+        keras.callbacks.ModelCheckpoint(checkpoint),
+    )
+    whole, all_losses = fit()
+    if strategy.is_chief:
+        loaded = keras.models.load_model(checkpoint)
+        np.testing.assert_array_equal(loaded.predict(x, verbose=0), saved_alone(model, out, x))
+    return {
+        "losses": losses,
+        "all_losses": all_losses,
+        "weights": weights(model),
+        "whole": weights(whole),
+        "files": sorted(path.name for path in out.glob(f"[bc]*-{task}*")),
+    }
+
+
+def saved_alone(model, out, x):
+    """The chief may save without the others, as nothing is reduced for it."""
+    path = out / "alone.keras"
+    model.save(path)
+    return keras.models.load_model(path).predict(x, verbose=0)
+
+
+def loss_scaled(strategy, out):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        with strategy.scope():
+            model = models.cnn(synchronized=False, optimizer="adam")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x, y = models.images(32)
+    history = model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+    return {"history": history.history, "weights": weights(model)}
+
+
+def reductions(strategy, out):
+    """`reduce` as Keras uses it, and as a training loop does."""
+    task = int(os.environ["TEST_WORKER"])
+
+    @tf.function
+    def losses():
+        return strategy.run(lambda: {"a": tf.constant(task + 1.0), "b": tf.constant([task, 2.0])})
+
+    values = losses()
+    both = strategy.reduce("SUM", values, axis=None)
+    first = strategy.reduce("MEAN", values, axis=None)
+    scalar = strategy.reduce("MEAN", values["a"], axis=0)
+    return {
+        "sum": {key: value.numpy().tolist() for key, value in both.items()},
+        "first": {key: np.array(value).tolist() for key, value in first.items()},
+        "scalar": float(scalar),
+        "vector": strategy.reduce("MEAN", values["b"], axis=None).numpy().tolist(),
+        "unequal": strategy.reduce("MEAN", tf.fill([2 + task], task + 5.0), axis=None)
+        .numpy()
+        .tolist(),
+        "bytes": list(strategy.strategy.share_bytes(bytes([1, 2, 3, 4, task]))),
+        "nothing": list(strategy.strategy.share_bytes(b"")),
+        "chief": strategy.is_chief,
+        "replicas": strategy.num_replicas_in_sync,
+        "reason": strategy.reason,
+    }
+
+
+def main():
+    out = pathlib.Path(sys.argv[1])
+    if "seeded" in sys.argv:
+        tf.random.set_seed(SEED)
+    strategy = AccelStrategy()
+    task = int(os.environ["TEST_WORKER"])
+    for name in sys.argv[2:]:
+        found = globals()[name](strategy, out)
+        (out / f"result-{name}-{task}.json").write_text(json.dumps(found, default=float))
+        print(name, "done", flush=True)
+    # Whoever is done first waits for the others: a worker that leaves breaks the rest.
+    strategy.reduce("SUM", tf.constant(1.0), axis=None)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    main()
