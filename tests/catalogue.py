@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.device import Device
-from tfaccel.passes import XLA, FusedNorm, FusedOptimizer, MixedPrecision
+from tfaccel.passes import XLA, FusedNorm, FusedOptimizer, Layout, MixedPrecision, Recompute
 from tfaccel.plan import Pass
 from tfaccel.workload import Workload
 
@@ -45,7 +45,9 @@ def _images_from_tf_data():
     x = inputs = keras.Input((8, 8, 2))
     x = layers.Conv2D(4, 3, padding="same", use_bias=False)(x)
     x = layers.ReLU()(layers.BatchNormalization()(x))
-    x = layers.Dropout(0.3)(layers.GlobalAveragePooling2D()(x))
+    # Pooling with the channels first runs on every device.
+    x = layers.MaxPooling2D(2, data_format="channels_first")(layers.Permute((3, 1, 2))(x))
+    x = layers.GlobalAveragePooling2D(data_format="channels_first")(layers.Dropout(0.3)(x))
     model = keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     data = tf.data.Dataset.from_tensor_slices(_arrays(42, 8, 8, 2)).shuffle(42, seed=3).batch(8)
@@ -246,5 +248,7 @@ PASS_ROWS: tuple[PassRow, ...] = (
     PassRow(FusedNorm()),
     PassRow(FusedOptimizer()),
     PassRow(MixedPrecision("bfloat16")),
+    PassRow(Layout()),
+    PassRow(Recompute()),
     PassRow(XLA()),
 )

@@ -143,7 +143,17 @@ def test_an_accelerated_training_is_the_same_training(fit):
 
 # What each module may import from the package: itself excluded, everything before it.
 LAYERS = (
-    {"version", "scoped", "keras_private", "device", "numerics", "timing", "tables", "records"},
+    {
+        "version",
+        "scoped",
+        "keras_private",
+        "device",
+        "numerics",
+        "timing",
+        "tables",
+        "records",
+        "memory",
+    },
     {"workload", "machine"},
     {"state", "plan", "feed"},
     {"loss_scale"},
@@ -151,6 +161,7 @@ LAYERS = (
     {"step", "probe", "guard", "priors"},
     {"trial", "accelerated"},
     {"report", "layers"},
+    {"rescue"},
     {"tuner", "validation", "train_function"},
     {"cache"},
     {"settings"},

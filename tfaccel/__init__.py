@@ -13,9 +13,11 @@ except ModuleNotFoundError as error:
 
 from tfaccel import passes
 from tfaccel.callbacks import AccelCallback, ProfilerCallback
+from tfaccel.memory_search import max_batch_size
 from tfaccel.numerics import Drift, Tolerance
 from tfaccel.plan import Pass, Plan, Refusal
 from tfaccel.report import Report
+from tfaccel.strategy import AccelStrategy
 from tfaccel.timing import Speedup
 from tfaccel.trial import Outcome, Trial
 from tfaccel.tune import tune
@@ -24,6 +26,7 @@ from tfaccel.workload import Workload
 
 __all__ = [
     "AccelCallback",
+    "AccelStrategy",
     "Drift",
     "Outcome",
     "Pass",
@@ -36,6 +39,7 @@ __all__ = [
     "Trial",
     "Workload",
     "__version__",
+    "max_batch_size",
     "passes",
     "tune",
 ]

@@ -79,6 +79,17 @@ class Pass(abc.ABC):
         """The dtype that the pass computes in; None when it keeps the model's."""
         return None
 
+    def rescues(self, error: Exception) -> str:
+        """Why a step fails as it is written, where it would not under this pass.
+
+        Args:
+            error: what the user's own step raised.
+
+        Returns:
+            One clause; empty where the pass would not help.
+        """
+        return ""
+
     def to_config(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return dataclasses.asdict(self)

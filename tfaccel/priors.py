@@ -66,6 +66,17 @@ PRIORS: tuple[Prior, ...] = (
         "cells on a CPU lose more by casts than they win",
     ),
     Prior(
+        lambda workload: passes.Layout(),
+        lambda workload: not _on_gpu(workload) or workload.device.fast_dtype is not None,
+        "CPU kernels want the channels last, and without oneDNN run no channels_first convolution; "
+        "Tensor Cores read 16-bit images channels last, while cuDNN's float32 is at home in both",
+    ),
+    Prior(
+        lambda workload: passes.Recompute(),
+        lambda workload: False,
+        "a second forward pass costs time; it serves memory",
+    ),
+    Prior(
         lambda workload: passes.XLA(jit_compile=not workload.model.jit_compile),
         lambda workload: (
             not workload.model.jit_compile

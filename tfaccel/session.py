@@ -12,10 +12,11 @@ import tensorflow as tf
 from tfaccel.accelerated import AcceleratedStep
 from tfaccel.cache import workload_key
 from tfaccel.feed import feed, is_plain, pull
-from tfaccel.plan import Plan
+from tfaccel.plan import Pass, Plan
 from tfaccel.report import Report
+from tfaccel.rescue import rescue, rescuers
 from tfaccel.settings import Settings
-from tfaccel.state import build_optimizer
+from tfaccel.state import Snapshot, build_optimizer
 from tfaccel.step import BuiltStep, StepFunction
 from tfaccel.timing import wait_for
 from tfaccel.train_function import TrainFunction
@@ -153,13 +154,44 @@ class Session:
             return self._step(iterator)
         batches = pull(iterator, self.model.steps_per_execution)
         feeding = feed(batches, iterator)
+        may_fail = not self._seconds and self._rescuers()
+        before = self._complete_state(batches[0]) if may_fail else None
         start = self.settings.clock()
-        logs = self.baseline(feeding)
-        wait_for(logs)
+        try:
+            logs = self.baseline(feeding)
+            wait_for(logs)
+        except tf.errors.OpError as error:
+            if before is None or not self._rescue(before, error):
+                raise
+            return self._step(feed(batches, iterator))
         self._seconds.append(self.settings.clock() - start)
         if len(self._batches) < _KEPT_BATCHES:
             self._batches.extend(batches)
         return logs
+
+    def _complete_state(self, batch: Any) -> Snapshot:
+        """Everything that a step which fails half way may have changed, none of it run yet."""
+        if not self.model.built:
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            tf.function(lambda x: self.model(x, training=True)).get_concrete_function(x)
+        build_optimizer(self.model)
+        return Snapshot.of(self.workload())
+
+    def _rescuers(self) -> list[Pass]:
+        settings = self.settings
+        return rescuers(self.workload(), settings.considered, settings.plan)
+
+    def _rescue(self, before: Snapshot, error: Exception) -> bool:
+        """Goes on with the only step that runs, if there is one; nothing can be compared."""
+        report = rescue(self._rescuers(), error, self.settings.plan)
+        if report is None:
+            return False
+        before.restore()
+        self.model.reset_metrics()
+        self.report = report
+        self._on_report(report)
+        self._start_explicit(report.plan)
+        return True
 
     def _decide(self) -> None:
         """Enough is known to choose how the training goes on."""
@@ -195,7 +227,11 @@ class Session:
     def _choose(self) -> None:
         """The cache's plan, or a trial of plans, or neither where nothing would pay."""
         workload, settings = self.workload(), self.settings
-        key = workload_key(workload, settings.names, settings.tolerance) if settings.cache else ""
+        key = (
+            workload_key(workload, settings.considered, settings.tolerance)
+            if settings.cache
+            else ""
+        )
         known = settings.cache.load(key) if settings.cache else None
         if known is not None:
             self._use_cached(known, workload)
@@ -210,7 +246,9 @@ class Session:
             return
         self._on_tuning(seconds)
         with Bench(workload, self.baseline, settings.clock, settings.tolerance) as bench:
-            report = tune_workload(workload, bench, settings.names, seconds)
+            report = tune_workload(
+                workload, bench, settings.names, seconds, reserve=settings.reserve
+            )
         if settings.cache and (report.complete or not report.plan.is_baseline):
             settings.cache.save(key, report)
         self._accept(report, workload, bench)

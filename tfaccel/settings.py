@@ -11,7 +11,7 @@ from tfaccel.cache import PlanCache
 from tfaccel.numerics import Tolerance, as_tolerance
 from tfaccel.plan import Pass, Plan, as_plan
 from tfaccel.timing import Clock
-from tfaccel.tuner import Budget, pass_names
+from tfaccel.tuner import Budget, pass_names, reserve_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Settings:
     Attributes:
         plan: a plan to use without tuning; None to tune.
         names: the passes to consider when tuning.
+        reserve: the passes to add to a plan that runs out of memory.
         tolerance: bounds on drift; None for the table's.
         budget: what tuning may cost.
         cache: plans that won before; None for none.
@@ -30,11 +31,17 @@ class Settings:
 
     plan: Plan | None
     names: tuple[str, ...]
+    reserve: tuple[str, ...]
     tolerance: Tolerance | float | None
     budget: Budget
     cache: PlanCache | None
     guard: bool
     clock: Clock
+
+    @property
+    def considered(self) -> tuple[str, ...]:
+        """The passes that may be part of the plan that wins."""
+        return (*self.names, *(name for name in self.reserve if name not in self.names))
 
 
 def make_settings(
@@ -64,6 +71,7 @@ def make_settings(
     return Settings(
         plan=None if isinstance(plan, str) and plan == "auto" else as_plan(plan),
         names=pass_names(includes, excludes),
+        reserve=reserve_names(includes, excludes),
         tolerance=tolerance,
         budget=Budget(tuning_share, max_tuning_seconds),
         cache=_cache(cache_dir),

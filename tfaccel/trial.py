@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import enum
 import functools
+import gc
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel import numerics, timing
+from tfaccel.memory import is_out_of_memory
 from tfaccel.numerics import Drift, Observation, Tolerance
 from tfaccel.plan import Plan
 from tfaccel.probe import Probe
@@ -25,6 +27,8 @@ from tfaccel.workload import Workload, replay
 CLEARLY_SLOWER = 1.5
 # A gain below this share is not worth another set of roundings.
 WORTHWHILE = 1.02
+# How the reason of a trial begins that ran out of memory.
+_OUT_OF_MEMORY = "out of memory"
 
 
 class Outcome(enum.Enum):
@@ -62,6 +66,11 @@ class Trial:
     speedup: Speedup | None = None
     drift: Drift | None = None
     peak_memory_bytes: int | None = None
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Whether the plan needs more memory than there is."""
+        return self.outcome is Outcome.FAILED and self.reason.startswith(_OUT_OF_MEMORY)
 
 
 class Bench:
@@ -120,6 +129,14 @@ class Bench:
             refusal = item.refusal(self.workload)
             if refusal is not None:
                 return Trial(plan, Outcome.REFUSED, f"{item.name}: {refusal}")
+        trial = self._tried(plan, deadline)
+        if trial.outcome is Outcome.FAILED:
+            self.forget(plan)
+        if trial.ran_out_of_memory:
+            gc.collect()  # what the step held is in cycles
+        return trial
+
+    def _tried(self, plan: Plan, deadline: float) -> Trial:
         compile_seconds = 0.0
         try:
             with self._restored(), _peak_memory(self.workload) as peak:
@@ -128,10 +145,11 @@ class Bench:
                 trial = self._timed_trial(plan, step, compile_seconds, deadline)
             trial = dataclasses.replace(trial, peak_memory_bytes=peak())
             return self._judged(trial) if trial.outcome is Outcome.FASTER else trial
-        except tf.errors.ResourceExhaustedError as error:
-            return Trial(plan, Outcome.FAILED, f"out of memory: {_line(error)}", compile_seconds)
         except Exception as error:
-            return Trial(plan, Outcome.FAILED, _line(error), compile_seconds)
+            reason = _line(error)
+            if is_out_of_memory(error):
+                reason = f"{_OUT_OF_MEMORY}: {reason}; {_less_memory(plan)}"
+            return Trial(plan, Outcome.FAILED, reason, compile_seconds)
 
     def time_again(self, plan: Plan, deadline: float = math.inf) -> Speedup:
         """A fresh measurement of a plan that was tried, free of the luck that made it win."""
@@ -231,6 +249,11 @@ def _peak_memory(workload: Workload) -> Iterator[Callable[[], int | None]]:
         return
     tf.config.experimental.reset_memory_stats("GPU:0")
     yield lambda: int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+
+
+def _less_memory(plan: Plan) -> str:
+    also = "" if "recompute" in plan.names else ", and so does the pass recompute"
+    return f"smaller batches need less{also}"
 
 
 def _line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from tfaccel.cache import workload_key
 from tfaccel.numerics import Tolerance
 from tfaccel.plan import Pass, Plan
 from tfaccel.report import Report, show
+from tfaccel.rescue import rescue, rescuers
 from tfaccel.session import hindrance
 from tfaccel.settings import Settings, make_settings
 from tfaccel.timing import Speedup
@@ -48,7 +49,8 @@ def tune(
         tuning_share: None, as there is no training to take a share of.
 
     Returns:
-        The report.
+        The report. Where the model's own step can't run here (channels_first images on
+        a CPU) its plan is the one under which it does, and its `note` says why.
 
     Raises:
         TypeError: `dataset` is not a tf.data.Dataset.
@@ -74,7 +76,7 @@ def tune(
     )
     _check(model, dataset)
     stopped = hindrance(model)
-    report = Report((), Plan(), note=stopped) if stopped else _tuned(model, dataset, settings)
+    report = Report((), Plan(), note=stopped) if stopped else _report(model, dataset, settings)
     if verbose:
         show(report)
     return report
@@ -91,15 +93,27 @@ def _check(model: keras.Model, dataset: tf.data.Dataset) -> None:
         raise ValueError("`model` must be compiled: call model.compile(optimizer, loss) first.")
 
 
+def _report(model: keras.Model, dataset: tf.data.Dataset, settings: Settings) -> Report:
+    """What tuning finds; where the model's own step can't run, what does."""
+    try:
+        return _tuned(model, dataset, settings)
+    except tf.errors.OpError as error:
+        able = rescuers(Workload(model), settings.considered, settings.plan)
+        report = rescue(able, error, settings.plan)
+        if report is None:
+            raise
+        return report
+
+
 def _tuned(model: keras.Model, dataset: tf.data.Dataset, settings: Settings) -> Report:
     with workbench(model, dataset, tolerance=settings.tolerance, clock=settings.clock) as bench:
         workload = bench.workload
         if settings.plan is not None:
             return _one_plan(settings.plan, workload, bench)
         budget = settings.budget.seconds(workload)
-        report = tune_workload(workload, bench, settings.names, budget)
+        report = tune_workload(workload, bench, settings.names, budget, reserve=settings.reserve)
     if settings.cache:
-        settings.cache.save(workload_key(workload, settings.names, settings.tolerance), report)
+        settings.cache.save(workload_key(workload, settings.considered, settings.tolerance), report)
     return report
 
 

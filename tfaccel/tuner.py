@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from tfaccel import passes, priors
 from tfaccel.plan import Pass, Plan, make_pass
@@ -78,7 +78,7 @@ def pass_names(includes: Collection[str] | None, excludes: Collection[str]) -> t
     Raises:
         ValueError: a name is not that of a pass.
     """
-    built_in = tuple(item.name for item in passes.PASSES)
+    built_in = tuple(item.name for item in passes.PASSES if item.tried_by_default)
     for argument, chosen in (("includes", includes or ()), ("excludes", excludes)):
         if isinstance(chosen, str):
             raise TypeError(f"`{argument}` must be a list of pass names. Received: {chosen!r}")
@@ -87,12 +87,20 @@ def pass_names(includes: Collection[str] | None, excludes: Collection[str]) -> t
     return tuple(n for n in (built_in if includes is None else includes) if n not in set(excludes))
 
 
+def reserve_names(includes: Collection[str] | None, excludes: Collection[str]) -> tuple[str, ...]:
+    """The names of the passes that help a plan which runs out of memory."""
+    kinds = [item for item in passes.PASSES if not item.tried_by_default]
+    allowed = [item.name for item in kinds if includes is None or item.name in includes]
+    return tuple(name for name in allowed if name not in set(excludes))
+
+
 def tune_workload(
     workload: Workload,
     bench: Bench,
     names: Collection[str],
     seconds: float,
     on_trial: OnTrial = lambda trial: None,
+    reserve: Collection[str] | None = None,
 ) -> Report:
     """Tries plans on a workload and chooses one.
 
@@ -102,12 +110,17 @@ def tune_workload(
         names: the passes to consider.
         seconds: the budget.
         on_trial: told about each trial.
+        reserve: the passes to add to a plan that runs out of memory; None for the
+            built-in ones.
 
     Returns:
         The report. Its first trial is the baseline.
     """
     start = bench.clock()
-    search = _Search(workload, bench, start + seconds, on_trial)
+    spare = reserve_names(None, ()) if reserve is None else reserve
+    helpers = [item for item, _ in priors.expected(workload, spare)]
+    order = [item.name for item, _ in priors.expected(workload, [*names, *spare])]
+    search = _Search(workload, bench, start + seconds, on_trial, helpers, order)
     usable = []
     for item, holds in priors.expected(workload, names):
         refusal = item.refusal(workload)
@@ -141,11 +154,21 @@ def baseline_trial(workload: Workload) -> Trial:
 class _Search:
     """One walk through the plans: the expected best first, then its variations."""
 
-    def __init__(self, workload: Workload, bench: Bench, deadline: float, on_trial: OnTrial):
+    def __init__(
+        self,
+        workload: Workload,
+        bench: Bench,
+        deadline: float,
+        on_trial: OnTrial,
+        helpers: Sequence[Pass],
+        order: Sequence[str],
+    ):
         self.workload = workload
         self.bench = bench
         self.deadline = deadline
         self.on_trial = on_trial
+        self.helpers = helpers
+        self.order = order
         self.trials: list[Trial] = []
         self.best: Trial | None = None
         self.ending = ""
@@ -171,6 +194,15 @@ class _Search:
                 queue = [*variations(plan, usable), *queue]
             else:
                 without_gain += 1
+                queue = [*self._with_less_memory(), *queue]
+
+    def _with_less_memory(self) -> Iterator[Plan]:
+        """The plan that was tried last with what it needs to fit, if it did not."""
+        trial = self.trials[-1]
+        for item in self.helpers if trial.ran_out_of_memory else ():
+            if item.name not in trial.plan.names and not item.refusal(self.workload):
+                items = (*trial.plan.passes, item)
+                yield Plan(tuple(sorted(items, key=lambda one: self.order.index(one.name))))
 
     def _affordable(self, plan: Plan) -> bool:
         needed = trial_seconds(plan, self.workload)

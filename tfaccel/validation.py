@@ -87,9 +87,24 @@ class Validation:
     def _run(self, iterator: Any) -> Any:
         if self._chosen is not None:
             return self._chosen(iterator)
+        if not self._first_seconds and isinstance(iterator, tf.data.Iterator):
+            return self._first_user(iterator)
         if self._validations < 2 or not isinstance(iterator, tf.data.Iterator):
             return self._timed(self._user, iterator, self._first_seconds)
         return self._alternate(iterator)
+
+    def _first_user(self, iterator: tf.data.Iterator) -> Any:
+        """The user's own step for the first time: there may be none that runs here."""
+        batches = pull(iterator, self._workload.model.steps_per_execution)
+        metrics = Snapshot(v for m in self._workload.model.metrics for v in m.variables)
+        try:
+            return self._timed(self._user, feed(batches, iterator), self._first_seconds)
+        except tf.errors.OpError as error:
+            if not any(item.rescues(error) for item in self._plan.passes):
+                raise
+        metrics.restore()
+        self._chosen = build_step(self._workload, self._plan, kind="test")
+        return self._chosen(feed(batches, iterator))
 
     def _timed(self, step: StepFunction, iterator: Any, seconds: list[float]) -> Any:
         start = self._clock()

@@ -415,13 +415,12 @@ def test_float64_keeps_keras(rng):
     )
 
 
-def test_channels_first_on_a_cpu_keeps_keras():
-    layer = BatchNormalization(axis=1)
-    layer.build((None, 3, 4, 4))
-    assert keeps_its_own(layer, (2, 3, 4, 4), static=True, training=True)
-    cause = FusedNorm().refusal(workload_of(layer)).cause
-    assert cause == f"layer {layer.name!r} (BatchNormalization) normalizes axis 1 of 4-D inputs"
-    assert FusedNorm().refusal(workload_of(layer, device=GPU)) is None
+@pytest.mark.parametrize("shape", [(2, 3, 5), (2, 3, 4, 5), (2, 3, 2, 4, 5), (1, 3, 1, 1)])
+def test_channels_first_on_a_cpu_is_served_by_transposing(rng, shape):
+    kwargs = {"training": True, "static": True}
+    fused = compare(lambda: BatchNormalization(axis=1), shape, rng, kwargs)
+    assert FUSED in fused.ops()
+    assert FusedNorm().refusal(workload_of(BatchNormalization(axis=1), device=GPU)) is None
 
 
 def test_a_positive_last_axis_is_served(rng):

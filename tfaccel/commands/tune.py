@@ -116,9 +116,11 @@ def _tuned(
     with workbench(chosen.model, feed.dataset, clock=settings.clock) as bench:
         seconds = settings.budget.seconds(bench.workload)
         told.stage("Trying plans", seconds)
-        report = tune_workload(bench.workload, bench, settings.names, seconds, told.trial)
+        report = tune_workload(
+            bench.workload, bench, settings.names, seconds, told.trial, settings.reserve
+        )
     if settings.cache and (report.complete or not report.plan.is_baseline):
-        settings.cache.save(workload_key(bench.workload, settings.names, None), report)
+        settings.cache.save(workload_key(bench.workload, settings.considered, None), report)
     return report, f"{feed.source}, batches of {feed.batch_size}"
 
 

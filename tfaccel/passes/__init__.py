@@ -2,10 +2,19 @@
 
 from tfaccel.passes.fused_norm import FusedNorm
 from tfaccel.passes.fused_optimizer import FusedOptimizer
+from tfaccel.passes.layout import Layout
 from tfaccel.passes.mixed_precision import MixedPrecision
+from tfaccel.passes.recompute import Recompute
 from tfaccel.passes.xla import XLA
 from tfaccel.plan import Pass
 
-PASSES: tuple[type[Pass], ...] = (FusedNorm, FusedOptimizer, MixedPrecision, XLA)
+PASSES: tuple[type[Pass], ...] = (
+    FusedNorm,
+    FusedOptimizer,
+    MixedPrecision,
+    Layout,
+    Recompute,
+    XLA,
+)
 
-__all__ = ["PASSES", "XLA", "FusedNorm", "FusedOptimizer", "MixedPrecision"]
+__all__ = ["PASSES", "XLA", "FusedNorm", "FusedOptimizer", "Layout", "MixedPrecision", "Recompute"]

@@ -57,11 +57,14 @@ def fused_call(layer: Any, channels_first: bool) -> Callable[..., Any]:
             return own_call(inputs, training=training, mask=mask)
         # The op's output has its input's dtype: other inputs go the way Keras goes.
         x = inputs if inputs.dtype == layer.compute_dtype else tf.cast(inputs, tf.float32)
+        turned = data_format == "NCHW" and not channels_first
+        if turned:
+            x, data_format = _channels_last(x), "NHWC"
         y = _normalise(layer, _as_4d(x), bool(training), data_format)
-        if inputs.shape.rank != 4:
-            y = tf.reshape(y, tf.shape(inputs))
-            y.set_shape(inputs.shape)
-        return tf.cast(y, layer.compute_dtype)
+        if x.shape.rank != 4:
+            y = tf.reshape(y, tf.shape(x))
+            y.set_shape(x.shape)
+        return tf.cast(_channels_first(y) if turned else y, layer.compute_dtype)
 
     return call
 
@@ -70,9 +73,19 @@ def _data_format(axis: int, rank: int, channels_first: bool) -> str | None:
     """The op's name for where the channels are; None where it has none."""
     if rank >= 2 and axis in (-1, rank - 1):
         return "NHWC"
-    if channels_first and rank == 4 and axis in (1, -3):
+    if rank in ((4,) if channels_first else (3, 4, 5)) and axis in (1, 1 - rank):
         return "NCHW"
     return None
+
+
+def _channels_last(x: tf.Tensor) -> tf.Tensor:
+    """A CPU's op takes no NCHW. Beside the pass `layout` this undoes its transpose."""
+    return tf.transpose(x, [0, *range(2, x.shape.rank), 1])
+
+
+def _channels_first(y: tf.Tensor) -> tf.Tensor:
+    rank = y.shape.rank
+    return tf.transpose(y, [0, rank - 1, *range(1, rank - 1)])
 
 
 def _as_4d(x: tf.Tensor) -> tf.Tensor:

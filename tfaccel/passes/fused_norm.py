@@ -25,7 +25,7 @@ class FusedNorm(Pass):
     Keras's to rounding: biased moving variance, any epsilon, float32 statistics.
 
     A layer keeps its own `call` where that would not be so: masks, `renorm`,
-    `synchronized`, float64, a `call` of the user's, channels first on a CPU. Two
+    `synchronized`, float64, a `call` of the user's. Two
     things differ from Keras on purpose. A gradient of a gradient is the true one
     (Keras's misses a term, as `tf.nn.moments` stops the gradient of the mean in
     the variance). The gradient of gamma for an empty batch is 0, where Keras's
