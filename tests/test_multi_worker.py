@@ -9,6 +9,8 @@ import pytest
 import tensorflow as tf
 from workers import launch, models
 
+import tfaccel
+
 SCENARIOS = (
     "reductions",
     "shuffled",
@@ -19,6 +21,9 @@ SCENARIOS = (
     "unequal_workers",
     "resumed",
     "loss_scaled",
+    "tuned",
+    "accelerated",
+    "broken",
 )
 
 
@@ -135,6 +140,50 @@ def test_loss_scaling(two_workers):
     found = two_workers("loss_scaled")
     assert_same_weights(found)
     assert np.isfinite(list(found[0]["history"].values())).all()
+
+
+def test_trials_on_all_workers_leave_no_trace(two_workers):
+    """Their clocks differ, and yet they decide the same, step by step."""
+    chief, other = two_workers("tuned")
+    assert chief["report"] == other["report"]
+    report = tfaccel.Report.from_json(chief["report"])
+    outcomes = [trial.outcome.value for trial in report.trials]
+    assert outcomes[0] == "baseline" and len(outcomes) > 2
+    assert set(outcomes[1:]) <= {"slower", "stopped"}, report.to_markdown()
+    for worker in (chief, other):
+        assert worker["tuned"] == worker["plain"]
+        assert worker["again"].startswith("From the cache")
+    assert (chief["cached"], other["cached"]) == (1, 0)
+    assert_same_weights([chief["tuned"], other["tuned"]])
+
+
+def test_a_plan_that_one_worker_cant_build_is_used_by_none(two_workers):
+    chief, other = two_workers("broken")
+    assert chief["report"] == other["report"]
+    report = tfaccel.Report.from_json(chief["report"])
+    assert [trial.outcome.value for trial in report.trials] == ["baseline", "failed"]
+    assert "on another worker" in report.trials[1].reason
+    for worker in (chief, other):
+        assert worker["found"] == worker["plain"]
+
+
+def test_an_accelerated_training_on_all_workers(two_workers):
+    found = two_workers("accelerated")
+    for worker in found:
+        assert worker["plan"] == ["fused_norm", "fused_optimizer"]
+        plain, accelerated = worker["plain"], worker["accelerated"]
+        np.testing.assert_allclose(accelerated["history"], plain["history"], rtol=2e-3)
+    assert_same_weights([worker["accelerated"] for worker in found])
+
+
+def test_the_profiler_of_several_workers(two_workers):
+    chief, other = two_workers("accelerated")
+    summary = chief["summary"]
+    assert summary["replicas"] == 2
+    assert summary["samples_per_sec"] == pytest.approx(16 * summary["batches_per_sec"])
+    assert summary["scaling_efficiency"] > 0
+    assert summary["speedup"] is None  # workers would have to agree on each own step
+    assert (chief["files"], other["files"]) == (["profile.jsonl"], [])
 
 
 def test_reductions(two_workers):

@@ -261,7 +261,11 @@ class TestMeter:
             own=step(own), step=step(fast), plan=FAST, built=types.SimpleNamespace(), report=None
         )
         function.built.function = function.step
-        model = types.SimpleNamespace(steps_per_execution=1, jit_compile=False)
+        model = types.SimpleNamespace(
+            steps_per_execution=1,
+            jit_compile=False,
+            distribute_strategy=tf.distribute.get_strategy(),
+        )
         ledger = Ledger(LiveComparison("auto"), lambda record: None)
         meter = Meter(function, model, ledger, None, clock)
         return meter, ledger, function

@@ -12,7 +12,7 @@ import tensorflow as tf
 from clocks import FakeClock
 
 import tfaccel
-from tfaccel import timing, trial
+from tfaccel import session, timing, trial
 from tfaccel.scoped import instance_attribute
 
 layers = keras.layers
@@ -361,7 +361,8 @@ def test_train_on_batch_from_a_callback():
     assert model.optimizer.iterations.numpy() == 24
 
 
-def test_distribution_is_left_alone():
+def test_a_strategy_without_synchronous_replicas_is_left_alone(monkeypatch):
+    monkeypatch.setattr(session, "_UNSERVED", (tf.distribute.OneDeviceStrategy,))
     with tf.distribute.OneDeviceStrategy("CPU:0").scope():
         model = make_model()
     accel = tfaccel.AccelCallback(verbose=0)

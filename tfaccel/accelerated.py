@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.consensus import Consensus
 from tfaccel.feed import END_OF_DATA, feed, pull
 from tfaccel.guard import Guard, is_finite
 from tfaccel.plan import Plan
@@ -29,6 +30,8 @@ class AcceleratedStep:
         clock: seconds.
         guard: whether to watch for losses that turn non-finite.
         on_abandon: called when the user's own step takes over.
+        consensus: of the processes that train together; None for one alone. `clock` must
+            be its.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class AcceleratedStep:
         clock: Clock,
         guard: bool,
         on_abandon: Callable[[], None],
+        consensus: Consensus | None = None,
     ):
         self.function = traced or build_step(workload, plan)
         self._workload = workload
@@ -47,6 +51,7 @@ class AcceleratedStep:
         self._baseline = baseline
         self._guard = Guard(workload, clock) if guard else None
         self._on_abandon = on_abandon
+        self._consensus = consensus or Consensus()
         self._last_logs: Any = None
         self._excused = False  # the user's own data made the loss what it is
         self._step: StepFunction = self._first if traced is None else self._run
@@ -59,17 +64,21 @@ class AcceleratedStep:
         batches = pull(iterator, self._workload.model.steps_per_execution)
         state = Snapshot.of(self._workload)
         try:
-            logs = self.function(feed(batches, iterator))
+            logs = self.function(self._feed(batches, iterator))
             wait_for(logs)
             why = "the loss is not finite" if self._is_broken(logs) else ""
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
-        if why:
+        if self._consensus.any(bool(why)):
+            why = why or "it failed on another worker"
             state.restore()
             self._abandon(f"{self._plan} does not work here: {why}")
-            return self._baseline(feed(batches, iterator))
+            return self._baseline(self._feed(batches, iterator))
         self._step = self._run
         return self._checked(logs)
+
+    def _feed(self, batches: tuple[Any, ...], like: Any) -> Any:
+        return feed(batches, like, self._workload.strategy)
 
     def _run(self, iterator: tf.data.Iterator) -> Any:
         try:
@@ -108,7 +117,7 @@ class AcceleratedStep:
         if is_finite(logs):
             self._excused = False
             return False
-        self._excused = self._excused or self.function.took_bad_data()
+        self._excused = self._excused or self._consensus.any(self.function.took_bad_data())
         return not self._excused
 
     def _fall_back(self, why: str) -> None:

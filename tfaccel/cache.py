@@ -95,6 +95,7 @@ def workload_key(
         "versions": [__version__, tf.__version__, keras.__version__],
         "device": [workload.device.kind, workload.device.name, workload.device.cores],
         "model": _structure(workload),
+        "strategy": [type(model.distribute_strategy).__name__, workload.num_replicas],
         "compiled": [bool(model.jit_compile), model.steps_per_execution],
         "optimizers": [_optimizer(optimizer) for optimizer in workload.optimizers],
         "loss": _described(model.loss),

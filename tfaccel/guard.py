@@ -12,6 +12,8 @@ from tfaccel.workload import Workload
 
 # The share of the training's time that keeping good points may take.
 _COST_SHARE = 0.01
+# Steps at most until the clock is looked at again.
+_MOST_STEPS = 1000
 
 
 class Guard:
@@ -25,20 +27,28 @@ class Guard:
     def __init__(self, workload: Workload, clock: Clock):
         self._workload = workload
         self._clock = clock
+        self._look_at = 1
         self._keep()
 
     def passed(self) -> None:
         """A step ended well."""
         self.steps_since_good += 1
-        if self._clock() - self._taken >= self._copy_seconds / _COST_SHARE:
+        if self.steps_since_good < self._look_at:
+            return
+        elapsed, pause = self._clock() - self._taken, self._copy_seconds / _COST_SHARE
+        if elapsed >= pause:
             self._keep()
+        else:
+            # Half way to where it will be due: a clock shared by workers costs a message.
+            to_come = self.steps_since_good * (pause / elapsed - 1) / 2 if elapsed > 0 else 1
+            self._look_at = self.steps_since_good + max(1, int(min(to_come, _MOST_STEPS)))
 
     def _keep(self) -> None:
         start = self._clock()
         self._snapshot = Snapshot.of(self._workload)
         self._taken = self._clock()
         self._copy_seconds = self._taken - start
-        self.steps_since_good = 0
+        self.steps_since_good, self._look_at = 0, 1
 
     def restore(self) -> None:
         """Puts the state of the last good point back."""

@@ -11,7 +11,8 @@ import tensorflow as tf
 from tfaccel import keras_private
 from tfaccel.numerics import Observation
 from tfaccel.plan import Plan
-from tfaccel.scoped import instance_attribute
+from tfaccel.replicas import local_values, on_replicas, replica_id
+from tfaccel.scoped import SharedContext, instance_attribute
 from tfaccel.state import Snapshot, known_variables
 from tfaccel.workload import Workload
 
@@ -61,15 +62,19 @@ class Probe:
         """
         given = {} if reference is None else dict(reference.handed)
         workload = self._workload.for_step()
-        gradients: dict[str, Any] = {}
+        tape = _Tape(self._names)
+        under_plan = SharedContext(lambda: _under(plan, workload, tape))
+
+        def on_replica(batch: Any, given: Mapping[str, Any]) -> Any:
+            tape.start(given)
+            with under_plan:
+                logs = workload.model.train_step(batch)
+            self._snapshot.include_graph(tf.compat.v1.get_default_graph())
+            return logs, tape.gradients
 
         @tf.function(jit_compile=_jit_compile(plan, workload), autograph=False)
         def step(batch: Any, given: Mapping[str, Any]) -> Any:
-            gradients.clear()
-            with _recorded(workload, gradients, given, self._names), plan.applied(workload):
-                logs = workload.model.train_step(batch)
-            self._snapshot.include_graph(tf.compat.v1.get_default_graph())
-            return logs, dict(gradients)
+            return on_replicas(workload.strategy, on_replica, batch, given)
 
         try:
             with _quiet(workload):
@@ -85,7 +90,7 @@ class Probe:
             self._snapshot.restore()
 
     def _observation(self, logs: Any, found: Mapping[str, Any], before: Mapping) -> Observation:
-        gradients = {name: _array(value) for name, value in found.items()}
+        gradients = {name: _array(value) for name, value in _each(found)}
         trained = self._names.trained()
         if not gradients:
             # A train_step that applies no optimizer: its own updates are compared.
@@ -154,44 +159,65 @@ class _Names:
         return {k: _array(v) for k, v in everything.items() if _is_integer(v)}
 
 
+class _Tape:
+    """Notes the gradients that optimizers are handed on each replica, and hands on others.
+
+    Replicas are traced in threads that take turns, so each has its own notes.
+    """
+
+    def __init__(self, names: _Names):
+        self._names = names
+        self._gradients: dict[int, dict[str, Any]] = {}
+        self._given: dict[int, Mapping[str, Any]] = {}
+
+    def start(self, given: Mapping[str, Any]) -> None:
+        """A replica's step begins; `given` are the gradients to hand on in place of its own."""
+        self._gradients[replica_id()], self._given[replica_id()] = {}, given
+
+    @property
+    def gradients(self) -> dict[str, Any]:
+        """What this replica's optimizers were handed."""
+        return self._gradients[replica_id()]
+
+    def recording(self, optimizer: keras.optimizers.Optimizer) -> Callable[..., Any]:
+        """An `apply` that notes, and hands on what is given."""
+        apply = optimizer.apply
+
+        def recording_apply(grads: Sequence[Any], trainable_variables: Any = None) -> Any:
+            variables = list(trainable_variables or keras_private.trained_variables(optimizer))
+            pairs = zip(grads, variables, strict=True)
+            return apply([self._noted(*pair) for pair in pairs], variables)
+
+        return recording_apply
+
+    def _noted(self, gradient: Any, variable: Any) -> Any:
+        name = self._names.of(variable)
+        while name in self.gradients:
+            name += "#"
+        if gradient is None:
+            return None
+        self.gradients[name] = gradient
+        return self._given[replica_id()].get(name, gradient)
+
+
 @contextlib.contextmanager
-def _recorded(
-    workload: Workload, gradients: dict[str, Any], given: Mapping[str, Any], names: _Names
-) -> Iterator[None]:
-    """Notes the gradients that each optimizer is handed, and hands it `given` instead."""
+def _under(plan: Plan, workload: Workload, tape: _Tape) -> Iterator[None]:
+    """A step is traced under the plan, its optimizers recorded from the outside."""
     with contextlib.ExitStack() as stack:
         inner = {id(getattr(o, "inner_optimizer", None)) for o in workload.optimizers}
         for optimizer in workload.optimizers:
-            if id(optimizer) in inner:
-                continue
-            apply = _recording(optimizer, gradients, given, names)
-            stack.enter_context(instance_attribute(optimizer, "apply", apply))
+            if id(optimizer) not in inner:
+                apply = tape.recording(optimizer)
+                stack.enter_context(instance_attribute(optimizer, "apply", apply))
+        stack.enter_context(plan.applied(workload))
         yield
 
 
-def _recording(
-    optimizer: keras.optimizers.Optimizer,
-    gradients: dict[str, Any],
-    given: Mapping[str, Any],
-    names: _Names,
-) -> Callable[..., Any]:
-    apply = optimizer.apply
-
-    def recording_apply(grads: Sequence[Any], trainable_variables: Any = None) -> Any:
-        variables = list(trainable_variables or keras_private.trained_variables(optimizer))
-        used: list[Any] = []
-        for gradient, variable in zip(grads, variables, strict=True):
-            name = names.of(variable)
-            while name in gradients:
-                name += "#"
-            if gradient is None:
-                used.append(None)
-                continue
-            gradients[name] = gradient
-            used.append(given.get(name, gradient))
-        return apply(used, variables)
-
-    return recording_apply
+def _each(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every replica's value of everything, by name; the first replica has the plain names."""
+    for name, value in values.items():
+        for index, local in enumerate(local_values(value)):
+            yield f"{name}@{index}" if index else name, local
 
 
 @contextlib.contextmanager
@@ -216,7 +242,7 @@ def _losses(logs: Any) -> dict[str, np.ndarray]:
     """The logs that are losses: those so called, or all where none is."""
     flat = logs if isinstance(logs, Mapping) else {"loss": logs}
     named = {k: v for k, v in flat.items() if "loss" in k} or flat
-    return {k: _array(v) for k, v in named.items()}
+    return {k: _array(v) for k, v in _each(named)}
 
 
 def _array(value: Any) -> np.ndarray:

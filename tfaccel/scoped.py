@@ -1,10 +1,41 @@
 """Changing an attribute of an object for the length of a `with` block."""
 
 import contextlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _ABSENT = object()
+
+
+class SharedContext:
+    """A context that several threads are in: entered by the first, left by the last.
+
+    `tf.distribute.MirroredStrategy` traces its replicas in threads that take turns in the
+    middle of a step. What changes a model for the length of a trace must be there for
+    all of them, and once.
+
+    Args:
+        make: makes the context.
+    """
+
+    def __init__(self, make: Callable[[], contextlib.AbstractContextManager[Any]]):
+        self._make = make
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._stack.enter_context(self._make())
+            self._inside += 1
+
+    def __exit__(self, *exception: Any) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._stack.close()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfaccel.accelerated import AcceleratedStep
 from tfaccel.cache import workload_key
+from tfaccel.consensus import consensus_of
 from tfaccel.feed import feed, is_plain, pull
 from tfaccel.plan import Pass, Plan
 from tfaccel.report import Report
@@ -30,6 +31,8 @@ from tfaccel.workload import Workload, shapes
 COLLECTED_STEPS = 3
 # What a plan that the user gave, and nobody measured, is taken to win in validation.
 _HOPED_GAIN = 2.0
+# Not synchronous, or not TensorFlow's kernels.
+_UNSERVED = (tf.distribute.experimental.ParameterServerStrategy, tf.distribute.TPUStrategy)
 # Batches kept at most, whatever steps_per_execution is.
 _KEPT_BATCHES = 8
 
@@ -58,6 +61,8 @@ class Session:
         self.model = model
         self.settings = settings
         self.plan = Plan()
+        self._consensus = consensus_of(model.distribute_strategy)
+        self._clock = self._consensus.clock(settings.clock)
         self._train_function = TrainFunction.of(model)
         self.baseline: StepFunction = self._train_function.own
         self._epochs = epochs
@@ -153,21 +158,25 @@ class Session:
             self._decide()
             return self._step(iterator)
         batches = pull(iterator, self.model.steps_per_execution)
-        feeding = feed(batches, iterator)
-        may_fail = not self._seconds and self._rescuers()
+        feeding = self._feed(batches, iterator)
+        knowable = self.model.built or self.workload().strategy is None
+        may_fail = knowable and not self._seconds and self._rescuers()
         before = self._complete_state(batches[0]) if may_fail else None
-        start = self.settings.clock()
+        start = self._clock()
         try:
             logs = self.baseline(feeding)
             wait_for(logs)
         except tf.errors.OpError as error:
             if before is None or not self._rescue(before, error):
                 raise
-            return self._step(feed(batches, iterator))
-        self._seconds.append(self.settings.clock() - start)
+            return self._step(self._feed(batches, iterator))
+        self._seconds.append(self._clock() - start)
         if len(self._batches) < _KEPT_BATCHES:
             self._batches.extend(batches)
         return logs
+
+    def _feed(self, batches: tuple[Any, ...], like: Any) -> Any:
+        return feed(batches, like, self.model.distribute_strategy)
 
     def _complete_state(self, batch: Any) -> Snapshot:
         """Everything that a step which fails half way may have changed, none of it run yet."""
@@ -207,13 +216,13 @@ class Session:
             self._settle(f"Tuning failed: {error}.")
 
     def workload(self) -> Workload:
-        """What is known of the training by now."""
+        """What is known of the training by now; the same in all of its processes."""
         alike = [b for b in self._batches if shapes(b) == shapes(self._batches[0])]
         return Workload(
             model=self.model,
             batches=tuple(alike),
             element_spec=self._element_spec,
-            steps_to_come=self._steps_to_come(),
+            steps_to_come=self._consensus.same(self._steps_to_come()),
             first_step_seconds=self._seconds[0] if self._seconds else 0.0,
             step_seconds=min(self._seconds[1:], default=0.0),
         )
@@ -232,7 +241,7 @@ class Session:
             if settings.cache
             else ""
         )
-        known = settings.cache.load(key) if settings.cache else None
+        known = self._consensus.same(settings.cache.load(key) if settings.cache else None)
         if known is not None:
             self._use_cached(known, workload)
             return
@@ -245,11 +254,14 @@ class Session:
                 self._settle(_too_short(workload, least, seconds), workload)
             return
         self._on_tuning(seconds)
-        with Bench(workload, self.baseline, settings.clock, settings.tolerance) as bench:
+        with Bench(
+            workload, self.baseline, self._clock, settings.tolerance, self._consensus
+        ) as bench:
             report = tune_workload(
                 workload, bench, settings.names, seconds, reserve=settings.reserve
             )
-        if settings.cache and (report.complete or not report.plan.is_baseline):
+        worth_keeping = report.complete or not report.plan.is_baseline
+        if settings.cache and worth_keeping and self._consensus.is_chief:
             settings.cache.save(key, report)
         self._accept(report, workload, bench)
 
@@ -302,13 +314,20 @@ class Session:
         workload = dataclasses.replace(workload, batches=())  # no data is held any longer
         self._batches.clear()
         build_optimizer(self.model)
-        clock, tolerance = self.settings.clock, self.settings.tolerance
+        clock, tolerance = self._clock, self.settings.tolerance
         self._step = self._accelerated = AcceleratedStep(
-            workload, plan, traced, self.baseline, clock, self.settings.guard, self._abandoned
+            workload,
+            plan,
+            traced,
+            self.baseline,
+            clock,
+            self.settings.guard,
+            self._abandoned,
+            self._consensus,
         )
         self._train_function.plan = plan
         self._train_function.built = self._accelerated.function
-        if serves_validation(plan):
+        if serves_validation(plan) and workload.strategy is None:
             gain = _HOPED_GAIN if self.report is None else self.report.speedup
             self._validation = Validation(workload, plan, gain, tolerance, clock)
             self._validation.install()
@@ -339,8 +358,10 @@ def hindrance(model: keras.Model) -> str:
             "The model runs eagerly (run_eagerly=True), so there is no compiled step to accelerate."
         )
     strategy = model.distribute_strategy
-    if tf.distribute.has_strategy() or strategy is not tf.distribute.get_strategy():
-        return f"Training under {type(strategy).__name__} is left as it is for now."
+    if isinstance(strategy, _UNSERVED):
+        return f"Training under {type(strategy).__name__} is left as it is."
+    if strategy.num_replicas_in_sync > 1 and model.steps_per_execution > 1:
+        return "Under several replicas Keras can't run several steps in one execution."
     return ""
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel.replicas import local_values
 from tfaccel.workload import Workload
 
 _ANOTHER_SEED = 7919  # any number that no step draws its way to
@@ -28,7 +29,8 @@ class Snapshot:
         self._values: dict[int, tuple[tf.Tensor, tf.Tensor]] = {}  # handle and value, by handle
         for variable in variables:
             native = variable.value if isinstance(variable, keras.Variable) else variable
-            self._include(native.handle, native.dtype)
+            for copy in local_values(native):
+                self._include(copy.handle, copy.dtype)
 
     @classmethod
     def of(cls, workload: Workload) -> "Snapshot":

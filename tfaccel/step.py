@@ -8,7 +8,7 @@ from typing import Any, Literal
 import tensorflow as tf
 
 from tfaccel.plan import Plan
-from tfaccel.scoped import instance_attribute
+from tfaccel.scoped import SharedContext, instance_attribute
 from tfaccel.workload import Workload
 
 Kind = Literal["train", "test"]
@@ -70,8 +70,10 @@ def build_step(
     step, function = f"{kind}_step", f"{kind}_function"
     user_step = getattr(model, step)
 
+    under_plan = SharedContext(lambda: plan.applied(workload))
+
     def step_under_plan(data: Any) -> Any:
-        with plan.applied(workload):
+        with under_plan:
             outputs = user_step(data)
         _note_bad_data(data, outputs, bad_data)
         if on_trace is not None:

@@ -13,6 +13,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel import numerics, timing
+from tfaccel.consensus import Consensus
+from tfaccel.feed import kept
 from tfaccel.memory import is_out_of_memory
 from tfaccel.numerics import Drift, Observation, Tolerance
 from tfaccel.plan import Plan
@@ -20,7 +22,7 @@ from tfaccel.probe import Probe
 from tfaccel.state import Snapshot
 from tfaccel.step import BuiltStep, StepFunction, build_step
 from tfaccel.timing import Clock, Speedup
-from tfaccel.workload import Workload, replay
+from tfaccel.workload import Workload
 
 # A candidate whose first step, once traced, is this much slower than the baseline's
 # median is not timed any further.
@@ -84,6 +86,8 @@ class Bench:
         baseline: the user's own step function, traced already.
         clock: seconds, such as `time.perf_counter`.
         tolerance: the user's; None for the table's.
+        consensus: of the processes that train together; None for one alone. `clock` must
+            be its.
     """
 
     def __init__(
@@ -92,11 +96,15 @@ class Bench:
         baseline: StepFunction,
         clock: Clock,
         tolerance: Tolerance | float | None = None,
+        consensus: Consensus | None = None,
     ):
         self.workload = workload
         self.clock = clock
         self._tolerance = tolerance
-        self._dataset = replay(workload.batches, workload.element_spec).repeat()
+        self._consensus = consensus or Consensus()
+        self._dataset = kept(
+            workload.batches, workload.element_spec, workload.strategy, forever=True
+        )
         self._snapshot = Snapshot.of(workload)
         self._baseline = functools.partial(baseline, iter(self._dataset))
         self._probe = Probe(workload, self._snapshot)
@@ -129,11 +137,21 @@ class Bench:
             refusal = item.refusal(self.workload)
             if refusal is not None:
                 return Trial(plan, Outcome.REFUSED, f"{item.name}: {refusal}")
-        trial = self._tried(plan, deadline)
+        trial = self._agreed(self._tried(plan, deadline))
         if trial.outcome is Outcome.FAILED:
             self.forget(plan)
         if trial.ran_out_of_memory:
             gc.collect()  # what the step held is in cycles
+        return trial
+
+    def _agreed(self, trial: Trial) -> Trial:
+        """The trial as all processes take it: the chief's, failed if it failed anywhere."""
+        failed = self._consensus.any(trial.outcome is Outcome.FAILED)
+        trial = self._consensus.same(trial)
+        if failed and trial.outcome is not Outcome.FAILED:
+            return dataclasses.replace(
+                trial, outcome=Outcome.FAILED, reason="it failed on another worker"
+            )
         return trial
 
     def _tried(self, plan: Plan, deadline: float) -> Trial:
@@ -166,9 +184,16 @@ class Bench:
         self._functions.pop(plan, None)
 
     def _step(self, plan: Plan) -> Callable[[], Any]:
-        self._functions[plan] = build_step(
-            self.workload, plan, on_trace=self._snapshot.include_graph
-        )
+        failure: Exception | None = None
+        try:
+            self._functions[plan] = build_step(
+                self.workload, plan, on_trace=self._snapshot.include_graph
+            )
+        except Exception as error:
+            failure = error
+        # A worker that ran the step would wait for the others for good.
+        if self._consensus.any(failure is not None):
+            raise failure or RuntimeError("it could not be built on another worker")
         return functools.partial(self._functions[plan], iter(self._dataset))
 
     def _timed(self, step: Callable[[], Any]) -> float:
@@ -197,7 +222,8 @@ class Bench:
 
     def _judged(self, trial: Trial) -> Trial:
         """The trial with its drift, and UNFAITHFUL where that is too large."""
-        drift = numerics.compare(self._reference, self._probe.observe(trial.plan, self._reference))
+        seen = self._probe.observe(trial.plan, self._reference)
+        drift = self._consensus.same(numerics.compare(self._reference, seen))
         dtype = compute_dtype(trial.plan, self.workload)
         tolerance = numerics.as_tolerance(self._tolerance, dtype)
         if self._tolerance is None and drift.violation(tolerance):
@@ -210,7 +236,7 @@ class Bench:
     def _own_drift(self) -> Drift:
         """How far the untouched step is from itself with other random numbers and roundings."""
         other = self._probe.observe(Plan(), self._reference, otherwise=True)
-        return numerics.compare(self._reference, other)
+        return self._consensus.same(numerics.compare(self._reference, other))
 
     @contextlib.contextmanager
     def _restored(self) -> Iterator[None]:

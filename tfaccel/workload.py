@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfaccel import keras_private
 from tfaccel.device import Device, current_device
+from tfaccel.replicas import local_batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,17 @@ class Workload:
     def layers(self) -> list[keras.layers.Layer]:
         """The model and every layer in it, once each."""
         return keras_private.flatten_layers(self.model)
+
+    @property
+    def strategy(self) -> tf.distribute.Strategy | None:
+        """The strategy that the model trains under; None for TensorFlow's default."""
+        strategy = self.model.distribute_strategy
+        return None if strategy is default_strategy() else strategy
+
+    @property
+    def num_replicas(self) -> int:
+        """The replicas that work on each batch together, of all processes."""
+        return int(self.model.distribute_strategy.num_replicas_in_sync)
 
     @property
     def optimizers(self) -> tuple[keras.optimizers.Optimizer, ...]:
@@ -84,8 +96,33 @@ def replay(batches: tuple[Any, ...], element_spec: Any) -> tf.data.Dataset:
     return functools.reduce(lambda joined, more: joined.concatenate(more), datasets)
 
 
+def default_strategy() -> tf.distribute.Strategy:
+    """TensorFlow's strategy where there is none."""
+    with tf.Graph().as_default():  # leaves the scope of whatever strategy is entered
+        return tf.distribute.get_strategy()
+
+
 def batch_size(batch: Any) -> int:
-    """The number of samples in a batch: the first dimension of its first tensor."""
+    """The number of samples in a batch: the first dimension of its first tensor.
+
+    Of a batch for several replicas, the samples of those of this process.
+    """
+    return sum(map(_samples, local_batches(batch)))
+
+
+def global_batch_size(batch: Any, strategy: tf.distribute.Strategy | None) -> int:
+    """The number of samples in a batch of all replicas; those elsewhere are taken to be alike.
+
+    Args:
+        batch: as an iterator gave it to this process.
+        strategy: what it was distributed by, if it was.
+    """
+    replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+    here = local_batches(batch)
+    return round(sum(map(_samples, here)) * max(1, replicas / len(here)))
+
+
+def _samples(batch: Any) -> int:
     for leaf in tf.nest.flatten(batch):
         shape = getattr(leaf, "shape", None)
         if shape is not None and shape.rank:
@@ -95,4 +132,5 @@ def batch_size(batch: Any) -> int:
 
 def shapes(batch: Any) -> tuple[Any, ...]:
     """The shape of every tensor of a batch, to see whether two batches are alike."""
-    return tuple(tuple(getattr(leaf, "shape", ()) or ()) for leaf in tf.nest.flatten(batch))
+    leaves = [leaf for part in local_batches(batch) for leaf in tf.nest.flatten(part)]
+    return tuple(tuple(getattr(leaf, "shape", ()) or ()) for leaf in leaves)

@@ -7,16 +7,20 @@ all. Every worker runs the same.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 import sys
+import time
 
 import keras
 import models
 import numpy as np
 import tensorflow as tf
 
+import tfaccel
+from tfaccel import trial
 from tfaccel.strategy import AccelStrategy
 
 SEED = 20261120
@@ -171,6 +175,91 @@ def saved_alone(model, out, x):
     path = out / "alone.keras"
     model.save(path)
     return keras.models.load_model(path).predict(x, verbose=0)
+
+
+def trained_with(strategy, *callbacks):
+    with strategy.scope():
+        model = models.cnn(synchronized=False, optimizer="adam")
+    x, y = images = models.images(80)
+    history = model.fit(
+        x,
+        y,
+        batch_size=16,
+        epochs=3,
+        shuffle=False,
+        verbose=0,
+        validation_data=images,
+        callbacks=[*callbacks],
+    )
+    return {"history": list(history.history.values()), "weights": weights(model)}
+
+
+def tuned(strategy, out):
+    """Trials on all workers in step; nothing can win, so the training must be as without."""
+    trial.WORTHWHILE = 1e9
+    # Each worker has a clock of its own, at another time and running at another speed.
+    pace = 1 + int(os.environ["TEST_WORKER"])
+    accel = tfaccel.AccelCallback(
+        includes=["fused_norm", "fused_optimizer"],
+        tuning_share=None,
+        max_tuning_seconds=1e6,
+        cache_dir=out / f"plans-{os.environ['TEST_WORKER']}",
+        clock=lambda: pace * (1000.0 + time.perf_counter()),
+    )
+    found = trained_with(strategy, accel)
+    again = tfaccel.AccelCallback(
+        includes=["fused_norm", "fused_optimizer"],
+        tuning_share=None,
+        cache_dir=out / f"plans-{os.environ['TEST_WORKER']}",
+    )
+    trained_with(strategy, again)
+    return {
+        "tuned": found,
+        "plain": trained_with(strategy),
+        "report": accel.report.to_json(),
+        "again": again.report.note,
+        "cached": len(list(out.glob(f"plans-{os.environ['TEST_WORKER']}/*"))),
+    }
+
+
+def accelerated(strategy, out):
+    """A plan on all workers, measured by ProfilerCallback."""
+    accel = tfaccel.AccelCallback(["fused_norm", "fused_optimizer"])
+    folder = out / f"profile-{os.environ['TEST_WORKER']}"
+    profiler = tfaccel.ProfilerCallback(folder, compare_every=2)
+    found = trained_with(strategy, accel, profiler)
+    return {
+        "accelerated": found,
+        "plain": trained_with(strategy),
+        "plan": accel.plan.names,
+        "summary": profiler.summary(),
+        "files": [path.name for path in folder.glob("*.jsonl")],
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(tfaccel.Pass):
+    """Fails while it is traced, on one worker only."""
+
+    name = "broken"
+
+    def refusal(self, workload):
+        return None
+
+    @contextlib.contextmanager
+    def applied(self, workload):
+        if os.environ["TEST_WORKER"] == "1":
+            raise RuntimeError("not on this one")
+        yield
+
+
+def broken(strategy, out):
+    """A plan that one worker can't build must not be used by the other."""
+    accel = tfaccel.AccelCallback(
+        includes=["broken"], tuning_share=None, max_tuning_seconds=1e6, cache_dir=False
+    )
+    found = trained_with(strategy, accel)
+    return {"found": found, "plain": trained_with(strategy), "report": accel.report.to_json()}
 
 
 def loss_scaled(strategy, out):

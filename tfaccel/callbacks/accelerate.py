@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from tfaccel.consensus import consensus_of
 from tfaccel.numerics import Tolerance
 from tfaccel.plan import Pass, Plan
 from tfaccel.report import Report, show
@@ -134,10 +135,15 @@ class AccelCallback(keras.callbacks.Callback):
         if self._session is not None:
             self._session.finish()
 
+    @property
+    def _speaks(self) -> bool:
+        """Of several workers, which all decide the same, one says so."""
+        return bool(self._verbose) and consensus_of(self.model.distribute_strategy).is_chief
+
     def _tell_tuning(self, seconds: float) -> None:
-        if self._verbose:
+        if self._speaks:
             print(f"\ntfaccel: trying accelerations on your batches, for {seconds:.0f} s at most")
 
     def _tell(self, report: Report) -> None:
-        if self._verbose:
+        if self._speaks:
             show(report)

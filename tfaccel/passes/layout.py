@@ -69,9 +69,11 @@ class Layout(Pass):
     compile_factor: ClassVar[float] = 1.3
 
     def refusal(self, workload: Workload) -> Refusal | None:
-        if workload.model.distribute_strategy.num_replicas_in_sync > 1:
+        if workload.num_replicas > 1:
             return Refusal(
-                "replicas are traced side by side, and this pass changes layers meanwhile"
+                "replicas are traced in threads that take turns inside a layer, and this pass "
+                "changes the layer's axis meanwhile",
+                'AccelStrategy("one_device") for this model, or write it channels_last',
             )
         obstacles = [obstacle for _, obstacle in self.obstacles(workload)]
         if not obstacles:

@@ -72,6 +72,11 @@ class MixedPrecision(Pass):
                 policy = getattr(layer.dtype_policy, "name", layer.dtype_policy)
                 return Refusal(f"layer {layer.name!r} has the policy {policy!r} already")
         if self.compute_dtype(workload) == "float16":
+            if workload.num_replicas > 1:
+                return Refusal(
+                    "the loss scale of float16 would be each replica's own",
+                    "the policy mixed_float16 for the model, or bfloat16",
+                )
             for optimizer in workload.optimizers:
                 if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
                     return Refusal(f"the optimizer {optimizer.name!r} scales the loss already")

@@ -35,6 +35,8 @@ class XLA(Pass):
 
     def refusal(self, workload: Workload) -> Refusal | None:
         model = workload.model
+        if self.jit_compile and workload.num_replicas > 1:
+            return Refusal("XLA can't use variables that are mirrored on several devices")
         if bool(model.jit_compile) == self.jit_compile:
             state = "already uses" if self.jit_compile else "does not use"
             return Refusal(f"the model {state} XLA")

@@ -7,6 +7,7 @@ from typing import Any
 from tfaccel.profiling import memory
 from tfaccel.profiling.ledger import Ledger
 from tfaccel.profiling.meter import Meter
+from tfaccel.profiling.scaling import Scaling
 from tfaccel.profiling.tally import Tally
 from tfaccel.profiling.work import Work
 from tfaccel.timing import LOOKS, Speedup
@@ -22,6 +23,7 @@ class Figures:
         work: what a step computes.
         analysis_seconds: what finding `work` out took.
         loss_scale: float16's; None for other dtypes.
+        scaling: what one replica does alone.
     """
 
     meter: Meter
@@ -29,6 +31,13 @@ class Figures:
     work: Work = Work()  # noqa: RUF009 (frozen)
     analysis_seconds: float = 0.0
     loss_scale: float | None = None
+    scaling: Scaling = Scaling()  # noqa: RUF009 (frozen)
+
+    @property
+    def scaling_efficiency(self) -> float | None:
+        """Of the replicas; None for one, or where a step waits for input instead."""
+        tally = self.ledger.total
+        return None if tally.is_input_bound else self.scaling.efficiency(tally.median_seconds)
 
     @property
     def speedup(self) -> Speedup | None:
@@ -101,6 +110,9 @@ class Figures:
             "step_ms_p95": _milliseconds(tally.p95_seconds),
             "batches_per_sec": tally.batches_per_second,
             "samples_per_sec": tally.samples_per_second,
+            "replicas": self.scaling.replicas,
+            "one_replica_step_ms": _milliseconds(self.scaling.alone_seconds),
+            "scaling_efficiency": self.scaling_efficiency,
             "input_wait_share": tally.input_wait_share,
             "input_bound": tally.is_input_bound,
             "speedup": gain and gain.median,

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel import keras_private
+from tfaccel.consensus import consensus_of
 from tfaccel.feed import is_plain
 from tfaccel.passes import XLA
 from tfaccel.plan import Plan
@@ -54,6 +55,7 @@ class Meter:
     Attributes:
         batch_size: the samples of a full batch; None where unknown.
         first_batch: the first batch, until somebody sets it to None.
+        element_spec: the spec that it came under.
         sampling: how waiting for input is measured.
     """
 
@@ -69,8 +71,11 @@ class Meter:
         self.batch_size: int | None = None
         self.first_batch: Any = None
         self.sampling = Sampling(clock)
+        self.element_spec: Any = None
         self._function = function
         self._model = model
+        self._strategy = model.distribute_strategy
+        self._is_alone = consensus_of(self._strategy).is_alone
         self._ledger = ledger
         self._tracer = tracer
         self._clock = clock
@@ -138,7 +143,8 @@ class Meter:
         return wanted, wanted or self._tracer.is_tracing
 
     def _can_take_own(self, iterator: Any) -> bool:
-        return self._function.built is not None and is_plain(iterator)
+        # Several workers would have to agree on it, before each step.
+        return self._function.built is not None and is_plain(iterator) and self._is_alone
 
     def _is_own_due(self) -> bool:
         untraced = self._traced(self._function.own) == 0
@@ -152,14 +158,13 @@ class Meter:
         per_call, length = int(self._model.steps_per_execution), self._steps_per_epoch
         first = self._ledger.first_step_seconds is None
         last = length is not None and self._steps_in_epoch + per_call >= length
-        if not is_plain(iterator) or not (
-            first or last or self.sampling.is_due(self._ledger.elapsed_seconds)
-        ):
+        due = self._is_alone and self.sampling.is_due(self._ledger.elapsed_seconds)
+        if not is_plain(iterator) or not (first or last or due):
             return None, iterator
-        sample, feeding = self.sampling.take(iterator, per_call)
+        sample, feeding = self.sampling.take(iterator, per_call, self._strategy)
         if self.batch_size is None:
             self.batch_size = sample.samples // sample.batches
-            self.first_batch = sample.first
+            self.first_batch, self.element_spec = sample.first, iterator.element_spec
         return sample, feeding
 
     def _measured(

@@ -8,12 +8,14 @@ from typing import Any
 import keras
 import rich.console
 
+from tfaccel.consensus import consensus_of
 from tfaccel.loss_scale import loss_scale_of
 from tfaccel.machine import machine_facts
 from tfaccel.profiling.figures import Figures
 from tfaccel.profiling.ledger import Ledger
 from tfaccel.profiling.live import Every, LiveComparison
 from tfaccel.profiling.meter import Meter
+from tfaccel.profiling.scaling import Scaling, measure_scaling
 from tfaccel.profiling.tensorboard import Scalars
 from tfaccel.profiling.window import TraceWindow
 from tfaccel.profiling.words import sentence, table
@@ -27,6 +29,8 @@ from tfaccel.train_function import TrainFunction
 _ANALYSIS_OF_FIRST_STEP = 0.3
 # The share of the time so far that may be spent on it before the training's end.
 _ANALYSIS_SHARE = 0.02
+# The share of the time so far that timing one replica alone may take.
+_SCALING_SHARE = 0.05
 
 
 class Profile:
@@ -56,6 +60,12 @@ class Profile:
         verbose: int,
         clock: Clock,
     ):
+        consensus = consensus_of(model.distribute_strategy)
+        if not consensus.is_chief:
+            log_dir, verbose = None, 0
+        self._wants_scaling = isinstance(compare_every, int)
+        if not consensus.is_alone:
+            compare_every = None  # workers would have to agree on it, before each step
         self._model = model
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
@@ -71,6 +81,8 @@ class Profile:
         steps = epochs * steps_per_epoch if epochs and steps_per_epoch else None
         self._meter = Meter(self._function, model, self._ledger, self._window, clock, steps)
         self._work, self._analysis_seconds = Work(), 0.0
+        self._scaling = Scaling(model.distribute_strategy.num_replicas_in_sync)
+        self._shared_batch: Any = None
         self._loss_scale: float | None = None
         self._epoch = 0
         self._line = ""
@@ -83,7 +95,12 @@ class Profile:
         scale = loss_scale_of(self._model, built.scratch if built else {})
         self._loss_scale = self._loss_scale if scale is None else scale
         return Figures(
-            self._meter, self._ledger, self._work, self._analysis_seconds, self._loss_scale
+            self._meter,
+            self._ledger,
+            self._work,
+            self._analysis_seconds,
+            self._loss_scale,
+            self._scaling,
         )
 
     def begin_epoch(self, epoch: int) -> None:
@@ -105,6 +122,7 @@ class Profile:
         self._function.watch(None)
         self._window.close()
         self._analyse()
+        self._measure_scaling()
         summary = self.figures().summary()
         self._write({"kind": "summary"} | summary)
         for output in (self._file, self._scalars):
@@ -161,7 +179,21 @@ class Profile:
             return
         start = self._clock()
         self._work = work_of(self._model, batch, self._ledger.plan)
-        self._analysis_seconds = self._clock() - start
+        self._analysis_seconds += self._clock() - start
+        if self._scaling.replicas > 1:
+            self._shared_batch = batch
+
+    def _measure_scaling(self) -> None:
+        """Times one replica alone: where its trace costs little, or comparisons are wanted."""
+        batch, self._shared_batch = self._shared_batch, None
+        first, elapsed = self._ledger.first_step_seconds or 0.0, self._ledger.elapsed_seconds
+        if batch is None or not (self._wants_scaling or first <= _SCALING_SHARE * elapsed):
+            return
+        start = self._clock()
+        self._scaling = measure_scaling(
+            self._model, batch, self._meter.element_spec, self._ledger.plan, self._clock
+        )
+        self._analysis_seconds += self._clock() - start
 
     def _say_line(self) -> None:
         if self._verbose and self._line:

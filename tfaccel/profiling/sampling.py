@@ -3,11 +3,9 @@
 import dataclasses
 from typing import Any
 
-import tensorflow as tf
-
 from tfaccel.feed import feed, pull
 from tfaccel.timing import Clock
-from tfaccel.workload import batch_size, shapes
+from tfaccel.workload import global_batch_size, shapes
 
 # The share of the training's time that handing batches on may take.
 SHARE = 0.005
@@ -52,8 +50,13 @@ class Sampling:
         """Whether one more sample keeps the cost below `SHARE` of the time so far."""
         return self.cost_seconds + self._last_cost <= SHARE * elapsed_seconds
 
-    def take(self, iterator: tf.data.Iterator, count: int) -> tuple[Sample, tf.data.Iterator]:
+    def take(self, iterator: Any, count: int, strategy: Any = None) -> tuple[Sample, Any]:
         """The batches of one call, and an iterator that gives them again.
+
+        Args:
+            iterator: the fit's.
+            count: batches of a call.
+            strategy: what the iterator was distributed by, if it was.
 
         Raises:
             StopIteration: there are none.
@@ -61,9 +64,9 @@ class Sampling:
         start = self._clock()
         batches = pull(iterator, count)
         waited = self._clock() - start
-        feeding = feed(batches, iterator)
+        feeding = feed(batches, iterator, strategy)
         self._last_cost = self._clock() - start - waited
         self.cost_seconds += self._last_cost
-        samples = sum(batch_size(batch) for batch in batches)
+        samples = sum(global_batch_size(batch, strategy) for batch in batches)
         sample = Sample(len(batches), samples, waited, shapes(batches[0]), batches[0])
         return sample, feeding

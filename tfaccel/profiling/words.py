@@ -41,6 +41,7 @@ def rows(summary: Mapping[str, Any], shapes: list[str]) -> list[tuple[str, str]]
         ("plan", summary["plan"] if summary["plan"] != "baseline" else "your own step"),
         ("step", _step(summary)),
         ("throughput", _throughput(summary)),
+        ("scaling", _scaling(summary)),
         ("waiting for input", _waiting(summary)),
         ("speedup", _gain(summary)),
         ("first step", _first(summary)),
@@ -83,6 +84,19 @@ def _throughput(summary: Mapping[str, Any]) -> str:
     samples = summary["samples_per_sec"]
     first = "" if samples is None else f"{samples:,.0f} samples/s, "
     return f"{first}{_digits(summary['batches_per_sec'])} steps/s"
+
+
+def _scaling(summary: Mapping[str, Any]) -> str:
+    replicas, efficiency = summary["replicas"], summary["scaling_efficiency"]
+    if replicas == 1:
+        return ""
+    if efficiency is None:
+        return f"{replicas} replicas"
+    alone = _digits(summary["one_replica_step_ms"])
+    return (
+        f"{efficiency:.0%} of {replicas} times one replica's throughput "
+        f"(alone it takes {alone} ms a step)"
+    )
 
 
 def _waiting(summary: Mapping[str, Any]) -> str:

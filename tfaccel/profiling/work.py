@@ -9,6 +9,7 @@ import keras
 from tfaccel.plan import Plan
 from tfaccel.profiling.flops import model_flops_per_step
 from tfaccel.profiling.peaks import peak_flops
+from tfaccel.replicas import local_batches
 from tfaccel.trial import compute_dtype
 from tfaccel.workload import Workload
 
@@ -44,11 +45,16 @@ def work_of(model: keras.Model, batch: Any, plan: Plan) -> Work:
     """
     workload = Workload(model)
     try:
-        flops = model_flops_per_step(model, batch)
+        flops = model_flops_per_step(model, local_batches(batch)[0])
         peak = peak_flops(workload.device, compute_dtype(plan, workload))
     except Exception as error:
         warnings.warn(f"tfaccel could not count FLOPs: {error!r}", RuntimeWarning, stacklevel=2)
         return Work()
+    replicas = workload.num_replicas
+    flops = None if flops is None else flops * replicas
     if peak is None:
         return Work(flops)
-    return Work(flops, peak.flops_per_second, peak.source)
+    # Logical CPUs share the cores that were measured together.
+    devices = replicas if workload.device.kind == "GPU" else 1
+    source = f"{devices} times: {peak.source}" if devices > 1 else peak.source
+    return Work(flops, devices * peak.flops_per_second, source)

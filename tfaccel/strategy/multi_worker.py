@@ -97,6 +97,15 @@ class MultiWorker(SynchronizedReplicas, tf.distribute.MultiWorkerMirroredStrateg
         chunks = np.split(numbers, range(_CHUNK_NUMBERS, len(numbers), _CHUNK_NUMBERS))
         return b"".join(self._from_chief(chunk).tobytes() for chunk in chunks)[:size]
 
+    def share_number(self, number: float) -> float:
+        """The chief's number, to the last bit, on every worker, all together.
+
+        Args:
+            number: what the chief shares; of no matter on the others.
+        """
+        halves = np.array([number], np.float64).view(np.int32)
+        return float(self._from_chief(halves).view(np.float64)[0])
+
     def _from_chief(self, numbers: np.ndarray) -> np.ndarray:
         """The sum over workers of the chief's int32 numbers and the others' zeros."""
         own = numbers if self.is_chief else np.zeros_like(numbers)

@@ -1,0 +1,331 @@
+"""AccelCallback and ProfilerCallback under a strategy of two replicas, on two logical CPUs."""
+
+import contextlib
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfaccel
+from tfaccel.passes import XLA, Layout, MixedPrecision
+from tfaccel.plan import Pass
+from tfaccel.replicas import replica_id
+from tfaccel.scoped import instance_attribute
+from tfaccel.session import hindrance
+from tfaccel.workload import Workload
+
+layers = keras.layers
+
+
+@pytest.fixture(scope="module")
+def mirrored():
+    return tfaccel.AccelStrategy("mirrored")
+
+
+@pytest.fixture(scope="module", params=["mirrored", "one_device"])
+def strategy(request, mirrored):
+    # Not TensorFlow's own beside ours: two strategies number their collective operations alike.
+    return mirrored if request.param == "mirrored" else tf.distribute.OneDeviceStrategy("CPU:1")
+
+
+def images(samples=72):
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 3, samples)
+    x = rng.normal(size=(samples, 8, 8, 3)) + labels[:, None, None, None] * 0.5
+    return x.astype("float32"), labels
+
+
+def cnn(strategy, optimizer="adam"):
+    keras.utils.set_random_seed(7)
+    with strategy.scope():
+        x = inputs = keras.Input((8, 8, 3))
+        x = layers.BatchNormalization(momentum=0.5)(layers.Conv2D(4, 3, padding="same")(x))
+        x = layers.Conv2D(4, 3, padding="same")(layers.Dropout(0.2)(layers.ReLU()(x)))
+        x = layers.GlobalAveragePooling2D()(x)
+        model = keras.Model(inputs, layers.Dense(3)(x))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer, loss, metrics=["accuracy"])
+    return model
+
+
+def mlp(strategy):
+    """Quick to trace, with a mask to draw and statistics to keep."""
+    keras.utils.set_random_seed(7)
+    with strategy.scope():
+        body = [layers.Flatten(), layers.Dense(4), layers.BatchNormalization(momentum=0.5)]
+        model = keras.Sequential(
+            [keras.Input((8, 8, 3)), *body, layers.Dropout(0.2), layers.Dense(3)]
+        )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", loss, metrics=["accuracy"])
+    return model
+
+
+def fit(model, *callbacks, epochs=2, samples=72):
+    x, y = images(samples)
+    validation = (x[:20], y[:20])
+    return model.fit(
+        x,
+        y,
+        batch_size=16,
+        epochs=epochs,
+        validation_data=validation,
+        verbose=0,
+        callbacks=[*callbacks],
+    ).history
+
+
+def state(model):
+    variables = [*model.variables, *model.optimizer.variables]
+    return [copy.numpy() for v in variables for copy in getattr(v.value, "values", (v.value,))]
+
+
+def assert_same(actual, expected):
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
+def assert_close(actual, expected, **tolerance):
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, **tolerance)
+
+
+def accel(plan="auto", **settings):
+    settings = {"cache_dir": False, "max_tuning_seconds": 1e6, "tuning_share": None} | settings
+    return tfaccel.AccelCallback(plan, verbose=0, **settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Idle(Pass):
+    """Does nothing, and so loses."""
+
+    name = "idle"
+
+    def refusal(self, workload):
+        return None
+
+    @contextlib.contextmanager
+    def applied(self, workload):
+        yield
+
+
+def test_trials_leave_no_trace(strategy, monkeypatch):
+    """Batches are taken out and fed back, steps, probes and restores happen; nothing stays."""
+    monkeypatch.setattr("tfaccel.trial.WORTHWHILE", 1e9)  # whatever is tried loses
+    plain, tuned = mlp(strategy), mlp(strategy)
+    expected = fit(plain)
+    callback = accel(includes=["idle", "fused_optimizer"])
+    history = fit(tuned, callback)
+    tried = [t for t in callback.report.trials if t.outcome.value != "refused"]
+    assert len(tried) == 4, callback.report.to_markdown()
+    assert all(t.outcome.value in ("baseline", "slower", "stopped") for t in tried)
+    assert_same(state(tuned), state(plain))
+    assert list(history.values()) == list(expected.values())
+
+
+@pytest.fixture
+def plans_win(monkeypatch):
+    """Whatever is tried takes half the time."""
+
+    def compare_steps(baseline, candidate, *_, **__):
+        baseline(), candidate()
+        return [2.0] * 6, [1.0] * 6
+
+    monkeypatch.setattr("tfaccel.timing.compare_steps", compare_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Louder(Pass):
+    """Trains on another loss."""
+
+    name = "louder"
+
+    def refusal(self, workload):
+        return None
+
+    @contextlib.contextmanager
+    def applied(self, workload):
+        own = workload.model.compute_loss
+
+        def compute_loss(*args, **kwargs):
+            return own(*args, **kwargs) * 1.1
+
+        with instance_attribute(workload.model, "compute_loss", compute_loss):
+            yield
+
+
+def test_a_faithful_plan_wins_and_another_does_not(mirrored, plans_win):
+    """Gradients are compared on every replica."""
+    plain, tuned = mlp(mirrored), mlp(mirrored)
+    expected = fit(plain)
+    callback = accel(includes=["fused_optimizer"])
+    history = fit(tuned, callback)
+    assert callback.plan.names == ("fused_optimizer",)
+    drift = callback.report.trials[1].drift
+    assert drift is not None and 0 <= drift.gradient < 1e-3
+    assert_close(history.values(), expected.values(), rtol=2e-3)
+    callback = accel(includes=["louder"], tolerance=0.01)
+    history = fit(mlp(mirrored), callback)
+    assert [t.outcome.value for t in callback.report.trials] == ["baseline", "unfaithful"]
+    assert list(history.values()) == list(expected.values())
+
+
+@pytest.mark.parametrize(
+    ("plan", "optimizer"),
+    [(["fused_norm", "fused_optimizer"], "adam"), (["fused_optimizer", "recompute"], "sgd")],
+)
+def test_it_is_the_same_training(mirrored, plan, optimizer):
+    plain, fast = cnn(mirrored, optimizer), cnn(mirrored, optimizer)
+    expected = fit(plain)
+    callback = accel(plan)
+    history = fit(fast, callback)
+    assert callback.plan.names == tuple(plan)
+    assert_close(history.values(), expected.values(), rtol=2e-3)
+    assert_close(state(fast), state(plain), rtol=2e-2, atol=2e-4)
+    for variable in [*fast.variables, *fast.optimizer.variables]:
+        assert_same(*[[copy.numpy()] for copy in variable.value.values])
+
+
+def test_bfloat16_trains(mirrored):
+    model = cnn(mirrored)
+    callback = accel([MixedPrecision("bfloat16")])
+    losses = fit(model, callback, epochs=6)["loss"]
+    assert callback.plan.names == ("mixed_precision",)
+    assert losses[-1] < losses[0]
+    assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("item", "cause"),
+    [
+        (XLA(), "XLA can't use variables that are mirrored on several devices"),
+        (
+            Layout(),
+            "replicas are traced in threads that take turns inside a layer, and this pass changes "
+            "the layer's axis meanwhile",
+        ),
+        (MixedPrecision("float16"), "the loss scale of float16 would be each replica's own"),
+    ],
+    ids=["xla", "layout", "float16"],
+)
+def test_refusals_say_why(mirrored, item, cause):
+    assert item.refusal(Workload(mlp(mirrored))).cause == cause
+
+
+def test_a_nan_of_the_users_own_data_is_passed_on(mirrored):
+    x, y = images(64)
+    x[50] = np.nan  # in one replica's share
+    model = mlp(mirrored)
+    callback = accel(["fused_optimizer"])
+    history = model.fit(x, y, batch_size=16, shuffle=False, verbose=0, callbacks=[callback]).history
+    assert np.isnan(history["loss"][-1])
+    assert callback.plan.names == ("fused_optimizer",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoiled(Pass):
+    """Makes the loss NaN."""
+
+    name = "spoiled"
+
+    def refusal(self, workload):
+        return None
+
+    @contextlib.contextmanager
+    def applied(self, workload):
+        own = workload.model.compute_loss
+
+        def compute_loss(*args, **kwargs):
+            return own(*args, **kwargs) * np.float32(np.nan)
+
+        with instance_attribute(workload.model, "compute_loss", compute_loss):
+            yield
+
+
+def test_a_plan_that_breaks_the_loss_costs_nothing(mirrored):
+    plain, guarded = mlp(mirrored), mlp(mirrored)
+    expected = fit(plain)
+    with pytest.warns(RuntimeWarning, match="goes on with your own step.*not finite"):
+        history = fit(guarded, accel(["spoiled"]))
+    assert_same(state(guarded), state(plain))
+    assert list(history.values()) == list(expected.values())
+
+
+def test_steps_per_execution_cant_work_and_tfaccel_does_not_hide_it(mirrored):
+    with mirrored.scope():
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(1)])
+        model.compile("sgd", "mse", steps_per_execution=2)
+    assert "several steps in one execution" in hindrance(model)
+
+
+def test_every_replica_is_traced_under_the_plan_once(mirrored):
+    """Replicas are traced in threads that take turns: contexts must not come twice, or part."""
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Watched(Pass):
+        name = "watched"
+
+        def refusal(self, workload):
+            return None
+
+        @contextlib.contextmanager
+        def applied(self, workload):
+            seen.append("in")
+            layer = workload.model.layers[-1]
+            own = layer.call
+
+            def call(*args, **kwargs):
+                seen.append(replica_id())
+                return own(*args, **kwargs)
+
+            with instance_attribute(layer, "call", call):
+                yield
+            seen.append("out")
+
+    model = mlp(mirrored)
+    model.fit(*images(32), batch_size=16, verbose=0, callbacks=[accel([Watched()])])
+    traced = seen[seen.index("in") :]
+    assert sorted(entry for entry in traced if isinstance(entry, int)) == [0, 1]
+    assert [entry for entry in traced if entry in ("in", "out")] == ["in", "out"] * 2
+    assert "call" not in vars(model.layers[-1])
+
+
+def test_the_profiler_counts_all_replicas(mirrored, tmp_path, capsys):
+    model, plain = cnn(mirrored), cnn(mirrored)
+    profiler = tfaccel.ProfilerCallback(tmp_path, compare_every=3)
+    history = fit(model, profiler, accel(["fused_optimizer"]), epochs=4)
+    summary = profiler.summary()
+    assert summary["steps"] == 4 * 5
+    ratio = summary["samples_per_sec"] / summary["batches_per_sec"]
+    assert 8 < ratio <= 16.01  # batches of 16 samples, eight of them on each replica; one of 8
+    assert summary["replicas"] == 2
+    assert summary["one_replica_step_ms"] > 0
+    assert summary["scaling_efficiency"] == pytest.approx(
+        summary["one_replica_step_ms"] / summary["step_ms"]
+    )
+    assert summary["comparisons"] > 0
+    assert summary["flops_per_step"] % 2 == 0 and summary["flops_per_step"] > 0
+    assert "of 2 times one replica's throughput" in " ".join(capsys.readouterr().out.split())
+    assert_close(history.values(), fit(plain, epochs=4).values(), rtol=2e-3)
+
+
+def test_a_model_that_cant_be_copied_has_no_scaling(mirrored):
+    class Odd(keras.Model):
+        def __init__(self, size):
+            super().__init__()
+            self.dense = layers.Dense(size)
+
+        def call(self, x):
+            return self.dense(x)
+
+    with mirrored.scope():
+        model = Odd(3)
+        model.compile("sgd", "mse")
+    x = np.ones((32, 4), "float32")
+    profiler = tfaccel.ProfilerCallback(compare_every=3, verbose=0)
+    with pytest.warns(RuntimeWarning, match="could not measure a replica alone"):
+        model.fit(x, x[:, :3], batch_size=8, epochs=2, verbose=0, callbacks=[profiler])
+    assert profiler.summary()["scaling_efficiency"] is None
