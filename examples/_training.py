@@ -45,22 +45,24 @@ class Task:
     """Something to learn.
 
     Attributes:
+        name: what the data are called.
         title: the data in words: what, how many, which shape.
         model_name: the network in words.
         build: makes the compiled model; one seed gives one model.
-        data: makes the data anew, as a tf.data pipeline goes on with its shuffling and
-            two trainings must see the same order. Given a number, that many of the
-            training's samples only.
+        data: makes the data anew for a seed, as a tf.data pipeline goes on with its
+            shuffling and two trainings must see the same order. Given a number too,
+            that many of the training's samples only.
         train_samples, test_samples: how many there are.
         batch_size: samples in a step.
         unit: what a sample is, in the plural.
         demonstration: where this is one.
     """
 
+    name: str
     title: str
     model_name: str
     build: Callable[[int], keras.Model]
-    data: Callable[[int | None], Data]
+    data: Callable[[int, int | None], Data]
     train_samples: int
     test_samples: int
     batch_size: int
@@ -120,12 +122,12 @@ def train(
 
     Args:
         task: what to learn.
-        seed: decides the weights.
+        seed: decides the weights and the order of the samples.
         epochs: how often the training data are gone through.
         callbacks: tfaccel's, or none for stock Keras.
         samples: how many of the training's samples to use; None for all.
     """
-    model, data, clock = task.build(seed), task.data(samples), EpochClock()
+    model, data, clock = task.build(seed), task.data(seed, samples), EpochClock()
     begin = time.perf_counter()
     model.fit(**data.fit, epochs=epochs, callbacks=[clock, *callbacks], verbose=0)
     fit_seconds = time.perf_counter() - begin

@@ -19,8 +19,8 @@ With measurements of every step, and a page of plots made of them:
 import pathlib
 import sys
 
-import _command_line
 import _datasets
+import _example
 import _networks
 import _training
 import keras
@@ -43,7 +43,7 @@ _IMAGE_SIZE = flags.DEFINE_integer(
     lower_bound=_datasets.MIN_IMAGE_SIZE,
 )
 
-flags.adopt_module_key_flags(_command_line)
+flags.adopt_module_key_flags(_example)
 
 _DEMONSTRATION = _training.Demonstration(seconds=25.0, fewest=10, most=200)
 
@@ -59,9 +59,9 @@ def build_model(images: _datasets.Images, seed: int) -> keras.Model:
     """The network that the flags ask for, compiled; one seed gives one model."""
     keras.utils.set_random_seed(seed)
     if _MODEL.value == "cnn":
-        return _command_line.compiled(_networks.cnn(images.image_shape, images.classes))
+        return _example.compiled(_networks.cnn(images.image_shape, images.classes))
     network = _networks.resnet(images.image_shape, images.classes, _DEPTH.value)
-    return _command_line.compiled(network)
+    return _example.compiled(network)
 
 
 def is_demo() -> bool:
@@ -75,7 +75,7 @@ def load_images() -> _datasets.Images:
     Raises:
         _datasets.DatasetError: it can't be had or used.
     """
-    seed = _command_line.SEED.value
+    seed = _example.SEED.value
     size = 24 if _IMAGE_SIZE.value is None and is_demo() else _IMAGE_SIZE.value
     if _DATA_FILE.value is None:
         return _datasets.prepare(_DATASET.value, _datasets.SOURCES[_DATASET.value](), size, seed)
@@ -89,9 +89,10 @@ def load_task() -> _training.Task:
     Raises:
         _datasets.DatasetError: the data can't be had or used.
     """
-    images, batch_size = load_images(), _command_line.BATCH_SIZE.value
+    images, batch_size = load_images(), _example.BATCH_SIZE.value
 
-    def data(samples: int | None) -> _training.Data:
+    # Keras shuffles arrays by the seed that `build_model` sets.
+    def data(seed: int, samples: int | None) -> _training.Data:
         train = tuple(array[:samples] for array in images.train)
         validation = tuple(array[:samples] for array in images.validation)
         fit = {"x": train[0], "y": train[1], "batch_size": batch_size}
@@ -99,6 +100,7 @@ def load_task() -> _training.Task:
         return _training.Data({**fit, "validation_data": validation}, test)
 
     return _training.Task(
+        name=images.name,
         title=str(images),
         model_name=f"resnet{_DEPTH.value}" if _MODEL.value == "resnet" else _MODEL.value,
         build=lambda seed: build_model(images, seed),
@@ -113,14 +115,14 @@ def load_task() -> _training.Task:
 
 def main(argv: list[str]) -> None:
     """Trains as the flags say and prints what came of it."""
-    _command_line.refuse_words(argv)
+    _example.refuse_words(argv)
     if _DATA_FILE.value is not None and flags.FLAGS["dataset"].present:
         sys.exit("--dataset and --data_file exclude each other: give one of them.")
     try:
         task = load_task()
     except (_datasets.DatasetError, OSError) as error:
         sys.exit(f"{error}")
-    _command_line.run(task, Console())
+    _example.run(task, Console(), _example.make_profiler())
 
 
 if __name__ == "__main__":

@@ -31,12 +31,16 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 SAMPLE_RATE_HZ = 8000
 # Of espeak-ng 1.51, less the ones that whisper, sing or speak through effects, so that a
 # person understands every one. They are espeak-ng's own names.
+# fmt: off
 VARIANTS = (
-    "adam Alex Alicia Andrea Andy Annie antonio aunty belinda benjamin boris caleb david Denis "
-    "Diogo ed edward edward2 f1 f2 f3 f4 f5 Gene Gene2 grandma grandpa gustave Henrique Hugo "
-    "iven iven2 iven3 iven4 Jacky john Lee linda m1 m2 m3 m4 m5 m6 m7 m8 marcelo Marco Mario max "
-    "Michael michel miguel Mike norbert Nguyen pablo paul pedro quincy rob robert sandro steph"
-).split()
+    "adam", "Alex", "Alicia", "Andrea", "Andy", "Annie", "antonio", "aunty", "belinda", "benjamin",
+    "boris", "caleb", "david", "Denis", "Diogo", "ed", "edward", "edward2", "f1", "f2", "f3", "f4",
+    "f5", "Gene", "Gene2", "grandma", "grandpa", "gustave", "Henrique", "Hugo", "iven", "iven2",
+    "iven3", "iven4", "Jacky", "john", "Lee", "linda", "m1", "m2", "m3", "m4", "m5", "m6", "m7",
+    "m8", "marcelo", "Marco", "Mario", "max", "Michael", "michel", "miguel", "Mike", "norbert",
+    "Nguyen", "pablo", "paul", "pedro", "quincy", "rob", "robert", "sandro", "steph",
+)
+# fmt: on
 ACCENTS = (
     "en-us",
     "en-gb",

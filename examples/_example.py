@@ -177,10 +177,19 @@ def _meaning(accelerator: tfaccel.AccelCallback, run: _training.Run) -> str:
     )
 
 
-def run(task: _training.Task, console: Console) -> _training.Run:
+def run(
+    task: _training.Task,
+    console: Console,
+    profiler: tfaccel.ProfilerCallback | None,
+) -> _training.Run:
     """Trains the task as the flags say, prints what came of it, and gives the last training.
 
     Exits where the plan's file holds no plan.
+
+    Args:
+        task: what to learn.
+        console: where to print.
+        profiler: measures the accelerated training, if any does.
     """
     is_demonstration = task.demonstration is not None
     compare = is_demonstration if _COMPARE.value is None else _COMPARE.value
@@ -203,7 +212,6 @@ def run(task: _training.Task, console: Console) -> _training.Run:
         stock = _training.train(task, SEED.value, epochs)
         console.print(f"Test accuracy: {stock.test_accuracy:.4f}")
     console.print("Training with tfaccel.AccelCallback ...")
-    profiler = make_profiler()
     callbacks = [accelerator, profiler] if profiler else [accelerator]
     accelerated = _training.train(task, SEED.value, epochs, callbacks)
     console.print(f"Test accuracy: {accelerated.test_accuracy:.4f}")
@@ -211,6 +219,6 @@ def run(task: _training.Task, console: Console) -> _training.Run:
         spent = accelerator.report.tuning_seconds if accelerator.report else 0.0
         console.print(comparison(task, stock, accelerated, spent))
     console.print(_meaning(accelerator, accelerated))
-    if profiler is not None:
+    if _PROFILE_DIR.value is not None:
         console.print(f"For a page with plots: tfaccel report {_PROFILE_DIR.value}")
     return accelerated
