@@ -18,18 +18,25 @@ from absl import flags
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "how many seeds, from --seed upwards", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", str(_common.RESULTS), "the folder for the results")
+_TIMES = flags.DEFINE_bool(
+    "times", True, "report times too; --notimes where the machine does other work"
+)
 _RESUME = flags.DEFINE_bool("resume", False, "keep what was measured and measure the rest")
 
 COLUMNS = (
     _common.Column("seed", lambda row: str(row["seed"])),
     _common.Column("training", lambda row: row["training"], is_number=False),
     _common.Column("test accuracy", lambda row: f"{row['test_accuracy']:.4f}"),
-    _common.Column("fit, s", lambda row: f"{row['fit_seconds']:.1f}"),
-    _common.Column("of which tuning, s", lambda row: f"{row['tuning_seconds']:.1f}"),
+    _common.Column("fit, s", lambda row: _seconds(row["fit_seconds"])),
+    _common.Column("of which tuning, s", lambda row: _seconds(row["tuning_seconds"])),
     _common.Column("step, ms", lambda row: _common.milliseconds(row["step_seconds"])),
     _common.Column("plan", lambda row: row["plan"], is_number=False),
 )
 STOCK, ACCELERATED = "stock Keras", "tfaccel"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def train(task: _training.Task, seed: int, epochs: int, training: str) -> dict[str, Any]:
@@ -40,13 +47,16 @@ def train(task: _training.Task, seed: int, epochs: int, training: str) -> dict[s
         accelerator = _example.make_accelerator(task, cache_dir=False, verbose=0)
     run = _training.train(task, seed, epochs, [accelerator] if accelerator else [])
     report = accelerator.report if accelerator else None
+    times = {
+        "fit_seconds": run.fit_seconds,
+        "tuning_seconds": report.tuning_seconds if report else 0.0,
+        "step_seconds": run.step_seconds,
+    }
     return {
         "seed": seed,
         "training": training,
         "test_accuracy": run.test_accuracy,
-        "fit_seconds": run.fit_seconds,
-        "tuning_seconds": report.tuning_seconds if report else 0.0,
-        "step_seconds": run.step_seconds,
+        **(times if _TIMES.value else dict.fromkeys(times)),
         "steps": run.steps,
         "plan": str(accelerator.plan) if accelerator else "-",
     }
@@ -72,13 +82,14 @@ def summarize(rows: list[_common.Row]) -> tuple[dict[str, Any], tuple[str, ...]]
         mine = [row for row in rows if row["training"] == training]
         if not mine:
             continue
-        found = {k: _spread([row[k] for row in mine]) for k in ("test_accuracy", "fit_seconds")}
+        found = {"test_accuracy": _spread([row["test_accuracy"] for row in mine])}
+        said = f"test accuracy {_said(found['test_accuracy'], 4)}"
+        if all(row["fit_seconds"] is not None for row in mine):
+            found["fit_seconds"] = _spread([row["fit_seconds"] for row in mine])
+            said += f", fit {_said(found['fit_seconds'], 1)} s"
         numbers[training] = {"seeds": len(mine), **found}
-        sentences.append(
-            f"{training}, {len(mine)} seeds: test accuracy {_said(found['test_accuracy'], 4)}, "
-            f"fit {_said(found['fit_seconds'], 1)} s."
-        )
-    if len(numbers) == 2:
+        sentences.append(f"{training}, {len(mine)} seeds: {said}.")
+    if len(numbers) == 2 and all("fit_seconds" in found for found in numbers.values()):
         stock, accelerated = (numbers[k]["fit_seconds"]["mean"] for k in (STOCK, ACCELERATED))
         numbers["fit_speedup"] = stock / accelerated
         sentences.append(f"The whole fit, tuning included: {stock / accelerated:.2f}x.")
@@ -95,7 +106,7 @@ def measure(load_task: Callable[[], _training.Task]) -> None:
         task = load_task()
         epochs = _example.choose_epochs(task, _training.warm_up(task))
         results = _common.Results(
-            f"accuracy-{_common.slug(task.name)}",
+            f"accuracy-{_common.slug(task.name)}-{_common.slug(task.model_name)}",
             f"Trained to the end: {_example.described(task, epochs)} on {task.name}",
             COLUMNS,
             pathlib.Path(_OUTPUT.value),

@@ -48,8 +48,8 @@ def read_header(path: str | os.PathLike[str]) -> WavFile:
             # Opened, the reader stands where the samples begin.
             offset, size = file.tell(), os.fstat(file.fileno()).st_size
             channels, sample_bytes, rate_hz, frames = reader.getparams()[:4]
-    except EOFError as error:
-        raise RecordingError("its header is cut off") from error
+    except (EOFError, RuntimeError) as error:  # RuntimeError: a part ends behind the whole
+        raise RecordingError("its header is cut off or damaged") from error
     except (wave.Error, OSError) as error:
         raise RecordingError(f"it can't be read as a WAV file: {error}") from error
     if 8 * sample_bytes != _SAMPLE_BITS:
