@@ -104,7 +104,7 @@ def _chosen(name: str, said: np.ndarray, words: Sequence[str] | None) -> np.ndar
     """The indices of recordings of `words`; of all of them where it is None."""
     absent = sorted(set(words or ()) - set(said))
     if absent:
-        raise RecordingError(f"{name} has no recordings of: {', '.join(absent)}")
+        raise RecordingError(f"{name}: no recordings of {', '.join(absent)}")
     return np.flatnonzero(np.isin(said, words)) if words else np.arange(len(said))
 
 

@@ -100,8 +100,10 @@ def files_of(folder: pathlib.Path) -> tuple[bool, list[pathlib.Path]]:
     """Whether a folder has a folder for each word, and its WAV files in order.
 
     Raises:
-        RecordingError: it has both kinds of files, or none.
+        RecordingError: there is no such folder, or it has both kinds of files, or none.
     """
+    if not folder.is_dir():
+        raise RecordingError(f"There is no folder {folder}")
     try:
         flat, nested = ([*folder.glob(pattern)] for pattern in ("*.wav", "*/*.wav"))
     except OSError as error:

@@ -225,9 +225,9 @@ def test_a_short_training_from_a_folder(tmp_path, capsys):
     ("words", "message"),
     [
         (["--data_dir=x", "--dataset=spoken_digits"], "--dataset and --data_dir exclude"),
-        (["--words=one,eleven"], "The spoken digits has no recordings of: eleven"),
+        (["--words=one,eleven"], "The spoken digits: no recordings of eleven"),
         (["--split=take"], "--split must be speaker for spoken_digits"),
-        (["--data_dir=nowhere"], "nowhere must hold files"),
+        (["--data_dir=nowhere"], "There is no folder nowhere"),
         (["--confusion_file=nowhere/c.png"], "--confusion_file must lie in a folder"),
     ],
 )
