@@ -1,5 +1,5 @@
 # Needs Python (>= 3.10) with pip and venv, and nothing else:
-#   make demo          train the example with and without tfaccel
+#   make demo          train both examples with and without tfaccel
 #   make test          the tests
 #   make check         ruff and mypy
 #   make conformance   Keras's own tests, with tfaccel in every fit
@@ -34,6 +34,7 @@ METADATA = pyproject.toml setup.cfg
 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/python examples/image_classifier.py
+	@$(VENV)/bin/python examples/speech_classifier.py
 
 test: $(VENV)/.test
 	@$(VENV)/bin/python -m pytest $(PARALLEL) $(ARGS)

@@ -1,117 +1,22 @@
-"""Whether a model trained with tfaccel ends up as good as one trained without.
+"""Whether examples/image_classifier.py ends up as good with tfaccel as without.
 
-Trains the model of examples/image_classifier.py to the end, with several seeds,
-each by stock Keras and with the callback. The example's flags choose model and data:
+The example's flags choose model and data:
 
     python benchmarks/accuracy.py --model resnet --data_file images.npz --epochs 20
 """
 
-import pathlib
-import statistics
-import sys
-from typing import Any
-
-import _common
-import _datasets
+import _accuracy
+import _example
 import image_classifier
-import keras
 from absl import app, flags
 
-_SEEDS = flags.DEFINE_integer("seeds", 3, "how many seeds, from --seed upwards", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", str(_common.RESULTS), "the folder for the results")
+flags.adopt_module_key_flags(_accuracy)
 flags.adopt_module_key_flags(image_classifier)
-
-COLUMNS = (
-    _common.Column("seed", lambda row: str(row["seed"])),
-    _common.Column("training", lambda row: row["training"], is_number=False),
-    _common.Column("test accuracy", lambda row: f"{row['test_accuracy']:.4f}"),
-    _common.Column("fit, s", lambda row: f"{row['fit_seconds']:.1f}"),
-    _common.Column("of which tuning, s", lambda row: f"{row['tuning_seconds']:.1f}"),
-    _common.Column("step, ms", lambda row: _common.milliseconds(row["step_seconds"])),
-    _common.Column("plan", lambda row: row["plan"], is_number=False),
-)
-STOCK, ACCELERATED = "stock Keras", "tfaccel"
-
-
-def train(images: _datasets.Images, seed: int, epochs: int, training: str) -> dict[str, Any]:
-    """One training to the end, as a row."""
-    accelerator = None
-    if training == ACCELERATED:
-        # No cache: each run pays for its own tuning, as a first run does.
-        accelerator = image_classifier.make_accelerator(cache_dir=False, verbose=0)
-    run = image_classifier.train(images, seed, epochs, accelerator)
-    report = accelerator.report if accelerator else None
-    return {
-        "seed": seed,
-        "training": training,
-        "test_accuracy": run.test_accuracy,
-        "fit_seconds": run.fit_seconds,
-        "tuning_seconds": report.tuning_seconds if report else 0.0,
-        "step_seconds": run.step_seconds,
-        "steps": run.steps,
-        "plan": str(accelerator.plan) if accelerator else "-",
-    }
-
-
-def _spread(values: list[float]) -> dict[str, float | None]:
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.mean(values), "standard_deviation": deviation}
-
-
-def _said(spread: dict[str, float | None], digits: int) -> str:
-    deviation = spread["standard_deviation"]
-    return f"{spread['mean']:.{digits}f}" + (
-        "" if deviation is None else f" (standard deviation {deviation:.{digits}f})"
-    )
-
-
-def summarize(rows: list[_common.Row]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Mean and standard deviation of accuracy and time, and the ratio of mean times."""
-    numbers: dict[str, Any] = {}
-    sentences = []
-    for training in (STOCK, ACCELERATED):
-        mine = [row for row in rows if row["training"] == training]
-        if not mine:
-            continue
-        found = {k: _spread([row[k] for row in mine]) for k in ("test_accuracy", "fit_seconds")}
-        numbers[training] = {"seeds": len(mine), **found}
-        sentences.append(
-            f"{training}, {len(mine)} seeds: test accuracy {_said(found['test_accuracy'], 4)}, "
-            f"fit {_said(found['fit_seconds'], 1)} s."
-        )
-    if len(numbers) == 2:
-        stock, accelerated = (numbers[k]["fit_seconds"]["mean"] for k in (STOCK, ACCELERATED))
-        numbers["fit_speedup"] = stock / accelerated
-        sentences.append(f"The whole fit, tuning included: {stock / accelerated:.2f}x.")
-    return numbers, tuple(sentences)
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        sys.exit(f"There are flags only, no other arguments. Received: {' '.join(argv[1:])}")
-    try:
-        images = image_classifier.load_images()
-        epochs = image_classifier.choose_epochs(images, image_classifier.warm_up(images))
-        results = _common.Results(
-            f"accuracy-{_common.slug(images.name)}",
-            f"Trained to the end: {image_classifier.described(epochs)} on {images.name}",
-            COLUMNS,
-            pathlib.Path(_OUTPUT.value),
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"{error}")
-    console = _common.console()
-    console.print(str(images))
-    for number in range(_SEEDS.value):
-        # The order alternates, so that neither side always has the fresher machine.
-        order = (STOCK, ACCELERATED) if number % 2 == 0 else (ACCELERATED, STOCK)
-        for training in order:
-            keras.backend.clear_session()
-            row = train(images, flags.FLAGS.seed + number, epochs, training)
-            results.add(row, summarize)
-            console.print(f"seed {row['seed']}, {training}: {row['test_accuracy']:.4f}")
-    console.print(results)
-    console.print(f"Written to {results.path}")
+    _example.refuse_words(argv)
+    _accuracy.measure(image_classifier.load_task)
 
 
 if __name__ == "__main__":

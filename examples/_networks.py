@@ -1,4 +1,4 @@
-"""The networks of the image example."""
+"""The networks of the examples."""
 
 import itertools
 
@@ -38,3 +38,46 @@ def resnet(image_shape: tuple[int, ...], classes: int, depth: int) -> keras.Mode
     x = keras.layers.GlobalAveragePooling2D()(x)
     outputs = keras.layers.Dense(classes, activation="softmax")(x)
     return keras.Model(inputs, outputs, name=f"resnet{depth}")
+
+
+def speech_cnn(input_shape: tuple[int, int, int], classes: int) -> keras.Model:
+    """Two convolutions and two dense layers with dropout, on spectrograms.
+
+    Source: https://www.tensorflow.org/tutorials/audio/simple_audio, with a pooling after
+    the first convolution too.
+    """
+    layers: list[keras.layers.Layer] = [keras.Input(input_shape)]
+    for filters in (32, 64):
+        layers.append(keras.layers.Conv2D(filters, 3, padding="same", activation="relu"))
+        layers.append(keras.layers.MaxPooling2D())
+    layers.append(keras.layers.Dropout(0.25))
+    layers.append(keras.layers.Flatten())
+    layers.append(keras.layers.Dense(128, activation="relu"))
+    layers.append(keras.layers.Dropout(0.5))
+    layers.append(keras.layers.Dense(classes, activation="softmax"))
+    return keras.Sequential(layers, name="speech_cnn")
+
+
+def speech_recurrent(
+    input_shape: tuple[int, int, int], classes: int, cell: type[keras.layers.Layer]
+) -> keras.Model:
+    """A convolution over time and two recurrent layers, on spectrograms.
+
+    Args:
+        input_shape: frames, bands and 1.
+        classes: the number of words.
+        cell: keras.layers.LSTM or keras.layers.GRU.
+    """
+    layers = [
+        keras.Input(input_shape),
+        keras.layers.Reshape(input_shape[:2]),
+        keras.layers.Conv1D(64, 5, padding="same", use_bias=False),
+        keras.layers.BatchNormalization(momentum=0.9),
+        keras.layers.ReLU(),
+        cell(96, return_sequences=True),
+        keras.layers.Dropout(0.25),
+        cell(96),
+        keras.layers.Dropout(0.25),
+        keras.layers.Dense(classes, activation="softmax"),
+    ]
+    return keras.Sequential(layers, name=f"speech_{cell.__name__.lower()}")

@@ -40,7 +40,8 @@ def test_the_code_in_the_readme(tmp_path, monkeypatch, capsys):
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     assert len(blocks) >= 2
+    world = {"model": model, "build_model": lambda: model, "x": x, "y": y, "dataset": dataset}
     for block in blocks:
-        exec(block, {**WORLD, "model": model, "x": x, "y": y, "dataset": dataset})
+        exec(block, WORLD | world)
     assert (tmp_path / "plan.json").is_file()
     assert "| plan |" in capsys.readouterr().out
