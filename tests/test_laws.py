@@ -145,7 +145,8 @@ def test_an_accelerated_training_is_the_same_training(fit):
 LAYERS = (
     {"version", "scoped", "keras_private", "device", "numerics", "timing", "tables", "records"},
     {"workload", "machine"},
-    {"state", "plan", "feed"},
+    {"state", "plan", "feed", "dataset_graph"},
+    {"data"},
     {"loss_scale"},
     {"passes"},
     {"step", "probe", "guard", "priors"},

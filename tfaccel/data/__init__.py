@@ -1,0 +1,7 @@
+"""tfaccel.data: input pipelines that keep up, and data that does not poison a model."""
+
+from tfaccel.data.checking import check
+from tfaccel.data.findings import Fault, FaultKind, Findings
+from tfaccel.data.rules import Rules
+
+__all__ = ["Fault", "FaultKind", "Findings", "Rules", "check"]
