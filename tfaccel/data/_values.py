@@ -37,7 +37,20 @@ def examine(
     Returns:
         The rows with a fault. A fault of the whole batch (its dtype, its length) is in none.
     """
-    parts, bad = components(batch), set[int]()
+    return examine_parts(components(batch), rules, log, indices=indices, number=number, path=path)
+
+
+def examine_parts(
+    parts: Sequence[Component],
+    rules: Rules,
+    log: Log,
+    *,
+    indices: Sequence[int] | np.ndarray | None = None,
+    number: int | None = None,
+    path: str | None = None,
+) -> set[int]:
+    """The same for a batch whose parts are known."""
+    bad = set[int]()
     sizes = {part.name: rows(part.value) for part in parts}
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{name} {size}" for name, size in sizes.items())
