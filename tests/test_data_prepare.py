@@ -69,8 +69,8 @@ def test_the_order_is_the_same_in_every_layout(arrays, layout, kind):
 
 def test_shuffling_is_plain_shuffling(arrays):
     samples = tf.data.Dataset.from_tensor_slices(arrays[1])
-    wanted = samples.shuffle(23, seed=3).batch(4)
     for data in (samples, arrays[1]):
+        wanted = samples.shuffle(23, seed=3).batch(4)
         made = prepare(data, 4, shuffle=True, seed=3, measure_seconds=0.05)
         assert [listed(made) for _ in range(2)] == [listed(wanted) for _ in range(2)]
 
@@ -265,7 +265,7 @@ def test_drop_leaves_out_what_is_faulty_and_tells(form):
     assert found.counts == {"nan": 1, "inf": 1, "label": 1}
     assert found.indices == (4, 11, 29)
     assert found.samples == 30
-    assert found.dropped == (3 if "arrays" in form else 6)  # of both epochs
+    assert found.dropped == 3
     assert {fault.component for fault in found.faults} == {"x['x']", "y"}
 
 
@@ -315,7 +315,9 @@ def test_samples_that_can_t_be_mapped_are_dropped_with_the_reason(tmp_path):
 
 
 def test_an_error_in_a_dataset_is_raised_as_before():
-    dataset = tf.data.Dataset.range(4).map(lambda i: tf.debugging.check_numerics(1.0 / tf.cast(i - 2, tf.float32), "i"))
+    dataset = tf.data.Dataset.range(4).map(
+        lambda i: tf.debugging.check_numerics(1.0 / tf.cast(i - 2, tf.float32), "i")
+    )
     made = prepare(dataset, 1, validate="drop")
     with pytest.raises(tf.errors.InvalidArgumentError):
         listed(made)
@@ -361,7 +363,7 @@ def test_ragged_tensors_are_not_looked_at_as_they_pass_and_that_is_said():
 
 def test_the_screen_agrees_with_check(rng):
     """What the graph suspects is never less than what NumPy finds."""
-    for seed in range(8):
+    for seed in range(3):
         random = np.random.default_rng(seed)
         x = random.normal(size=(40, 3, 2)).astype("float32")
         x[random.random(x.shape) < 0.01] = np.nan

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 # Stateful by TensorFlow's book, and yet reading them changes nothing.
 _READ_ONLY = frozenset({"VarHandleOp", "ReadVariableOp", "LookupTableFindV2", "HashTableV2"})
-_PYTHON = frozenset({"PyFunc", "EagerPyFunc", "PyFuncStateless"})
+_PYTHON = frozenset({"GeneratorDataset", "PyFunc", "EagerPyFunc", "PyFuncStateless"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Stage:
     @property
     def runs_python(self) -> bool:
         """Whether Python code makes its elements."""
-        return self.name == "Generator" or bool(self.stateful_ops & _PYTHON)
+        return bool(self.stateful_ops & _PYTHON)
 
 
 def stages(dataset: tf.data.Dataset) -> tuple[Stage, ...] | None:

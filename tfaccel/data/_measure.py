@@ -67,7 +67,12 @@ def measure(
     """
     pipeline = dataclasses.replace(pipeline, shuffle=0, screen=None)
     stages = _stages(pipeline)
-    tried: dict[str | Layout, _Tried] = dict(stages.items())
+    alone = tf.data.Options()
+    alone.experimental_optimization.inject_prefetch = False  # in one thread
+    tried: dict[str | Layout, _Tried] = {
+        name: _Tried(stage.dataset.with_options(alone), stage.per_batch)
+        for name, stage in stages.items()
+    }
     tried |= {layout: _Tried(pipeline.dataset(layout), 1) for layout in layouts}
     size = None
     if not pipeline.gathers_batches:
@@ -100,7 +105,7 @@ def _mapped(pipeline: Pipeline) -> _Tried:
 
 def _stages(pipeline: Pipeline) -> dict[str, _Tried]:
     """Each part with all those before it, in one thread."""
-    whole = _Tried(pipeline.dataset(Layout()), 1)
+    whole = _Tried(pipeline.batches(Layout()), 1)
     if pipeline.gathers_batches:
         return {"read": whole}
     found = {"read": _mapped(dataclasses.replace(pipeline, map=None))}

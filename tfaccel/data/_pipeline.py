@@ -69,16 +69,19 @@ class Pipeline:
 
     def dataset(self, layout: Layout) -> tf.data.Dataset:
         """The whole pipeline."""
+        options = tf.data.Options()
+        if layout.private_threads:
+            options.threading.private_threadpool_size = layout.private_threads
+        return self.batches(layout).prefetch(tf.data.AUTOTUNE).with_options(options)
+
+    def batches(self, layout: Layout) -> tf.data.Dataset:
+        """The pipeline, made as it is asked and no batch earlier."""
         made = self._samples(layout)
         if self.augment is not None:
             made = made.map(called(self.augment), **_parallel(layout))
         if self.batch_size is not None and not self.gathers_batches:
             made = made.batch(self.batch_size, drop_remainder=self.drop_remainder)
-        made = made.prefetch(tf.data.AUTOTUNE)
-        options = tf.data.Options()
-        if layout.private_threads:
-            options.threading.private_threadpool_size = layout.private_threads
-        return made.with_options(options)
+        return made
 
     @property
     def gathers_batches(self) -> bool:

@@ -45,11 +45,13 @@ class Screen:
         spec = dataset.element_spec
         self._check_spec(spec)
         zero = tf.constant(0, tf.int64)
-        marked = dataset.scan((zero, zero), self._count)
-        looked = marked.map(self._look)
+        # Python's own `if` is meant everywhere below.
+        as_it_is = tf.autograph.experimental.do_not_convert
+        marked = dataset.scan((zero, zero), as_it_is(self._count))
+        looked = marked.map(as_it_is(self._look))
         if self._drop:
             looked = looked.filter(lambda bad, _: tf.logical_not(tf.reduce_all(bad)))
-        return looked.map(self._without)
+        return looked.map(as_it_is(self._without))
 
     def _check_spec(self, spec: Any) -> None:
         for part in components(spec):
