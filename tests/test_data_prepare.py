@@ -11,7 +11,7 @@ import tensorflow as tf
 from clocks import FakeClock
 
 from tfaccel.data import _pipeline, prepare
-from tfaccel.data._measure import Timings
+from tfaccel.data._measure import Timings, measure
 from tfaccel.data._pipeline import Layout, Pipeline
 from tfaccel.data._sources import Arrays
 from tfaccel.data.rules import Rules
@@ -164,9 +164,16 @@ def test_it_says_what_it_is_bound_by(clock):
 
 
 def test_augment_is_told_apart_and_never_cached(clock):
-    made = prepare(np.zeros((40, 2)), 4, augment=Slow(clock), measure_seconds=1000.0, clock=clock)
-    assert made.account.timings.bound_by == "augment"
-    assert not made.account.layout.cached
+    asked = Pipeline(Arrays.of(np.zeros((40, 2))), 4, augment=Slow(clock))
+    timings = measure(asked, [Layout()], 1000.0, clock)
+    assert timings.bound_by == "augment"
+    assert not timings.cache_pays
+    before = clock.now
+    made = prepare(np.zeros((40, 2)), 4, augment=Slow(clock), clock=clock)
+    assert clock.now == before  # Python's own random numbers are not used up
+    assert "Python code" in made.account.summary()
+    random = prepare(np.zeros(9), 4, augment=lambda x: x + tf.random.uniform([], dtype=x.dtype))
+    assert random.account.timings.parts
 
 
 def test_the_cache_keeps_to_its_bound(clock):

@@ -1,7 +1,7 @@
 """What a tf.data pipeline is made of, read without running it."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -65,14 +65,22 @@ def lasting_effect(dataset: tf.data.Dataset) -> str:
     found = stages(dataset)
     if found is None:
         return "its parts are unknown to tfaccel in this version of TensorFlow"
-    for stage in found:
-        if stage.reshuffles:
-            return "it shuffles anew in each iteration"
-        if stage.runs_python:
-            return "Python code makes its elements"
-        if stage.stateful_ops:
-            return f"it has state ({', '.join(sorted(stage.stateful_ops))})"
-    return ""
+    return next(filter(None, map(effect, found)), "")
+
+
+def effect(stage: Stage, allowed: Container[str] = ()) -> str:
+    """Why iterating over one stage once more would change what comes after, or nothing.
+
+    Args:
+        stage: of a pipeline.
+        allowed: stateful operations that are known to be no cause.
+    """
+    ops = {op for op in stage.stateful_ops if op not in allowed}
+    if stage.reshuffles:
+        return "it shuffles anew in each iteration"
+    if ops & _PYTHON:
+        return "Python code makes its elements"
+    return f"it has state ({', '.join(sorted(ops))})" if ops else ""
 
 
 def dataset_of(iterator: Any) -> tf.data.Dataset | None:

@@ -1,5 +1,6 @@
 """AccelCallback: one line in `model.fit`."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Collection, Sequence
@@ -9,10 +10,12 @@ import keras
 
 from tfaccel.numerics import Tolerance
 from tfaccel.plan import Pass, Plan
+from tfaccel.profiling.input_watch import InputWatch
 from tfaccel.report import Report, show
-from tfaccel.session import Session
+from tfaccel.session import Session, hindrance
 from tfaccel.settings import make_settings
 from tfaccel.timing import Clock
+from tfaccel.train_function import TrainFunction
 
 
 class AccelCallback(keras.callbacks.Callback):
@@ -46,7 +49,8 @@ class AccelCallback(keras.callbacks.Callback):
 
     Attributes:
         plan: the plan in use; `Plan()` until one is chosen.
-        report: the `Report` of the last tuning; None before.
+        report: the `Report` of the last tuning; None before. Where steps wait for their
+            input, its note says so, and what to change.
 
     Raises:
         RuntimeError: Keras does not run on the TensorFlow backend.
@@ -91,6 +95,7 @@ class AccelCallback(keras.callbacks.Callback):
         )
         self._verbose = verbose
         self._session: Session | None = None
+        self._watch: InputWatch | None = None
 
     @property
     def plan(self) -> Plan:
@@ -118,11 +123,24 @@ class AccelCallback(keras.callbacks.Callback):
         self._session.start()
         if earlier is not None:
             self._session.resume(earlier)
+        self._watch = self._watching()
+
+    def _watching(self) -> InputWatch | None:
+        """Watches how long steps wait for their input, where that can be seen."""
+        if hindrance(self.model):
+            return None
+        function = TrainFunction.of(self.model)
+        if function.is_watched:  # ProfilerCallback says it itself
+            return None
+        per_call = int(self.model.steps_per_execution)
+        return InputWatch(function, per_call, self._settings.clock, self._tell_input)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Tells the session how far the training is."""
         if self._session is not None:
             self._session.begin_epoch(epoch)
+        if self._watch is not None:
+            self._watch.begin_epoch()
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Tells the session that a validation begins."""
@@ -131,6 +149,8 @@ class AccelCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Gives the train function back."""
+        if self._watch is not None:
+            self._watch.end()
         if self._session is not None:
             self._session.finish()
 
@@ -141,3 +161,12 @@ class AccelCallback(keras.callbacks.Callback):
     def _tell(self, report: Report) -> None:
         if self._verbose:
             show(report)
+
+    def _tell_input(self, said: str) -> None:
+        """The input is the bottleneck: the report's note has it, too."""
+        session = self._session
+        if session is not None and session.report is not None:
+            note = f"{session.report.note} {said}".strip()
+            session.report = dataclasses.replace(session.report, note=note)
+        if self._verbose:
+            print(f"\ntfaccel: {said}")

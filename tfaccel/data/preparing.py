@@ -22,9 +22,17 @@ from tfaccel.data._sources import Arrays, is_arrays
 from tfaccel.data.findings import Findings
 from tfaccel.data.prepared import Account, Prepared
 from tfaccel.data.rules import Rules
-from tfaccel.dataset_graph import lasting_effect
+from tfaccel.dataset_graph import effect, lasting_effect, stages
 from tfaccel.timing import Clock
 
+# TensorFlow's random operations: what they have drawn is forgotten with each iterator.
+_RANDOM = frozenset(
+    (
+        *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal"),
+        *("RandomShuffle", "RandomGamma", "RandomPoissonV2", "Multinomial"),
+        *("SampleDistortedBoundingBox", "SampleDistortedBoundingBoxV2"),
+    )
+)
 # The cache leaves memory for the model.
 _CACHE_SHARE = 0.25
 
@@ -62,7 +70,9 @@ def prepare(
             disk stays there), or a `tf.data.Dataset`, finite or not.
         batch_size: samples in a batch. None for a dataset whose elements are batches.
         map: makes a sample of what `data` has, the same each time: decoding, features.
-        augment: changes a sample another way each time; it is not cached.
+        augment: changes a sample another way each time; it is not cached. Where a seed is to
+            give the same numbers again, use `tf.random.stateless_*`: several threads draw
+            from `tf.random.uniform` in no fixed order.
         shuffle: True for the whole of data of known length, or the size of the buffer.
         seed: of the order.
         drop_remainder: leave out the last batch if it is smaller.
@@ -236,9 +246,12 @@ def _timings(
 
 
 def _reason_not_to_iterate(pipeline: Pipeline) -> str:
-    if isinstance(pipeline.source, Arrays):
-        return ""
-    return lasting_effect(pipeline.source)
+    why = "" if isinstance(pipeline.source, Arrays) else lasting_effect(pipeline.source)
+    if why or pipeline.augment is None:
+        return why
+    plain = dataclasses.replace(pipeline, shuffle=0, screen=None, batch_size=None)
+    found = stages(plain.batches(Layout()))
+    return effect(found[-1], _RANDOM) if found else ""
 
 
 def _is_cached(
