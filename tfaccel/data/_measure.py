@@ -16,6 +16,8 @@ from tfaccel.timing import Clock
 _GAIN = 0.9
 # Each thing is timed so often, in turns; the median counts.
 _ROUNDS = 3
+# What the cache that is tried may take, a batch at least.
+_KEPT_BYTES = 2**28
 # Batches of a round at most.
 _BATCHES = 16
 
@@ -127,7 +129,8 @@ def _kept(
     for element in mapped.dataset.take(mapped.per_batch * _BATCHES):
         total += sum(_bytes(leaf) for leaf in tf.nest.flatten(element))
         count += 1
-        if clock() > until and count >= mapped.per_batch:
+        enough = clock() > until or total > _KEPT_BYTES
+        if enough and count >= mapped.per_batch:
             break
     if not count:
         return None, None

@@ -159,8 +159,7 @@ def taker(arrays: Arrays) -> Callable[[tf.Tensor], Any]:
     mapped = any(isinstance(leaf, np.memmap) for leaf in arrays.leaves())
     if mapped:
         return lambda rows: _read(arrays, rows)
-    with tf.device("CPU:0"):
-        tensors = tf.nest.map_structure(tf.convert_to_tensor, arrays.structure)
+    tensors = arrays.tensors
     return lambda rows: tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), tensors)
 
 

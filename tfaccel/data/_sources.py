@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
@@ -57,6 +58,12 @@ class Arrays:
     def leaves(self) -> list[np.ndarray]:
         """The arrays."""
         return [leaf for leaf in tf.nest.flatten(self.structure) if leaf is not None]
+
+    @functools.cached_property
+    def tensors(self) -> Any:
+        """The arrays as tensors in the host's memory, made once."""
+        with tf.device("CPU:0"):
+            return tf.nest.map_structure(tf.convert_to_tensor, self.structure)
 
     def chunks(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         """The indices, cut such that a chunk's samples are of a bearable size."""

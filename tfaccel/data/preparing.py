@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.data._asked import asked_for, mode_of
 from tfaccel.data._bounds import Bounds
 from tfaccel.data._components import is_batched
 from tfaccel.data._log import Log
@@ -18,7 +19,7 @@ from tfaccel.data._measure import Timings, measure
 from tfaccel.data._memory import free_bytes
 from tfaccel.data._pipeline import Layout, Map, Pipeline
 from tfaccel.data._screen import Screen
-from tfaccel.data._sources import Arrays, is_arrays
+from tfaccel.data._sources import Arrays
 from tfaccel.data.findings import Findings
 from tfaccel.data.prepared import Account, Prepared
 from tfaccel.data.rules import Rules
@@ -106,8 +107,8 @@ def prepare(
     >>> [labels.numpy().tolist() for _, labels in dataset]
     [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     """
-    pipeline = _asked_for(data, batch_size, map, augment, shuffle, seed, drop_remainder)
-    mode = _mode(validate)
+    pipeline = asked_for(data, batch_size, map, augment, shuffle, seed, drop_remainder)
+    mode = mode_of(validate)
     if cache not in (True, False, "auto"):
         raise ValueError(f'`cache` must be True, False or "auto". Received: {cache!r}')
     pipeline, found = _validated(pipeline, mode, rules or Rules(), max_check_seconds, clock)
@@ -118,71 +119,6 @@ def prepare(
     layout = dataclasses.replace(layout, cached=cached)
     account = Account(layout, timings, tuple(notes))
     return Prepared(pipeline.dataset(layout), account, found)
-
-
-def _asked_for(
-    data: Any,
-    batch_size: int | None,
-    map: Map | None,
-    augment: Map | None,
-    shuffle: bool | int,
-    seed: int | None,
-    drop_remainder: bool,
-) -> Pipeline:
-    """The arguments as a pipeline, checked."""
-    _check_whole("batch_size", batch_size)
-    for name, function in (("map", map), ("augment", augment)):
-        if function is not None and not callable(function):
-            raise ValueError(f"`{name}` must be a function, or None. Received: {function!r}")
-    source = _source(data)
-    if batch_size is None and isinstance(source, Arrays):
-        raise ValueError("`batch_size` must be given for arrays. Received: None")
-    pipeline = Pipeline(source, batch_size, map, augment, 0, seed, drop_remainder)
-    if shuffle is True and pipeline.length is None:
-        raise ValueError(
-            "`shuffle` must be the size of a buffer where the length of `data` is unknown or "
-            "without end. Received: True"
-        )
-    if not isinstance(shuffle, bool):
-        _check_whole("shuffle", shuffle)
-    buffer = pipeline.length if shuffle is True else int(shuffle)
-    return dataclasses.replace(pipeline, shuffle=buffer or 0)
-
-
-def _check_whole(name: str, value: Any) -> None:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if value is not None and not (whole and value > 0):
-        raise ValueError(f"`{name}` must be a positive whole number. Received: {value!r}")
-
-
-def _source(data: Any) -> Arrays | tf.data.Dataset:
-    if isinstance(data, tf.data.Dataset):
-        return data
-    if not is_arrays(data):
-        raise TypeError(
-            "`data` must be arrays or a tf.data.Dataset (of a generator: "
-            "tf.data.Dataset.from_generator). Received: " + type(data).__name__
-        )
-    if isinstance(data, tuple) and data and all(part is None for part in data[1:]):
-        data = data[0]  # Keras's (x, None)
-    arrays = Arrays.of(data)
-    if not arrays.length:
-        raise ValueError("`data` must have at least one sample. Received: none")
-    if any(leaf is None or leaf.dtype.kind == "O" for leaf in tf.nest.flatten(arrays.structure)):
-        raise ValueError(
-            "`data` must be arrays of one shape and dtype, without None. "
-            "`tfaccel.data.check` says which samples differ"
-        )
-    return arrays
-
-
-def _mode(validate: Any) -> str:
-    modes = {False: "", True: "report", "report": "report", "drop": "drop"}
-    if not isinstance(validate, bool | str) or validate not in modes:
-        raise ValueError(
-            f'`validate` must be True, False, "report" or "drop". Received: {validate!r}'
-        )
-    return modes[validate]
 
 
 def _validated(
@@ -258,7 +194,7 @@ def _is_cached(
     pipeline: Pipeline, cache: bool | str, most: int | None, timings: Timings, notes: list[str]
 ) -> bool:
     """Whether mapped samples are kept in memory; a note says why not."""
-    if cache is not False and pipeline.length is None and cache != "auto":
+    if cache is True and pipeline.length is None:
         notes.append("The cache is as large as the data, whose length is unknown.")
     if cache != "auto":
         return bool(cache)
