@@ -14,6 +14,13 @@ from tfaccel.train_function import TrainFunction
 layers = keras.layers
 
 
+def in_one_thread(dataset):
+    """tf.data adds a prefetch by itself, whose thread would move the clock at any moment."""
+    options = tf.data.Options()
+    options.experimental_optimization.inject_prefetch = False
+    return dataset.with_options(options)
+
+
 class Stub:
     """A model as far as TrainFunction looks at it."""
 
@@ -40,9 +47,7 @@ def told(wait_seconds, step_seconds, calls=40, epochs=1):
         return i
 
     made = tf.data.Dataset.range(10_000).map(lambda i: tf.numpy_function(wait, [i], tf.int64))
-    options = tf.data.Options()
-    options.experimental_optimization.inject_prefetch = False
-    iterator = iter(made.with_options(options))
+    iterator = iter(in_one_thread(made))
     for _ in range(epochs):
         watch.begin_epoch()
         for _ in range(calls):
@@ -121,7 +126,8 @@ def slow_dataset(clock, seconds):
         return made, x[:, :3]
 
     x = np.random.default_rng(0).normal(size=(240, 4)).astype("float32")
-    return tf.data.Dataset.from_tensor_slices(x).batch(8, drop_remainder=True).map(mapped)
+    batches = tf.data.Dataset.from_tensor_slices(x).batch(8, drop_remainder=True)
+    return in_one_thread(batches.map(mapped))
 
 
 def test_in_fit_the_report_says_so(capsys):

@@ -37,8 +37,8 @@ class Arrays:
         Raises:
             ValueError: the arrays differ in length, or one has no samples in it.
         """
-        structure = keras.tree.map_structure(
-            lambda leaf: None if leaf is None else _array(leaf), _tuples(data), none_is_leaf=True
+        structure = tf.nest.map_structure(
+            lambda leaf: None if leaf is None else _array(leaf), _tuples(data)
         )
         leaves = [leaf for leaf in tf.nest.flatten(structure) if leaf is not None]
         lengths = {len(leaf) if leaf.ndim else None for leaf in leaves}
@@ -51,8 +51,8 @@ class Arrays:
 
     def take(self, rows: Any) -> Any:
         """The samples of some rows, in the same structure."""
-        return keras.tree.map_structure(
-            lambda leaf: None if leaf is None else leaf[rows], self.structure, none_is_leaf=True
+        return tf.nest.map_structure(
+            lambda leaf: None if leaf is None else leaf[rows], self.structure
         )
 
     def leaves(self) -> list[np.ndarray]:
