@@ -1,9 +1,8 @@
 """How long a pipeline takes by itself, part by part, and which layout is fastest."""
 
 import dataclasses
-import itertools
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -69,19 +68,16 @@ def measure(
     """
     pipeline = dataclasses.replace(pipeline, shuffle=0, screen=None)
     stages = _stages(pipeline)
-    alone = tf.data.Options()
-    alone.experimental_optimization.inject_prefetch = False  # in one thread
-    tried: dict[str | Layout, _Tried] = {
-        name: _Tried(stage.dataset.with_options(alone), stage.per_batch)
-        for name, stage in stages.items()
+    tried: dict[str | Layout, tf.data.Dataset] = {
+        name: _alone(stage) for name, stage in stages.items()
     }
-    tried |= {layout: _Tried(pipeline.dataset(layout), 1) for layout in layouts}
+    tried |= {layout: pipeline.dataset(layout) for layout in layouts}
     size = None
     if not pipeline.gathers_batches:
         mapped = _mapped(pipeline)
         size, kept = _kept(mapped, max_seconds / 4, clock)
         if kept is not None:
-            tried["cache"] = _Tried(kept, mapped.per_batch)
+            tried["cache"] = _alone(_Tried(kept, mapped.per_batch))
     seconds = _in_turns(tried, max_seconds * 3 / 4, clock)
     parts, before = {}, 0.0
     for name in stages:
@@ -96,6 +92,20 @@ class _Tried(NamedTuple):
 
     dataset: tf.data.Dataset
     per_batch: int  # its elements that make a batch
+
+
+def _alone(tried: _Tried) -> tf.data.Dataset:
+    """One element a batch, in one thread.
+
+    Samples are dropped where they are made: handing one to Python costs a fraction of a
+    millisecond, which no batch of a real pipeline pays.
+    """
+    dataset, options = tried.dataset, tf.data.Options()
+    options.experimental_optimization.apply_default_optimizations = False
+    options.experimental_optimization.inject_prefetch = False
+    if tried.per_batch > 1:
+        dataset = dataset.map(lambda *_: True).batch(tried.per_batch)
+    return dataset.with_options(options)
 
 
 def _mapped(pipeline: Pipeline) -> _Tried:
@@ -135,7 +145,7 @@ def _kept(
     if not count:
         return None, None
     kept = mapped.dataset.take(count).cache()
-    for _ in kept:
+    for _ in _alone(_Tried(kept, count)):
         pass
     return total / count, kept
 
@@ -149,32 +159,25 @@ def _bytes(leaf: object) -> int:
 
 
 def _in_turns(
-    tried: dict[str | Layout, _Tried], max_seconds: float, clock: Clock
+    tried: dict[str | Layout, tf.data.Dataset], max_seconds: float, clock: Clock
 ) -> dict[str | Layout, float]:
     """Seconds a batch of each; a slow machine is slow for all of them."""
     share = max_seconds / (_ROUNDS * len(tried))
     seconds: dict[str | Layout, list[float]] = {name: [] for name in tried}
     for _ in range(_ROUNDS):
-        for name, (dataset, per_batch) in tried.items():
-            seconds[name].append(_seconds(dataset, per_batch, share, clock))
+        for name, dataset in tried.items():
+            seconds[name].append(_seconds(dataset, share, clock))
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
-def _seconds(dataset: tf.data.Dataset, per_batch: int, share: float, clock: Clock) -> float:
+def _seconds(dataset: tf.data.Dataset, share: float, clock: Clock) -> float:
     """Seconds a batch, the first batch's start-up left out where there are more."""
     ends = []
     start = clock()
-    iterator: Iterator[object] = iter(dataset)
-    for _ in _groups(iterator, per_batch):
+    for _ in dataset:
         ends.append(clock())
         if len(ends) > _BATCHES or (len(ends) > 1 and ends[-1] - start > share):
             break
     if len(ends) < 2:
         return (ends[0] - start) if ends else 0.0
     return (ends[-1] - ends[0]) / (len(ends) - 1)
-
-
-def _groups(iterator: Iterator[object], size: int) -> Iterator[int]:
-    """Takes `size` elements at a time; the last group may be smaller."""
-    while count := sum(1 for _ in itertools.islice(iterator, size)):
-        yield count
