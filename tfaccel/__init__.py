@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
         name="tensorflow",
     ) from None
 
-from tfaccel import passes
+from tfaccel import data, passes
 from tfaccel.callbacks import AccelCallback, ProfilerCallback
 from tfaccel.memory_search import max_batch_size
 from tfaccel.numerics import Drift, Tolerance
@@ -39,6 +39,7 @@ __all__ = [
     "Trial",
     "Workload",
     "__version__",
+    "data",
     "max_batch_size",
     "passes",
     "tune",

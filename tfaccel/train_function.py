@@ -68,8 +68,20 @@ class TrainFunction:
             self._remove()
             raise
 
-    def watch(self, meter: Meter | None) -> None:
-        """From now on `meter` is called for each step, and calls `step` or `own`; None ends it."""
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody measures the steps."""
+        return self._meter is not None
+
+    def watch(self, meter: Meter | None, *, instead_of: Meter | None = None) -> None:
+        """From now on `meter` is called for each step, and calls `step` or `own`; None ends it.
+
+        Args:
+            meter: who measures.
+            instead_of: change nothing unless this one measures now; None for whoever does.
+        """
+        if instead_of is not None and self._meter != instead_of:
+            return
         self._meter = meter
         self._leave_unless_needed()
 

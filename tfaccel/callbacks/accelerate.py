@@ -1,5 +1,6 @@
 """AccelCallback: one line in `model.fit`."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Collection, Sequence
@@ -10,10 +11,13 @@ import keras
 from tfaccel.consensus import consensus_of
 from tfaccel.numerics import Tolerance
 from tfaccel.plan import Pass, Plan
+from tfaccel.profiling.input_watch import InputWatch
 from tfaccel.report import Report, show
-from tfaccel.session import Session
+from tfaccel.session import Session, hindrance
 from tfaccel.settings import make_settings
 from tfaccel.timing import Clock
+from tfaccel.train_function import TrainFunction
+from tfaccel.workload import default_strategy
 
 
 class AccelCallback(keras.callbacks.Callback):
@@ -47,7 +51,8 @@ class AccelCallback(keras.callbacks.Callback):
 
     Attributes:
         plan: the plan in use; `Plan()` until one is chosen.
-        report: the `Report` of the last tuning; None before.
+        report: the `Report` of the last tuning; None before. Where steps wait for their
+            input, its note says so, and what to change.
 
     Raises:
         RuntimeError: Keras does not run on the TensorFlow backend.
@@ -92,6 +97,7 @@ class AccelCallback(keras.callbacks.Callback):
         )
         self._verbose = verbose
         self._session: Session | None = None
+        self._watch: InputWatch | None = None
 
     @property
     def plan(self) -> Plan:
@@ -119,11 +125,25 @@ class AccelCallback(keras.callbacks.Callback):
         self._session.start()
         if earlier is not None:
             self._session.resume(earlier)
+        self._watch = self._watching()
+
+    def _watching(self) -> InputWatch | None:
+        """Watches how long steps wait for their input, where that can be seen."""
+        distributed = self.model.distribute_strategy is not default_strategy()
+        if distributed or hindrance(self.model):
+            return None
+        function = TrainFunction.of(self.model)
+        if function.is_watched:  # ProfilerCallback says it itself
+            return None
+        per_call = int(self.model.steps_per_execution)
+        return InputWatch(function, per_call, self._settings.clock, self._tell_input)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Tells the session how far the training is."""
         if self._session is not None:
             self._session.begin_epoch(epoch)
+        if self._watch is not None:
+            self._watch.begin_epoch()
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Tells the session that a validation begins."""
@@ -132,6 +152,8 @@ class AccelCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Gives the train function back."""
+        if self._watch is not None:
+            self._watch.end()
         if self._session is not None:
             self._session.finish()
 
@@ -147,3 +169,12 @@ class AccelCallback(keras.callbacks.Callback):
     def _tell(self, report: Report) -> None:
         if self._speaks:
             show(report)
+
+    def _tell_input(self, said: str) -> None:
+        """The input is the bottleneck: the report's note has it, too."""
+        session = self._session
+        if session is not None and session.report is not None:
+            note = f"{session.report.note} {said}".strip()
+            session.report = dataclasses.replace(session.report, note=note)
+        if self._speaks:
+            print(f"\ntfaccel: {said}")

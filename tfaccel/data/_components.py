@@ -1,0 +1,83 @@
+"""The parts of a sample: inputs, labels, weights, by name."""
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class Role(enum.Enum):
+    """What a part is for, as Keras's `fit` reads a tuple."""
+
+    INPUT = "x"
+    LABEL = "y"
+    WEIGHT = "sample_weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """One array of a structure.
+
+    Attributes:
+        name: as in `x['image']`.
+        key: the last part of the name, for rules given by name.
+        role: what it is for.
+        value: an array, a tensor, or a spec.
+    """
+
+    name: str
+    key: str
+    role: Role
+    value: Any
+
+
+def components(structure: Any) -> list[Component]:
+    """All arrays of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`; None stands for nothing.
+
+    Source: keras.utils.unpack_x_y_sample_weight.
+
+    >>> [part.name for part in components(({"a": 1, "b": 2}, 3))]
+    ["x['a']", "x['b']", 'y']
+    """
+    split = isinstance(structure, tuple) and not hasattr(structure, "_fields")
+    parts = structure if split and 1 <= len(structure) <= 3 else (structure,)
+    return [
+        Component(_name(role, path), str(path[-1]) if path else role.value, role, leaf)
+        for role, part in zip(Role, parts, strict=False)
+        for path, leaf in keras.tree.flatten_with_path(part)
+        if leaf is not None
+    ]
+
+
+def _name(role: Role, path: tuple[Any, ...]) -> str:
+    return role.value + "".join(f"[{step!r}]" for step in path)
+
+
+def rule_for(rule: Any, component: Component) -> Any:
+    """A rule, or this component's of rules given by name."""
+    return rule.get(component.key) if isinstance(rule, Mapping) else rule
+
+
+def is_batched(spec: Any) -> bool:
+    """Whether elements of this spec look like batches.
+
+    They do where the first size of every part is open (`batch` leaves it so), or where
+    several parts share it.
+    """
+    shapes = [leaf.shape for leaf in tf.nest.flatten(spec) if hasattr(leaf, "shape")]
+    if not shapes or any(shape.rank == 0 for shape in shapes):
+        return False
+    if any(shape.rank is None for shape in shapes):
+        return True
+    sizes = {shape[0] for shape in shapes}
+    return sizes == {None} or (len(shapes) > 1 and len(sizes) == 1)
+
+
+def rows(value: Any) -> int | None:
+    """How many samples are in a batch; None for a single number."""
+    shape = np.shape(value) if not hasattr(value, "shape") else value.shape
+    return int(shape[0]) if len(shape) else None

@@ -1,0 +1,80 @@
+"""Prepared: a dataset that knows how it was made."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import rich.console
+import tensorflow as tf
+from rich.markup import escape
+
+from tfaccel.data._measure import Timings
+from tfaccel.data._pipeline import Layout
+from tfaccel.data.findings import Findings
+from tfaccel.tables import terminal_table
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """What `prepare` decided, and why.
+
+    Attributes:
+        layout: how the pipeline is run.
+        timings: what was measured; empty where nothing was.
+        notes: why it is so; a sentence each.
+    """
+
+    layout: Layout
+    timings: Timings = Timings()  # noqa: RUF009 (frozen)
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """The layout, the pace, and what sets it."""
+        said = f"tfaccel.data: {self.layout}."
+        seconds = self.timings.layouts.get(dataclasses.replace(self.layout, cached=False))
+        if seconds is not None:
+            name, cost = self.timings.bound_by, self.timings.parts[self.timings.bound_by]
+            said += f" A batch takes {_ms(seconds)} by itself; bound by `{name}` ({_ms(cost)} "
+            said += "in one thread)."
+            cached = self.timings.cached_seconds
+            if self.layout.cached and cached is not None:
+                said += f" From the cache a batch's samples come in {_ms(cached)}."
+        return " ".join([said, *self.notes])
+
+    def __rich__(self) -> rich.console.Group:
+        rows = [(name, _ms(seconds)) for name, seconds in self.timings.parts.items()]
+        rows += [(f"all: {layout}", _ms(s)) for layout, s in self.timings.layouts.items()]
+        table = [terminal_table(("part", "a batch"), rows, numbers=["a batch"])] if rows else []
+        return rich.console.Group(*table, escape(self.summary()))
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
+
+
+class Prepared(tf.data.Dataset):
+    """What `prepare` returns: a `tf.data.Dataset` to be given to `fit`, `evaluate`, `predict`.
+
+    Attributes:
+        account: how the pipeline is run, what was measured, and why it is so.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset, account: Account, found: Callable[[], Findings]):
+        self._dataset = dataset
+        self.account = account
+        self._found = found
+        super().__init__(tf.data.experimental.to_variant(dataset))
+
+    @property
+    def findings(self) -> Findings:
+        """What validation found so far; nothing without `validate`."""
+        return self._found()
+
+    @property
+    def element_spec(self) -> Any:
+        """As of any dataset."""
+        return self._dataset.element_spec
+
+    def _inputs(self) -> list[tf.data.Dataset]:
+        # tf.data asks every dataset for this, to collect its options.
+        return [self._dataset]

@@ -1,0 +1,210 @@
+"""prepare: an input pipeline that keeps up with the model."""
+
+import dataclasses
+import os
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.data._asked import asked_for, mode_of
+from tfaccel.data._bounds import Bounds
+from tfaccel.data._components import is_batched
+from tfaccel.data._log import Log
+from tfaccel.data._look import look_at_arrays, look_at_mapped
+from tfaccel.data._measure import Timings, measure
+from tfaccel.data._memory import free_bytes
+from tfaccel.data._pipeline import Layout, Map, Pipeline
+from tfaccel.data._screen import Screen
+from tfaccel.data._sources import Arrays
+from tfaccel.data.findings import Findings
+from tfaccel.data.prepared import Account, Prepared
+from tfaccel.data.rules import Rules
+from tfaccel.dataset_graph import effect, lasting_effect, stages
+from tfaccel.timing import Clock
+
+# TensorFlow's random operations: what they have drawn is forgotten with each iterator.
+_RANDOM = frozenset(
+    (
+        *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal"),
+        *("RandomShuffle", "RandomGamma", "RandomPoissonV2", "Multinomial"),
+        *("SampleDistortedBoundingBox", "SampleDistortedBoundingBoxV2"),
+    )
+)
+# The cache leaves memory for the model.
+_CACHE_SHARE = 0.25
+
+
+def prepare(
+    data: Any,
+    batch_size: int | None = None,
+    *,
+    map: Map | None = None,
+    augment: Map | None = None,
+    shuffle: bool | int = False,
+    seed: int | None = None,
+    drop_remainder: bool = False,
+    cache: bool | Literal["auto"] = "auto",
+    max_cache_bytes: int | None = None,
+    validate: bool | Literal["report", "drop"] = False,
+    rules: Rules | None = None,
+    max_check_seconds: float | None = 60.0,
+    measure_seconds: float | None = 2.0,
+    clock: Clock = time.perf_counter,
+) -> Prepared:
+    """Makes a dataset for `fit` of arrays or a dataset, with each stage where it pays.
+
+    The stages are: read, `map`, validate, cache, shuffle, `augment`, batch, prefetch. What
+    they give, and in which order, is what was asked for and the same whatever is measured.
+    Measured is how long each takes without the model, whether several threads, a thread pool
+    of the pipeline's own and a cache make it faster, and by which part it is bound.
+
+    A dataset is only measured, and by itself only cached, where one more iteration changes
+    nothing: not if it shuffles anew each time, runs Python code or has other state. Then the
+    map is parallel, and the account says so.
+
+    Args:
+        data: arrays (also dictionaries, `(x, y)`, `(x, y, sample_weight)`; what is mapped from
+            disk stays there), or a `tf.data.Dataset`, finite or not.
+        batch_size: samples in a batch. None for a dataset whose elements are batches.
+        map: makes a sample of what `data` has, the same each time: decoding, features.
+        augment: changes a sample another way each time; it is not cached. Where a seed is to
+            give the same numbers again, use `tf.random.stateless_*`: several threads draw
+            from `tf.random.uniform` in no fixed order.
+        shuffle: True for the whole of data of known length, or the size of the buffer.
+        seed: of the order.
+        drop_remainder: leave out the last batch if it is smaller.
+        cache: keep mapped samples in memory. `"auto"` where it pays and they fit.
+        max_cache_bytes: what `"auto"` may take; None for a quarter of the free memory.
+        validate: `"report"` (or True) to look for what would poison a model (`check` says
+            what that is), `"drop"` to leave such samples out, too. Arrays are looked at
+            before, samples that can't be mapped included; a dataset's samples as they pass,
+            where one that raises an error raises it as before. What is found is warned of
+            and kept in `.findings`.
+        rules: what samples must be like, for `validate`.
+        max_check_seconds: what looking at arrays may take; `.findings` says what was left
+            unseen, which is kept. None for no bound.
+        measure_seconds: about what measuring may take; None to measure nothing.
+        clock: seconds.
+
+    Returns:
+        A `tf.data.Dataset` with an `.account` of what was decided and `.findings`.
+
+    Raises:
+        TypeError: `data` is neither arrays nor a dataset.
+        ValueError: an argument breaks its rule; the message names it.
+
+    Source: https://www.tensorflow.org/guide/data_performance
+
+    Example:
+
+    >>> x, y = np.arange(10.0), np.arange(10)
+    >>> x[3] = np.nan
+    >>> dataset = tfaccel.data.prepare((x, y), 4, map=lambda x, y: (x * 2, y))
+    >>> [labels.numpy().tolist() for _, labels in dataset]
+    [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    """
+    pipeline = asked_for(data, batch_size, map, augment, shuffle, seed, drop_remainder)
+    mode = mode_of(validate)
+    if cache not in (True, False, "auto"):
+        raise ValueError(f'`cache` must be True, False or "auto". Received: {cache!r}')
+    pipeline, found = _validated(pipeline, mode, rules or Rules(), max_check_seconds, clock)
+    notes: list[str] = []
+    timings = _timings(pipeline, measure_seconds, clock, notes)
+    layout = timings.fastest(_layouts(pipeline)) if timings.layouts else _unmeasured(pipeline)
+    cached = _is_cached(pipeline, cache, max_cache_bytes, timings, notes)
+    layout = dataclasses.replace(layout, cached=cached)
+    account = Account(layout, timings, tuple(notes))
+    return Prepared(pipeline.dataset(layout), account, found)
+
+
+def _validated(
+    pipeline: Pipeline, mode: str, rules: Rules, max_seconds: float | None, clock: Clock
+) -> tuple[Pipeline, Callable[[], Findings]]:
+    """The pipeline without what validation drops, and what says what was found."""
+    if not mode:
+        return pipeline, Findings
+    if isinstance(pipeline.source, tf.data.Dataset):
+        batched = pipeline.batch_size is None and is_batched(pipeline.source.element_spec)
+        log = Log("a dataset, as it passes", None if batched else pipeline.length)
+        screen = Screen(rules, log, drop=mode == "drop", batched=batched)
+        screened = dataclasses.replace(pipeline, screen=screen.applied)
+        return screened, lambda: dataclasses.replace(log.findings(), samples=screen.samples)
+    log = Log("arrays", pipeline.source.length)
+    bounds = Bounds.begin(None, max_seconds, clock)
+    if pipeline.map is None:
+        bad = look_at_arrays(pipeline.source, rules, bounds, log)
+    else:
+        bad = look_at_mapped(pipeline, rules, bounds, log)
+    if bad and mode == "drop":
+        log.count(dropped=len(bad))
+        rows = np.setdiff1d(np.arange(pipeline.source.length), sorted(bad))
+        if not len(rows):
+            raise ValueError(f"`data` has no sample without a fault. {log.findings().summary()}")
+        pipeline = dataclasses.replace(pipeline, rows=rows)
+    findings = log.findings()
+    if not findings.ok:
+        warnings.warn(f"tfaccel.data: {findings.summary()}", stacklevel=3)
+    return pipeline, lambda: findings
+
+
+def _layouts(pipeline: Pipeline) -> list[Layout]:
+    """What is worth trying, the simplest first."""
+    cores = os.cpu_count() or 1
+    return [Layout(), Layout(parallel=True), Layout(parallel=True, private_threads=cores)]
+
+
+def _unmeasured(pipeline: Pipeline) -> Layout:
+    """What is right more often than not."""
+    return Layout(parallel=not pipeline.gathers_batches)
+
+
+def _timings(
+    pipeline: Pipeline, max_seconds: float | None, clock: Clock, notes: list[str]
+) -> Timings:
+    if max_seconds is None:
+        return Timings()
+    if not max_seconds > 0:
+        raise ValueError(f"`measure_seconds` must be positive, or None. Received: {max_seconds!r}")
+    why = _reason_not_to_iterate(pipeline)
+    if why:
+        notes.append(f"It was not measured, as one more iteration would change it: {why}.")
+        return Timings()
+    try:
+        return measure(pipeline, _layouts(pipeline), max_seconds, clock)
+    except (tf.errors.OpError, ValueError, TypeError) as error:
+        # The same error comes, or does not come, when the dataset is used.
+        notes.append(f"It was not measured, as it raised {type(error).__name__}.")
+        return Timings()
+
+
+def _reason_not_to_iterate(pipeline: Pipeline) -> str:
+    why = "" if isinstance(pipeline.source, Arrays) else lasting_effect(pipeline.source)
+    if why or pipeline.augment is None:
+        return why
+    plain = dataclasses.replace(pipeline, shuffle=0, screen=None, batch_size=None)
+    found = stages(plain.batches(Layout()))
+    return effect(found[-1], _RANDOM) if found else ""
+
+
+def _is_cached(
+    pipeline: Pipeline, cache: bool | str, most: int | None, timings: Timings, notes: list[str]
+) -> bool:
+    """Whether mapped samples are kept in memory; a note says why not."""
+    if cache is True and pipeline.length is None:
+        notes.append("The cache is as large as the data, whose length is unknown.")
+    if cache != "auto":
+        return bool(cache)
+    if pipeline.gathers_batches or not timings.cache_pays or timings.sample_bytes is None:
+        return False
+    if pipeline.length is None:
+        notes.append("No cache, as the length of the data is unknown or without end.")
+        return False
+    bound = int(_CACHE_SHARE * free_bytes()) if most is None else most
+    needed = timings.sample_bytes * pipeline.length
+    if needed > bound:
+        notes.append(f"No cache: {needed / 2**20:,.0f} MiB, beyond {bound / 2**20:,.0f} MiB.")
+    return needed <= bound

@@ -1,0 +1,122 @@
+"""Notices that steps wait for their input, and says what to change."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.dataset_graph import Stage, dataset_of, stages
+from tfaccel.feed import is_plain
+from tfaccel.profiling.sampling import Sampling
+from tfaccel.profiling.tally import INPUT_BOUND_SHARE
+from tfaccel.timing import Clock, wait_for
+from tfaccel.train_function import TrainFunction
+
+# The first steps trace; batches that were made meanwhile are used up in a few more.
+_SKIPPED_STEPS = 8
+# So many measured steps make a verdict. Old ones are forgotten, as trials, too, leave a
+# buffer full.
+_STEPS = 4
+# A pipeline with a cache is slow in the first epoch only, so the second is watched, too.
+_EPOCHS = 2
+
+
+class InputWatch:
+    """Runs whatever step is in use, and on some steps takes the batch first.
+
+    How long a step waits for its input is seen in steps whose batch was taken before, at no
+    more than `Sampling`'s share of the time. Once the verdict is told, or after two epochs,
+    the watch ends and costs nothing.
+
+    Args:
+        function: the fit's train function; nobody else may watch it.
+        steps_per_execution: batches of a call.
+        clock: seconds.
+        tell: is told once, in a few sentences, that the input is the bottleneck.
+    """
+
+    def __init__(
+        self,
+        function: TrainFunction,
+        steps_per_execution: int,
+        clock: Clock,
+        tell: Callable[[str], None],
+    ):
+        self._function, self._batches = function, steps_per_execution
+        self._clock, self._tell = clock, tell
+        self._sampling = Sampling(clock)
+        self._start = clock()
+        self._calls = self._epochs = 0
+        self._measured: list[tuple[float, float]] = []
+        function.watch(self._step)
+
+    def begin_epoch(self) -> None:
+        """An epoch begins."""
+        self._epochs += 1
+        if self._epochs > _EPOCHS:
+            self.end()
+
+    def end(self) -> None:
+        """Watches no longer."""
+        self._function.watch(None, instead_of=self._step)
+
+    def _step(self, iterator: Any) -> Any:
+        self._calls += 1
+        due = self._calls > _SKIPPED_STEPS and is_plain(iterator)
+        if not due or not self._sampling.is_due(self._clock() - self._start):
+            return self._function.step(iterator)
+        report = self._function.report
+        sample, feeding = self._sampling.take(iterator, self._batches)
+        start = self._clock()
+        logs = self._function.step(feeding)
+        wait_for(logs)
+        if self._function.report is report:  # no trials in it
+            self._measured.append((sample.waited_seconds, self._clock() - start))
+            self._judge(iterator)
+        return logs
+
+    def _judge(self, iterator: tf.data.Iterator) -> None:
+        latest = self._measured[-_STEPS:]
+        waited, stepped = sum(w for w, _ in latest), sum(s for _, s in latest)
+        if len(latest) == _STEPS and waited >= INPUT_BOUND_SHARE * (waited + stepped):
+            self.end()
+            self._tell(bottleneck(waited / _STEPS, stepped / _STEPS, dataset_of(iterator)))
+
+
+def bottleneck(waited_seconds: float, step_seconds: float, dataset: tf.data.Dataset | None) -> str:
+    """Says that the input sets the pace, and what to change.
+
+    Args:
+        waited_seconds: that a step waits for its batch.
+        step_seconds: that it takes with the batch at hand.
+        dataset: what the batches come from; None where unknown.
+    """
+    share = waited_seconds / (waited_seconds + step_seconds)
+    found = stages(dataset) if dataset is not None else None
+    said = (
+        f"The input is the bottleneck: {share:.0%} of a step is waiting for it "
+        f"({waited_seconds * 1e3:.3g} ms, and {step_seconds * 1e3:.3g} ms of training). "
+        "A faster step would wait longer."
+    )
+    return " ".join([said, *_remedies(found or ()), _PREPARE])
+
+
+_PREPARE = (
+    "`tfaccel.data.prepare` puts each stage where it pays, and its `.account` says which part "
+    "takes the time."
+)
+
+
+def _remedies(found: tuple[Stage, ...]) -> Iterator[str]:
+    names = {stage.name for stage in found}
+    if any(stage.runs_python for stage in found):
+        yield (
+            "Python code makes the batches, in one thread: give a PyDataset `workers`, or do "
+            "the work in tf.data."
+        )
+    if "Map" in names:
+        yield "Give `map` `num_parallel_calls=tf.data.AUTOTUNE`."
+    if found and "Cache" not in names:
+        yield "Put `.cache()` behind what is the same in each epoch, if it fits in memory."
+    if found and "Prefetch" not in names:
+        yield "End the dataset with `.prefetch(tf.data.AUTOTUNE)`."
