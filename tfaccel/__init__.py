@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
         name="tensorflow",
     ) from None
 
-from tfaccel import passes
+from tfaccel import ops, passes
 from tfaccel.callbacks import AccelCallback, ProfilerCallback
 from tfaccel.numerics import Drift, Tolerance
 from tfaccel.plan import Pass, Plan, Refusal
@@ -36,6 +36,7 @@ __all__ = [
     "Trial",
     "Workload",
     "__version__",
+    "ops",
     "passes",
     "tune",
 ]
