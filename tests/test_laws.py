@@ -146,7 +146,7 @@ LAYERS = (
     {"version", "scoped", "keras_private", "device", "numerics", "timing", "tables", "records"}
     | {"disk"},
     {"workload", "machine"},
-    {"state", "plan", "feed"},
+    {"state", "plan", "feed", "forward"},
     {"loss_scale", "kernels"},
     {"ops"},
     {"passes"},

@@ -236,7 +236,10 @@ def matmul(
 def measured(spec: CallSpec) -> Kernel:
     """The kernel that measuring chose for a call; TensorFlow's where nothing was measured."""
     ranking = Store.at().ranking(spec)
-    return reference(spec.op, spec.direction) if ranking is None else ranking.kernel()
+    own = reference(spec.op, spec.direction)
+    kernel = own if ranking is None else ranking.kernel()
+    # What won for known sizes may refuse where they are not known.
+    return kernel if kernel.refusal(spec) is None else own
 
 
 def convolve(
@@ -267,9 +270,42 @@ def convolve(
     >>> y.shape
     TensorShape([1, 2, 1])
     """
+    arguments = (strides, padding, dilation_rate, groups, where)
+    spec, x, filters = lowered(op, x, filters, *arguments)
+    y = _finished(product(spec, x, filters, choose), bias, None)
+    if data_format(where) == "channels_first":
+        # A GPU's layout optimizer cancels this with the transpose before.
+        y = tf.transpose(y, _moved(y.shape.rank, -1, 1))
+    return _finished(y, None, activation)
+
+
+def lowered(
+    op: str,
+    x: Any,
+    filters: Any,
+    strides: Any,
+    padding: Any,
+    dilation_rate: Any,
+    groups: Any = 1,
+    where: str | None = None,
+) -> tuple[CallSpec, tf.Tensor, tf.Tensor]:
+    """A convolution in a kernel's terms: the channels last, no causal padding.
+
+    Args:
+        op, x, filters, strides, padding, dilation_rate, groups, where: as for `convolve`.
+
+    Returns:
+        The call, and its two operands.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its rule; the message names it.
+
+    >>> spec, x, _ = lowered("conv1d", tf.ones((1, 3, 1)), tf.ones((2, 1, 1)), 1, "causal", 1)
+    >>> spec.padding, x.shape
+    ('valid', TensorShape([1, 4, 1]))
+    """
     x, filters, dtype = tensors("x", x, "filters", filters)
-    first = data_format(where) == "channels_first"
-    if first:
+    if data_format(where) == "channels_first":
         x = tf.transpose(x, _moved(x.shape.rank, 1, -1))
     if op == "conv1d" and padding == "causal":
         x, padding = _causal(x, filters, dilation_rate), "valid"
@@ -283,11 +319,7 @@ def convolve(
         dilation_rate=dilation_rate,
         groups=groups,
     )
-    y = _finished(product(spec, x, filters, choose), bias, None)
-    if first:
-        # A GPU's layout optimizer cancels this with the transpose before.
-        y = tf.transpose(y, _moved(y.shape.rank, -1, 1))
-    return _finished(y, None, activation)
+    return spec, x, filters
 
 
 def _moved(rank: int, source: int, target: int) -> list[int]:

@@ -137,7 +137,7 @@ class Session:
     def _first(self, iterator: tf.data.Iterator) -> Any:
         self._element_spec = iterator.element_spec
         explicit = self.settings.plan
-        if explicit is None or not self.model.built:
+        if explicit is None or explicit.needs_batch or not self.model.built:
             self._step = self._collect
         else:
             self._start_explicit(explicit)
@@ -261,6 +261,9 @@ class Session:
 
     def _start_plan(self, plan: Plan, traced: BuiltStep | None, workload: Workload) -> None:
         self.plan, self._decided = plan, True
+        if traced is None:
+            clock = self.settings.clock
+            plan.prepare(workload, clock, clock() + self.settings.budget.max_seconds)
         workload = dataclasses.replace(workload, batches=())  # no data is held any longer
         self._batches.clear()
         build_optimizer(self.model)

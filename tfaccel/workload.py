@@ -38,6 +38,7 @@ class Workload:
     step_seconds: float = 0.0
     device: Device = dataclasses.field(default_factory=current_device)
     scratch: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    prepared: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     @functools.cached_property
     def layers(self) -> list[keras.layers.Layer]:

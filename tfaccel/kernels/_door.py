@@ -125,9 +125,9 @@ def spec_of(op: str, shapes: Any, dtype: str, direction: str, **arguments: Any) 
         unused = {k: v for k, v in arguments.items() if v not in (1, "valid")}
         if unused:
             raise ValueError(f"matmul takes no {', '.join(unused)}. Received: {unused}")
-        spec = matmul_spec(*shapes, name)
+        spec = matmul_spec(shapes[0], shapes[1], name)
     else:
-        spec = convolution_spec(op, *shapes, name, **arguments)
+        spec = convolution_spec(op, shapes[0], shapes[1], name, **arguments)
     if not spec.is_known:
         raise ValueError(f"`shapes` must be known to be measured. Received: {shapes!r}")
     return spec.along(checked_direction(direction))

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.kernels._spec import CallSpec, Direction
+from tfaccel.kernels._spec import CallSpec
 from tfaccel.plan import Refusal
 
 # The norm of the error over the norm of the result, against TensorFlow's op on the same
@@ -50,7 +50,7 @@ class Kernel:
     """
 
     op: str
-    direction: Direction
+    direction: str
     name: str
     fn: Callable[..., Any]
     summary: str = ""

@@ -124,7 +124,9 @@ class Ranking:
         Raises:
             KeyError, TypeError, ValueError: it is no ranking.
         """
-        call = {k: tuple(v) if isinstance(v, list) else v for k, v in data["call"].items()}
+        call: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data["call"].items()
+        }
         candidates = tuple(
             Candidate(
                 **item

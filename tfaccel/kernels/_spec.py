@@ -89,8 +89,8 @@ class CallSpec:
 
     def fits(self, other: "CallSpec") -> bool:
         """Whether `other` is this call, where the sizes of both are known."""
-        blank = {"x": (), "w": ()}
-        return dataclasses.replace(self, **blank) == dataclasses.replace(other, **blank) and all(
+        alike = dataclasses.replace(self, x=other.x, w=other.w) == other
+        return alike and all(
             len(a) == len(b) and all(None in (n, m) or n == m for n, m in zip(a, b, strict=True))
             for a, b in ((self.x, other.x), (self.w, other.w))
         )

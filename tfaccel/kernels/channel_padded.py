@@ -1,12 +1,13 @@
 """A product with its channels filled up to what a GPU's Tensor Cores take."""
 
 import dataclasses
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from tfaccel.kernels import _native
 from tfaccel.kernels._kernel import Kernel
-from tfaccel.kernels._spec import DIRECTIONS, CallSpec
+from tfaccel.kernels._spec import CallSpec
 from tfaccel.plan import Refusal
 
 # 16 bytes of 16-bit numbers:
@@ -33,7 +34,7 @@ def _filled(tensor: tf.Tensor, last: int) -> tf.Tensor:
 
 
 def _wide(spec: CallSpec) -> CallSpec:
-    channels, filters = (n + -n % _MULTIPLE for n in spec.w[-2:])
+    channels, filters = (n + -n % _MULTIPLE for n in spec.w[-2:] if n is not None)
     return dataclasses.replace(
         spec, x=(*spec.x[:-1], channels), w=(*spec.w[:-2], channels, filters)
     )
@@ -57,7 +58,11 @@ def _weight_gradient(spec: CallSpec, x: tf.Tensor, dy: tf.Tensor, shape: tf.Tens
     return made[..., : spec.w[-2], : spec.w[-1]]
 
 
-_FUNCTIONS = dict(zip(DIRECTIONS, (_forward, _input_gradient, _weight_gradient), strict=True))
+_FUNCTIONS: dict[str, Callable[..., tf.Tensor]] = {
+    "forward": _forward,
+    "input_gradient": _input_gradient,
+    "weight_gradient": _weight_gradient,
+}
 KERNELS = tuple(
     Kernel(
         op=op,

@@ -1,12 +1,13 @@
 """A grouped convolution as one convolution for each group."""
 
 import dataclasses
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from tfaccel.kernels import _native
 from tfaccel.kernels._kernel import Kernel
-from tfaccel.kernels._spec import CONVOLUTIONS, DIRECTIONS, CallSpec
+from tfaccel.kernels._spec import CONVOLUTIONS, CallSpec
 from tfaccel.plan import Refusal
 
 # More of them are a graph too large for what it wins.
@@ -49,7 +50,11 @@ def _weight_gradient(spec: CallSpec, x: tf.Tensor, dy: tf.Tensor, shape: tf.Tens
     return tf.concat([gradient(one, a, b, tf.constant(one.w)) for a, b in pairs], -1)
 
 
-_FUNCTIONS = dict(zip(DIRECTIONS, (_forward, _input_gradient, _weight_gradient), strict=True))
+_FUNCTIONS: dict[str, Callable[..., tf.Tensor]] = {
+    "forward": _forward,
+    "input_gradient": _input_gradient,
+    "weight_gradient": _weight_gradient,
+}
 KERNELS = tuple(
     Kernel(
         op=op,

@@ -2,10 +2,11 @@
 
 from tfaccel.passes.fused_norm import FusedNorm
 from tfaccel.passes.fused_optimizer import FusedOptimizer
+from tfaccel.passes.kernels import Kernels
 from tfaccel.passes.mixed_precision import MixedPrecision
 from tfaccel.passes.xla import XLA
 from tfaccel.plan import Pass
 
-PASSES: tuple[type[Pass], ...] = (FusedNorm, FusedOptimizer, MixedPrecision, XLA)
+PASSES: tuple[type[Pass], ...] = (FusedNorm, FusedOptimizer, MixedPrecision, XLA, Kernels)
 
-__all__ = ["PASSES", "XLA", "FusedNorm", "FusedOptimizer", "MixedPrecision"]
+__all__ = ["PASSES", "XLA", "FusedNorm", "FusedOptimizer", "Kernels", "MixedPrecision"]
