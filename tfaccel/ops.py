@@ -270,42 +270,9 @@ def convolve(
     >>> y.shape
     TensorShape([1, 2, 1])
     """
-    arguments = (strides, padding, dilation_rate, groups, where)
-    spec, x, filters = lowered(op, x, filters, *arguments)
-    y = _finished(product(spec, x, filters, choose), bias, None)
-    if data_format(where) == "channels_first":
-        # A GPU's layout optimizer cancels this with the transpose before.
-        y = tf.transpose(y, _moved(y.shape.rank, -1, 1))
-    return _finished(y, None, activation)
-
-
-def lowered(
-    op: str,
-    x: Any,
-    filters: Any,
-    strides: Any,
-    padding: Any,
-    dilation_rate: Any,
-    groups: Any = 1,
-    where: str | None = None,
-) -> tuple[CallSpec, tf.Tensor, tf.Tensor]:
-    """A convolution in a kernel's terms: the channels last, no causal padding.
-
-    Args:
-        op, x, filters, strides, padding, dilation_rate, groups, where: as for `convolve`.
-
-    Returns:
-        The call, and its two operands.
-
-    Raises:
-        TypeError, ValueError: an argument breaks its rule; the message names it.
-
-    >>> spec, x, _ = lowered("conv1d", tf.ones((1, 3, 1)), tf.ones((2, 1, 1)), 1, "causal", 1)
-    >>> spec.padding, x.shape
-    ('valid', TensorShape([1, 4, 1]))
-    """
     x, filters, dtype = tensors("x", x, "filters", filters)
-    if data_format(where) == "channels_first":
+    first = data_format(where) == "channels_first"
+    if first:
         x = tf.transpose(x, _moved(x.shape.rank, 1, -1))
     if op == "conv1d" and padding == "causal":
         x, padding = _causal(x, filters, dilation_rate), "valid"
@@ -319,7 +286,11 @@ def lowered(
         dilation_rate=dilation_rate,
         groups=groups,
     )
-    return spec, x, filters
+    y = _finished(product(spec, x, filters, choose), bias, None)
+    if first:
+        # A GPU's layout optimizer cancels this with the transpose before.
+        y = tf.transpose(y, _moved(y.shape.rank, -1, 1))
+    return _finished(y, None, activation)
 
 
 def _moved(rank: int, source: int, target: int) -> list[int]:

@@ -1,20 +1,14 @@
 """Layers that are products, in the terms of `tfaccel.ops`."""
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfaccel import keras_private, ops
-from tfaccel.kernels import DTYPES, CallSpec, Choose, matmul_spec, product
+from tfaccel.kernels import DTYPES, CallSpec, Choose, convolution_spec, matmul_spec, product
 from tfaccel.plan import Refusal
-
-# Says whether a call is to be computed by tfaccel's kernels at all, by the layer's name.
-Wanted = Callable[[str, CallSpec], bool]
-# Takes the inputs (as a tensor), says whether kernels are wanted, and how to choose them.
-Compute = Callable[[Any, tf.Tensor, Wanted, Choose], tf.Tensor | None]
 
 _CONVOLUTIONS: Mapping[type, str] = {
     keras.layers.Conv1D: "conv1d",
@@ -31,10 +25,9 @@ def kind_of(layer: Any) -> type | None:
 
 
 def obstacle(layer: Any) -> Refusal | None:
-    """Why this layer keeps Keras's own `call`."""
+    """Why this layer, which is a product, keeps Keras's own `call`."""
     who = f"layer {layer.name!r} ({type(layer).__name__})"
-    kind = kind_of(layer)
-    assert kind is not None
+    kind = kind_of(layer) or type(layer)
     methods = ("call", "convolution_op") if hasattr(kind, "convolution_op") else ("call",)
     own = keras_private.overridden(layer, kind, *methods)
     if own is not None:
@@ -46,107 +39,95 @@ def obstacle(layer: Any) -> Refusal | None:
     return None
 
 
-def kernel_call(layer: Any, is_off: Callable[[], bool], wanted: Wanted, choose: Choose) -> Any:
+def calls(layer: Any, shape: Sequence[int | None], dtype: str) -> list[CallSpec]:
+    """The products that a layer is made of.
+
+    Args:
+        layer: built, without an obstacle.
+        shape: of its input; None where a size is not known.
+        dtype: what it computes in.
+
+    Raises:
+        TypeError, ValueError: the layer can't be called with such an input.
+
+    >>> layer = keras.layers.SeparableConv2D(5, 3, padding="same")
+    >>> layer.build((None, 8, 8, 4))
+    >>> print(*calls(layer, (None, 8, 8, 4), "float32"), sep="; ")
+    depthwise_conv2d ?x8x8x4 * 3x3x4x1, same, float32; conv2d ?x8x8x4 * 1x1x4x5, valid, float32
+    """
+    kind = kind_of(layer)
+    if kind is keras.layers.Dense:
+        return [matmul_spec(shape, layer.kernel.shape, dtype)]
+    if layer.data_format == "channels_first":
+        shape = (shape[0], *shape[2:], shape[1])
+    window = {"strides": layer.strides, "dilation_rate": layer.dilation_rate}
+    padding = layer.padding
+    if padding == "causal":
+        size = shape[1]
+        before = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
+        shape, padding = (shape[0], None if size is None else size + before, shape[2]), "valid"
+    if kind is keras.layers.SeparableConv2D:
+        deep = layer.depthwise_kernel.shape
+        first = convolution_spec("depthwise_conv2d", shape, deep, dtype, padding=padding, **window)
+        return [first, convolution_spec("conv2d", first.y, layer.pointwise_kernel.shape, dtype)]
+    op, filters = _CONVOLUTIONS[kind or type(layer)], layer.kernel.shape
+    groups = layer.groups if op != "depthwise_conv2d" else 1
+    return [convolution_spec(op, shape, filters, dtype, padding=padding, groups=groups, **window)]
+
+
+def kernel_call(
+    layer: Any, wanted: Callable[[str, list[CallSpec]], bool], choose: Choose
+) -> Callable[..., Any]:
     """The layer's `call`, by kernels that are chosen while it is traced.
 
     Args:
-        layer: a layer that has no obstacle.
-        is_off: whether Keras's own code is to run whatever was chosen.
-        wanted: whether any direction of a call has a kernel that is not TensorFlow's.
+        layer: without an obstacle.
+        wanted: told the layer's name and its products, says whether kernels of tfaccel's
+            are to compute them; if not, Keras's own code does.
         choose: which kernel computes what.
     """
     own_call = layer.call
-    compute = _compute_of(layer)
 
     def call(inputs: Any, **arguments: Any) -> Any:
-        if is_off() or not isinstance(inputs, tf.Tensor) or inputs.dtype.name not in DTYPES:
+        if not _serves(inputs) or not wanted(
+            layer.name, calls(layer, inputs.shape, inputs.dtype.name)
+        ):
             return own_call(inputs, **arguments)
-        y = compute(layer, inputs, wanted, choose)
-        if y is None:
-            return own_call(inputs, **arguments)
+        y = _computed(layer, inputs, choose)
         return y if layer.activation is None else layer.activation(y)
 
     return call
 
 
-def calls_of(layer: Any, dtype: str) -> Iterator[CallSpec]:
-    """The calls that a layer makes, as far as its own shapes tell: the batch is unknown.
-
-    Args:
-        layer: built.
-        dtype: what it computes in.
-    """
-    try:
-        shape = layer.input.shape
-    except (AttributeError, ValueError, RuntimeError):  # not called on symbols, or many times
-        return
-    seen: list[CallSpec] = []
-
-    def note(name: str, spec: CallSpec) -> bool:
-        seen.append(spec)
-        return False
-
-    @tf.function(autograph=False)
-    def look(x: tf.Tensor) -> None:
-        _compute_of(layer)(layer, x, note, ops.measured)
-
-    look.get_concrete_function(tf.TensorSpec(shape, str(layer.compute_dtype)))
-    yield from (dataclasses.replace(spec, dtype=dtype) for spec in seen)
+def _serves(inputs: Any) -> bool:
+    return (
+        isinstance(inputs, tf.Tensor)
+        and inputs.dtype.name in DTYPES
+        and inputs.shape.rank is not None
+        and inputs.shape.rank >= 2
+    )
 
 
-def _compute_of(layer: Any) -> Compute:
+def _computed(layer: Any, x: tf.Tensor, choose: Choose) -> tf.Tensor:
+    """What the layer computes, less its activation."""
+
+    def weights(variable: Any) -> tf.Tensor:
+        return tf.cast(tf.convert_to_tensor(keras.ops.convert_to_tensor(variable)), x.dtype)
+
+    bias = None if layer.bias is None else weights(layer.bias)
     kind = kind_of(layer)
     if kind is keras.layers.Dense:
-        return _dense
-    return _separable if kind is keras.layers.SeparableConv2D else _convolution
-
-
-def _tensor(variable: Any, dtype: Any) -> tf.Tensor:
-    return tf.cast(tf.convert_to_tensor(keras.ops.convert_to_tensor(variable)), dtype)
-
-
-def _dense(layer: Any, x: tf.Tensor, wanted: Wanted, choose: Choose) -> tf.Tensor | None:
-    if x.shape.rank is None or x.shape.rank < 2:
-        return None
-    w = _tensor(layer.kernel, x.dtype)
-    spec = matmul_spec(x.shape, w.shape, x.dtype.name)
-    if not wanted(layer.name, spec):
-        return None
-    return _biased(layer, product(spec, x, w, choose))
-
-
-def _convolution(layer: Any, x: tf.Tensor, wanted: Wanted, choose: Choose) -> tf.Tensor | None:
-    op = _CONVOLUTIONS[kind_of(layer) or type(layer)]
-    filters = _tensor(layer.kernel, x.dtype)
-    groups = getattr(layer, "groups", 1) if op.startswith("conv") else 1
-    arguments = (layer.strides, layer.padding, layer.dilation_rate, groups, layer.data_format)
-    spec, _, _ = ops.lowered(op, x, filters, *arguments)
-    if not wanted(layer.name, spec):
-        return None
-    bias = _tensor(layer.bias, x.dtype) if layer.use_bias else None
-    return ops.convolve(op, x, filters, *arguments, bias, None, choose)
-
-
-def _separable(layer: Any, x: tf.Tensor, wanted: Wanted, choose: Choose) -> tf.Tensor | None:
-    deep, flat = (_tensor(w, x.dtype) for w in (layer.depthwise_kernel, layer.pointwise_kernel))
-    first = (layer.strides, layer.padding, layer.dilation_rate, 1, layer.data_format)
-    then = (1, "valid", 1, 1, layer.data_format)
-    spec, _, _ = ops.lowered("depthwise_conv2d", x, deep, *first)
-    pointwise = dataclasses.replace(
-        spec,
-        op="conv2d",
-        x=spec.y,
-        w=tuple(flat.shape),
-        strides=(1, 1),
-        dilation=(1, 1),
-        padding="valid",
+        w = weights(layer.kernel)
+        y = product(matmul_spec(x.shape, w.shape, x.dtype.name), x, w, choose)
+        return y if bias is None else y + bias
+    window = (layer.strides, layer.padding, layer.dilation_rate)
+    where = layer.data_format
+    if kind is keras.layers.SeparableConv2D:
+        deep, flat = weights(layer.depthwise_kernel), weights(layer.pointwise_kernel)
+        y = ops.convolve("depthwise_conv2d", x, deep, *window, where=where, choose=choose)
+        return ops.convolve("conv2d", y, flat, 1, "valid", 1, where=where, bias=bias, choose=choose)
+    op = _CONVOLUTIONS[kind or type(layer)]
+    groups = layer.groups if op != "depthwise_conv2d" else 1
+    return ops.convolve(
+        op, x, weights(layer.kernel), *window, groups, where=where, bias=bias, choose=choose
     )
-    if not any([wanted(layer.name, spec), wanted(layer.name, pointwise)]):
-        return None
-    bias = _tensor(layer.bias, x.dtype) if layer.use_bias else None
-    y = ops.convolve("depthwise_conv2d", x, deep, *first, choose=choose)
-    return ops.convolve("conv2d", y, flat, *then, bias, None, choose)
-
-
-def _biased(layer: Any, y: tf.Tensor) -> tf.Tensor:
-    return y if layer.bias is None else y + _tensor(layer.bias, y.dtype)

@@ -56,14 +56,14 @@ class Selection:
         """All calls under a kind of plan have been noted."""
         self._looked_at.add(key)
 
-    def wanted(self, layer: str, spec: CallSpec) -> bool:
-        """Whether any direction of a layer's call is to be computed by a kernel of tfaccel's."""
+    def wanted(self, layer: str, specs: list[CallSpec]) -> bool:
+        """Whether a kernel of tfaccel's is to compute any direction of a layer's products."""
         if self._recording:
             noted = self.seen.setdefault(layer, [])
-            if spec not in noted:
-                noted.append(spec)
+            noted += [spec for spec in specs if spec not in noted]
             return False
-        return any(self.choose(spec.along(d)).name != REFERENCE for d in DIRECTIONS)
+        ways = (spec.along(direction) for spec in specs for direction in DIRECTIONS)
+        return any(self.choose(spec).name != REFERENCE for spec in ways)
 
     def choose(self, spec: CallSpec) -> Kernel:
         """The kernel for a call: what was measured for this workload, else on this machine."""

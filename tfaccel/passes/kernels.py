@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import keras
 
 from tfaccel.forward import trace_forward
+from tfaccel.kernels import CallSpec
 from tfaccel.passes import _product_layers
 from tfaccel.passes._selection import Selection
 from tfaccel.plan import Pass, Plan, Refusal
@@ -83,16 +84,15 @@ class Kernels(Pass):
     @contextlib.contextmanager
     def applied(self, workload: Workload) -> Iterator[None]:
         selection = self._selection(workload)
+
+        def wanted(layer: str, specs: list[CallSpec]) -> bool:
+            # Read while tracing: the pass `xla` may be entered after this one.
+            return not workload.model.jit_compile and selection.wanted(layer, specs)
+
         with contextlib.ExitStack() as stack:
             for layer, obstacle in self.obstacles(workload):
                 if obstacle is None:
-                    call = _product_layers.kernel_call(
-                        layer,
-                        # Read while tracing: the pass `xla` may come after this one.
-                        lambda: bool(workload.model.jit_compile),
-                        selection.wanted,
-                        selection.choose,
-                    )
+                    call = _product_layers.kernel_call(layer, wanted, selection.choose)
                     stack.enter_context(instance_attribute(layer, "call", call))
             yield
 
@@ -119,11 +119,11 @@ class Kernels(Pass):
             The kernels that would be used, and what the others did; nothing where nothing
             was measured.
         """
-        if not layer.built:
+        try:
+            specs = _product_layers.calls(layer, layer.input.shape, dtype)
+        except (AttributeError, ValueError, RuntimeError):  # never called on symbols, or often
             return "", ()
-        words = [
-            self._selection(workload).words(spec) for spec in _product_layers.calls_of(layer, dtype)
-        ]
+        words = [self._selection(workload).words(spec) for spec in specs]
         used = "; ".join(said for said, _ in words if said)
         return used, tuple(clause for _, others in words for clause in others)
 
