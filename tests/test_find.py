@@ -192,6 +192,18 @@ def test_a_ranking_travels_and_prints():
     assert ranking.best(reduced=True).kernel == "in_bfloat16"
 
 
+@pytest.mark.parametrize(("gain", "best"), [(2.1, "matmul_1x1"), (2.3, "xla")])
+def test_what_xla_compiles_must_be_clearly_ahead(gain, best):
+    spec = CallSpec("conv2d", "forward", "float32", (1, 1, 1, 3), (1, 1, 3, 2), (1, 1))
+    rows = tuple(
+        Candidate(name, Verdict.FASTER, 1e-3, Speedup(median, median, median, 6))
+        for name, median in (("matmul_1x1", 2.0), ("xla", gain))
+    )
+    ranking = Ranking(spec, rows)
+    assert ranking.candidates[0].kernel == "xla"
+    assert ranking.best().kernel == best
+
+
 @pytest.mark.parametrize("direction", ["forward", "input_gradient", "weight_gradient"])
 def test_a_real_measurement(direction):
     found = ops.find(

@@ -137,8 +137,13 @@ class Session:
     def _first(self, iterator: tf.data.Iterator) -> Any:
         self._element_spec = iterator.element_spec
         explicit = self.settings.plan
-        if explicit is None or explicit.needs_batch or not self.model.built:
+        if explicit is None or not self.model.built:
             self._step = self._collect
+        elif explicit.needs_batch:
+            batches = pull(iterator, self.model.steps_per_execution)
+            self._batches.extend(batches)
+            self._decide()
+            return self._step(feed(batches, iterator))
         else:
             self._start_explicit(explicit)
         return self._step(iterator)

@@ -15,6 +15,8 @@ from tfaccel.timing import Speedup
 
 _HEADINGS = ("kernel", "time", "speedup", "drift", "verdict", "reason")
 _NUMBERS = ("time", "drift")
+# How much faster a kernel that XLA compiles must be than the best of the others.
+_WORTH_COMPILING = 1.1
 
 
 class Verdict(enum.Enum):
@@ -87,11 +89,24 @@ class Ranking:
     def best(self, reduced: bool = False) -> Candidate | None:
         """The fastest faithful kernel that beats TensorFlow's; None where none does.
 
+        One that XLA compiles must be clearly ahead of those that it doesn't, as it is
+        compiled anew for each batch size.
+
         Args:
             reduced: whether it may multiply in fewer bits than the operands have.
         """
-        winners = (c for c in self.candidates if c.verdict is Verdict.FASTER)
-        return next((c for c in winners if reduced or not c.reduces), None)
+        faster = [c for c in self.candidates if c.verdict is Verdict.FASTER]
+        winners = [c for c in faster if reduced or not c.reduces]
+        plain = next((c for c in winners if not self._is_compiled(c)), None)
+        first = next(iter(winners), None)
+        if first is None or plain is None or first.speedup is None or plain.speedup is None:
+            return first
+        ahead = first.speedup.median > _WORTH_COMPILING * plain.speedup.median
+        return first if ahead else plain
+
+    def _is_compiled(self, candidate: Candidate) -> bool:
+        kernel = named(self.spec.op, self.spec.direction, candidate.kernel)
+        return kernel is not None and kernel.jit_compile
 
     def kernel(self, reduced: bool = False) -> Kernel:
         """The kernel to use: the best, or TensorFlow's."""

@@ -89,11 +89,12 @@ class CallSpec:
 
     def fits(self, other: "CallSpec") -> bool:
         """Whether `other` is this call, where the sizes of both are known."""
-        alike = dataclasses.replace(self, x=other.x, w=other.w) == other
-        return alike and all(
-            len(a) == len(b) and all(None in (n, m) or n == m for n, m in zip(a, b, strict=True))
-            for a, b in ((self.x, other.x), (self.w, other.w))
+        shapes = ((self.x, other.x), (self.w, other.w))
+        same_sizes = all(
+            len(a) == len(b) and all(n == m or None in (n, m) for n, m in zip(a, b, strict=True))
+            for a, b in shapes
         )
+        return same_sizes and dataclasses.replace(self, x=other.x, w=other.w) == other
 
     @property
     def flops(self) -> int:

@@ -89,23 +89,29 @@ class Selection:
         counts = Counter(spec for specs in self.seen.values() for spec in specs)
         guesses = {spec: count * _guess(spec) for spec, count in counts.items()}
         store = Store.at()
+        found = 0
         try:
             for spec in sorted(guesses, key=lambda spec: -guesses[spec]):
                 if guesses[spec] < _LEAST_SHARE * step_seconds:
                     break
                 for direction in DIRECTIONS:
-                    self._measure(spec.along(direction), store, clock, deadline)
+                    found += self._measure(spec.along(direction), store, clock, deadline)
         finally:
-            store.save()
+            if found:
+                store.save()
 
-    def _measure(self, spec: CallSpec, store: Store, clock: Clock, deadline: float) -> None:
+    def _measure(self, spec: CallSpec, store: Store, clock: Clock, deadline: float) -> bool:
+        """Sees to it that a call is known if there is time; whether it had to be measured."""
         known = store.ranking(spec)
-        if known is None or not known.complete:
+        is_new = known is None or not known.complete
+        if is_new:
             if clock() > deadline:
-                return
+                return False
             known = measure(spec, clock, deadline)
             store.add(known)
+        assert known is not None
         self._rankings[spec] = known
+        return is_new
 
     def words(self, spec: CallSpec) -> tuple[str, tuple[str, ...]]:
         """What runs for a call, and why nothing else, in words.
