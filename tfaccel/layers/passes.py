@@ -113,7 +113,8 @@ class Look:
                 under = _under(item, under, self._workload)
                 would |= _would(item, now, self._workload)
                 if isinstance(item, Kernels):
-                    used, others = item.choices(self._workload, layer, under.dtype or now.dtype)
+                    dtype = now.dtype if self._plan is None else under.dtype
+                    used, others = item.choices(self._workload, layer, dtype)
                     would |= {item.name: used} if used else {}
                     under = dataclasses.replace(under, op=f"{under.op}, {used}") if used else under
                     why_not += [f"{item.name}: {text}" for text in others]
