@@ -25,15 +25,17 @@ import models
 from absl import app, flags
 
 import tfaccel
+from tfaccel.plan import make_pass
 from tfaccel.timing import median_interval
 
 _MODELS = flags.DEFINE_list("models", None, "names of models.py; all of them by default")
+_PLAN = flags.DEFINE_list("plan", None, "passes to compare with stock Keras, without tuning")
 _MAX_TUNING_SECONDS = flags.DEFINE_float(
     "max_tuning_seconds", 600.0, "the most that tuning one model may take", lower_bound=0.0
 )
 _OUTPUT = flags.DEFINE_string("output", str(_common.RESULTS), "the folder for the results")
 _RESUME = flags.DEFINE_bool("resume", False, "go on with a results file; failed models run again")
-_BLOCKS = flags.DEFINE_integer("blocks", 10, "blocks of stock steps that are timed", lower_bound=7)
+_BLOCKS = flags.DEFINE_integer("blocks", 10, "blocks of stock steps that are timed", lower_bound=6)
 _BLOCK_SECONDS = flags.DEFINE_float(
     "block_seconds", 1.0, "about how long a block of stock steps is", lower_bound=0.01
 )
@@ -49,7 +51,7 @@ flags.register_validator(
 # Blocks at the beginning that are not timed: tracing, compiling and filling caches.
 _WARM_BLOCKS = 2
 # Steps of a block: enough to be timed, few enough that two blocks meet the same machine.
-_FEWEST_STEPS, _MOST_STEPS = 5, 200
+_FEWEST_STEPS, _MOST_STEPS = 3, 200
 
 
 class BlockClock(keras.callbacks.Callback):
@@ -160,11 +162,10 @@ def compare(benchmark: models.Benchmark, plan: tfaccel.Plan) -> Comparison:
     )
 
 
-def measure(benchmark: models.Benchmark) -> dict[str, Any]:
-    """Tunes the model, then compares the chosen plan with stock Keras."""
+def _tuned(benchmark: models.Benchmark) -> tfaccel.Report:
     with tempfile.TemporaryDirectory() as folder:
         # A fresh folder, so that no earlier run's choice is taken over.
-        report = tfaccel.tune(
+        return tfaccel.tune(
             benchmark.model(_SEED.value),
             benchmark.dataset(_SEED.value),
             tuning_share=None,
@@ -172,6 +173,16 @@ def measure(benchmark: models.Benchmark) -> dict[str, Any]:
             cache_dir=folder,
             verbose=_VERBOSE.value,
         )
+
+
+def _given(names: list[str]) -> tfaccel.Report:
+    """No trials, and the plan that was named."""
+    return tfaccel.Report((), tfaccel.Plan(tuple(make_pass(name) for name in names)))
+
+
+def measure(benchmark: models.Benchmark) -> dict[str, Any]:
+    """Tunes the model (unless the plan is given), then compares the plan with stock Keras."""
+    report = _tuned(benchmark) if _PLAN.value is None else _given(_PLAN.value)
     keras.backend.clear_session()
     gc.collect()
     compared = compare(benchmark, report.plan)
@@ -225,7 +236,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"There are flags only, no other arguments. Received: {' '.join(argv[1:])}")
     try:
         results = _common.Results(
-            "training",
+            "training" if _PLAN.value is None else "training-with-plan",
             "A training step, stock Keras and tfaccel",
             COLUMNS,
             pathlib.Path(_OUTPUT.value),

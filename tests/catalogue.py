@@ -13,7 +13,15 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.device import Device
-from tfaccel.passes import XLA, FusedNorm, FusedOptimizer, Layout, MixedPrecision, Recompute
+from tfaccel.passes import (
+    XLA,
+    FusedNorm,
+    FusedOptimizer,
+    Kernels,
+    Layout,
+    MixedPrecision,
+    Recompute,
+)
 from tfaccel.plan import Pass
 from tfaccel.workload import Workload
 
@@ -251,4 +259,5 @@ PASS_ROWS: tuple[PassRow, ...] = (
     PassRow(Layout()),
     PassRow(Recompute()),
     PassRow(XLA()),
+    PassRow(Kernels()),
 )

@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
         name="tensorflow",
     ) from None
 
-from tfaccel import data, passes
+from tfaccel import data, ops, passes
 from tfaccel.callbacks import AccelCallback, ProfilerCallback
 from tfaccel.memory_search import max_batch_size
 from tfaccel.numerics import Drift, Tolerance
@@ -41,6 +41,7 @@ __all__ = [
     "__version__",
     "data",
     "max_batch_size",
+    "ops",
     "passes",
     "tune",
 ]

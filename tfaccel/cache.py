@@ -1,12 +1,10 @@
 """Plans that won before, on disk."""
 
-import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import re
-import tempfile
 import warnings
 from collections.abc import Collection
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel.disk import default_directory, replace_text
 from tfaccel.numerics import Tolerance
 from tfaccel.report import Report
 from tfaccel.version import __version__
@@ -21,14 +20,6 @@ from tfaccel.workload import Workload, shapes
 
 SCHEMA = 1
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-
-
-def default_directory() -> pathlib.Path:
-    """`$TFACCEL_CACHE_DIR`, else `tfaccel` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    chosen = os.environ.get("TFACCEL_CACHE_DIR")
-    if chosen:
-        return pathlib.Path(chosen)
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tfaccel"
 
 
 class PlanCache:
@@ -62,16 +53,7 @@ class PlanCache:
         """Keeps a report; a failure (a full disk, a read-only folder) is a warning."""
         text = json.dumps({"schema": SCHEMA, "key": key, "report": json.loads(report.to_json())})
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.directory, suffix=".tmp")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(text)
-                os.replace(name, self._path(key))
-            except BaseException:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name)
-                raise
+            replace_text(self._path(key), text)
         except OSError as error:
             warnings.warn(
                 f"tfaccel could not keep the plan in {self.directory}: {error}", stacklevel=2

@@ -4,11 +4,13 @@ import abc
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
+from tfaccel.timing import Clock
 from tfaccel.workload import Workload
 
 _KNOWN_PASSES: dict[str, type["Pass"]] = {}
@@ -55,6 +57,9 @@ class Pass(abc.ABC):
     # Whether tuning tries the pass when the user names none in `includes`.
     tried_by_default: ClassVar[bool] = True
 
+    # Whether `prepare` needs a batch of the user's.
+    needs_batch: ClassVar[bool] = False
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         name = getattr(cls, "name", None)
@@ -74,6 +79,22 @@ class Pass(abc.ABC):
     @abc.abstractmethod
     def applied(self, workload: Workload) -> contextlib.AbstractContextManager[None]:
         """A context in which a step that is built and traced is accelerated."""
+
+    def prepare(  # noqa: B027 (most passes have nothing to find out)
+        self, workload: Workload, plan: "Plan", clock: Clock, deadline: float
+    ) -> None:
+        """Finds out what the pass must know before a step is traced; by default nothing.
+
+        Args:
+            workload: the model and its batches. `workload.prepared` keeps what is found.
+            plan: all that the step will be traced under, this pass included.
+            clock: seconds.
+            deadline: the clock's value at which this should have ended.
+        """
+
+    def findings(self, workload: Workload) -> tuple[str, ...]:
+        """What `prepare` found, a line for each layer."""
+        return ()
 
     def compute_dtype(self, workload: Workload) -> str | None:
         """The dtype that the pass computes in; None when it keeps the model's."""
@@ -154,6 +175,22 @@ class Plan:
     def without(self, name: str) -> "Plan":
         """This plan less the pass called `name`."""
         return Plan(tuple(item for item in self.passes if item.name != name))
+
+    @property
+    def needs_batch(self) -> bool:
+        """Whether a pass must see a batch before the step is traced."""
+        return any(item.needs_batch for item in self.passes)
+
+    def prepare(self, workload: Workload, clock: Clock, deadline: float = math.inf) -> None:
+        """Has every pass find out what it must know before a step is traced under the plan.
+
+        Args:
+            workload: the model and its batches.
+            clock: seconds.
+            deadline: the clock's value at which this should have ended.
+        """
+        for item in self.passes:
+            item.prepare(workload, self, clock, deadline)
 
     @contextlib.contextmanager
     def applied(self, workload: Workload) -> Iterator[None]:

@@ -87,6 +87,11 @@ PRIORS: tuple[Prior, ...] = (
         "XLA fuses elementwise chains, but on a CPU replaces oneDNN's convolutions by slow ones "
         "and gains nothing in recurrent loops; on a GPU Keras has turned it on already",
     ),
+    Prior(
+        lambda workload: passes.Kernels(),
+        lambda workload: not _on_gpu(workload) and _has_convolutions(workload),
+        "on a CPU TensorFlow has one algorithm for all convolutions, on a GPU cuDNN picks one",
+    ),
 )
 
 

@@ -15,6 +15,8 @@ from tfaccel.timing import Speedup
 from tfaccel.trial import Outcome, Trial
 
 SCHEMA = 1
+# Lines of findings on a terminal; a deep net has one a layer.
+_SHOWN_FINDINGS = 6
 _HEADINGS = ("plan", "step", "speedup", "drift", "compile", "verdict")
 
 
@@ -117,16 +119,27 @@ class Report:
         """A line for each trial that has something to explain."""
         return [f"{trial.plan}: {trial.reason}" for trial in self.trials if trial.reason]
 
+    def findings(self) -> tuple[str, ...]:
+        """What the passes of the chosen plan found out about the layers, a line each."""
+        chosen = (trial.findings for trial in self.trials if trial.plan == self.plan)
+        return next(chosen, ())
+
     def to_markdown(self) -> str:
-        """The table, the reasons and the summary as Markdown."""
+        """The table, the reasons, the summary and the findings as Markdown."""
         lines = ["| " + " | ".join(_HEADINGS) + " |", "|" + " --- |" * len(_HEADINGS)]
         lines += ["| " + " | ".join(cells) + " |" for cells in self.rows()]
-        return "\n".join([*lines, "", *(f"- {r}" for r in self.reasons()), "", self.summary(), ""])
+        lines += ["", *(f"- {r}" for r in self.reasons()), "", self.summary(), ""]
+        found = self.findings()
+        return "\n".join([*lines, *(f"- {line}" for line in found), *([""] if found else [])])
 
     def __rich__(self) -> rich.console.Group:
         shown: list[rich.console.RenderableType] = []
         if len(self.trials) > 1 and self.tuning_seconds:
             shown += [self._table(), *(f"  {escape(r)}" for r in self.reasons()), ""]
+            found = self.findings()
+            shown += [f"  {escape(line)}" for line in found[:_SHOWN_FINDINGS]]
+            if len(found) > _SHOWN_FINDINGS:
+                shown += [f"  ... {len(found)} lines in all: Report.findings()"]
         return rich.console.Group(*shown, escape(f"tfaccel: {self.summary()}"))
 
     def _table(self) -> rich.table.Table:
@@ -182,5 +195,6 @@ def _trial_from_dict(data: dict[str, Any]) -> Trial:
             "outcome": Outcome(data["outcome"]),
             "speedup": None if data["speedup"] is None else Speedup(**data["speedup"]),
             "drift": None if data["drift"] is None else Drift(**data["drift"]),
+            "findings": tuple(data.get("findings", ())),
         }
     )

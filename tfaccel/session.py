@@ -145,6 +145,11 @@ class Session:
         explicit = self.settings.plan
         if explicit is None or not self.model.built:
             self._step = self._collect
+        elif explicit.needs_batch:
+            batches = pull(iterator, self.model.steps_per_execution)
+            self._batches.extend(batches)
+            self._decide()
+            return self._step(self._feed(batches, iterator))
         else:
             self._start_explicit(explicit)
         return self._step(iterator)
@@ -311,6 +316,9 @@ class Session:
 
     def _start_plan(self, plan: Plan, traced: BuiltStep | None, workload: Workload) -> None:
         self.plan, self._decided = plan, True
+        if traced is None:
+            seconds = self.settings.budget.max_seconds
+            plan.prepare(workload, self._clock, self._clock() + seconds)
         workload = dataclasses.replace(workload, batches=())  # no data is held any longer
         self._batches.clear()
         build_optimizer(self.model)

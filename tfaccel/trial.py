@@ -58,6 +58,7 @@ class Trial:
         speedup: against baseline steps timed in between; None where not timed.
         drift: the differences from the untouched step; None where not compared.
         peak_memory_bytes: the device's peak during the trial; None on a CPU.
+        findings: what the passes found out about the layers before the trace, a line each.
     """
 
     plan: Plan
@@ -68,6 +69,7 @@ class Trial:
     speedup: Speedup | None = None
     drift: Drift | None = None
     peak_memory_bytes: int | None = None
+    findings: tuple[str, ...] = ()
 
     @property
     def ran_out_of_memory(self) -> bool:
@@ -158,10 +160,15 @@ class Bench:
         compile_seconds = 0.0
         try:
             with self._restored(), _peak_memory(self.workload) as peak:
+                # Half of the time that is left, as the trial needs some too.
+                now = self.clock()
+                plan.prepare(self.workload, self.clock, now + (deadline - now) / 2)
                 step = self._step(plan)
                 compile_seconds = max(0.0, self._timed(step) - self.workload.step_seconds)
                 trial = self._timed_trial(plan, step, compile_seconds, deadline)
-            trial = dataclasses.replace(trial, peak_memory_bytes=peak())
+            trial = dataclasses.replace(
+                trial, peak_memory_bytes=peak(), findings=self._findings(plan)
+            )
             return self._judged(trial) if trial.outcome is Outcome.FASTER else trial
         except Exception as error:
             reason = _line(error)
@@ -182,6 +189,9 @@ class Bench:
     def forget(self, plan: Plan) -> None:
         """Lets go of a plan's traced function and its memory."""
         self._functions.pop(plan, None)
+
+    def _findings(self, plan: Plan) -> tuple[str, ...]:
+        return tuple(line for item in plan.passes for line in item.findings(self.workload))
 
     def _step(self, plan: Plan) -> Callable[[], Any]:
         failure: Exception | None = None

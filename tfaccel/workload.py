@@ -29,6 +29,8 @@ class Workload:
         scratch: a place for variables that a pass needs from step to step and that
             must not enter the user's model or optimizer, by pass name. Each built
             step has its own.
+        prepared: what passes found out before a step was traced, by pass name; kept for
+            every step that is built.
     """
 
     model: keras.Model
@@ -39,6 +41,7 @@ class Workload:
     step_seconds: float = 0.0
     device: Device = dataclasses.field(default_factory=current_device)
     scratch: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    prepared: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     @functools.cached_property
     def layers(self) -> list[keras.layers.Layer]:

@@ -11,7 +11,7 @@ from tfaccel.layers import facts as layer_facts
 from tfaccel.layers.advice import advice
 from tfaccel.layers.facts import Runs
 from tfaccel.layers.tree import output_shape, walk
-from tfaccel.passes import PASSES, XLA, FusedNorm, FusedOptimizer, MixedPrecision
+from tfaccel.passes import PASSES, XLA, FusedNorm, FusedOptimizer, Kernels, MixedPrecision
 from tfaccel.plan import Pass, Plan, Refusal
 from tfaccel.workload import Workload
 
@@ -112,6 +112,12 @@ class Look:
             elif self._serves(item, layer):
                 under = _under(item, under, self._workload)
                 would |= _would(item, now, self._workload)
+                if isinstance(item, Kernels):
+                    dtype = now.dtype if self._plan is None else under.dtype
+                    used, others = item.choices(self._workload, layer, dtype)
+                    would |= {item.name: used} if used else {}
+                    under = dataclasses.replace(under, op=f"{under.op}, {used}") if used else under
+                    why_not += [f"{item.name}: {text}" for text in others]
         why_not += self._advice(layer)
         now, under = (
             layer_facts.by_xla(runs, device) if jit_compile else runs

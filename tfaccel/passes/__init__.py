@@ -2,6 +2,7 @@
 
 from tfaccel.passes.fused_norm import FusedNorm
 from tfaccel.passes.fused_optimizer import FusedOptimizer
+from tfaccel.passes.kernels import Kernels
 from tfaccel.passes.layout import Layout
 from tfaccel.passes.mixed_precision import MixedPrecision
 from tfaccel.passes.recompute import Recompute
@@ -15,6 +16,16 @@ PASSES: tuple[type[Pass], ...] = (
     Layout,
     Recompute,
     XLA,
+    Kernels,
 )
 
-__all__ = ["PASSES", "XLA", "FusedNorm", "FusedOptimizer", "Layout", "MixedPrecision", "Recompute"]
+__all__ = [
+    "PASSES",
+    "XLA",
+    "FusedNorm",
+    "FusedOptimizer",
+    "Kernels",
+    "Layout",
+    "MixedPrecision",
+    "Recompute",
+]

@@ -1,16 +1,12 @@
 """Model FLOPs: what a training step has to multiply, whatever it is run by."""
 
-import contextlib
 import dataclasses
-import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from tfaccel import keras_private
+from tfaccel.forward import trace_forward
 from tfaccel.profiling._flops_walk import Origin, count
 
 
@@ -86,72 +82,12 @@ def forward_flops(model: keras.Model, inputs: Any) -> Flops | None:
     if not model.built:
         return None
     try:
-        graph = _trace(model, tf.nest.map_structure(_spec, inputs))
+        graph = trace_forward(model, inputs)
         origins = _origins(model, graph)
     except Exception:  # whatever the user's own layers raise when called like this
         return None
     tally = count(graph, origins)
     return Flops(tally.forward, tally.backward, tally.products, tally.unknown)
-
-
-class _UncountableError(Exception):
-    """Counting would change the model, or what is fed has no shape."""
-
-
-def _spec(leaf: Any) -> tf.TensorSpec | None:
-    if leaf is None or isinstance(leaf, tf.TensorSpec):
-        return leaf
-    if isinstance(leaf, tf.Tensor | tf.Variable | np.ndarray | np.generic):
-        return tf.TensorSpec(leaf.shape, leaf.dtype)
-    raise _UncountableError(f"{type(leaf).__name__} has no shape of its own")
-
-
-def _trace(model: keras.Model, specs: Any) -> Any:
-    """The graph of one forward pass."""
-    named = {"training": True} if "training" in inspect.signature(model.call).parameters else {}
-
-    def forward(inputs: Any) -> Any:
-        return model(inputs, **named), model.losses  # losses: products in add_loss count
-
-    # Keras traces its own step without AutoGraph too.
-    function = tf.function(forward, autograph=False)
-    with _unmarked(model), tf.variable_creator_scope(_no_variables):
-        return function.get_concrete_function(specs).graph
-
-
-def _no_variables(*args: Any, **kwargs: Any) -> Any:
-    """A variable that is made now would be the model's from now on, and draw its value."""
-    raise _UncountableError("the forward pass makes variables")
-
-
-@contextlib.contextmanager
-def _unmarked(model: keras.Model) -> Iterator[None]:
-    """Puts every attribute of the model and its layers back.
-
-    Calls leave losses behind, and whatever a layer of the user's own keeps of them:
-    tensors of a graph that is thrown away.
-    """
-    attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    contents: list[tuple[Any, Any, Any]] = []  # a list or the like, and what is in it
-    for layer in keras_private.flatten_layers(model):
-        namespace = vars(layer)
-        attributes.append((namespace, dict(namespace)))
-        for value in namespace.values():
-            contents += [
-                (kind, value, kind(value))
-                for kind in (list, dict, set)
-                if issubclass(type(value), kind)
-            ]
-    try:
-        yield
-    finally:
-        for namespace, before in attributes:
-            namespace.clear()
-            namespace.update(before)
-        for kind, value, elements in contents:
-            # The base class's own methods: Keras's subclasses would track each element anew.
-            kind.clear(value)
-            (list.extend if kind is list else kind.update)(value, elements)
 
 
 def _origins(model: keras.Model, graph: Any) -> list[Origin]:

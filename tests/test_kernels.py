@@ -1,0 +1,154 @@
+"""Every kernel against plain NumPy: a kernel gets these tests by its line in the table."""
+
+import ast
+import dataclasses
+import pathlib
+
+import numpy as np
+import products
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from tfaccel.kernels import DIRECTIONS, KERNELS, OPS, REFERENCE
+from tfaccel.numerics import relative_error
+
+ROOT = pathlib.Path(__file__).parent.parent
+EVERY_KERNEL = pytest.mark.parametrize(
+    "kernel", KERNELS, ids=lambda k: f"{k.op}-{k.direction}-{k.name}"
+)
+
+
+def bounded(count):
+    """The same few examples in every run; XLA takes long for each."""
+    return settings(
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def operands(spec, seed):
+    rng = np.random.default_rng(seed)
+    a, b = (tf.cast(rng.normal(size=shape), spec.dtype) for shape in spec.operands)
+    return a, b
+
+
+def arguments(spec, a, b):
+    return (a, b) if spec.direction == "forward" else (a, b, tf.constant(spec.result, tf.int32))
+
+
+def assert_close(kernel, spec, found, expected):
+    assert found.dtype == spec.dtype
+    assert tuple(found.shape) == spec.result
+    error = relative_error(expected, tf.cast(found, tf.float64).numpy(), floor=1e-3)
+    assert error <= kernel.tolerance[spec.dtype], f"{spec}: off by {error}"
+
+
+@EVERY_KERNEL
+def test_a_kernel_agrees_with_numpy(kernel):
+    @bounded(2 if kernel.jit_compile else 3 if kernel.op in ("conv1d", "conv3d") else 8)
+    @given(products.calls(kernel.op, kernel.direction), st.integers(0, 99))
+    def check(spec, seed):
+        assume(kernel.refusal(spec) is None)
+        a, b = operands(spec, seed)
+        run = kernel.function(spec) if kernel.jit_compile else lambda *t: kernel.fn(spec, *t)
+        found = run(*arguments(spec, a, b))
+        assert_close(
+            kernel, spec, found, products.exact(spec, *(np.asarray(t, "float64") for t in (a, b)))
+        )
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    # The code for one and three dimensions is that for two.
+    [kernel for kernel in KERNELS if kernel.op not in ("conv1d", "conv3d")],
+    ids=lambda k: f"{k.op}-{k.direction}-{k.name}",
+)
+def test_a_kernel_takes_sizes_that_are_not_known_while_tracing(kernel):
+    @bounded(1)
+    @given(products.calls(kernel.op, kernel.direction))
+    def check(spec):
+        blank = products.with_unknown_sizes(spec)
+        assume(kernel.refusal(blank) is None and 0 not in spec.x)
+        a, b = operands(spec, 3)
+
+        @tf.function(
+            input_signature=[tf.TensorSpec(shape, spec.dtype) for shape in blank.operands],
+            autograph=False,
+        )
+        def traced(a, b):
+            shape = () if spec.direction == "forward" else (tf.constant(spec.result, tf.int32),)
+            return kernel(blank, a, b, *shape)
+
+        expected = products.exact(spec, *(np.asarray(t, "float64") for t in (a, b)))
+        assert_close(kernel, spec, traced(a, b), expected)
+
+    check()
+
+
+def test_the_table():
+    names = [(kernel.op, kernel.direction, kernel.name) for kernel in KERNELS]
+    assert len(set(names)) == len(names)
+    for op in OPS:
+        for direction in DIRECTIONS:
+            first = next(k for k in KERNELS if (k.op, k.direction) == (op, direction))
+            assert first.name == REFERENCE
+    for kernel in KERNELS:
+        assert kernel.summary and kernel.source.strip(), kernel.name
+        assert set(kernel.tolerance) == {"float16", "bfloat16", "float32", "float64"}
+
+
+def test_every_kernel_has_a_row_in_the_docs():
+    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    for name in {kernel.name for kernel in KERNELS}:
+        assert f"| `{name}` |" in text, f"docs/kernels.md has no row on {name}"
+
+
+def test_kernels_never_import_each_other():
+    for path in (ROOT / "tfaccel" / "kernels").glob("[a-z]*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            if node.module == "tfaccel.kernels":
+                assert all(alias.name.startswith("_") for alias in node.names), path
+            elif (node.module or "").startswith("tfaccel.kernels."):
+                assert node.module.rpartition(".")[2].startswith("_"), path
+
+
+def test_a_kernel_file_is_in_the_table():
+    files = {path.stem for path in (ROOT / "tfaccel" / "kernels").glob("[a-z]*.py")}
+    assert files == {kernel.name for kernel in KERNELS}
+
+
+def test_a_refusal_has_a_cause():
+    """Every kernel but TensorFlow's own refuses something, or serves all; it never raises."""
+
+    @bounded(40)
+    @given(st.sampled_from(OPS).flatmap(lambda op: products.calls(op, "forward")))
+    def check(spec):
+        for kernel in KERNELS:
+            if kernel.op == spec.op:
+                refusal = kernel.refusal(spec.along(kernel.direction))
+                assert refusal is None or refusal.cause
+
+    check()
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_call_knows_its_shapes(direction):
+    @bounded(30)
+    @given(st.sampled_from(OPS).flatmap(lambda op: products.calls(op, direction)))
+    def check(spec):
+        a, b = (np.zeros(shape) for shape in spec.operands)
+        assert products.exact(spec, a, b).shape == spec.result
+        assert spec.fits(products.with_unknown_sizes(spec))
+        assert not spec.fits(dataclasses.replace(spec, x=(*spec.x[:-1], spec.x[-1] + 1)))
+        assert spec.flops >= 0 and spec.bytes >= 0
+
+    check()

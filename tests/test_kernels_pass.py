@@ -1,0 +1,407 @@
+"""The pass `kernels`: what it measures, what layers run, what it says of them."""
+
+import contextlib
+import json
+
+import catalogue
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from clocks import FakeClock
+
+import tfaccel
+from tfaccel import numerics, ops
+from tfaccel.device import Device
+from tfaccel.explain import explain
+from tfaccel.kernels import KERNELS, Candidate, Ranking, Store, Verdict, kernels, reference
+from tfaccel.passes import XLA, FusedNorm, Kernels, MixedPrecision, _selection
+from tfaccel.passes._selection import Selection
+from tfaccel.plan import Plan
+from tfaccel.probe import Probe
+from tfaccel.state import Snapshot
+from tfaccel.timing import Speedup
+from tfaccel.workload import Workload
+
+layers = keras.layers
+CPU = Device("CPU", "plain CPU")
+
+
+def products(data_format="channels_last"):
+    """One layer of every kind that is served."""
+    shape = (9, 8, 4) if data_format == "channels_last" else (4, 9, 8)
+    where = {"data_format": data_format}
+    x = inputs = keras.Input(shape)
+    x = layers.Conv2D(6, 3, padding="same", activation="relu", name="plain", **where)(x)
+    x = layers.Conv2D(4, 1, strides=2, use_bias=False, name="one", **where)(x)
+    x = layers.Conv2D(4, 3, padding="same", groups=2, name="grouped", **where)(x)
+    x = layers.DepthwiseConv2D(3, strides=2, padding="same", name="deep", **where)(x)
+    x = layers.SeparableConv2D(5, 2, activation="tanh", name="separable", **where)(x)
+    x = layers.Reshape((-1, 5))(x)
+    x = layers.Conv1D(6, 2, padding="causal", dilation_rate=2, name="causal")(x)
+    x = layers.Dense(4, activation="gelu", name="each")(x)
+    x = layers.Reshape((1, 1, -1, 4))(x)
+    x = layers.Conv3D(3, 1, name="volume")(x)
+    model = keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten()(x)))
+    model.compile("sgd", "mse")
+    return model
+
+
+def workload_of(model, batch=3, **arguments):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2 * batch, *model.input_shape[1:])).astype("float32")
+    y = rng.normal(size=(2 * batch, *model.output_shape[1:])).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch)
+    model.fit(data.take(1), verbose=0)
+    return Workload(model, (next(iter(data)),), data.element_spec, **arguments)
+
+
+def ranked(spec, winner="tensorflow", gain=3.0):
+    """A ranking in which one kernel won, if it serves."""
+    rows = []
+    for kernel in kernels(spec.op, spec.direction):
+        if kernel.name == winner != "tensorflow" and kernel.refusal(spec) is None:
+            speedup = Speedup(gain, gain - 0.1, gain + 0.1, 6)
+            rows.append(Candidate(kernel.name, Verdict.FASTER, 1e-3, speedup, 1e-7))
+        elif kernel.name == "tensorflow":
+            rows.append(Candidate(kernel.name, Verdict.REFERENCE, 3e-3, Speedup()))
+        else:
+            rows.append(Candidate(kernel.name, Verdict.REFUSED, reason="not now"))
+    return Ranking(spec, tuple(rows))
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What was measured, in order; and who wins (by default nobody)."""
+    asked = []
+
+    def measure(spec, clock, deadline):
+        asked.append(spec)
+        if hasattr(clock, "advance"):
+            clock.advance(1.0)
+        return ranked(spec, measure.winner)
+
+    measure.winner = "tensorflow"
+    measure.asked = asked
+    monkeypatch.setattr(_selection, "measure", measure)
+    # The steps of tests are so short that nothing would be too small, or all.
+    monkeypatch.setattr(_selection, "_LEAST_SHARE", 0.0)
+    return measure
+
+
+def prepared(workload, *others, item=None, clock=None, seconds=1e9):
+    item = item or Kernels()
+    clock = clock or FakeClock()
+    Plan((*others, item)).prepare(workload, clock, clock() + seconds)
+    return workload.prepared["kernels"]
+
+
+# What is computed
+
+
+class Forced(Selection):
+    """Every product by one kernel, where that serves."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+        self.used = set()
+
+    def wanted(self, layer, specs):
+        return True
+
+    def choose(self, spec):
+        for kernel in KERNELS:
+            same = (kernel.op, kernel.direction, kernel.name) == (
+                spec.op,
+                spec.direction,
+                self.name,
+            )
+            if same and kernel.refusal(spec) is None:
+                self.used.add((spec.op, spec.direction))
+                return kernel
+        return reference(spec.op, spec.direction)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("tensorflow", 15),
+        ("matmul_1x1", 6),
+        ("im2col", 6),
+        ("shifted", 6),
+        ("flipped", 1),
+        ("split_groups", 3),
+        ("fused_taps", 2),
+        ("xla", 12),
+    ],
+)
+def test_layers_are_those_of_keras_by_any_kernel(name, count):
+    """Losses, gradients and updates against Keras's own, for each kernel wherever it serves."""
+    workload = workload_of(products())
+    probe = Probe(workload, Snapshot.of(workload))
+    expected = probe.observe(Plan())
+    forced = workload.prepared["kernels"] = Forced(name)
+    found = numerics.compare(expected, probe.observe(Plan((Kernels(),)), expected))
+    assert found.gradient < 1e-5 and found.loss < 1e-6 and found.update < 1e-6, found
+    assert len(forced.used) == count, forced.used
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **where: layers.Conv2D(5, 3, strides=2, padding="same", activation="relu", **where),
+        lambda **where: layers.DepthwiseConv2D(3, depth_multiplier=2, **where),
+        lambda **where: layers.SeparableConv2D(5, 2, padding="same", use_bias=False, **where),
+    ],
+)
+def test_channels_first(make):
+    """Against the same layer with its channels last: TensorFlow has no others on a CPU."""
+    last, first = (make(data_format=f"channels_{where}") for where in ("last", "first"))
+    x = np.random.default_rng(0).normal(size=(2, 7, 6, 4)).astype("float32")
+    expected = last(x)
+    first.build((None, 4, 7, 6))
+    first.set_weights(last.get_weights())
+    model = keras.Sequential([first])
+    workload = Workload(model)
+    workload.prepared["kernels"] = Forced("im2col")
+    with Kernels().applied(workload):
+        found = first(np.moveaxis(x, -1, 1))
+    np.testing.assert_allclose(np.moveaxis(found, 1, -1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fit_is_the_same_fit(measured):
+    measured.winner = "im2col"
+
+    def losses(*callbacks):
+        keras.utils.set_random_seed(3)
+        model, arguments = catalogue._images_from_tf_data()
+        return model.fit(**arguments, verbose=0, callbacks=list(callbacks)).history["loss"]
+
+    accel = tfaccel.AccelCallback([Kernels()])
+    np.testing.assert_allclose(losses(accel), losses(), rtol=1e-4)
+    assert accel.plan == Plan((Kernels(),))
+    assert {spec.x[0] for spec in measured.asked} == {8}  # the batch's size is known
+
+
+def test_a_kernel_that_fails_leaves_the_training_as_it_is(measured):
+    measured.winner = "broken"
+
+    @ops.register_kernel("matmul", name="broken")
+    def broken(spec, x, w):
+        raise ValueError("it broke")
+
+    try:
+        model = keras.Sequential([layers.Dense(4), layers.Dense(1)])
+        model.compile("sgd", "mse")
+        x = np.ones((32, 3), "float32")
+        with pytest.warns(RuntimeWarning, match="it broke"):
+            accel = tfaccel.AccelCallback(["kernels"])
+            model.fit(x, x[:, :1], batch_size=8, verbose=0, callbacks=[accel])
+        assert accel.plan == Plan()
+    finally:
+        ops.unregister_kernel("matmul", "broken")
+
+
+# What is measured
+
+
+def test_each_shape_is_measured_once_in_each_direction(measured):
+    workload = workload_of(products())
+    selection = prepared(workload)
+    assert set(selection.seen) == {
+        *("plain", "one", "grouped", "deep", "separable", "causal", "each", "volume", "head")
+    }
+    assert len(measured.asked) == len(set(measured.asked)) == 3 * 10  # separable is two
+    assert {spec.x[0] for spec in measured.asked} == {3}
+    sizes = [spec.flops / 1e11 + spec.bytes / 1e10 for spec in measured.asked]
+    assert sizes == sorted(sizes, reverse=True)
+    prepared(workload)
+    assert len(measured.asked) == 30
+    # Another process, or another model with these shapes.
+    prepared(workload_of(products()))
+    assert len(measured.asked) == 30
+
+
+def test_another_dtype_is_another_call(measured):
+    workload = workload_of(products())
+    prepared(workload)
+    selection = prepared(workload, MixedPrecision("bfloat16"))
+    assert {spec.dtype for spec in measured.asked} == {"float32", "bfloat16"}
+    # The output layer stays in float32.
+    assert {spec.dtype for spec in selection.seen["head"]} == {"float32"}
+
+
+def test_measuring_ends_in_time(measured):
+    clock = FakeClock()
+    prepared(workload_of(products()), clock=clock, seconds=4.5)
+    assert len(measured.asked) == 5
+    measured.asked.clear()
+    prepared(workload_of(products()), item=Kernels(max_seconds=2.5), clock=clock)
+    assert len(measured.asked) == 3
+
+
+def test_what_is_small_beside_the_step_is_not_measured(measured, monkeypatch):
+    monkeypatch.setattr(_selection, "_LEAST_SHARE", 1e-3)
+    prepared(workload_of(products(), step_seconds=1.0))
+    assert not measured.asked
+
+
+def test_nothing_is_left_behind(measured):
+    workload = workload_of(products())
+    before = [(sorted(vars(layer)), layer.losses) for layer in workload.layers]
+    weights = [w.numpy() for w in workload.model.weights]
+    prepared(workload)
+    assert [(sorted(vars(layer)), layer.losses) for layer in workload.layers] == before
+    for a, b in zip(weights, workload.model.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_trial_says_what_was_found(measured):
+    measured.winner = "im2col"
+    model, arguments = catalogue._images_from_tf_data()
+    report = tfaccel.tune(model, arguments["x"], ["kernels"], verbose=0)
+    trial = report.trials[1]
+    assert trial.plan == Plan((Kernels(),))
+    conv = next(line for line in trial.findings if "conv2d" in line)
+    assert "input gradient by im2col (3.00x)" in conv
+    assert "matmul_1x1 refused: not now" in conv
+    again = tfaccel.Report.from_json(report.to_json())
+    assert again == report
+    shown = tfaccel.Report(report.trials, trial.plan)
+    assert f"- {conv}" in shown.to_markdown()
+    assert tfaccel.Report(report.trials, Plan()).findings() == ()
+
+
+# What runs
+
+
+def names_of(graph):
+    return {op.type for op in graph.get_operations()}
+
+
+def traced(workload, *items):
+    """The kinds of ops in a forward pass under some passes."""
+    plan = Plan(items)
+    with plan.applied(workload):
+        x = tf.TensorSpec((None, *workload.model.input_shape[1:]))
+        graph = (
+            tf.function(lambda x: workload.model(x, training=True)).get_concrete_function(x).graph
+        )
+    return names_of(graph)
+
+
+def one_layer():
+    model = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 3, name="conv")])
+    model.compile("sgd", "mse")
+    return model
+
+
+def test_what_was_measured_for_a_batch_serves_batches_of_any_size(measured):
+    measured.winner = "im2col"
+    workload = workload_of(one_layer())
+    assert "Conv2D" in traced(workload, Kernels())
+    prepared(workload)
+    kinds = traced(workload, Kernels())
+    assert "MatMul" in kinds and "Conv2D" not in kinds
+
+
+def test_where_nothing_won_kerass_own_code_runs(measured):
+    workload = workload_of(one_layer())
+    prepared(workload)
+    assert traced(workload, Kernels()) == traced(workload)
+
+
+def test_under_xla_kerass_own_code_runs(measured):
+    measured.winner = "im2col"
+    workload = workload_of(one_layer())
+    prepared(workload)
+    for items in ((XLA(), Kernels()), (Kernels(), XLA())):
+        assert "Conv2D" in traced(workload, *items)
+
+
+# What it refuses
+
+
+class Own(layers.Dense):
+    def call(self, inputs):
+        return super().call(inputs) + 1.0
+
+
+class Renamed(layers.Conv2D):
+    """A subclass that overrides nothing that matters."""
+
+    def get_config(self):
+        return super().get_config()
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ([layers.Flatten()], "no convolution or Dense layer"),
+        ([layers.Flatten(), Own(2, name="mine")], "'mine' (Own) has a `call` of its own"),
+    ],
+)
+def test_models_that_it_refuses(body, said):
+    model = keras.Sequential([keras.Input((4, 4, 1)), *body])
+    model.compile("sgd", "mse")
+    assert said in str(Kernels().refusal(Workload(model)))
+
+
+def test_a_model_that_uses_xla_is_refused():
+    model = one_layer()
+    model.compile("sgd", "mse", jit_compile=True)
+    assert "uses XLA" in str(Kernels().refusal(Workload(model)))
+
+
+def test_subclasses_that_change_nothing_are_served():
+    model = keras.Sequential([keras.Input((4, 4, 1)), Renamed(2, 3), Own(2)])
+    workload = Workload(model)
+    assert Kernels().refusal(workload) is None
+    assert [obstacle is None for _, obstacle in Kernels().obstacles(workload)] == [True, False]
+    with Kernels().applied(workload):
+        assert "call" in vars(model.layers[0]) and "call" not in vars(model.layers[1])
+
+
+def test_a_budget_must_be_positive():
+    with pytest.raises(ValueError, match="`max_seconds` must be positive. Received: 0"):
+        Kernels(max_seconds=0)
+
+
+# explain
+
+
+def test_explain_says_what_was_measured_on_this_machine(measured):
+    measured.winner = "im2col"
+    model = one_layer()
+    found = {row.layer: row for row in explain(model).rows}
+    assert "kernels" not in found["conv"].would
+    with contextlib.suppress(KeyError):
+        prepared(workload_of(model))
+    row = {row.layer: row for row in explain(model).rows}["conv"]
+    assert "input gradient by im2col (3.00x)" in row.would["kernels"]
+    assert any("kernels: forward: " in text and "shifted" in text for text in row.why_not)
+    under = {row.layer: row for row in explain(model, ["kernels"]).rows}["conv"]
+    assert under.runs_as.startswith("convolution, forward by im2col (3.00x)")
+    other = {row.layer: row for row in explain(model, device=CPU).rows}["conv"]
+    assert "kernels" in other.would or Store.at().path.exists()
+
+
+def test_findings_are_json(measured):
+    workload = workload_of(products())
+    prepared(workload)
+    lines = Kernels().findings(workload)
+    assert len(lines) == 10
+    assert json.loads(json.dumps(lines)) == list(lines)
+    assert all(": TensorFlow's own [" in line for line in lines)
+
+
+def test_it_goes_with_other_passes(measured):
+    measured.winner = "im2col"
+    workload = catalogue.image_workload()
+    probe = Probe(workload, Snapshot.of(workload))
+    reference_step = probe.observe(Plan())
+    prepared(workload, FusedNorm())
+    found = probe.observe(Plan((FusedNorm(), Kernels())), reference_step)
+    drift = numerics.compare(reference_step, found)
+    assert drift.violation(numerics.TOLERANCES["float32"]) is None

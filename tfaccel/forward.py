@@ -1,0 +1,92 @@
+"""Tracing a model's forward pass to look at it, without running it and without a mark."""
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfaccel import keras_private
+
+
+class UntraceableError(ValueError):
+    """Tracing would change the model, or what is fed has no shape."""
+
+
+def trace_forward(model: keras.Model, inputs: Any) -> Any:
+    """The graph of one forward pass in training, losses of layers included.
+
+    Nothing is executed. The model keeps no mark of it: weights, random state, metrics,
+    losses and attributes are what they were.
+
+    Args:
+        model: built.
+        inputs: what the model is called with: arrays, tensors or `tf.TensorSpec`s, alone
+            or in dicts, lists or tuples.
+
+    Raises:
+        UntraceableError: an input has no shape of its own, or the pass makes variables.
+        Exception: whatever the user's own layers raise.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    >>> [x.shape for x in trace_forward(model, np.ones((2, 4))).structured_outputs[0:1]]
+    [TensorShape([2, 8])]
+    """
+    specs = tf.nest.map_structure(_spec, inputs)
+    named = {"training": True} if "training" in inspect.signature(model.call).parameters else {}
+
+    def forward(inputs: Any) -> Any:
+        return model(inputs, **named), model.losses  # losses: products in add_loss count
+
+    # Keras traces its own step without AutoGraph too.
+    function = tf.function(forward, autograph=False)
+    with _unmarked(model), tf.variable_creator_scope(_no_variables):
+        return function.get_concrete_function(specs).graph
+
+
+def _spec(leaf: Any) -> tf.TensorSpec | None:
+    if leaf is None or isinstance(leaf, tf.TensorSpec):
+        return leaf
+    if isinstance(leaf, tf.Tensor | tf.Variable | np.ndarray | np.generic):
+        return tf.TensorSpec(leaf.shape, leaf.dtype)
+    raise UntraceableError(f"{type(leaf).__name__} has no shape of its own")
+
+
+def _no_variables(*args: Any, **kwargs: Any) -> Any:
+    """A variable that is made now would be the model's from now on, and draw its value."""
+    raise UntraceableError("the forward pass makes variables")
+
+
+@contextlib.contextmanager
+def _unmarked(model: keras.Model) -> Iterator[None]:
+    """Puts every attribute of the model and its layers back.
+
+    Calls leave losses behind, and whatever a layer of the user's own keeps of them:
+    tensors of a graph that is thrown away.
+    """
+    attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    contents: list[tuple[Any, Any, Any]] = []  # a list or the like, and what is in it
+    for layer in keras_private.flatten_layers(model):
+        namespace = vars(layer)
+        attributes.append((namespace, dict(namespace)))
+        for value in namespace.values():
+            contents += [
+                (kind, value, kind(value))
+                for kind in (list, dict, set)
+                if issubclass(type(value), kind)
+            ]
+    try:
+        yield
+    finally:
+        for namespace, before in attributes:
+            namespace.clear()
+            namespace.update(before)
+        for kind, value, elements in contents:
+            # The base class's own methods: Keras's subclasses would track each element anew.
+            kind.clear(value)
+            (list.extend if kind is list else kind.update)(value, elements)

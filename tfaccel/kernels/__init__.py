@@ -1,0 +1,50 @@
+"""Kernels: ways to compute convolutions and matrix products, chosen by measuring.
+
+One file a kernel; files that begin with an underscore are the machinery. Adding one: its
+file, a line in `_registry.KERNELS`, a row in docs/kernels.md. Its tests are made from the
+table.
+"""
+
+from tfaccel.kernels._door import convolution_spec, data_format, matmul_spec, tensors
+from tfaccel.kernels._kernel import TOLERANCES, Kernel
+from tfaccel.kernels._measure import find, measure
+from tfaccel.kernels._product import Choose, product
+from tfaccel.kernels._ranking import Candidate, Ranking, Verdict
+from tfaccel.kernels._registry import (
+    KERNELS,
+    REFERENCE,
+    kernels,
+    reference,
+    register_kernel,
+    unregister_kernel,
+)
+from tfaccel.kernels._spec import DIRECTIONS, DTYPES, OPS, CallSpec, Direction
+from tfaccel.kernels._store import Store
+
+__all__ = [
+    "DIRECTIONS",
+    "DTYPES",
+    "KERNELS",
+    "OPS",
+    "REFERENCE",
+    "TOLERANCES",
+    "CallSpec",
+    "Candidate",
+    "Choose",
+    "Direction",
+    "Kernel",
+    "Ranking",
+    "Store",
+    "Verdict",
+    "convolution_spec",
+    "data_format",
+    "find",
+    "kernels",
+    "matmul_spec",
+    "measure",
+    "product",
+    "reference",
+    "register_kernel",
+    "tensors",
+    "unregister_kernel",
+]

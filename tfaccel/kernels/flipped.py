@@ -1,0 +1,44 @@
+"""The input gradient of a convolution as a forward convolution with turned filters."""
+
+import tensorflow as tf
+
+from tfaccel.kernels._geometry import paddings
+from tfaccel.kernels._kernel import Kernel
+from tfaccel.kernels._spec import CONVOLUTIONS, CallSpec
+from tfaccel.plan import Refusal
+
+
+def _refusal(spec: CallSpec) -> Refusal | None:
+    if set(spec.strides) != {1}:
+        return Refusal("its strides would put zeros between the pixels")
+    if set(spec.dilation) != {1}:
+        return Refusal("it has dilation")
+    if set(spec.kernel_size) == {1}:
+        return Refusal("its window is one pixel: matmul_1x1 is the same product")
+    return Refusal("it has groups") if spec.groups > 1 else None
+
+
+def _input_gradient(spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    spatial = [n if n is not None else shape[i + 1] for i, n in enumerate(spec.x[1:-1])]
+    rank = len(spatial)
+    around = [
+        (k - 1 - before, k - 1 - after)
+        for k, (before, after) in zip(spec.kernel_size, paddings(spec, spatial), strict=True)
+    ]
+    turned = tf.transpose(tf.reverse(w, list(range(rank))), [*range(rank), rank + 1, rank])
+    return tf.nn.convolution(tf.pad(dy, [(0, 0), *around, (0, 0)]), turned, padding="VALID")
+
+
+KERNELS = tuple(
+    Kernel(
+        op=op,
+        direction="input_gradient",
+        name="flipped",
+        fn=_input_gradient,
+        refusal=_refusal,
+        summary="the forward convolution of the output's gradient with turned filters",
+        source="Dumoulin and Visin, A guide to convolution arithmetic, "
+        "https://arxiv.org/abs/1603.07285, section 4",
+    )
+    for op in CONVOLUTIONS
+)
