@@ -29,6 +29,8 @@ class AcceleratedStep:
         clock: seconds.
         guard: whether to watch for losses that turn non-finite.
         on_abandon: called when the user's own step takes over.
+        room: how many calls Keras is sure to make from now on before anybody looks at
+            the model; what runs ahead never goes beyond.
     """
 
     def __init__(
@@ -40,13 +42,16 @@ class AcceleratedStep:
         clock: Clock,
         guard: bool,
         on_abandon: Callable[[], None],
+        room: Callable[[], int] = lambda: 1,
     ):
         self.function = traced or build_step(workload, plan)
+        self.function.ahead.clear()
         self._workload = workload
         self._plan = plan
         self._baseline = baseline
         self._guard = Guard(workload, clock) if guard else None
         self._on_abandon = on_abandon
+        self._room = room
         self._last_logs: Any = None
         self._excused = False  # the user's own data made the loss what it is
         self._step: StepFunction = self._first if traced is None else self._run
@@ -72,8 +77,11 @@ class AcceleratedStep:
         return self._checked(logs)
 
     def _run(self, iterator: tf.data.Iterator) -> Any:
+        if self.function.ahead:
+            return self._checked(self.function.ahead.popleft())
         try:
-            logs = self.function(iterator)
+            logs, *later = self.function.run(iterator, self._room())
+            self.function.ahead.extend(later)
         except END_OF_DATA:
             raise
         except tf.errors.OpError as error:
@@ -94,7 +102,7 @@ class AcceleratedStep:
             return self._workload.model.get_metrics_result() if last is None else last
         if self._guard is not None and not self._excused:
             self._last_logs = logs
-            self._guard.passed()
+            self._guard.passed(is_latest=not self.function.ahead)
         return logs
 
     def _is_broken(self, logs: Any) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 import keras
 
 from tfaccel import passes
+from tfaccel.passes import step_batching
 from tfaccel.plan import Pass, make_pass
 from tfaccel.workload import Workload
 
@@ -75,6 +76,11 @@ PRIORS: tuple[Prior, ...] = (
         ),
         "XLA fuses elementwise chains, but on a CPU replaces oneDNN's convolutions by slow ones "
         "and gains nothing in recurrent loops; on a GPU Keras has turned it on already",
+    ),
+    Prior(
+        step_batching.suited,
+        lambda workload: True,
+        "a small model loses more time between steps than in them; a large one is refused",
     ),
 )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from tfaccel import keras_private
 from tfaccel.numerics import Tolerance
 from tfaccel.plan import Pass, Plan
 from tfaccel.report import Report, show
@@ -114,6 +115,7 @@ class AccelCallback(keras.callbacks.Callback):
             params.get("steps"),
             on_tuning=self._tell_tuning,
             on_report=self._tell,
+            callbacks=keras_private.running_callbacks(self.model),
         )
         self._session.start()
         if earlier is not None:

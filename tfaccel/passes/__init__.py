@@ -3,9 +3,16 @@
 from tfaccel.passes.fused_norm import FusedNorm
 from tfaccel.passes.fused_optimizer import FusedOptimizer
 from tfaccel.passes.mixed_precision import MixedPrecision
+from tfaccel.passes.step_batching import StepBatching
 from tfaccel.passes.xla import XLA
 from tfaccel.plan import Pass
 
-PASSES: tuple[type[Pass], ...] = (FusedNorm, FusedOptimizer, MixedPrecision, XLA)
+PASSES: tuple[type[Pass], ...] = (
+    FusedNorm,
+    FusedOptimizer,
+    MixedPrecision,
+    XLA,
+    StepBatching,
+)
 
-__all__ = ["PASSES", "XLA", "FusedNorm", "FusedOptimizer", "MixedPrecision"]
+__all__ = ["PASSES", "XLA", "FusedNorm", "FusedOptimizer", "MixedPrecision", "StepBatching"]
