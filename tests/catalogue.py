@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.device import Device
-from tfaccel.passes import XLA, FusedNorm, FusedOptimizer, MixedPrecision
+from tfaccel.passes import XLA, FusedNorm, FusedOptimizer, MixedPrecision, StepBatching
 from tfaccel.plan import Pass
 from tfaccel.workload import Workload
 
@@ -247,4 +247,5 @@ PASS_ROWS: tuple[PassRow, ...] = (
     PassRow(FusedOptimizer()),
     PassRow(MixedPrecision("bfloat16")),
     PassRow(XLA()),
+    PassRow(StepBatching(steps=4)),
 )

@@ -106,7 +106,8 @@ def trace_counter(train_function: Callable[..., Any]) -> Callable[[], int]:
     """Tells how often a model's train function was traced so far.
 
     Keras puts a plain function around its `tf.function`, which it holds in its
-    closure. With `run_eagerly=True` there is none, and the count stays 0.
+    closure; tfaccel's own loop around it counts its own traces. With
+    `run_eagerly=True` there is none, and the count stays 0.
 
     Source: https://www.tensorflow.org/api_docs/python/tf/types/experimental/PolymorphicFunction
     """

@@ -63,9 +63,7 @@ class StepGroup:
 
     def _rows(self, columns: Sequence[tf.Tensor], rows: Sequence[int]) -> list[Any]:
         lists = [_values(column, rows) for column in columns]
-        return [
-            tf.nest.pack_sequence_as(self._structure, row) for row in zip(*lists, strict=True)
-        ]
+        return [tf.nest.pack_sequence_as(self._structure, row) for row in zip(*lists, strict=True)]
 
     def _one_step(self, batch: Any) -> Any:
         return self._step([batch])
@@ -112,9 +110,7 @@ def _spec(log: Any) -> tf.TensorSpec:
 
 def _column(spec: tf.TensorSpec, length: tf.Tensor) -> tf.TensorArray:
     """The values of one log, step by step."""
-    return tf.TensorArray(
-        spec.dtype, size=length, element_shape=spec.shape, clear_after_read=False
-    )
+    return tf.TensorArray(spec.dtype, size=length, element_shape=spec.shape, clear_after_read=False)
 
 
 def _values(column: tf.Tensor, rows: Sequence[int]) -> list[Any]:

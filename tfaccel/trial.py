@@ -142,9 +142,8 @@ class Bench:
 
     def time_again(self, plan: Plan, deadline: float = math.inf) -> Speedup:
         """A fresh measurement of a plan that was tried, free of the luck that made it win."""
-        step = self._calls(plan)
         with self._restored():
-            return timing.speedup(*self._pairs(plan, step, deadline))
+            return timing.speedup(*self._pairs(plan, deadline))
 
     def step_function(self, plan: Plan) -> BuiltStep:
         """The function that was traced for a plan, so that training need not trace it again."""
@@ -173,12 +172,18 @@ class Bench:
     def _timed(self, step: Callable[[], Any]) -> float:
         return timing.timed(step, self.clock)
 
-    def _pairs(
-        self, plan: Plan, step: Callable[[], Any], deadline: float
-    ) -> tuple[list[float], list[float]]:
-        """Seconds of the same number of steps, the user's own and the plan's, in turns."""
-        own = self._own_calls(plan.steps_per_call)
-        return timing.compare_steps(own, step, self.clock, deadline)
+    def _pairs(self, plan: Plan, deadline: float) -> tuple[list[float], list[float]]:
+        """Seconds of a step, the user's own and the plan's, in turns.
+
+        Either side makes the same number of steps in a turn: as many as the plan runs in
+        one call, so that what lies between steps counts on both.
+        """
+        steps = plan.steps_per_call
+        pairs = timing.compare_steps(
+            self._own_calls(steps), self._calls(plan), self.clock, deadline
+        )
+        own_seconds, seconds = ([turn / steps for turn in side] for side in pairs)
+        return own_seconds, seconds
 
     def _timed_trial(self, plan: Plan, compile_seconds: float, deadline: float) -> Trial:
         step, steps = self._calls(plan), plan.steps_per_call
@@ -190,12 +195,12 @@ class Bench:
         if usual and first > CLEARLY_SLOWER * usual:
             reason = f"its first traced step took {first / usual:.1f} times the baseline's"
             return Trial(plan, Outcome.STOPPED, reason, compile_seconds, first)
-        baseline_seconds, seconds = self._pairs(plan, step, deadline)
+        baseline_seconds, seconds = self._pairs(plan, deadline)
         gain = timing.speedup(baseline_seconds, seconds)
         faster = gain.low > 1.0 and gain.median >= WORTHWHILE
         reason = "" if faster else _why_not(gain)
         outcome = Outcome.FASTER if faster else Outcome.SLOWER
-        median = timing.median_interval(seconds)[0] / steps
+        median = timing.median_interval(seconds)[0]
         return Trial(plan, outcome, reason, compile_seconds, median, gain)
 
     def _judged(self, trial: Trial) -> Trial:
