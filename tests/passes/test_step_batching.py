@@ -20,17 +20,11 @@ callbacks = keras.callbacks
 FITS = pytest.mark.parametrize("fit", catalogue.FITS, ids=lambda fit: fit.name)
 
 
-def make_model(**compiling):
+def make_model(dropout=0.2, **compiling):
     keras.utils.set_random_seed(4)
-    model = keras.Sequential(
-        [
-            keras.Input((4,)),
-            layers.Dense(8, activation="relu"),
-            layers.Dropout(0.2),
-            layers.Dense(1),
-        ]
-    )
-    model.compile(**{"optimizer": "adam", "loss": "mse", "metrics": ["mae"], **compiling})
+    body = [layers.Dense(8, activation="relu"), layers.Dropout(dropout), layers.Dense(1)]
+    model = keras.Sequential([keras.Input((4,)), *body])
+    model.compile(**{"optimizer": "sgd", "loss": "mse", "metrics": ["mae"], **compiling})
     return model
 
 
@@ -60,14 +54,14 @@ class Logs(callbacks.Callback):
         self.handed.append((epoch, dict(logs)))
 
 
-def seen_by_all(compiling=(), steps=None, **fitting):
+def seen_by_all(making=(), steps=None, others=(), **fitting):
     """Each step's logs, History, the weights and the optimizer's variables after a fit."""
-    model, logs = make_model(**dict(compiling)), Logs()
+    model, logs = make_model(**dict(making)), Logs()
     accel = [] if steps is None else [accelerated(steps, allow_batch_hooks=True)]
     given = {"x": make_data(), "batch_size": 8, "epochs": 3, "verbose": 0, **fitting}
     if isinstance(given["x"], tuple):
         given["x"], given["y"] = given["x"]
-    history = model.fit(**given, callbacks=[*fitting.get("callbacks", ()), logs, *accel])
+    history = model.fit(**given, callbacks=[*others, logs, *accel])
     assert not accel or accel[0].plan.names == ("step_batching",)
     values = [v.numpy().tolist() for v in [*model.variables, *model.optimizer.variables]]
     return logs.handed, history.history, values
@@ -100,18 +94,30 @@ CASES = {
     "one epoch": lambda: {"epochs": 1},
     "validation": lambda: {"validation_split": 0.3},
     "a batch an epoch": lambda: {"batch_size": 200},
-    "unknown length": lambda: {"x": unknown_length(), "validation_data": unknown_length()},
-    "a growing length": lambda: {"x": growing()},
+    # Without dropout: whether Keras's own step draws random numbers before it finds the
+    # data's end is a race.
+    "unknown length": lambda: {
+        "x": unknown_length(),
+        "validation_data": unknown_length(),
+        "making": {"dropout": 0},
+    },
+    "a growing length": lambda: {"x": growing(), "making": {"dropout": 0}},
     "an iterator that goes on": lambda: {"x": endless(), "steps_per_epoch": 7},
     "data that end within an epoch": lambda: {"x": make_data(), "steps_per_epoch": 7},
-    "fewer batches than steps": lambda: {"x": unknown_length(4), "steps_per_epoch": 6},
-    "steps_per_execution": lambda: {"compiling": {"steps_per_execution": 3}},
+    "fewer batches than steps": lambda: {
+        "x": unknown_length(4),
+        "steps_per_epoch": 6,
+        "making": {"dropout": 0},
+    },
+    "steps_per_execution": lambda: {"making": {"steps_per_execution": 3}},
     "steps_per_execution, unknown length": lambda: {
         "x": unknown_length(),
-        "compiling": {"steps_per_execution": 2},
+        "making": {"steps_per_execution": 2},
     },
-    "XLA": lambda: {"compiling": {"jit_compile": True}},
-    "a metric of several numbers": lambda: {"compiling": {"metrics": [keras.metrics.R2Score()]}},
+    "XLA": lambda: {"making": {"jit_compile": True}},
+    "a metric of several numbers": lambda: {
+        "making": {"metrics": [keras.metrics.R2Score(class_aggregation=None)]}
+    },
 }
 
 
@@ -165,7 +171,7 @@ class StopsAfter(callbacks.Callback):
 
 def test_a_training_that_stops_within_its_epoch():
     """`stop_training` set as an epoch begins: Keras runs one more batch."""
-    assert seen_by_all(steps=4, callbacks=[StopsAfter(1)]) == seen_by_all(callbacks=[StopsAfter(1)])
+    assert seen_by_all(steps=4, others=[StopsAfter(1)]) == seen_by_all(others=[StopsAfter(1)])
 
 
 @pytest.mark.parametrize("guard", [True, False])
@@ -188,16 +194,11 @@ def test_a_failing_pipeline_fails_with_the_same_state():
     def failed(*added):
         model = make_model()
         data = tf.data.Dataset.range(20).map(
-            lambda i: (
-                tf.ensure_shape(tf.reshape(tf.cast(tf.range(8), tf.float32), (2, 4)), (None, 4)),
-                tf.debugging.check_numerics(
-                    tf.fill((2, 1), 1 / tf.cast(14 - i, tf.float32)), "bad"
-                ),
-            )
+            lambda i: (tf.ones((2, 4)), tf.debugging.check_numerics(1 / (14 - i), "bad data"))
         )
-        with pytest.raises(tf.errors.InvalidArgumentError, match="bad"):
-            model.fit(data, verbose=0, callbacks=list(added))
-        return [v.numpy().tolist() for v in [*model.variables, *model.optimizer.variables]]
+        with pytest.raises(tf.errors.InvalidArgumentError, match="bad data"):
+            model.fit(data.map(lambda x, y: (x, tf.fill((2, 1), y))), verbose=0, callbacks=added)
+        return [w.tolist() for w in model.get_weights()]
 
     assert failed(accelerated()) == failed()
 
@@ -235,13 +236,13 @@ def _tensorboard(folder):
 
 KERAS_CALLBACKS = {
     "EarlyStopping": lambda folder: callbacks.EarlyStopping(
-        "val_loss", min_delta=0.15, restore_best_weights=True
+        "val_loss", min_delta=1.0, patience=1, restore_best_weights=True
     ),
     "LearningRateScheduler": lambda folder: callbacks.LearningRateScheduler(
         lambda epoch, rate: rate * 0.5
     ),
     "ReduceLROnPlateau": lambda folder: callbacks.ReduceLROnPlateau(
-        "loss", min_delta=0.3, patience=1
+        "loss", min_delta=2.0, patience=1
     ),
     "ModelCheckpoint": lambda folder: callbacks.ModelCheckpoint(
         folder / "{epoch:02d}-{val_loss:.6f}.weights.h5", save_weights_only=True
@@ -268,32 +269,22 @@ def test_keras_s_callbacks_decide_and_write_the_same(name, tmp_path):
         return history.epoch, history.history, weights, rate, files(folder)
 
     accel = accelerated()
-    assert run(tmp_path / "batched", accel) == run(tmp_path / "stock")
+    stock, batched = run(tmp_path / "stock"), run(tmp_path / "batched", accel)
+    assert batched == stock
     assert accel.plan.names == ("step_batching",)
-
-
-def test_early_stopping_and_the_plateau_do_decide():
-    """The settings above are such that something happens."""
-    model = make_model()
-    x, y = make_data()
-    plateau, early = (
-        KERAS_CALLBACKS[name](None) for name in ("ReduceLROnPlateau", "EarlyStopping")
-    )
-    model.fit(x, y, batch_size=8, epochs=6, verbose=0, validation_split=0.2, callbacks=[plateau])
-    assert float(model.optimizer.learning_rate) < 0.01
-    history = make_model().fit(
-        x, y, batch_size=8, epochs=6, verbose=0, validation_split=0.2, callbacks=[early]
-    )
-    assert len(history.epoch) < 6
+    epochs, _, _, rate, written = stock
+    assert (len(epochs) < 6) == (name == "EarlyStopping")  # or nothing would be decided
+    assert (rate < 0.005) == (name in ("ReduceLROnPlateau", "LearningRateScheduler"))
+    assert bool(written) == (name in ("ModelCheckpoint", "CSVLogger", "TensorBoard"))
 
 
 def test_the_progress_bar_ends_the_same(capsys):
     def shown(*added):
         x, y = make_data()
         make_model().fit(x, y, batch_size=8, verbose=2, callbacks=list(added))
-        return [line.split(" - ")[2:] for line in capsys.readouterr().out.splitlines()]
+        return [line.split(" - ")[3:] for line in capsys.readouterr().out.splitlines()]
 
-    assert shown(accelerated()) == shown()
+    assert shown(accelerated()) == shown() != []
 
 
 # Refusals.
