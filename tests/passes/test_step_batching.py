@@ -1,6 +1,8 @@
 """Several steps in one call: everything that Keras and its callbacks see is as before."""
 
+import contextlib
 import csv
+import dataclasses
 import itertools
 import pathlib
 
@@ -9,10 +11,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from clocks import FakeClock
 
 import tfaccel
+from tfaccel import step_group, timing, trial, tuner
+from tfaccel.cache import workload_key
+from tfaccel.numerics import Drift
 from tfaccel.passes import StepBatching, step_batching
 from tfaccel.passes.step_batching import acts_per_batch, suited
+from tfaccel.scoped import instance_attribute
+from tfaccel.step import build_step
+from tfaccel.workbench import workbench
 from tfaccel.workload import Workload
 
 layers = keras.layers
@@ -412,3 +421,140 @@ def test_a_second_fit_with_another_callback_refuses():
     with pytest.warns(UserWarning, match="leaves out step_batching"):
         model.fit(x, y, verbose=0, callbacks=[accel, Watching()])
     assert accel.plan.is_baseline
+
+
+# In the engine: trials, the guard, the profiler, the cache.
+
+
+def state_after(*added, epochs=2, **compiling):
+    model = make_model(**compiling)
+    x, y = make_data()
+    history = model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, callbacks=list(added))
+    values = [v.numpy().tolist() for v in [*model.variables, *model.optimizer.variables]]
+    return values, history.history
+
+
+@pytest.mark.parametrize("wins", [True, False])
+def test_trials_and_what_they_choose_change_nothing(wins, monkeypatch):
+    gain = tfaccel.Speedup(2.0, 1.9, 2.1, 6) if wins else tfaccel.Speedup(0.5, 0.4, 0.6, 6)
+    monkeypatch.setattr(timing, "speedup", lambda own, candidate: gain)
+    monkeypatch.setattr(trial, "CLEARLY_SLOWER", float("inf"))
+    accel = tfaccel.AccelCallback(
+        includes=["step_batching"], tuning_share=None, max_tuning_seconds=1e6, verbose=0
+    )
+    assert state_after(accel) == state_after()
+    assert accel.plan.names == (("step_batching",) if wins else ())
+    if wins:
+        assert accel.report.trials[1].drift == Drift()
+
+
+def test_a_group_that_is_another_training_is_unfaithful(monkeypatch):
+    """It would be found out: here the first of the steps goes missing."""
+    run = step_group.StepGroup.__call__
+
+    def skipping(self, iterator, most):
+        if most > 1:
+            next(iterator)
+        return run(self, iterator, most)
+
+    monkeypatch.setattr(step_group.StepGroup, "__call__", skipping)
+    monkeypatch.setattr(timing, "speedup", lambda own, fast: tfaccel.Speedup(2.0, 1.9, 2.1, 6))
+    monkeypatch.setattr(trial, "CLEARLY_SLOWER", float("inf"))
+    accel = tfaccel.AccelCallback(
+        includes=["step_batching"], tuning_share=None, max_tuning_seconds=1e6, verbose=0
+    )
+    state_after(accel)
+    assert accel.report.trials[1].outcome is tfaccel.Outcome.UNFAITHFUL
+
+
+def test_both_sides_of_a_trial_make_as_many_steps():
+    """On a clock that moves at each reading a turn takes one second, whatever runs in it."""
+    model = make_model()
+    x, y = make_data(32)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    with workbench(model, data, clock=FakeClock(step=1.0)) as bench:
+        made = model.optimizer.iterations
+        plan, before = tfaccel.Plan((StepBatching(4),)), int(made)
+        bench._functions[plan] = build_step(bench.workload, plan)
+        bench._own_calls(4)()
+        assert int(made) == before + 4
+        assert len(bench._calls(plan)()) == 4
+        assert int(made) == before + 8
+        assert bench._pairs(plan, deadline=0.0)[0][0] == 0.25
+
+
+def test_it_costs_no_probe():
+    workload = Workload(make_model(), first_step_seconds=10.0, step_seconds=0.01)
+    single = tuner.trial_seconds(tfaccel.Plan((StepBatching(4),)), workload)
+    both = tuner.trial_seconds(
+        tfaccel.Plan((tfaccel.passes.FusedOptimizer(), StepBatching(4))), workload
+    )
+    assert single == pytest.approx(10.0 * 1.2 + 2 * 6 * 4 * 0.01)
+    assert both == pytest.approx(10.0 * (2 * 1.2 + 1) + 2 * 6 * 4 * 0.01)
+
+
+def test_one_pass_is_tried_where_the_budget_is_short_of_all():
+    """All three would cost 96 s, two at least 30, one 12."""
+    x, y = make_data(32)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    with workbench(make_model(), data) as bench:
+        bench.workload = dataclasses.replace(
+            bench.workload, first_step_seconds=10.0, step_seconds=0.001
+        )
+        names = ("fused_optimizer", "xla", "step_batching")
+        report = tuner.tune_workload(bench.workload, bench, names, 25.0)
+    assert report.trials[1].plan.names == ("step_batching",)
+    assert not report.complete
+
+
+@pytest.mark.parametrize("compare_every", [2, None])
+def test_the_profiler_watches_without_a_change(compare_every):
+    profiler = tfaccel.ProfilerCallback(compare_every=compare_every, verbose=0)
+    accel = accelerated()
+    assert state_after(accel, profiler, epochs=4) == state_after(epochs=4)
+    summary = profiler.summary()
+    assert accel.plan.names == ("step_batching",)
+    assert summary["steps"] == 4 * 10
+    assert bool(summary["comparisons"]) == bool(compare_every)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoiling(tfaccel.Pass):
+    """The loss is NaN from the tenth step of the second epoch on."""
+
+    name = "spoiling"
+
+    def refusal(self, workload):
+        return None
+
+    @contextlib.contextmanager
+    def applied(self, workload):
+        model = workload.model
+        original = model.compute_loss
+
+        def compute_loss(*args, **kwargs):
+            late = model.optimizer.iterations.value >= 16
+            return original(*args, **kwargs) * tf.where(late, np.float32(np.nan), 1.0)
+
+        with instance_attribute(model, "compute_loss", compute_loss):
+            yield
+
+
+def test_the_guard_finds_the_bad_step_in_a_group():
+    logs = Logs()
+    accel = tfaccel.AccelCallback([Spoiling(), StepBatching(8, True)], verbose=0)
+    with pytest.warns(RuntimeWarning, match="the loss turned non-finite"):
+        _, history = state_after(accel, logs, epochs=3)
+    assert np.all(np.isfinite(history["loss"]))
+    assert len(logs.handed) == 3 * 11
+    assert accel.plan.is_baseline
+
+
+def test_another_callback_is_another_key_of_the_cache():
+    def key(*watching):
+        workload = Workload(
+            make_model(), batches=(make_data(8),), element_spec=(), callbacks=watching
+        )
+        return workload_key(workload, ("step_batching",), None)
+
+    assert key() == key(callbacks.EarlyStopping()) != key(Watching())
