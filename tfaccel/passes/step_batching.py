@@ -16,7 +16,7 @@ from tfaccel.workload import Workload
 # (keras/src/utils/progbar.py), so nobody sees that its numbers come in groups.
 CALL_SECONDS = 0.05
 # Steps a call that are considered. What a call costs is shared by its steps: 32 steps
-# leave 3 % of it to each (benchmarks/results/step-batching-*.md has the curve).
+# leave 3 % of it to each (`benchmarks/step_batching.py --curve` times them).
 CHOICES = (2, 4, 8, 16, 32)
 _HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
 
