@@ -21,6 +21,7 @@ from tfaccel.passes import (
     Layout,
     MixedPrecision,
     Recompute,
+    StepBatching,
 )
 from tfaccel.plan import Pass
 from tfaccel.workload import Workload
@@ -260,4 +261,5 @@ PASS_ROWS: tuple[PassRow, ...] = (
     PassRow(Recompute()),
     PassRow(XLA()),
     PassRow(Kernels()),
+    PassRow(StepBatching(steps=4)),
 )

@@ -260,6 +260,7 @@ class TestMeter:
         function = types.SimpleNamespace(
             own=step(own), step=step(fast), plan=FAST, built=types.SimpleNamespace(), report=None
         )
+        function.built.ahead = ()
         function.built.function = function.step
         model = types.SimpleNamespace(
             steps_per_execution=1,

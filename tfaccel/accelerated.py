@@ -32,6 +32,8 @@ class AcceleratedStep:
         on_abandon: called when the user's own step takes over.
         consensus: of the processes that train together; None for one alone. `clock` must
             be its.
+        room: how many calls Keras is sure to make from now on before anybody looks at
+            the model; what runs ahead never goes beyond.
     """
 
     def __init__(
@@ -44,14 +46,17 @@ class AcceleratedStep:
         guard: bool,
         on_abandon: Callable[[], None],
         consensus: Consensus | None = None,
+        room: Callable[[], int] = lambda: 1,
     ):
         self.function = traced or build_step(workload, plan)
+        self.function.ahead.clear()
         self._workload = workload
         self._plan = plan
         self._baseline = baseline
         self._guard = Guard(workload, clock) if guard else None
         self._on_abandon = on_abandon
         self._consensus = consensus or Consensus()
+        self._room = room
         self._last_logs: Any = None
         self._excused = False  # the user's own data made the loss what it is
         self._step: StepFunction = self._first if traced is None else self._run
@@ -81,10 +86,16 @@ class AcceleratedStep:
         return feed(batches, like, self._workload.strategy)
 
     def _run(self, iterator: tf.data.Iterator) -> Any:
+        if self.function.ahead:
+            return self._checked(self.function.ahead.popleft())
         try:
-            logs = self.function(iterator)
+            logs, *later = self.function.run(iterator, self._room())
+            self.function.ahead.extend(later)
         except END_OF_DATA:
-            raise
+            if self.function.steps_per_call == 1:
+                raise
+            # Keras's own step finds the end after it has drawn random numbers, at times.
+            return self._baseline(iterator)
         except tf.errors.OpError as error:
             if "IteratorGetNext" in str(error):
                 raise  # the user's own input pipeline failed, as it would have anyway
@@ -103,7 +114,7 @@ class AcceleratedStep:
             return self._workload.model.get_metrics_result() if last is None else last
         if self._guard is not None and not self._excused:
             self._last_logs = logs
-            self._guard.passed()
+            self._guard.passed(is_latest=not self.function.ahead)
         return logs
 
     def _is_broken(self, logs: Any) -> bool:

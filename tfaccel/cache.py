@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfaccel.disk import default_directory, replace_text
 from tfaccel.numerics import Tolerance
+from tfaccel.passes.step_batching import acts_per_batch
 from tfaccel.report import Report
 from tfaccel.version import __version__
 from tfaccel.workload import Workload, shapes
@@ -68,6 +69,9 @@ def workload_key(
 ) -> str:
     """A digest of all that decides which plan wins.
 
+    What the fit's callbacks forbid is part of it: a plan that won in a fit without a
+    callback at every batch is not for one with it.
+
     Model structure, optimizer, loss, batch signature, device, versions, and what
     the user allowed. Names that Keras numbers within a process, learning rates and
     weights are left out, so that the same script finds its plan again.
@@ -83,9 +87,16 @@ def workload_key(
         "loss": _described(model.loss),
         "batch": [str(workload.element_spec), shapes(workload.batches[0])],
         "allowed": [list(names), str(tolerance)],
+        "watched": _is_watched(workload),
     }
     text = json.dumps(parts, sort_keys=True, default=_described)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _is_watched(workload: Workload) -> bool:
+    """Whether a callback acts at every batch."""
+    callbacks = workload.callbacks
+    return callbacks is None or any(map(acts_per_batch, callbacks))
 
 
 def _described(value: Any) -> str:

@@ -1,5 +1,6 @@
 """The last good point of a training, and the way back to it."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,10 +31,15 @@ class Guard:
         self._look_at = 1
         self._keep()
 
-    def passed(self) -> None:
-        """A step ended well."""
+    def passed(self, is_latest: bool = True) -> None:
+        """A step ended well.
+
+        Args:
+            is_latest: whether the state is the one after this step. It is not where
+                several steps ran in one call: nobody looked at the later ones yet.
+        """
         self.steps_since_good += 1
-        if self.steps_since_good < self._look_at:
+        if not is_latest or self.steps_since_good < self._look_at:
             return
         elapsed, pause = self._clock() - self._taken, self._copy_seconds / _COST_SHARE
         if elapsed >= pause:
@@ -61,4 +67,10 @@ def is_finite(logs: Any) -> bool:
         values = [logs["loss"]] if "loss" in logs else list(logs.values())
     else:
         values = tf.nest.flatten(logs)
-    return all(bool(np.all(np.isfinite(np.asarray(v, dtype=np.float64)))) for v in values)
+    return all(_all_finite(value) for value in values)
+
+
+def _all_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return bool(np.all(np.isfinite(np.asarray(value, dtype=np.float64))))

@@ -5,6 +5,7 @@ that Keras still has what it needs and raises `KerasChangedError` when it has
 not, so that a future Keras fails in one sentence and not in a strange place.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -105,7 +106,8 @@ def trace_counter(train_function: Callable[..., Any]) -> Callable[[], int]:
     """Tells how often a model's train function was traced so far.
 
     Keras puts a plain function around its `tf.function`, which it holds in its
-    closure. With `run_eagerly=True` there is none, and the count stays 0.
+    closure; tfaccel's own loop around it counts its own traces. With
+    `run_eagerly=True` there is none, and the count stays 0.
 
     Source: https://www.tensorflow.org/api_docs/python/tf/types/experimental/PolymorphicFunction
     """
@@ -205,3 +207,31 @@ def graph_outputs(graph: Any, values: dict[int, Any]) -> Any:
     if structure is None:
         raise KerasChangedError("Functional._outputs_struct")
     return keras.tree.pack_sequence_as(structure, [values[id(x)] for x in graph.outputs])
+
+
+def running_callbacks(model: keras.Model) -> tuple[keras.callbacks.Callback, ...] | None:
+    """All callbacks of the fit that begins; to be asked in `on_train_begin`.
+
+    A callback is never told of the others. The `keras.callbacks.CallbackList` that calls
+    `on_train_begin` is in the stack of calls (several are, where a callback keeps a list of
+    its own), and only those frames are looked at.
+
+    Returns:
+        The callbacks, tfaccel's own and those that Keras adds among them; None where no
+        list is in the stack: a caller of the user's own runs this training.
+    """
+    found: dict[int, keras.callbacks.Callback] = {}
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "on_train_begin":
+            owner = frame.f_locals.get("self")
+            for callback in getattr(owner, "callbacks", None) or ():
+                if getattr(callback, "model", None) is model:
+                    found[id(callback)] = callback
+        frame = frame.f_back
+    return tuple(found.values()) or None
+
+
+def traces_batches(callback: keras.callbacks.TensorBoard) -> bool:
+    """Whether a TensorBoard was made with `profile_batch`: it keeps no public note of it."""
+    return bool(getattr(callback, "_should_trace", True))

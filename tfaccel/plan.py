@@ -54,6 +54,8 @@ class Pass(abc.ABC):
     compile_factor: ClassVar[float] = 1.0
     # Whether the pass changes the forward computation, which validation shares.
     serves_validation: ClassVar[bool] = True
+    # Whether the pass changes what a step computes, and not only how steps are called.
+    changes_step: ClassVar[bool] = True
     # Whether tuning tries the pass when the user names none in `includes`.
     tried_by_default: ClassVar[bool] = True
 
@@ -95,6 +97,11 @@ class Pass(abc.ABC):
     def findings(self, workload: Workload) -> tuple[str, ...]:
         """What `prepare` found, a line for each layer."""
         return ()
+
+    @property
+    def steps_per_call(self) -> int:
+        """How many steps the pass would run in one call of the train function."""
+        return 1
 
     def compute_dtype(self, workload: Workload) -> str | None:
         """The dtype that the pass computes in; None when it keeps the model's."""
@@ -167,6 +174,16 @@ class Plan:
     def is_baseline(self) -> bool:
         """Whether the plan leaves the step as the user wrote it."""
         return not self.passes
+
+    @property
+    def changes_step(self) -> bool:
+        """Whether a step under the plan is computed otherwise than the user's own."""
+        return any(item.changes_step for item in self.passes)
+
+    @property
+    def steps_per_call(self) -> int:
+        """How many steps may run in one call, where the logs of each are handed out later."""
+        return max((item.steps_per_call for item in self.passes), default=1)
 
     def with_pass(self, item: Pass) -> "Plan":
         """This plan with `item` at its end, in place of a pass of the same name."""

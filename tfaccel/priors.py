@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 import keras
 
 from tfaccel import passes
+from tfaccel.passes import step_batching
 from tfaccel.plan import Pass, make_pass
 from tfaccel.workload import Workload
 
@@ -91,6 +92,11 @@ PRIORS: tuple[Prior, ...] = (
         lambda workload: passes.Kernels(),
         lambda workload: not _on_gpu(workload) and _has_convolutions(workload),
         "on a CPU TensorFlow has one algorithm for all convolutions, on a GPU cuDNN picks one",
+    ),
+    Prior(
+        step_batching.suited,
+        lambda workload: True,
+        "a small model loses more time between steps than in them; a large one is refused",
     ),
 )
 

@@ -1,6 +1,7 @@
 """Looking into one step: its losses, its gradients, and what it leaves behind."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -86,6 +87,26 @@ class Probe:
                 before = self._names.trained()
                 logs, found = step(workload.batches[0], given)
                 return self._observation(logs, found, before)
+        finally:
+            self._snapshot.restore()
+
+    def observe_steps(self, run: Callable[[], Sequence[Any]]) -> Observation:
+        """What some traced steps leave behind; as gradients, what they add to each weight.
+
+        Args:
+            run: makes the steps and gives the logs of each, in order.
+        """
+        try:
+            self._snapshot.restore()
+            self._workload.model.reset_metrics()
+            before = self._names.trained()
+            logs = run()
+            losses = {
+                f"{name} of step {index}": value
+                for index, step in enumerate(logs)
+                for name, value in _losses(step).items()
+            }
+            return dataclasses.replace(self._observation(logs[-1], {}, before), losses=losses)
         finally:
             self._snapshot.restore()
 

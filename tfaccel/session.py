@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -47,6 +48,7 @@ class Session:
         batches_per_epoch: None when unknown.
         on_tuning: told the budget in seconds before trials begin.
         on_report: told once, when it is decided how the training goes on.
+        callbacks: those of this fit; None where they can't be seen.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Session:
         batches_per_epoch: int | None,
         on_tuning: Callable[[float], None],
         on_report: Callable[[Report], None],
+        callbacks: tuple[keras.callbacks.Callback, ...] | None = (),
     ):
         self.model = model
         self.settings = settings
@@ -69,8 +72,9 @@ class Session:
         self._batches_per_epoch = batches_per_epoch
         self._on_tuning = on_tuning
         self._on_report = on_report
+        self._callbacks = callbacks
         self._epoch = 0
-        self._calls_in_epoch = 0
+        self._calls_before_epoch = 0
         self._batches: list[Any] = []
         self._seconds: list[float] = []
         self._element_spec: Any = None
@@ -113,7 +117,7 @@ class Session:
     def resume(self, earlier: "Session") -> bool:
         """Goes on with what an earlier fit of the same compiled model decided, if it did."""
         same = earlier.model is self.model and earlier.baseline is self.baseline
-        if not same or not earlier._decided:
+        if not same or not earlier._decided or self._refuses(earlier.plan, earlier.workload()):
             return False
         self.report, self._decided = earlier.report, True
         if earlier._accelerated is None:
@@ -122,11 +126,22 @@ class Session:
             self._start_plan(earlier.plan, earlier._accelerated.function, earlier.workload())
         return True
 
+    def _refuses(self, plan: Plan, workload: Workload) -> bool:
+        """Whether a plan that an earlier fit chose can't serve among this fit's callbacks."""
+        workload = dataclasses.replace(workload, callbacks=self._callbacks)
+        return any(item.refusal(workload) for item in plan.passes)
+
     def begin_epoch(self, epoch: int) -> None:
         """An epoch begins. The length of the one before is known now."""
         if self._calls_in_epoch and self._batches_per_epoch is None:
             self._batches_per_epoch = self._calls_in_epoch * self.model.steps_per_execution
-        self._epoch, self._calls_in_epoch = epoch, 0
+        self._epoch, self._calls_before_epoch = epoch, self._train_function.calls
+        if self._accelerated is not None:
+            self._accelerated.function.ahead.clear()  # of an epoch that was broken off
+
+    @property
+    def _calls_in_epoch(self) -> int:
+        return self._train_function.calls - self._calls_before_epoch
 
     def begin_validation(self) -> None:
         """A validation begins."""
@@ -136,9 +151,7 @@ class Session:
     def _run(self, iterator: tf.data.Iterator) -> Any:
         if not is_plain(iterator):
             return self.baseline(iterator)
-        logs = self._step(iterator)
-        self._calls_in_epoch += 1
-        return logs
+        return self._step(iterator)
 
     def _first(self, iterator: tf.data.Iterator) -> Any:
         self._element_spec = iterator.element_spec
@@ -230,7 +243,21 @@ class Session:
             steps_to_come=self._consensus.same(self._steps_to_come()),
             first_step_seconds=self._seconds[0] if self._seconds else 0.0,
             step_seconds=min(self._seconds[1:], default=0.0),
+            callbacks=self._callbacks,
         )
+
+    def _room(self) -> int:
+        """How many calls Keras is sure to make, or to find the data's end in, from now on."""
+        if self.model.stop_training:
+            return 1
+        left = self._calls_left_in_epoch()
+        return sys.maxsize if left is None else max(1, left)
+
+    def _calls_left_in_epoch(self) -> int | None:
+        if self._batches_per_epoch is None:
+            return None
+        calls = math.ceil(self._batches_per_epoch / self.model.steps_per_execution)
+        return calls - self._calls_in_epoch
 
     def _steps_to_come(self) -> int | None:
         if self._batches_per_epoch is None:
@@ -332,6 +359,7 @@ class Session:
             self.settings.guard,
             self._abandoned,
             self._consensus,
+            self._room,
         )
         self._train_function.plan = plan
         self._train_function.built = self._accelerated.function

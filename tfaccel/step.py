@@ -1,14 +1,16 @@
 """Building a step under a plan."""
 
+import collections
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import tensorflow as tf
 
 from tfaccel.plan import Plan
 from tfaccel.scoped import SharedContext, instance_attribute
+from tfaccel.step_group import StepGroup
 from tfaccel.workload import Workload
 
 Kind = Literal["train", "test"]
@@ -22,17 +24,27 @@ class BuiltStep:
     """A step that tfaccel built: a `StepFunction` that knows whose a NaN is.
 
     Attributes:
-        function: runs one step.
+        function: runs one step; a `StepGroup` where the plan runs several in a call.
         bad_data: set by a step whose results and whose own batch are not finite.
         scratch: the variables that the plan's passes keep from step to step.
+        steps_per_call: how many steps one call may run.
+        ahead: the logs of steps that ran and that nobody was handed yet, in order.
     """
 
-    function: StepFunction
+    function: StepFunction | StepGroup
     bad_data: tf.Variable
     scratch: dict[str, Any]
+    steps_per_call: int = 1
+    ahead: collections.deque[Any] = dataclasses.field(default_factory=collections.deque)
 
     def __call__(self, iterator: Any) -> Any:
-        return self.function(iterator)
+        return self.run(iterator, 1)[0]
+
+    def run(self, iterator: Any, most: int) -> Sequence[Any]:
+        """Runs up to `most` steps, at least one, and gives the logs of each, in order."""
+        if isinstance(self.function, StepGroup):
+            return self.function(iterator, min(most, self.steps_per_call))
+        return (self.function(iterator),)
 
     def took_bad_data(self) -> bool:
         """Whether a non-finite result since the last call met a non-finite batch."""
@@ -85,7 +97,10 @@ def build_step(
         stack.enter_context(plan.applied(workload))
         stack.enter_context(instance_attribute(model, step, step_under_plan))
         getattr(model, f"make_{function}")(force=True)
-        return BuiltStep(getattr(model, function), bad_data, workload.scratch)
+        built = getattr(model, function)
+    most = plan.steps_per_call if kind == "train" else 1
+    made = StepGroup(built, model.steps_per_execution) if most > 1 else built
+    return BuiltStep(made, bad_data, workload.scratch, most)
 
 
 def _note_bad_data(data: Any, outputs: Any, bad_data: tf.Variable) -> None:

@@ -30,6 +30,7 @@ class TrainFunction:
         plan: the plan that `step` runs under.
         built: the accelerated function behind `step`, if there is one.
         report: what tuning found in this fit; None before.
+        calls: how often Keras has called so far, whichever step ran.
     """
 
     def __init__(self, model: keras.Model):
@@ -38,6 +39,7 @@ class TrainFunction:
         self.plan = Plan()
         self.built: BuiltStep | None = None
         self.report: Report | None = None
+        self.calls = 0
         self._model = model
         self._history = model.history
         self._meter: Meter | None = None
@@ -61,12 +63,14 @@ class TrainFunction:
         if not (is_plain(iterator) or isinstance(iterator, tf.distribute.DistributedIterator)):
             return self.own(iterator)  # train_on_batch, from some other callback
         try:
-            return (self._meter or self.step)(iterator)
+            logs = (self._meter or self.step)(iterator)
         except END_OF_DATA:
             raise
         except BaseException:
             self._remove()
             raise
+        self.calls += 1
+        return logs
 
     @property
     def is_watched(self) -> bool:

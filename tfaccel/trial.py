@@ -31,6 +31,9 @@ CLEARLY_SLOWER = 1.5
 WORTHWHILE = 1.02
 # How the reason of a trial begins that ran out of memory.
 _OUT_OF_MEMORY = "out of memory"
+# Steps in one call that are compared with the same in a call each. More would show how a
+# training amplifies rounding, where a device adds in another order each time.
+_COMPARED_STEPS = 2
 
 
 class Outcome(enum.Enum):
@@ -108,7 +111,8 @@ class Bench:
             workload.batches, workload.element_spec, workload.strategy, forever=True
         )
         self._snapshot = Snapshot.of(workload)
-        self._baseline = functools.partial(baseline, iter(self._dataset))
+        self._own = baseline
+        self._own_iterator = iter(self._dataset)
         self._probe = Probe(workload, self._snapshot)
         self._functions: dict[Plan, BuiltStep] = {}
 
@@ -163,9 +167,9 @@ class Bench:
                 # Half of the time that is left, as the trial needs some too.
                 now = self.clock()
                 plan.prepare(self.workload, self.clock, now + (deadline - now) / 2)
-                step = self._step(plan)
-                compile_seconds = max(0.0, self._timed(step) - self.workload.step_seconds)
-                trial = self._timed_trial(plan, step, compile_seconds, deadline)
+                one = self._step(plan)
+                compile_seconds = max(0.0, self._timed(one) - self.workload.step_seconds)
+                trial = self._timed_trial(plan, compile_seconds, deadline)
             trial = dataclasses.replace(
                 trial, peak_memory_bytes=peak(), findings=self._findings(plan)
             )
@@ -178,9 +182,8 @@ class Bench:
 
     def time_again(self, plan: Plan, deadline: float = math.inf) -> Speedup:
         """A fresh measurement of a plan that was tried, free of the luck that made it win."""
-        step = functools.partial(self._functions[plan], iter(self._dataset))
         with self._restored():
-            return timing.speedup(*self._pairs(step, deadline))
+            return timing.speedup(*self._pairs(plan, deadline))
 
     def step_function(self, plan: Plan) -> BuiltStep:
         """The function that was traced for a plan, so that training need not trace it again."""
@@ -206,23 +209,49 @@ class Bench:
             raise failure or RuntimeError("it could not be built on another worker")
         return functools.partial(self._functions[plan], iter(self._dataset))
 
+    def _calls(self, plan: Plan) -> Callable[[], Any]:
+        """Makes as many steps under a plan as it runs in one call, and hands out their logs."""
+        return functools.partial(
+            self._functions[plan].run, iter(self._dataset), plan.steps_per_call
+        )
+
+    def _own_calls(self, count: int) -> Callable[[], Any]:
+        """As many of the user's own steps, each called from Python as Keras does."""
+
+        def call() -> Any:
+            for _ in range(count):
+                logs = self._own(self._own_iterator)
+            return logs
+
+        return call
+
     def _timed(self, step: Callable[[], Any]) -> float:
         return timing.timed(step, self.clock)
 
-    def _pairs(self, step: Callable[[], Any], deadline: float) -> tuple[list[float], list[float]]:
-        return timing.compare_steps(self._baseline, step, self.clock, deadline)
+    def _pairs(self, plan: Plan, deadline: float) -> tuple[list[float], list[float]]:
+        """Seconds of a step, the user's own and the plan's, in turns.
 
-    def _timed_trial(
-        self, plan: Plan, step: Callable[[], Any], compile_seconds: float, deadline: float
-    ) -> Trial:
-        first, usual = self._timed(step), self.workload.step_seconds
+        Either side makes the same number of steps in a turn: as many as the plan runs in
+        one call, so that what lies between steps counts on both.
+        """
+        steps = plan.steps_per_call
+        pairs = timing.compare_steps(
+            self._own_calls(steps), self._calls(plan), self.clock, deadline
+        )
+        own_seconds, seconds = ([turn / steps for turn in side] for side in pairs)
+        return own_seconds, seconds
+
+    def _timed_trial(self, plan: Plan, compile_seconds: float, deadline: float) -> Trial:
+        step, steps = self._calls(plan), plan.steps_per_call
+        first, usual = self._timed(step) / steps, self.workload.step_seconds
         if usual and first > CLEARLY_SLOWER * usual:
             # Both get a second chance: the machine may have been busy for a moment.
-            usual, first = max(usual, self._timed(self._baseline)), min(first, self._timed(step))
+            usual = max(usual, self._timed(self._own_calls(steps)) / steps)
+            first = min(first, self._timed(step) / steps)
         if usual and first > CLEARLY_SLOWER * usual:
             reason = f"its first traced step took {first / usual:.1f} times the baseline's"
             return Trial(plan, Outcome.STOPPED, reason, compile_seconds, first)
-        baseline_seconds, seconds = self._pairs(step, deadline)
+        baseline_seconds, seconds = self._pairs(plan, deadline)
         gain = timing.speedup(baseline_seconds, seconds)
         faster = gain.low > 1.0 and gain.median >= WORTHWHILE
         reason = "" if faster else _why_not(gain)
@@ -232,15 +261,41 @@ class Bench:
 
     def _judged(self, trial: Trial) -> Trial:
         """The trial with its drift, and UNFAITHFUL where that is too large."""
-        seen = self._probe.observe(trial.plan, self._reference)
-        drift = self._consensus.same(numerics.compare(self._reference, seen))
-        dtype = compute_dtype(trial.plan, self.workload)
+        plan, drift, violation = trial.plan, None, None
+        dtype = compute_dtype(plan, self.workload)
         tolerance = numerics.as_tolerance(self._tolerance, dtype)
-        if self._tolerance is None and drift.violation(tolerance):
-            tolerance = numerics.widened(tolerance, self._own_drift)
-        violation = drift.violation(tolerance)
+        if plan.steps_per_call > 1:
+            drift, violation = self._compared_calls(plan, tolerance)
+        if plan.changes_step and not violation:
+            seen = self._probe.observe(plan, self._reference)
+            drift = self._consensus.same(numerics.compare(self._reference, seen))
+            if self._tolerance is None and drift.violation(tolerance):
+                tolerance = numerics.widened(tolerance, self._own_drift)
+            violation = drift.violation(tolerance)
         outcome = Outcome.UNFAITHFUL if violation else Outcome.FASTER
         return dataclasses.replace(trial, outcome=outcome, reason=violation or "", drift=drift)
+
+    def _compared_calls(self, plan: Plan, tolerance: Tolerance) -> tuple[Drift, str | None]:
+        """How far some steps in one call are from the same in a call each, and if that is too far.
+
+        The latter are the user's own steps, or the plan's where it computes them otherwise.
+        """
+        built = self._functions[plan]
+        single = built if plan.changes_step else self._own
+
+        def one_by_one() -> Any:
+            iterator = iter(self._dataset)
+            return [single(iterator) for _ in range(_COMPARED_STEPS)]
+
+        def together() -> Any:
+            return built.run(iter(self._dataset), _COMPARED_STEPS)
+
+        reference = self._probe.observe_steps(one_by_one)
+        drift = numerics.compare(reference, self._probe.observe_steps(together))
+        if self._tolerance is None and drift.violation(tolerance):
+            again = numerics.compare(reference, self._probe.observe_steps(one_by_one))
+            tolerance = numerics.widened(tolerance, again)
+        return drift, drift.violation(tolerance)
 
     @functools.cached_property
     def _own_drift(self) -> Drift:

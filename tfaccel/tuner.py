@@ -54,12 +54,13 @@ class Budget:
 def trial_seconds(plan: Plan, workload: Workload) -> float:
     """An estimate of what trying a plan takes if it wins.
 
-    Its trace, one more to look at its gradients, one to look at the baseline's,
-    and the timed pairs.
+    Its trace, one more to look at its gradients, one to look at the baseline's (where
+    it changes what is computed), and the timed pairs.
     """
     factor = math.prod(item.compile_factor for item in plan.passes)
-    traces = workload.first_step_seconds * (2 * factor + 1)
-    return traces + 2 * LOOKS[0] * workload.step_seconds
+    traces = 2 * factor + 1 if plan.changes_step else factor
+    steps = 2 * LOOKS[0] * plan.steps_per_call
+    return workload.first_step_seconds * traces + steps * workload.step_seconds
 
 
 def cheapest_trial_seconds(workload: Workload, names: Collection[str]) -> float | None:
@@ -181,6 +182,8 @@ class _Search:
     def run(self, usable: list[tuple[Pass, bool]]) -> None:
         first = Plan(tuple(item for item, holds in usable if holds))
         queue = [first, *variations(first, usable)]
+        # Where the budget is short of all these, a single pass may fit.
+        queue += sorted((Plan((item,)) for item, _ in usable), key=self._seconds)
         seen, without_gain = {Plan()}, 0
         while queue and without_gain < PATIENCE:
             plan = queue.pop(0)
@@ -204,8 +207,11 @@ class _Search:
                 items = (*trial.plan.passes, item)
                 yield Plan(tuple(sorted(items, key=lambda one: self.order.index(one.name))))
 
+    def _seconds(self, plan: Plan) -> float:
+        return trial_seconds(plan, self.workload)
+
     def _affordable(self, plan: Plan) -> bool:
-        needed = trial_seconds(plan, self.workload)
+        needed = self._seconds(plan)
         left = self.deadline - self.bench.clock()
         if needed <= left:
             return True

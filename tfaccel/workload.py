@@ -26,6 +26,7 @@ class Workload:
         first_step_seconds: what the baseline's first step took, tracing included.
         step_seconds: what a baseline step takes once traced.
         device: where it runs.
+        callbacks: those of the fit; none outside of one, None where they can't be seen.
         scratch: a place for variables that a pass needs from step to step and that
             must not enter the user's model or optimizer, by pass name. Each built
             step has its own.
@@ -40,6 +41,7 @@ class Workload:
     first_step_seconds: float = 0.0
     step_seconds: float = 0.0
     device: Device = dataclasses.field(default_factory=current_device)
+    callbacks: tuple[keras.callbacks.Callback, ...] | None = ()
     scratch: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     prepared: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 

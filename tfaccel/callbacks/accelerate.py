@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from tfaccel import keras_private
 from tfaccel.consensus import consensus_of
 from tfaccel.numerics import Tolerance
 from tfaccel.plan import Pass, Plan
@@ -121,6 +122,7 @@ class AccelCallback(keras.callbacks.Callback):
             params.get("steps"),
             on_tuning=self._tell_tuning,
             on_report=self._tell,
+            callbacks=keras_private.running_callbacks(self.model),
         )
         self._session.start()
         if earlier is not None:

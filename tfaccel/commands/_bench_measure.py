@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import keras
@@ -59,8 +59,8 @@ class RecordingBench(Bench):
         self.seconds[plan] = self._latest
         return gain
 
-    def _pairs(self, step: Callable[[], Any], deadline: float) -> tuple[list[float], list[float]]:
-        baseline, self._latest = super()._pairs(step, deadline)
+    def _pairs(self, plan: Plan, deadline: float) -> tuple[list[float], list[float]]:
+        baseline, self._latest = super()._pairs(plan, deadline)
         self.baseline_seconds += baseline
         return baseline, self._latest
 

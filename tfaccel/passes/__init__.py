@@ -6,6 +6,7 @@ from tfaccel.passes.kernels import Kernels
 from tfaccel.passes.layout import Layout
 from tfaccel.passes.mixed_precision import MixedPrecision
 from tfaccel.passes.recompute import Recompute
+from tfaccel.passes.step_batching import StepBatching
 from tfaccel.passes.xla import XLA
 from tfaccel.plan import Pass
 
@@ -17,6 +18,7 @@ PASSES: tuple[type[Pass], ...] = (
     Recompute,
     XLA,
     Kernels,
+    StepBatching,
 )
 
 __all__ = [
@@ -28,4 +30,5 @@ __all__ = [
     "Layout",
     "MixedPrecision",
     "Recompute",
+    "StepBatching",
 ]

@@ -61,6 +61,9 @@ class InputWatch:
         self._function.watch(None, instead_of=self._step)
 
     def _step(self, iterator: Any) -> Any:
+        built = self._function.built
+        if built is not None and built.ahead:
+            return self._function.step(iterator)  # it ran in an earlier call, on its own batch
         self._calls += 1
         due = self._calls > _SKIPPED_STEPS and is_plain(iterator)
         if not due or not self._sampling.is_due(self._clock() - self._start):

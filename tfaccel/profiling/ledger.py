@@ -20,7 +20,7 @@ class Call:
     Attributes:
         seconds: of the whole call, waiting for input included, tuning excluded.
         began, ended: by the clock.
-        batches: that it ran.
+        batches: that it ran; several steps may run in one call.
         samples: in them; None where unknown.
         waited_seconds: for input; None where it was not measured.
         plan: that it ran under; the baseline for the user's own step.

@@ -15,6 +15,7 @@ from tfaccel.profiling.ledger import Call, Ledger
 from tfaccel.profiling.sampling import Sample, Sampling
 from tfaccel.report import Report
 from tfaccel.step import StepFunction
+from tfaccel.step_group import StepGroup
 from tfaccel.timing import Clock, wait_for
 from tfaccel.train_function import TrainFunction
 
@@ -81,7 +82,7 @@ class Meter:
         self._clock = clock
         self._steps = steps
         self._compiled_for: set[Any] = set()
-        self._counters: dict[StepFunction, Callable[[], int]] = {}
+        self._counters: dict[StepFunction | StepGroup, Callable[[], int]] = {}
         self._steps_in_epoch = 0
         self._steps_per_epoch: int | None = None
 
@@ -91,7 +92,7 @@ class Meter:
         built = self._function.built
         return self._traced(self._function.own) + (self._traced(built.function) if built else 0)
 
-    def _traced(self, function: StepFunction) -> int:
+    def _traced(self, function: StepFunction | StepGroup) -> int:
         if function not in self._counters:
             self._counters[function] = keras_private.trace_counter(function)
         return self._counters[function]()
@@ -101,7 +102,14 @@ class Meter:
         self._steps_in_epoch, self._steps_per_epoch = 0, steps_per_epoch
         self._ledger.begin_epoch()
 
+    def _steps_ahead(self) -> int:
+        """Steps that ran in an earlier call, and were measured there."""
+        built = self._function.built
+        return len(built.ahead) if built else 0
+
     def __call__(self, iterator: Any) -> Any:
+        if self._steps_ahead():
+            return self._function.step(iterator)
         wanted, profiled = self._asked_by_tracer()
         own = self._can_take_own(iterator) and (wanted or (not profiled and self._is_own_due()))
         step: StepFunction = self._function.own if own else self._function.step
@@ -189,7 +197,7 @@ class Meter:
         """Batches and samples of a call, and how long it waited for them."""
         if sample is not None:
             return sample.batches, sample.samples, sample.waited_seconds
-        batches = int(self._model.steps_per_execution)
+        batches = int(self._model.steps_per_execution) * (1 + self._steps_ahead())
         if self._steps_per_epoch is not None:
             batches = max(1, min(batches, self._steps_per_epoch - self._steps_in_epoch))
         return batches, None if self.batch_size is None else batches * self.batch_size, None

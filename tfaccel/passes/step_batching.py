@@ -1,0 +1,149 @@
+"""Several steps in one call."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import keras
+import tensorflow as tf
+
+from tfaccel import keras_private
+from tfaccel.plan import Pass, Refusal
+from tfaccel.workload import Workload
+
+# A call should take no longer than this: Keras's progress bar is drawn anew every 0.05 s
+# (keras/src/utils/progbar.py), so nobody sees that its numbers come in groups.
+CALL_SECONDS = 0.05
+# Steps a call that are considered. What a call costs is shared by its steps: 32 steps
+# leave 3 % of it to each (`benchmarks/step_batching.py --curve` times them).
+CHOICES = (2, 4, 8, 16, 32)
+_HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepBatching(Pass):
+    """Runs several steps in one call and hands their logs out one by one.
+
+    A small model loses most of its time between steps: in Python, in the way into the
+    compiled step and back, in logs that are read one by one. Here one call runs the
+    next steps in a loop within TensorFlow, and Keras's next calls are handed the logs
+    that are there already. Steps, batches, their order and every step's logs are
+    those of the untouched training. Other than with `steps_per_execution`, callbacks
+    and the progress bar see each step's logs.
+
+    A call never goes beyond the epoch, nor beyond a loss that is not finite. Only a
+    callback that looks at the model, or at the clock, after each batch could tell the
+    difference: it would see the model some steps further on. Where there is one the
+    pass refuses and names it. Keras's own are known: see `acts_per_batch`.
+
+    Args:
+        steps: the most steps in a call, at least 2.
+        allow_batch_hooks: whether to batch steps in spite of callbacks that act at
+            every batch. They are handed each step's logs in order; a training that
+            such a callback stops has run up to `steps - 1` steps more by then.
+
+    Raises:
+        ValueError: `steps` is no integer of at least 2.
+
+    Source: `steps_per_execution` of
+    https://keras.io/api/models/model_training_apis/#compile-method, which hands out the
+    last logs only.
+    """
+
+    name: ClassVar[str] = "step_batching"
+    # A loop around the same step: traced in 1.0 to 1.2 times the time.
+    compile_factor: ClassVar[float] = 1.2
+    serves_validation: ClassVar[bool] = False
+    changes_step: ClassVar[bool] = False
+
+    steps: int = CHOICES[-1]
+    allow_batch_hooks: bool = False
+
+    def __post_init__(self) -> None:
+        is_count = isinstance(self.steps, int) and not isinstance(self.steps, bool)
+        if not is_count or self.steps < 2:
+            raise ValueError(f"`steps` must be an integer of at least 2. Received: {self.steps!r}")
+
+    @property
+    def steps_per_call(self) -> int:
+        return self.steps
+
+    def refusal(self, workload: Workload) -> Refusal | None:
+        model = workload.model
+        maker = keras_private.overridden(model, keras.Model, "make_train_function")
+        if maker is not None:
+            return Refusal(f"{type(model).__name__} has a {maker} of its own")
+        strategy = model.distribute_strategy
+        if tf.distribute.has_strategy() or strategy is not tf.distribute.get_strategy():
+            return Refusal(f"a step under {type(strategy).__name__} is more than one device's")
+        if workload.step_seconds * CHOICES[0] > CALL_SECONDS:
+            return Refusal(
+                f"a step takes {1e3 * workload.step_seconds:.0f} ms, so the time between "
+                "steps hardly counts"
+            )
+        return None if self.allow_batch_hooks else _watched(workload)
+
+    def applied(self, workload: Workload) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+def suited(workload: Workload) -> StepBatching:
+    """The pass with as many steps a call as `CALL_SECONDS` has room for, of `CHOICES`."""
+    most = CALL_SECONDS / workload.step_seconds if workload.step_seconds else CHOICES[-1]
+    return StepBatching(max((c for c in CHOICES if c <= most), default=CHOICES[0]))
+
+
+def _watched(workload: Workload) -> Refusal | None:
+    """Why callbacks forbid it."""
+    remedy = "or allow it with StepBatching(allow_batch_hooks=True)"
+    if workload.callbacks is None:
+        return Refusal("the callbacks of this training can't be seen", f"use `fit`, {remedy}")
+    for callback in workload.callbacks:
+        hook = acts_per_batch(callback)
+        if hook is not None:
+            name = type(callback).__name__
+            return Refusal(f"{name}.{hook} acts at every batch", f"leave it out, {remedy}")
+    return None
+
+
+def acts_per_batch(callback: keras.callbacks.Callback) -> str | None:
+    """The hook by which a callback acts at every batch of a training; None where it doesn't.
+
+    A callback without a hook for training batches doesn't. Keras's own that have one
+    are known not to under the conditions of `_HARMLESS`. A subclass of theirs may have
+    changed what the hook calls, so it counts as acting.
+
+    Args:
+        callback: of any kind.
+    """
+    hook = keras_private.overridden(callback, keras.callbacks.Callback, *_HOOKS)
+    if hook is None:
+        return None
+    harmless = _HARMLESS.get(type(callback))
+    return None if harmless is not None and harmless(callback) else hook
+
+
+def _is_per_epoch(callback: Any) -> bool:
+    """Whether it saves when an epoch ends, and at no batch."""
+    return bool(callback.save_freq == "epoch")
+
+
+def _records_epochs(callback: keras.callbacks.TensorBoard) -> bool:
+    """Whether it writes when an epoch ends and has no writer at batches, nor a stopwatch."""
+    return (
+        callback.update_freq == "epoch"
+        and not callback.write_steps_per_second
+        and not keras_private.traces_batches(callback)
+    )
+
+
+_HARMLESS: dict[type[keras.callbacks.Callback], Callable[[Any], bool]] = {
+    # Shows the logs that it is handed, and those are exact.
+    keras.callbacks.ProgbarLogger: lambda callback: True,
+    # Looks at the loss alone; a call ends at the first that is not finite.
+    keras.callbacks.TerminateOnNaN: lambda callback: True,
+    keras.callbacks.ModelCheckpoint: _is_per_epoch,
+    keras.callbacks.BackupAndRestore: _is_per_epoch,
+    keras.callbacks.TensorBoard: _records_epochs,
+}
