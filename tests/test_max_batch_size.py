@@ -230,6 +230,7 @@ def test_nothing_fits():
     assert found.batch_size == 2
 
 
+@pytest.mark.slow
 def test_the_memory_limit_of_the_user(monkeypatch):
     model, out = with_out(rows=10**6)
     FullAt(monkeypatch, lambda: out.seen[-1])
@@ -256,6 +257,7 @@ def test_the_memory_limit_by_default_is_half_of_what_is_free(monkeypatch):
     ],
     ids=["arrays", "one_row", "weights", "batch"],
 )
+@pytest.mark.slow
 def test_kinds_of_samples(sample):
     assert max_batch_size(make(), sample, limit=8, verbose=0).batch_size == 8
 

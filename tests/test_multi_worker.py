@@ -160,9 +160,9 @@ def test_trials_on_all_workers_leave_no_trace(two_workers):
 def test_a_plan_that_one_worker_cant_build_is_used_by_none(two_workers):
     chief, other = two_workers("broken")
     assert chief["report"] == other["report"]
-    report = tfaccel.Report.from_json(chief["report"])
-    assert [trial.outcome.value for trial in report.trials] == ["baseline", "failed"]
-    assert "on another worker" in report.trials[1].reason
+    trials = json.loads(chief["report"])["trials"]  # the pass is known to the workers only
+    assert [trial["outcome"] for trial in trials] == ["baseline", "failed"]
+    assert "on another worker" in trials[1]["reason"]
     for worker in (chief, other):
         assert worker["found"] == worker["plain"]
 

@@ -243,6 +243,7 @@ def without_losses():
     ],
     ids=["fused", "before_fused", "bfloat16", "before_float16", "xla"],
 )
+@pytest.mark.slow
 def test_together_with_other_passes(make, data, items, recomputed):
     # In 16 bits a gradient is rounded where two of them meet, and they meet elsewhere.
     rtol = 2e-2 if any(isinstance(item, MixedPrecision) for item in items) else 1e-4
@@ -251,6 +252,7 @@ def test_together_with_other_passes(make, data, items, recomputed):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
+@pytest.mark.slow
 def test_policies_of_the_users_own(policy, recomputed):
     """A row of layers, so that no gradients meet; some have a policy of their own."""
 
@@ -320,6 +322,7 @@ def impure(kind):
     "kind",
     ["raw_variable", "generator", "keras_seed", "python", "gather", "trained", "sparse_output"],
 )
+@pytest.mark.slow
 def test_what_can_t_be_repeated_is_not(kind, recomputed):
     assert_same(lambda: impure(kind), batches(*ROWS))
     assert recomputed, "the other layers can be recomputed"
@@ -357,6 +360,7 @@ def tied_embedding():
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
+@pytest.mark.slow
 def test_kerass_own_layers_that_can_t_be_repeated(make, data):
     assert_same(make, batches(*data))
 
@@ -393,11 +397,13 @@ def penalised():
     return compiled(Penalised(inputs, layers.Dense(2)(x)))
 
 
+@pytest.mark.slow
 def test_a_gradient_of_a_gradient(recomputed):
     assert_same(penalised, batches(*ROWS))
     assert recomputed
 
 
+@pytest.mark.slow
 def test_batches_of_several_sizes(recomputed):
     data = (
         tf.data.Dataset.from_tensor_slices((normal(14, 6, 6, 3), normal(14, 2))).batch(6).repeat()
@@ -426,6 +432,7 @@ def gradients(model, plan, x):
 
 
 @pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.slow
 def test_gradients_without_a_loss_stay_none(nested, recomputed):
     """An output that nothing is learnt from: its weights must not decay either."""
 

@@ -36,6 +36,17 @@ def cnn(synchronized, optimizer="sgd"):
     return model
 
 
+def mlp():
+    """Quick to trace, with statistics that a step updates."""
+    keras.utils.set_random_seed(7)
+    normal = keras.layers.BatchNormalization(momentum=0.9)
+    body = [keras.layers.Flatten(), keras.layers.Dense(8), normal, keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *body])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=["accuracy"])
+    return model
+
+
 def two_inputs():
     """A model of a dictionary of inputs, with two outputs."""
     keras.utils.set_random_seed(7)
