@@ -146,6 +146,39 @@ def test_every_served_optimizer(name, rng):
         assert fused.ops() == {op: 2}
 
 
+# Hyperparameters near 1: what an op subtracts in float32 is 1e-5 off.
+NEAR_ONE = {
+    "adam": lambda: opt.Adam(1.0, beta_1=0.999),
+    "amsgrad": lambda: opt.Adam(1.0, amsgrad=True),
+    "adamax": lambda: opt.Adamax(1.0, beta_1=0.999),
+    "rmsprop": lambda: opt.RMSprop(1.0, rho=0.999, momentum=0.9),
+    "rmsprop_centered": lambda: opt.RMSprop(1.0, rho=0.999, centered=True),
+    "adadelta": lambda: opt.Adadelta(1.0, rho=0.999),
+}
+
+
+@pytest.mark.parametrize("name", NEAR_ONE)
+def test_weights_move_by_keras_s_maths_to_rounding(name, rng):
+    gradients = rng.normal(size=(20, 6, 3)).astype("float32")
+
+    def moved(fused):
+        model = dense_model(NEAR_ONE[name]())
+        kernel = model.layers[0].kernel
+        kernel.assign(tf.zeros(kernel.shape))  # whose rounding then counts for little
+
+        def step(gradient):
+            model.optimizer.apply([gradient], [kernel])
+
+        model.optimizer.build([kernel])
+        trained = Trained(model, fused, step).run([(tf.constant(g),) for g in gradients])
+        assert bool(trained.ops()) == fused
+        return kernel.numpy()
+
+    expected = moved(fused=False)
+    error = np.linalg.norm(moved(fused=True) - expected) / np.linalg.norm(expected)
+    assert error < 1e-6
+
+
 # What Keras does around `update_step`.
 OPTIONS = {
     "weight_decay": {"weight_decay": 0.05},

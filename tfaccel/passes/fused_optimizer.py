@@ -35,9 +35,11 @@ class FusedOptimizer(Pass):
     Keras does around `update_step` (weight decay, clipping, averages,
     accumulation, schedules, constraints) is not touched.
 
-    The maths is Keras's to the rounding of its hyperparameters: the ops take
-    beta and subtract it from 1 in float32, where Keras subtracts in float64, so
-    Adam's `1 - 0.999` is 1.3e-5 (relative) off and its updates 6e-6.
+    Weights are updated by Keras's maths to rounding. Slots that average are off by the
+    rounding of a hyperparameter: the ops subtract beta from 1 in float32, where Keras
+    subtracts in float64, so Adam's velocity is 1.3e-5 (relative) larger. Learning rate and
+    epsilon make up for it. Where Keras's own steps filled the slots before, updates are up
+    to 6e-6 off till the average has forgotten them.
 
     Sparse gradients (Embedding) and 16-bit variables keep Keras's own update:
     Keras squares the slices of a sparse gradient before it adds repeated ones.
