@@ -407,7 +407,7 @@ def test_what_else_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "steps"), [(0.0, 32), (0.001, 32), (0.003, 16), (0.02, 2), (0.5, 2)]
+    ("seconds", "steps"), [(0.0, 32), (0.003, 32), (0.006, 16), (0.02, 4), (0.5, 4)]
 )
 def test_as_many_steps_as_nobody_sees(seconds, steps):
     assert suited(Workload(make_model(), step_seconds=seconds)).steps == steps

@@ -12,12 +12,13 @@ from tfaccel import keras_private
 from tfaccel.plan import Pass, Refusal
 from tfaccel.workload import Workload
 
-# A call should take no longer than this: Keras's progress bar is drawn anew every 0.05 s
-# (keras/src/utils/progbar.py), so nobody sees that its numbers come in groups.
-CALL_SECONDS = 0.05
+# A call should take no longer than this: what happens within a tenth of a second is felt
+# to happen at once, so nobody sees that a progress bar's numbers come in groups.
+# Source: Miller, Response time in man-computer conversational transactions, 1968.
+CALL_SECONDS = 0.1
 # Steps a call that are considered. What a call costs is shared by its steps: 32 steps
 # leave 3 % of it to each (`benchmarks/step_batching.py --curve` times them).
-CHOICES = (2, 4, 8, 16, 32)
+CHOICES = (4, 8, 16, 32)
 _HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
 
 
