@@ -214,7 +214,13 @@ PURE = {
 }
 
 
-@pytest.mark.parametrize("name", PURE)
+# The dearest to compile.
+LONG = ("masked_text", "nested_backbone")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in PURE]
+)
 def test_it_is_the_same_training(name, recomputed):
     make, data = PURE[name]
     assert_same(make, batches(*data))
