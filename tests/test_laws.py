@@ -169,7 +169,7 @@ LAYERS = (
     {"rescue"},
     {"tuner", "validation", "train_function"},
     {"cache"},
-    {"settings"},
+    {"settings", "progress"},
     {"session", "profiling", "html_report"},
     {"workbench", "explain"},
     {"tune", "memory_search"},

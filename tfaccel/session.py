@@ -1,8 +1,6 @@
 """One `fit` under acceleration: collect batches, tune, run, fall back if need be."""
 
 import dataclasses
-import math
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +13,7 @@ from tfaccel.cache import workload_key
 from tfaccel.consensus import consensus_of
 from tfaccel.feed import feed, is_plain, pull
 from tfaccel.plan import Pass, Plan
+from tfaccel.progress import Progress
 from tfaccel.report import Report
 from tfaccel.rescue import rescue, rescuers
 from tfaccel.settings import Settings
@@ -68,13 +67,12 @@ class Session:
         self._clock = self._consensus.clock(settings.clock)
         self._train_function = TrainFunction.of(model)
         self.baseline: StepFunction = self._train_function.own
-        self._epochs = epochs
-        self._batches_per_epoch = batches_per_epoch
+        self._progress = Progress(
+            model, epochs, batches_per_epoch, lambda: self._train_function.calls
+        )
         self._on_tuning = on_tuning
         self._on_report = on_report
         self._callbacks = callbacks
-        self._epoch = 0
-        self._calls_before_epoch = 0
         self._batches: list[Any] = []
         self._seconds: list[float] = []
         self._element_spec: Any = None
@@ -132,21 +130,15 @@ class Session:
         return any(item.refusal(workload) for item in plan.passes)
 
     def begin_epoch(self, epoch: int) -> None:
-        """An epoch begins. The length of the one before is known now."""
-        if self._calls_in_epoch and self._batches_per_epoch is None:
-            self._batches_per_epoch = self._calls_in_epoch * self.model.steps_per_execution
-        self._epoch, self._calls_before_epoch = epoch, self._train_function.calls
+        """An epoch begins."""
+        self._progress.begin_epoch(epoch)
         if self._accelerated is not None:
             self._accelerated.function.ahead.clear()  # of an epoch that was broken off
-
-    @property
-    def _calls_in_epoch(self) -> int:
-        return self._train_function.calls - self._calls_before_epoch
 
     def begin_validation(self) -> None:
         """A validation begins."""
         if self._validation is not None:
-            self._validation.begin(self._epochs - self._epoch)
+            self._validation.begin(self._progress.epochs_left)
 
     def _run(self, iterator: tf.data.Iterator) -> Any:
         if not is_plain(iterator):
@@ -240,30 +232,11 @@ class Session:
             model=self.model,
             batches=tuple(alike),
             element_spec=self._element_spec,
-            steps_to_come=self._consensus.same(self._steps_to_come()),
+            steps_to_come=self._consensus.same(self._progress.steps_to_come),
             first_step_seconds=self._seconds[0] if self._seconds else 0.0,
             step_seconds=min(self._seconds[1:], default=0.0),
             callbacks=self._callbacks,
         )
-
-    def _room(self) -> int:
-        """How many calls Keras is sure to make, or to find the data's end in, from now on."""
-        if self.model.stop_training:
-            return 1
-        left = self._calls_left_in_epoch()
-        return sys.maxsize if left is None else max(1, left)
-
-    def _calls_left_in_epoch(self) -> int | None:
-        if self._batches_per_epoch is None:
-            return None
-        calls = math.ceil(self._batches_per_epoch / self.model.steps_per_execution)
-        return calls - self._calls_in_epoch
-
-    def _steps_to_come(self) -> int | None:
-        if self._batches_per_epoch is None:
-            return None
-        calls = math.ceil(self._batches_per_epoch / self.model.steps_per_execution)
-        return max(0, (self._epochs - self._epoch) * calls - self._calls_in_epoch)
 
     def _choose(self) -> None:
         """The cache's plan, or a trial of plans, or neither where nothing would pay."""
@@ -280,7 +253,7 @@ class Session:
         seconds = settings.budget.seconds(workload)
         least = cheapest_trial_seconds(workload, settings.names)
         if least is None or least > seconds:
-            if workload.steps_to_come is None and self._epochs - self._epoch > 1:
+            if workload.steps_to_come is None and self._progress.epochs_left > 1:
                 self._step = self._await_length
             else:
                 self._settle(_too_short(workload, least, seconds), workload)
@@ -299,7 +272,7 @@ class Session:
 
     def _await_length(self, iterator: tf.data.Iterator) -> Any:
         """Baseline steps until the first epoch has shown how long an epoch is."""
-        if self._batches_per_epoch is not None:
+        if self._progress.length_is_known:
             self._decide()
             return self._step(iterator)
         return self.baseline(iterator)
@@ -359,7 +332,7 @@ class Session:
             self.settings.guard,
             self._abandoned,
             self._consensus,
-            self._room,
+            lambda: self._progress.room,
         )
         self._train_function.plan = plan
         self._train_function.built = self._accelerated.function
