@@ -1,0 +1,162 @@
+"""Keras's recurrent layers with the loop of `_rnn_loop` in place of their own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel import keras_private
+from tfaccel.passes import _rnn_loop
+from tfaccel.passes._rnn_cells import GRU, LSTM, Cell, GRUResetBefore, Tensors
+from tfaccel.plan import Refusal
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_TANH = (keras.activations.tanh, keras.ops.tanh, tf.tanh)
+_SIGMOID = (keras.activations.sigmoid, keras.ops.sigmoid, tf.sigmoid)
+_CELLS = (keras.layers.LSTMCell, keras.layers.GRUCell)
+# The most derived first: an LSTM is an RNN, too.
+_LAYERS = (keras.layers.LSTM, keras.layers.GRU, keras.layers.RNN)
+_LSTM, _GRU, _GRU_RESET_BEFORE = LSTM(), GRU(), GRUResetBefore()
+
+
+def obstacle(layer: Any) -> Refusal | None:
+    """Why this recurrent layer keeps Keras's own loop, as far as it is known before a call."""
+    who = f"layer {layer.name!r} ({type(layer).__name__})"
+    base = next(kind for kind in _LAYERS if isinstance(layer, kind))
+    own = keras_private.overridden(layer, base, "call", "inner_loop")
+    if own is not None:
+        return Refusal(f"{who} has a `{own}` of its own")
+    cell = layer.cell
+    kind = next((kind for kind in _CELLS if isinstance(cell, kind)), None)
+    if kind is None:
+        return Refusal(f"{who} has a {type(cell).__name__}", "use an LSTM or a GRU")
+    own = keras_private.overridden(cell, kind, "call", "get_dropout_mask")
+    if own is not None:
+        return Refusal(f"{who} has a cell with a `{own}` of its own")
+    return _other_maths(who, layer)
+
+
+def _other_maths(who: str, layer: Any) -> Refusal | None:
+    """What the arguments of a layer ask for that the loop does not do."""
+    cell = layer.cell
+    if cell.compute_dtype not in _DTYPES:
+        return Refusal(f"{who} computes in {cell.compute_dtype}", "use float32 or less")
+    if cell.activation not in _TANH:
+        return Refusal(f"{who} has an activation other than tanh")
+    if cell.recurrent_activation not in _SIGMOID:
+        return Refusal(f"{who} has a recurrent_activation other than sigmoid")
+    if cell.recurrent_dropout:
+        return Refusal(f"{who} has recurrent_dropout={cell.recurrent_dropout}")
+    if cell.activity_regularizer is not None:
+        return Refusal(f"{who} has a cell with an activity_regularizer")
+    if getattr(layer, "use_cudnn", None) is True:
+        return Refusal(f"{who} has use_cudnn=True, which fails on a CPU", "leave it at 'auto'")
+    return None
+
+
+def compiled_loop(layer: Any) -> Callable[..., Any]:
+    """The layer's `inner_loop`, by loops that XLA compiles where they may stand in.
+
+    What is around the loop is Keras's own code: initial states, `stateful`, dropout masks,
+    what is returned.
+    """
+    own = layer.inner_loop
+
+    def inner_loop(sequences: Any, initial_state: Any, mask: Any, training: Any = False) -> Any:
+        plain = mask[0] if isinstance(mask, list | tuple) else mask
+        if not _serves(sequences, plain, training):
+            return own(sequences, initial_state, mask=mask, training=training)
+        return _inner_loop(layer, sequences, initial_state, plain, bool(training))
+
+    return inner_loop
+
+
+def _serves(sequences: Any, mask: Any, training: Any) -> bool:
+    """Whether this very call can be served: XLA must know how many steps there are."""
+    shape = getattr(sequences, "shape", None)
+    if not isinstance(training, bool | None) or shape is None or len(shape) != 3:
+        return False
+    return bool(shape[1]) and bool(shape[2]) and (mask is None or len(mask.shape) in (2, 3))
+
+
+def _inner_loop(layer: Any, sequences: Any, states: Any, mask: Any, training: bool) -> Any:
+    """What Keras's `inner_loop` returns: the last output, all outputs, the last states."""
+    cell = layer.cell
+    rows = _in_order(layer, tf.cast(sequences, cell.compute_dtype))
+    z, repeated, weights = _projected(cell, rows, sequences, training)
+    if mask is not None:
+        mask = tf.cast(mask, tf.bool)
+        mask = _in_order(layer, mask if mask.shape.rank == 3 else mask[..., None])
+    outputs, last = _rnn_loop.run(
+        repeated, z, weights, tuple(_float32(s) for s in tf.nest.flatten(states)), mask, training
+    )
+    outputs = tf.cast(_as_put_out(layer, outputs, mask), cell.compute_dtype)
+    states = [tf.cast(state, cell.compute_dtype) for state in last]
+    return outputs[-1], tf.transpose(outputs, [1, 0, 2]), states
+
+
+def _in_order(layer: Any, tensor: tf.Tensor) -> tf.Tensor:
+    """Time first, and in the direction in which the layer goes."""
+    steps_first = tf.transpose(tensor, [1, 0, 2])
+    return tf.reverse(steps_first, [0]) if layer.go_backwards else steps_first
+
+
+def _as_put_out(layer: Any, outputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+    """Outputs as Keras masks them: zero, or the last one that counted, and before that zero."""
+    if mask is None:
+        return outputs
+    counts = tf.cast(mask, tf.int32)
+    shown = mask if layer.zero_output_for_mask else tf.cumsum(counts, axis=0) > 0
+    return tf.where(shown, outputs, tf.zeros([], outputs.dtype))
+
+
+def _projected(
+    cell: Any, rows: tf.Tensor, sequences: tf.Tensor, training: bool
+) -> tuple[tf.Tensor, Cell, Tensors]:
+    """All inputs behind the input weights, the cell to repeat, and its weights.
+
+    Args:
+        cell: Keras's.
+        rows: the inputs, time first.
+        sequences: the inputs as the layer got them, which its dropout masks are made for.
+        training: whether inputs are dropped.
+    """
+    dropped = cell.get_dropout_mask(sequences[:, 0, :]) if training and 0 < cell.dropout < 1 else 1
+    kernel, recurrent = _value(cell, cell.kernel), _float32(_value(cell, cell.recurrent_kernel))
+    if isinstance(dropped, list):  # implementation=1: a mask for each gate
+        kernels = tf.split(kernel, len(dropped), axis=1)
+        z = tf.concat(
+            [_product(rows * keep, part) for keep, part in zip(dropped, kernels, strict=True)], -1
+        )
+    else:
+        z = _product(rows * dropped if training and 0 < cell.dropout < 1 else rows, kernel)
+    z = _float32(z)
+    bias = _float32(_value(cell, cell.bias)) if cell.use_bias else None
+    if isinstance(cell, keras.layers.LSTMCell):
+        return _plus(z, bias), _LSTM, (recurrent,)
+    if not cell.reset_after:
+        return _plus(z, bias), _GRU_RESET_BEFORE, (recurrent,)
+    if bias is None:
+        return z, _GRU, (recurrent, tf.zeros([recurrent.shape[-1]]))
+    return _plus(z, bias[0]), _GRU, (recurrent, bias[1])
+
+
+def _value(cell: Any, variable: Any) -> tf.Tensor:
+    """A weight in the dtype that the cell computes in."""
+    return tf.cast(keras.ops.convert_to_tensor(variable), cell.compute_dtype)
+
+
+def _float32(tensor: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tensor, tf.float32)
+
+
+def _plus(z: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+    return z if bias is None else z + bias
+
+
+def _product(rows: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """Rows of any leading shape times a matrix, as one product of two matrices."""
+    flat = tf.matmul(tf.reshape(rows, [-1, rows.shape[-1]]), kernel)
+    steps, batch = rows.shape[0], tf.shape(rows)[1]
+    return tf.reshape(flat, [steps, batch, kernel.shape[-1]])
