@@ -83,17 +83,27 @@ def _serves(sequences: Any, mask: Any, training: Any) -> bool:
 def _inner_loop(layer: Any, sequences: Any, states: Any, mask: Any, training: bool) -> Any:
     """What Keras's `inner_loop` returns: the last output, all outputs, the last states."""
     cell = layer.cell
-    rows = _in_order(layer, tf.cast(sequences, cell.compute_dtype))
-    z, repeated, weights = _projected(cell, rows, sequences, training)
     if mask is not None:
         mask = tf.cast(mask, tf.bool)
         mask = _in_order(layer, mask if mask.shape.rank == 3 else mask[..., None])
-    outputs, last = _rnn_loop.run(
-        repeated, z, weights, tuple(_float32(s) for s in tf.nest.flatten(states)), mask, training
-    )
+    z, repeated, weights = _projected(cell, _inputs(layer, sequences, training))
+    before = tuple(_float32(state) for state in tf.nest.flatten(states))
+    outputs, last = _rnn_loop.run(repeated, z, weights, before, mask)
     outputs = tf.cast(_as_put_out(layer, outputs, mask), cell.compute_dtype)
     states = [tf.cast(state, cell.compute_dtype) for state in last]
     return outputs[-1], tf.transpose(outputs, [1, 0, 2]), states
+
+
+def _inputs(layer: Any, sequences: tf.Tensor, training: bool) -> list[tf.Tensor]:
+    """The inputs, time first: one tensor, or (dropout, `implementation=1`) one for each gate."""
+    cell = layer.cell
+    rows = _in_order(layer, tf.cast(sequences, cell.compute_dtype))
+    if not (training and 0 < cell.dropout < 1):
+        return [rows]
+    # RNN.call has drawn them: Keras's masks, the same for all time steps.
+    masks = cell.get_dropout_mask(sequences[:, 0, :])
+    masks = masks if isinstance(masks, list) else [masks]
+    return [rows * tf.cast(mask, rows.dtype) for mask in masks]
 
 
 def _in_order(layer: Any, tensor: tf.Tensor) -> tf.Tensor:
@@ -111,35 +121,18 @@ def _as_put_out(layer: Any, outputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Te
     return tf.where(shown, outputs, tf.zeros([], outputs.dtype))
 
 
-def _projected(
-    cell: Any, rows: tf.Tensor, sequences: tf.Tensor, training: bool
-) -> tuple[tf.Tensor, Cell, Tensors]:
-    """All inputs behind the input weights, the cell to repeat, and its weights.
-
-    Args:
-        cell: Keras's.
-        rows: the inputs, time first.
-        sequences: the inputs as the layer got them, which its dropout masks are made for.
-        training: whether inputs are dropped.
-    """
-    dropped = cell.get_dropout_mask(sequences[:, 0, :]) if training and 0 < cell.dropout < 1 else 1
-    kernel, recurrent = _value(cell, cell.kernel), _float32(_value(cell, cell.recurrent_kernel))
-    if isinstance(dropped, list):  # implementation=1: a mask for each gate
-        kernels = tf.split(kernel, len(dropped), axis=1)
-        z = tf.concat(
-            [_product(rows * keep, part) for keep, part in zip(dropped, kernels, strict=True)], -1
-        )
-    else:
-        z = _product(rows * dropped if training and 0 < cell.dropout < 1 else rows, kernel)
-    z = _float32(z)
-    bias = _float32(_value(cell, cell.bias)) if cell.use_bias else None
-    if isinstance(cell, keras.layers.LSTMCell):
-        return _plus(z, bias), _LSTM, (recurrent,)
-    if not cell.reset_after:
-        return _plus(z, bias), _GRU_RESET_BEFORE, (recurrent,)
-    if bias is None:
-        return z, _GRU, (recurrent, tf.zeros([recurrent.shape[-1]]))
-    return _plus(z, bias[0]), _GRU, (recurrent, bias[1])
+def _projected(cell: Any, inputs: list[tf.Tensor]) -> tuple[tf.Tensor, Cell, Tensors]:
+    """The inputs of all steps behind the input weights, the cell to repeat, its weights."""
+    kernels = tf.split(_value(cell, cell.kernel), len(inputs), axis=1)
+    parts = [_product(rows, kernel) for rows, kernel in zip(inputs, kernels, strict=True)]
+    z = _float32(tf.concat(parts, axis=-1))
+    recurrent = _float32(_value(cell, cell.recurrent_kernel))
+    reset_after = getattr(cell, "reset_after", False)
+    bias = _float32(_value(cell, cell.bias)) if cell.use_bias else tf.zeros([2, z.shape[-1]])
+    if reset_after:
+        return z + bias[0], _GRU, (recurrent, bias[1])
+    repeated = _LSTM if isinstance(cell, keras.layers.LSTMCell) else _GRU_RESET_BEFORE
+    return z + bias if cell.use_bias else z, repeated, (recurrent,)
 
 
 def _value(cell: Any, variable: Any) -> tf.Tensor:
@@ -149,10 +142,6 @@ def _value(cell: Any, variable: Any) -> tf.Tensor:
 
 def _float32(tensor: tf.Tensor) -> tf.Tensor:
     return tf.cast(tensor, tf.float32)
-
-
-def _plus(z: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
-    return z if bias is None else z + bias
 
 
 def _product(rows: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:

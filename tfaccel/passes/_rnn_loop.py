@@ -16,12 +16,7 @@ from tfaccel.passes._rnn_cells import Cell, Tensors
 
 
 def run(
-    cell: Cell,
-    z: tf.Tensor,
-    weights: Tensors,
-    states: Tensors,
-    mask: tf.Tensor | None,
-    training: bool,
+    cell: Cell, z: tf.Tensor, weights: Tensors, states: Tensors, mask: tf.Tensor | None
 ) -> tuple[tf.Tensor, Tensors]:
     """Runs a cell over all time steps.
 
@@ -35,52 +30,60 @@ def run(
         weights: of the cell, float32.
         states: before the first step, each `(batch, units)`, float32.
         mask: `(steps, batch, 1)`, bool; where it is False a step leaves the states alone.
-        training: whether to keep what the gradient needs. Without it the gradient is right,
-            and costs the forward loop once more.
 
     Returns:
         The first state after each step, `(steps, batch, units)`, and all states after the
         last.
     """
     inputs = (z, *weights, *states)
-    count = len(weights)
 
     # The functions use the tensors outside, not their arguments, so that a gradient of the
     # gradient finds them.
     @tf.custom_gradient
     def forward(*_: tf.Tensor) -> Any:
-        if training:
-            sequences, saved = _compiled(_record, cell)(z, weights, states, mask)
-            outputs = (sequences[0][1:], *(sequence[-1] for sequence in sequences))
-        else:
-            outputs = _compiled(_outputs, cell)(z, weights, states, mask)
+        sequences, saved = _compiled(_record, cell)(z, weights, states, mask)
 
         def gradient(*upstream: tf.Tensor) -> Any:
-            if training:
-                return backward(upstream, sequences, saved)
-            return backward(upstream, *_compiled(_record, cell)(z, weights, states, mask))
+            return _gradient(cell, inputs, len(weights), mask, sequences, saved, upstream)
 
-        return outputs, gradient
-
-    def backward(upstream: Tensors, sequences: Tensors, saved: Tensors) -> Any:
-        @tf.custom_gradient
-        def first(*_: tf.Tensor) -> Any:
-            before = tuple(sequence[:-1] for sequence in sequences)
-            dz, d_states = _compiled(_back, cell)(upstream, saved, before, weights, mask)
-            d_weights = cell.weight_gradients(dz, saved, before[0])
-
-            def second(*gradients: tf.Tensor) -> Any:
-                return _second_order(plain, inputs, upstream, gradients)
-
-            return (dz, *d_weights, *d_states), second
-
-        return first(*inputs, *upstream)
-
-    def plain(z: tf.Tensor, *rest: tf.Tensor) -> Tensors:
-        return _outputs(cell, z, rest[:count], rest[count:], mask)
+        return _results(sequences), gradient
 
     output, *last = forward(*inputs)
     return output, tuple(last)
+
+
+def _gradient(
+    cell: Cell,
+    inputs: Tensors,
+    count: int,
+    mask: tf.Tensor | None,
+    sequences: Tensors,
+    saved: Tensors,
+    upstream: Tensors,
+) -> Any:
+    """The gradients of `run` with respect to `z`, the weights (`count` of them), the states."""
+
+    @tf.custom_gradient
+    def first(*_: tf.Tensor) -> Any:
+        before = tuple(sequence[:-1] for sequence in sequences)
+        weights = inputs[1 : 1 + count]
+        dz, d_states = _compiled(_back, cell)(upstream, saved, before, weights, mask)
+        d_weights = cell.weight_gradients(dz, saved, before[0])
+
+        def second(*gradients: tf.Tensor) -> Any:
+            return _second_order(plain, inputs, upstream, gradients)
+
+        return (dz, *d_weights, *d_states), second
+
+    def plain(z: tf.Tensor, *rest: tf.Tensor) -> Tensors:
+        return _results(_record(cell, z, rest[:count], rest[count:], mask)[0])
+
+    return first(*inputs, *upstream)
+
+
+def _results(sequences: Tensors) -> Tensors:
+    """What `run` returns, of the states before the first step and after each."""
+    return (sequences[0][1:], *(sequence[-1] for sequence in sequences))
 
 
 @functools.cache
@@ -120,22 +123,6 @@ def _record(
     notes = _arrays(saves, steps, states[0].shape)
     _, _, sequences, notes = _loop(body, steps, (0, states, sequences, notes))
     return _stack(sequences), _stack(notes)
-
-
-def _outputs(
-    cell: Cell, z: tf.Tensor, weights: Tensors, states: Tensors, mask: tf.Tensor | None
-) -> Tensors:
-    """The first state after each step, and all states after the last."""
-    steps = z.shape[0]
-    z_at, mask_at = _reader(z), _reader(mask)
-
-    def body(t: tf.Tensor, states: Tensors, outputs: Any) -> Any:
-        states = _carried(mask_at(t), cell.step(z_at(t), states, weights)[0], states)
-        return t + 1, states, _write(outputs, t, states[:1])
-
-    outputs = _arrays(1, steps, states[0].shape)
-    _, states, outputs = _loop(body, steps, (0, states, outputs))
-    return (*_stack(outputs), *states)
 
 
 def _back(
