@@ -23,10 +23,6 @@ _LSTM, _GRU, _GRU_RESET_BEFORE = LSTM(), GRU(), GRUResetBefore()
 def obstacle(layer: Any) -> Refusal | None:
     """Why this recurrent layer keeps Keras's own loop, as far as it is known before a call."""
     who = f"layer {layer.name!r} ({type(layer).__name__})"
-    base = next(kind for kind in _LAYERS if isinstance(layer, kind))
-    own = keras_private.overridden(layer, base, "call", "inner_loop")
-    if own is not None:
-        return Refusal(f"{who} has a `{own}` of its own")
     cell = layer.cell
     kind = next((kind for kind in _CELLS if isinstance(cell, kind)), None)
     if kind is None:
@@ -34,6 +30,10 @@ def obstacle(layer: Any) -> Refusal | None:
     own = keras_private.overridden(cell, kind, "call", "get_dropout_mask")
     if own is not None:
         return Refusal(f"{who} has a cell with a `{own}` of its own")
+    base = next(kind for kind in _LAYERS if isinstance(layer, kind))
+    own = keras_private.overridden(layer, base, "call", "inner_loop")
+    if own is not None:
+        return Refusal(f"{who} has a `{own}` of its own")
     return _other_maths(who, layer)
 
 
