@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.passes import PASSES, FusedNorm, FusedOptimizer
+from tfaccel.passes import PASSES, FusedNorm, FusedOptimizer, FusedRNN
 from tfaccel.plan import Plan, make_pass
 from tfaccel.probe import Probe
 from tfaccel.state import Snapshot, known_variables
@@ -133,7 +133,9 @@ def test_an_accelerated_training_is_the_same_training(fit):
     """All float32 passes that serve the model: the same losses to rounding."""
     model, _ = fit.make()
     serving = [
-        item for item in (FusedNorm(), FusedOptimizer()) if not item.refusal(Workload(model))
+        item
+        for item in (FusedNorm(), FusedOptimizer(), FusedRNN())
+        if not item.refusal(Workload(model))
     ]
     stock = stock_results(fit)
     fast = results(fit, tfaccel.AccelCallback(serving))

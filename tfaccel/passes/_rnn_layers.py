@@ -55,13 +55,13 @@ def _other_maths(who: str, layer: Any) -> Refusal | None:
     return None
 
 
-def compiled_loop(layer: Any) -> Callable[..., Any]:
-    """The layer's `inner_loop`, by loops that XLA compiles where they may stand in.
+def compiled_loop(layer: Any) -> tuple[str, Callable[..., Any]]:
+    """The name of the layer's loop over time, and one by XLA that may stand in for it.
 
     What is around the loop is Keras's own code: initial states, `stateful`, dropout masks,
     what is returned.
     """
-    own = layer.inner_loop
+    name, own = keras_private.recurrent_loop(layer)
 
     def inner_loop(sequences: Any, initial_state: Any, mask: Any, training: Any = False) -> Any:
         plain = mask[0] if isinstance(mask, list | tuple) else mask
@@ -69,7 +69,7 @@ def compiled_loop(layer: Any) -> Callable[..., Any]:
             return own(sequences, initial_state, mask=mask, training=training)
         return _inner_loop(layer, sequences, initial_state, plain, bool(training))
 
-    return inner_loop
+    return name, inner_loop
 
 
 def _serves(sequences: Any, mask: Any, training: Any) -> bool:
@@ -101,8 +101,7 @@ def _inputs(layer: Any, sequences: tf.Tensor, training: bool) -> list[tf.Tensor]
     if not (training and 0 < cell.dropout < 1):
         return [rows]
     # RNN.call has drawn them: Keras's masks, the same for all time steps.
-    masks = cell.get_dropout_mask(sequences[:, 0, :])
-    masks = masks if isinstance(masks, list) else [masks]
+    masks = keras_private.dropout_masks(cell, sequences[:, 0, :])
     return [rows * tf.cast(mask, rows.dtype) for mask in masks]
 
 

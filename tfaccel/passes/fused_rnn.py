@@ -64,6 +64,6 @@ class FusedRNN(Pass):
         with contextlib.ExitStack() as stack:
             for layer, obstacle in self.obstacles(workload):
                 if obstacle is None:
-                    loop = _rnn_layers.compiled_loop(layer)
-                    stack.enter_context(instance_attribute(layer, "inner_loop", loop))
+                    name, loop = _rnn_layers.compiled_loop(layer)
+                    stack.enter_context(instance_attribute(layer, name, loop))
             yield
