@@ -11,7 +11,12 @@ import tensorflow as tf
 from tfaccel.passes import _rnn_layers
 from tfaccel.plan import Pass, Refusal
 from tfaccel.scoped import instance_attribute
-from tfaccel.workload import Workload, varies
+from tfaccel.workload import Workload, batch_size, varies
+
+# A part of a batch has no fewer samples than a vector register has float32 numbers: 8 (AVX).
+_LEAST_ROWS = 8
+# What Keras takes where nothing else is said: https://keras.io/api/models/model_training_apis/
+_USUAL_BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +26,8 @@ class FusedRNN(Pass):
     Keras 3 runs a time step on a CPU as some twenty small ops, and its gradient as forty.
     Here all inputs meet the input weights in one product, and what has to be a loop over
     time is two ops: one forward, one for the gradient, each compiled by XLA; weight
-    gradients are one product each behind it. The maths is Keras's to rounding; with 16-bit
+    gradients are one product each behind it. Each core has such loops for a part of the
+    batch. The maths is Keras's to rounding; with 16-bit
     layers the loop is in float32. On a GPU Keras has cuDNN's kernels, and the pass refuses.
 
     Served are `LSTM`, `GRU`, `Bidirectional` of them, and `RNN` around an `LSTMCell` or
@@ -61,9 +67,20 @@ class FusedRNN(Pass):
 
     @contextlib.contextmanager
     def applied(self, workload: Workload) -> Iterator[None]:
+        parts = _parts(workload)
         with contextlib.ExitStack() as stack:
             for layer, obstacle in self.obstacles(workload):
                 if obstacle is None:
-                    name, loop = _rnn_layers.compiled_loop(layer)
+                    name, loop = _rnn_layers.compiled_loop(layer, parts)
                     stack.enter_context(instance_attribute(layer, name, loop))
             yield
+
+
+def _parts(workload: Workload) -> int:
+    """How many loops run side by side, each over a part of the batch.
+
+    XLA has one thread for all of a step but the product, and the product of one step is
+    too small for many.
+    """
+    rows = batch_size(workload.batches[0]) if workload.batches else _USUAL_BATCH
+    return max(1, min(workload.device.cores, rows // _LEAST_ROWS))
