@@ -13,7 +13,7 @@ from tfaccel.plan import Plan
 from tfaccel.workload import Workload
 
 L = keras.layers
-CPU = Device("CPU", "test")
+CPU, TWO_CORES = Device("CPU", "test"), Device("CPU", "test", cores=2)
 BATCH, STEPS, FEATURES, UNITS = 3, 5, 4, 2
 # Sums run in another order than Keras's, in float32.
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
@@ -75,7 +75,13 @@ MASKED = [
     "gru reset before",
     "bidirectional",
 ]
-CASES = [(name, False) for name in LAYERS] + [(name, True) for name in MASKED]
+# How Bidirectional merges is Keras's own code.
+SLOW = {"bidirectional sum", "bidirectional pair"}
+CASES = [
+    pytest.param(name, masked, marks=pytest.mark.slow if name in SLOW else ())
+    for masked, names in ((False, LAYERS), (True, MASKED))
+    for name in names
+]
 
 
 def workload_of(*layers, device=CPU, **kwargs):
@@ -93,7 +99,7 @@ def built(make, rng, shape=(None, STEPS, FEATURES), **kwargs):
     return layer
 
 
-def traced(layer, states=0, dtype="float32", steps=STEPS, fused=False, **kwargs):
+def traced(layer, states=0, dtype="float32", steps=STEPS, fused=False, device=CPU, **kwargs):
     """A function of inputs, initial states and weights: the outputs and all gradients."""
     trained = [weight.value for weight in layer.trainable_weights]
     spec = [tf.TensorSpec([None, steps, FEATURES], dtype)]
@@ -111,7 +117,7 @@ def traced(layer, states=0, dtype="float32", steps=STEPS, fused=False, **kwargs)
 
     if not fused:
         return run.get_concrete_function()
-    with FusedRNN().applied(workload_of(layer)):
+    with FusedRNN().applied(workload_of(layer, device=device)):
         return run.get_concrete_function()
 
 
@@ -160,9 +166,11 @@ def test_agrees_with_keras_in_float64(name, masked, rng):
     layer = built(make, np.random.default_rng(seed))
     values = inputs_of(rng, states)
     plain = traced(own, states, "float64", mask=mask)
-    fused = traced(layer, states, mask=mask, fused=True)
+    # Without a mask one loop over the whole batch, with it one for each core.
+    device = TWO_CORES if masked else CPU
+    fused = traced(layer, states, mask=mask, fused=True, device=device)
     agree(numbers(fused, *floats(values)), numbers(plain, *values))
-    loops = 2 if name.startswith("bidirectional") else 1
+    loops = device.cores * (2 if name.startswith("bidirectional") else 1)
     assert compiled_calls(fused) == (2 * loops, 0)
 
 
@@ -196,9 +204,29 @@ def test_any_number_of_samples(name, batch, rng):
     make, states = LAYERS[name]
     own, layer = (built(make, np.random.default_rng(1)) for _ in range(2))
     values = floats(inputs_of(rng, states, batch=batch))
-    agree(
-        numbers(traced(layer, states, fused=True), *values), numbers(traced(own, states), *values)
-    )
+    fused = traced(layer, states, fused=True, device=TWO_CORES)
+    agree(numbers(fused, *values), numbers(traced(own, states), *values))
+
+
+@pytest.mark.parametrize(
+    "cores, rows, units, loops",
+    [
+        (1, 64, 2, 1),
+        (4, 64, 2, 4),
+        (8, 24, 2, 3),  # no fewer than 8 samples in each part
+        (8, 7, 2, 1),
+        (8, None, 2, 4),  # as if it were Keras's usual batch, 32
+        (4, 64, 1024, 1),  # reading large weights once for each part would cost more
+    ],
+)
+def test_a_loop_for_each_core(cores, rows, units, loops, rng):
+    layer = L.LSTM(units)
+    layer.build((None, STEPS, FEATURES))
+    batches = () if rows is None else (tf.zeros([rows, STEPS, FEATURES]),)
+    workload = workload_of(layer, device=Device("CPU", "test", cores=cores), batches=batches)
+    with FusedRNN().applied(workload):
+        function = tf.function(layer).get_concrete_function(tf.TensorSpec([None, STEPS, FEATURES]))
+    assert compiled_calls(function) == (loops, 0)
 
 
 def test_one_time_step(rng):

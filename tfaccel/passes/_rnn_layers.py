@@ -151,16 +151,28 @@ def _as_put_out(layer: Any, outputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Te
 
 def _projected(cell: Any, inputs: list[tf.Tensor]) -> tuple[tf.Tensor, Cell, Tensors]:
     """The inputs of all steps behind the input weights, the cell to repeat, its weights."""
-    kernels = tf.split(_value(cell, cell.kernel), len(inputs), axis=1)
-    parts = [_product(rows, kernel) for rows, kernel in zip(inputs, kernels, strict=True)]
-    z = _float32(tf.concat(parts, axis=-1))
     recurrent = _float32(_value(cell, cell.recurrent_kernel))
-    reset_after = getattr(cell, "reset_after", False)
-    bias = _float32(_value(cell, cell.bias)) if cell.use_bias else tf.zeros([2, z.shape[-1]])
-    if reset_after:
-        return z + bias[0], _GRU, (recurrent, bias[1])
-    repeated = _LSTM if isinstance(cell, keras.layers.LSTMCell) else _GRU_RESET_BEFORE
-    return z + bias if cell.use_bias else z, repeated, (recurrent,)
+    bias = _value(cell, cell.bias) if cell.use_bias else None
+    if not getattr(cell, "reset_after", False):
+        repeated = _LSTM if isinstance(cell, keras.layers.LSTMCell) else _GRU_RESET_BEFORE
+        return _products(cell, inputs, bias), repeated, (recurrent,)
+    if bias is None:
+        return _products(cell, inputs, None), _GRU, (recurrent, tf.zeros([recurrent.shape[-1]]))
+    return _products(cell, inputs, bias[0]), _GRU, (recurrent, _float32(bias[1]))
+
+
+def _products(cell: Any, inputs: list[tf.Tensor], bias: tf.Tensor | None) -> tf.Tensor:
+    """The input product of all steps and samples, plus the bias, `(steps, batch, ...)`.
+
+    One product of two matrices, with BiasAdd right behind it: TensorFlow fuses the two.
+    """
+    kernels = tf.split(_value(cell, cell.kernel), len(inputs), axis=1)
+    flat = [tf.reshape(rows, [-1, rows.shape[-1]]) for rows in inputs]
+    parts = [tf.matmul(rows, kernel) for rows, kernel in zip(flat, kernels, strict=True)]
+    z = parts[0] if len(parts) == 1 else tf.concat(parts, axis=-1)
+    z = z if bias is None else tf.nn.bias_add(z, bias)
+    steps, batch = inputs[0].shape[0], tf.shape(inputs[0])[1]
+    return _float32(tf.reshape(z, [steps, batch, z.shape[-1]]))
 
 
 def _value(cell: Any, variable: Any) -> tf.Tensor:
@@ -170,10 +182,3 @@ def _value(cell: Any, variable: Any) -> tf.Tensor:
 
 def _float32(tensor: tf.Tensor) -> tf.Tensor:
     return tf.cast(tensor, tf.float32)
-
-
-def _product(rows: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """Rows of any leading shape times a matrix, as one product of two matrices."""
-    flat = tf.matmul(tf.reshape(rows, [-1, rows.shape[-1]]), kernel)
-    steps, batch = rows.shape[0], tf.shape(rows)[1]
-    return tf.reshape(flat, [steps, batch, kernel.shape[-1]])
