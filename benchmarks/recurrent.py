@@ -76,10 +76,9 @@ def _layer_step(name: str, plan: Plan) -> Step:
 def _training_step(plan: Plan) -> Step:
     """A training step of the model, under a plan."""
     (benchmark,) = models.chosen([_MODEL])
-    model, dataset = benchmark.model(), benchmark.dataset()
-    batch = next(iter(dataset))
-    workload = Workload(model, (batch,), dataset.element_spec)
-    return functools.partial(build_step(workload, plan), iter(dataset))
+    model, iterator = benchmark.model(), iter(benchmark.dataset())
+    workload = Workload(model, (next(iterator),), iterator.element_spec)
+    return functools.partial(build_step(workload, plan), iterator)
 
 
 def _sides(name: str) -> dict[str, Step]:
