@@ -229,6 +229,14 @@ def test_a_loop_for_each_core(cores, rows, units, loops, rng):
     assert compiled_calls(function) == (loops, 0)
 
 
+def test_a_known_number_of_samples_stays_known(rng):
+    layer = built(LAYERS["gru"][0], rng)
+    with FusedRNN().applied(workload_of(layer, device=TWO_CORES)):
+        function = tf.function(layer).get_concrete_function(tf.TensorSpec([BATCH, STEPS, FEATURES]))
+    shapes = [tuple(output.shape) for output in function.outputs]
+    assert shapes == [(BATCH, STEPS, UNITS), (BATCH, UNITS)]
+
+
 def test_one_time_step(rng):
     own, layer = (
         built(LAYERS["lstm"][0], np.random.default_rng(1), (None, 1, FEATURES)) for _ in range(2)
@@ -240,17 +248,13 @@ def test_one_time_step(rng):
 
 
 def test_stateful_layers_go_on_from_call_to_call(rng):
-    def make():
-        layer = built(
-            lambda: L.LSTM(UNITS, stateful=True),
-            np.random.default_rng(1),
-            (BATCH, STEPS, FEATURES),
-        )
-        return layer
-
-    own, layer = make(), make()
+    shape = (BATCH, STEPS, FEATURES)
+    own, layer = (
+        built(lambda: L.LSTM(UNITS, stateful=True), np.random.default_rng(1), shape)
+        for _ in range(2)
+    )
     x = floats(inputs_of(rng, 0))
-    plain, fused = traced(own), traced(layer, fused=True)
+    plain, fused = traced(own), traced(layer, fused=True, device=TWO_CORES)
     before = numbers(fused, *x)
     agree(before, numbers(plain, *x))
     after = numbers(fused, *x)
@@ -380,7 +384,8 @@ def test_a_step_that_xla_compiles(rng):
     make, states = LAYERS["lstm sequences"]
     own, layer = (built(make, np.random.default_rng(1)) for _ in range(2))
     values = floats(inputs_of(rng, states))
-    whole = tf.function(traced(layer, states, fused=True), jit_compile=True)
+    fused = traced(layer, states, fused=True, device=TWO_CORES)
+    whole = tf.function(fused, jit_compile=True)
     agree(numbers(whole, *values), numbers(traced(own, states), *values))
 
 

@@ -83,10 +83,10 @@ def compiled_loop(layer: Any, parts: int) -> tuple[str, Callable[..., Any]]:
 
 def _serves(sequences: Any, mask: Any, training: Any) -> bool:
     """Whether this very call can be served: XLA must know how many steps there are."""
-    shape = getattr(sequences, "shape", None)
-    if not isinstance(training, bool | None) or shape is None or len(shape) != 3:
+    if not isinstance(sequences, tf.Tensor) or not isinstance(training, bool | None):
         return False
-    return bool(shape[1]) and bool(shape[2]) and (mask is None or len(mask.shape) in (2, 3))
+    known = sequences.shape.rank == 3 and all(sequences.shape[1:])
+    return known and (mask is None or len(mask.shape) in (2, 3))
 
 
 def _inner_loop(
@@ -95,12 +95,14 @@ def _inner_loop(
     """What Keras's `inner_loop` returns: the last output, all outputs, the last states."""
     inputs = _inputs(layer.cell, sequences, training)
     arguments = (inputs, tf.nest.flatten(states), mask)
-    results = [_part(layer, *part) for part in _cut(arguments, tf.shape(sequences)[0], parts)]
+    # A number that is known stays known: to a stateful layer, and to the pass `kernels`.
+    rows = tf.shape(sequences)[0] if sequences.shape[0] is None else sequences.shape[0]
+    results = [_part(layer, *part) for part in _cut(arguments, rows, parts)]
     last, outputs, states = tf.nest.map_structure(lambda *x: tf.concat(x, axis=0), *results)
     return last, outputs, states
 
 
-def _cut(arguments: Any, rows: tf.Tensor, parts: int) -> list[Any]:
+def _cut(arguments: Any, rows: tf.Tensor | int, parts: int) -> list[Any]:
     """The same structure of tensors for each part of the batch."""
     if parts == 1:
         return [arguments]
@@ -171,8 +173,7 @@ def _products(cell: Any, inputs: list[tf.Tensor], bias: tf.Tensor | None) -> tf.
     parts = [tf.matmul(rows, kernel) for rows, kernel in zip(flat, kernels, strict=True)]
     z = parts[0] if len(parts) == 1 else tf.concat(parts, axis=-1)
     z = z if bias is None else tf.nn.bias_add(z, bias)
-    steps, batch = inputs[0].shape[0], tf.shape(inputs[0])[1]
-    return _float32(tf.reshape(z, [steps, batch, z.shape[-1]]))
+    return _float32(tf.reshape(z, [inputs[0].shape[0], -1, z.shape[-1]]))
 
 
 def _value(cell: Any, variable: Any) -> tf.Tensor:

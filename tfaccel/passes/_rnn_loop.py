@@ -42,6 +42,9 @@ def run(
     @tf.custom_gradient
     def forward(*_: tf.Tensor) -> Any:
         sequences, saved = _compiled(_record, cell)(z, weights, states, mask)
+        for sequence, state in zip(sequences, states, strict=True):
+            # A function that was traced for any number of samples forgets a known one.
+            sequence.set_shape([None, *state.shape])
 
         def gradient(*upstream: tf.Tensor) -> Any:
             return _gradient(cell, inputs, len(weights), mask, sequences, saved, upstream)
