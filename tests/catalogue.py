@@ -17,6 +17,7 @@ from tfaccel.passes import (
     XLA,
     FusedNorm,
     FusedOptimizer,
+    FusedRNN,
     Kernels,
     Layout,
     MixedPrecision,
@@ -246,16 +247,26 @@ def image_workload(device: Device | None = None) -> Workload:
     return Workload(model, (batch,), data.element_spec, **({"device": device} if device else {}))
 
 
+def sequence_workload() -> Workload:
+    """A small recurrent model on sequences with a mask, after one step."""
+    model, arguments = _masked_text()
+    data = tf.data.Dataset.from_tensor_slices((arguments["x"], arguments["y"])).batch(4)
+    model.fit(data.take(1), verbose=0)
+    return Workload(model, (next(iter(data)),), data.element_spec)
+
+
 @dataclasses.dataclass(frozen=True)
 class PassRow:
-    """A pass as the laws are checked on it: with fields that serve `image_workload`."""
+    """A pass as the laws are checked on it: with fields that serve its workload."""
 
     item: Pass
+    workload: Callable[[], Workload] = image_workload
 
 
 PASS_ROWS: tuple[PassRow, ...] = (
     PassRow(FusedNorm()),
     PassRow(FusedOptimizer()),
+    PassRow(FusedRNN(), sequence_workload),
     PassRow(MixedPrecision("bfloat16")),
     PassRow(Layout()),
     PassRow(Recompute()),

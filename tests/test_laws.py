@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.passes import PASSES, FusedNorm, FusedOptimizer
+from tfaccel.passes import PASSES, FusedNorm, FusedOptimizer, FusedRNN
 from tfaccel.plan import Plan, make_pass
 from tfaccel.probe import Probe
 from tfaccel.state import Snapshot, known_variables
@@ -34,7 +34,7 @@ def marks(workload):
 
 @ROWS
 def test_leaving_a_pass_restores_everything(row):
-    workload = catalogue.image_workload()
+    workload = row.workload()
     before = marks(workload)
     with row.item.applied(workload):
         assert (marks(workload) != before) == row.item.changes_step
@@ -46,7 +46,7 @@ def test_leaving_a_pass_restores_everything(row):
 
 @ROWS
 def test_refusing_changes_nothing(row):
-    workload = catalogue.image_workload()
+    workload = row.workload()
     before = marks(workload), [v.numpy().tobytes() for v in known_variables(workload)]
     assert row.item.refusal(workload) is None
     after = marks(workload), [v.numpy().tobytes() for v in known_variables(workload)]
@@ -62,7 +62,7 @@ def test_a_pass_survives_json(row):
 @ROWS
 def test_a_pass_is_faithful(row):
     """Loss, gradients, update and statistics against the untouched step."""
-    workload = catalogue.image_workload()
+    workload = row.workload()
     probe = Probe(workload, Snapshot.of(workload))
     reference = probe.observe(Plan())
     drift = tfaccel.numerics.compare(reference, probe.observe(Plan((row.item,)), reference))
@@ -133,7 +133,9 @@ def test_an_accelerated_training_is_the_same_training(fit):
     """All float32 passes that serve the model: the same losses to rounding."""
     model, _ = fit.make()
     serving = [
-        item for item in (FusedNorm(), FusedOptimizer()) if not item.refusal(Workload(model))
+        item
+        for item in (FusedNorm(), FusedOptimizer(), FusedRNN())
+        if not item.refusal(Workload(model))
     ]
     stock = stock_results(fit)
     fast = results(fit, tfaccel.AccelCallback(serving))

@@ -125,6 +125,36 @@ def mask_of(tensor: Any) -> Any:
     return getattr(tensor, "_keras_mask", None)
 
 
+def recurrent_loop(layer: keras.layers.RNN) -> tuple[str, Callable[..., Any]]:
+    """The name of the method that runs a recurrent layer's loop over time, and the method.
+
+    It takes `(sequences, initial_state, mask, training)` and returns the last output, all
+    outputs and the states; `RNN.call` is the code around it.
+    """
+    name = "inner_loop"
+    loop = getattr(layer, name, None)
+    if loop is None:
+        raise KerasChangedError(f"RNN.{name}")
+    return name, loop
+
+
+def dropout_masks(cell: Any, step_input: Any) -> list[Any]:
+    """The masks that a recurrent cell puts on its inputs, which `RNN.call` has drawn.
+
+    Args:
+        cell: an `LSTMCell` or a `GRUCell` with dropout.
+        step_input: the inputs of one time step.
+
+    Returns:
+        One mask for all gates, or (`implementation=1`) one for each.
+    """
+    draw = getattr(cell, "get_dropout_mask", None)
+    if draw is None:
+        raise KerasChangedError(f"{type(cell).__name__}.get_dropout_mask")
+    masks = draw(step_input)
+    return masks if isinstance(masks, list) else [masks]
+
+
 def runs_graph(layer: keras.layers.Layer) -> bool:
     """Whether a layer is a model whose call is Keras's own run through a graph of layers.
 

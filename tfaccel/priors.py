@@ -61,6 +61,12 @@ PRIORS: tuple[Prior, ...] = (
         "Keras 3 updates each variable by about ten ops; fused it is one",
     ),
     Prior(
+        lambda workload: passes.FusedRNN(),
+        lambda workload: not _on_gpu(workload) and _has_recurrence(workload),
+        "on a CPU Keras runs each time step of an LSTM as some twenty ops; compiled by XLA the "
+        "whole loop is one",
+    ),
+    Prior(
         lambda workload: passes.MixedPrecision(),
         lambda workload: _on_gpu(workload) or not _has_recurrence(workload),
         "16-bit products run at twice the rate and more where the chip has them; recurrent "

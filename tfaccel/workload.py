@@ -135,6 +135,13 @@ def _samples(batch: Any) -> int:
     return 0
 
 
+def varies(spec: Any) -> bool:
+    """Whether tensors of an `element_spec` differ in another dimension than the first."""
+    if not isinstance(spec, tf.TensorSpec):
+        return spec is not None
+    return spec.shape.rank is None or None in spec.shape.as_list()[1:]
+
+
 def shapes(batch: Any) -> tuple[Any, ...]:
     """The shape of every tensor of a batch, to see whether two batches are alike."""
     leaves = [leaf for part in local_batches(batch) for leaf in tf.nest.flatten(part)]

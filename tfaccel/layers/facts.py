@@ -119,6 +119,11 @@ def fused(normalisation: Runs, device: Device) -> Runs:
     return dataclasses.replace(normalisation, op=_FUSED_BATCH_NORM, library=library)
 
 
+def compiled_loop(recurrent: Runs) -> Runs:
+    """How a recurrent layer runs that the pass `fused_rnn` serves."""
+    return dataclasses.replace(recurrent, op="a loop that XLA compiles")
+
+
 def by_xla(layer: Runs, device: Device) -> Runs:
     """How a layer runs in a step that XLA compiles: on a CPU by XLA's own kernels.
 

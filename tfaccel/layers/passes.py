@@ -11,7 +11,15 @@ from tfaccel.layers import facts as layer_facts
 from tfaccel.layers.advice import advice
 from tfaccel.layers.facts import Runs
 from tfaccel.layers.tree import output_shape, walk
-from tfaccel.passes import PASSES, XLA, FusedNorm, FusedOptimizer, Kernels, MixedPrecision
+from tfaccel.passes import (
+    PASSES,
+    XLA,
+    FusedNorm,
+    FusedOptimizer,
+    FusedRNN,
+    Kernels,
+    MixedPrecision,
+)
 from tfaccel.plan import Pass, Plan, Refusal
 from tfaccel.workload import Workload
 
@@ -197,6 +205,8 @@ def _under(item: Pass, runs: Runs, workload: Workload) -> Runs:
         return layer_facts.fused(runs, workload.device)
     if isinstance(item, MixedPrecision):
         return dataclasses.replace(runs, dtype=item.compute_dtype(workload))
+    if isinstance(item, FusedRNN):
+        return layer_facts.compiled_loop(runs)
     if item.name == _LAYOUT and runs.layout:
         return dataclasses.replace(runs, layout="channels_last")
     return runs

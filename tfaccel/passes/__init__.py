@@ -2,6 +2,7 @@
 
 from tfaccel.passes.fused_norm import FusedNorm
 from tfaccel.passes.fused_optimizer import FusedOptimizer
+from tfaccel.passes.fused_rnn import FusedRNN
 from tfaccel.passes.kernels import Kernels
 from tfaccel.passes.layout import Layout
 from tfaccel.passes.mixed_precision import MixedPrecision
@@ -13,6 +14,7 @@ from tfaccel.plan import Pass
 PASSES: tuple[type[Pass], ...] = (
     FusedNorm,
     FusedOptimizer,
+    FusedRNN,
     MixedPrecision,
     Layout,
     Recompute,
@@ -26,6 +28,7 @@ __all__ = [
     "XLA",
     "FusedNorm",
     "FusedOptimizer",
+    "FusedRNN",
     "Kernels",
     "Layout",
     "MixedPrecision",

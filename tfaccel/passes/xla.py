@@ -3,14 +3,14 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import keras
 import tensorflow as tf
 
 from tfaccel.plan import Pass, Refusal
 from tfaccel.scoped import set_attribute
-from tfaccel.workload import Workload
+from tfaccel.workload import Workload, varies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _obstacle(workload: Workload) -> Refusal | None:
     if workload.device.kind == "GPU":
         # On a GPU Keras turns XLA on wherever it can, so the user turned it off.
         return Refusal("the model was compiled with jit_compile=False", "compile without it")
-    if any(_varies(spec) for spec in tf.nest.flatten(workload.element_spec)):
+    if any(varies(spec) for spec in tf.nest.flatten(workload.element_spec)):
         return Refusal(
             "batches differ in more than their number of samples, and XLA compiles each shape anew",
             "pad them to one shape",
@@ -78,10 +78,3 @@ def _blocked(layer: keras.layers.Layer) -> Refusal | None:
         f"layer {layer.name!r} ({type(layer).__name__}) can't be compiled by XLA",
         "move it out of the model, into the input pipeline" if not layer.weights else "",
     )
-
-
-def _varies(spec: Any) -> bool:
-    """Whether tensors of this spec differ in another dimension than the first."""
-    if not isinstance(spec, tf.TensorSpec):
-        return spec is not None
-    return spec.shape.rank is None or None in spec.shape.as_list()[1:]
