@@ -1,5 +1,6 @@
 """The passes. Adding one: its file, a line here, a row in tests/catalogue.py, docs/passes.md."""
 
+from tfaccel.passes.fused_attention import FusedAttention
 from tfaccel.passes.fused_norm import FusedNorm
 from tfaccel.passes.fused_optimizer import FusedOptimizer
 from tfaccel.passes.kernels import Kernels
@@ -12,6 +13,7 @@ from tfaccel.plan import Pass
 
 PASSES: tuple[type[Pass], ...] = (
     FusedNorm,
+    FusedAttention,
     FusedOptimizer,
     MixedPrecision,
     Layout,
@@ -24,6 +26,7 @@ PASSES: tuple[type[Pass], ...] = (
 __all__ = [
     "PASSES",
     "XLA",
+    "FusedAttention",
     "FusedNorm",
     "FusedOptimizer",
     "Kernels",
