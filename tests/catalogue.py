@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfaccel.device import Device
 from tfaccel.passes import (
     XLA,
+    FusedAttention,
     FusedNorm,
     FusedOptimizer,
     Kernels,
@@ -246,15 +247,32 @@ def image_workload(device: Device | None = None) -> Workload:
     return Workload(model, (batch,), data.element_spec, **({"device": device} if device else {}))
 
 
+def attention_workload() -> Workload:
+    """A small transformer on sequences with a mask, after one step."""
+    tokens = keras.Input((9,), dtype="int32")
+    x = layers.Embedding(20, 6, mask_zero=True)(tokens)
+    x = layers.Add()([x, layers.MultiHeadAttention(2, 3, dropout=0.2)(x, x)])
+    x = layers.Dense(6, activation="gelu")(layers.LayerNormalization()(x))
+    model = keras.Model(tokens, layers.Dense(1)(layers.GlobalAveragePooling1D()(x)))
+    model.compile("adam", "mse")
+    rng = np.random.default_rng(2)
+    x, y = rng.integers(0, 20, (8, 9)), rng.normal(size=(8, 1)).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    model.fit(data.take(1), verbose=0)
+    return Workload(model, (next(iter(data)),), data.element_spec)
+
+
 @dataclasses.dataclass(frozen=True)
 class PassRow:
-    """A pass as the laws are checked on it: with fields that serve `image_workload`."""
+    """A pass as the laws are checked on it: with fields that serve its workload."""
 
     item: Pass
+    workload: Callable[[], Workload] = image_workload
 
 
 PASS_ROWS: tuple[PassRow, ...] = (
     PassRow(FusedNorm()),
+    PassRow(FusedAttention(), attention_workload),
     PassRow(FusedOptimizer()),
     PassRow(MixedPrecision("bfloat16")),
     PassRow(Layout()),

@@ -44,9 +44,7 @@ def differentiated(function, q, k, v, dy):
             inner.watch(x)
             y = function(*x)
         first = inner.gradient(y, x, dy)
-        total = tf.add_n(
-            [tf.reduce_sum(g * g * w) for g, w in zip(first, WEIGHTS, strict=True)]
-        )
+        total = tf.add_n([tf.reduce_sum(g * g * w) for g, w in zip(first, WEIGHTS, strict=True)])
     return [y, *first, *outer.gradient(total, x)]
 
 
@@ -83,9 +81,7 @@ def test_it_is_keras_ops_in_both_orders(blocks, sizes, kind, is_causal, rng):
 def test_in_a_function_whose_sizes_may_be_unknown(blocks, known, jit_compile, rng):
     sizes = SIZES[0]
     operands = tensors(rng, sizes)
-    shapes = [
-        [n if i in known or i > 1 else None for i, n in enumerate(x.shape)] for x in operands
-    ]
+    shapes = [[n if i in known or i > 1 else None for i, n in enumerate(x.shape)] for x in operands]
     signature = [*(tf.TensorSpec(shape) for shape in shapes), tf.TensorSpec([None] * 4, tf.bool)]
     # XLA makes no gradient of a loop whose length it does not know.
     count = 4 if jit_compile and 1 not in known else 7

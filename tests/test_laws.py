@@ -34,7 +34,7 @@ def marks(workload):
 
 @ROWS
 def test_leaving_a_pass_restores_everything(row):
-    workload = catalogue.image_workload()
+    workload = row.workload()
     before = marks(workload)
     with row.item.applied(workload):
         assert (marks(workload) != before) == row.item.changes_step
@@ -46,7 +46,7 @@ def test_leaving_a_pass_restores_everything(row):
 
 @ROWS
 def test_refusing_changes_nothing(row):
-    workload = catalogue.image_workload()
+    workload = row.workload()
     before = marks(workload), [v.numpy().tobytes() for v in known_variables(workload)]
     assert row.item.refusal(workload) is None
     after = marks(workload), [v.numpy().tobytes() for v in known_variables(workload)]
@@ -62,7 +62,7 @@ def test_a_pass_survives_json(row):
 @ROWS
 def test_a_pass_is_faithful(row):
     """Loss, gradients, update and statistics against the untouched step."""
-    workload = catalogue.image_workload()
+    workload = row.workload()
     probe = Probe(workload, Snapshot.of(workload))
     reference = probe.observe(Plan())
     drift = tfaccel.numerics.compare(reference, probe.observe(Plan((row.item,)), reference))
@@ -159,7 +159,7 @@ LAYERS = (
     {"workload", "machine", "strategy"},
     {"state", "plan", "feed", "consensus", "dataset_graph", "forward"},
     {"data"},
-    {"loss_scale", "kernels"},
+    {"loss_scale", "kernels", "attention"},
     {"ops"},
     {"passes"},
     {"step_group", "probe", "guard", "priors"},

@@ -78,9 +78,7 @@ class _Visible:
         return earlier if self.mask is None else tf.logical_and(self.mask, earlier)
 
 
-def _probabilities(
-    q: tf.Tensor, k: tf.Tensor, visible: _Visible
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _probabilities(q: tf.Tensor, k: tf.Tensor, visible: _Visible) -> tuple[tf.Tensor, tf.Tensor]:
     """What is taken of each value, and the same where a score decides of it.
 
     Args:
@@ -135,9 +133,7 @@ def _whole(
     return y
 
 
-def _in_blocks(
-    query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, visible: _Visible
-) -> tf.Tensor:
+def _in_blocks(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, visible: _Visible) -> tf.Tensor:
     k, v = _heads_second(key), _heads_second(value)
     blocks = _Blocks.of(query, key)
     rows, seen = blocks.cut(_heads_second(query)), blocks.cut_visible(visible)

@@ -11,7 +11,15 @@ from tfaccel.layers import facts as layer_facts
 from tfaccel.layers.advice import advice
 from tfaccel.layers.facts import Runs
 from tfaccel.layers.tree import output_shape, walk
-from tfaccel.passes import PASSES, XLA, FusedNorm, FusedOptimizer, Kernels, MixedPrecision
+from tfaccel.passes import (
+    PASSES,
+    XLA,
+    FusedAttention,
+    FusedNorm,
+    FusedOptimizer,
+    Kernels,
+    MixedPrecision,
+)
 from tfaccel.plan import Pass, Plan, Refusal
 from tfaccel.workload import Workload
 
@@ -195,6 +203,8 @@ def _under(item: Pass, runs: Runs, workload: Workload) -> Runs:
     """How a layer that runs so runs under a pass that serves it."""
     if isinstance(item, FusedNorm):
         return layer_facts.fused(runs, workload.device)
+    if isinstance(item, FusedAttention):
+        return dataclasses.replace(runs, op=f"{runs.op}, a shorter gradient")
     if isinstance(item, MixedPrecision):
         return dataclasses.replace(runs, dtype=item.compute_dtype(workload))
     if item.name == _LAYOUT and runs.layout:

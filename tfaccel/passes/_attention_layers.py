@@ -18,7 +18,7 @@ from tfaccel.scoped import instance_attribute
 KINDS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 _DTYPES = ("float32", "bfloat16", "float16")
 # The methods that the maths consists of; masks are made by others, which stay.
-_MATHS = ("call", "build", "_build_attention", "_compute_attention", "_masked_softmax")
+_MATHS = ("call", "_build_attention", "_compute_attention", "_masked_softmax")
 
 
 def kind_of(layer: Any) -> type | None:
@@ -32,21 +32,23 @@ def obstacle(layer: Any) -> Refusal | None:
     own = keras_private.overridden(layer, kind_of(layer) or type(layer), *_MATHS)
     if own is not None:
         return Refusal(f"{who} has a `{own}` of its own")
+    return _obstacle_in_options(who, layer) or _obstacle_in_parts(who, layer)
+
+
+def _obstacle_in_options(who: str, layer: Any) -> Refusal | None:
     if keras_private.wants_flash_attention(layer):
-        return Refusal(f"{who} uses flash_attention", "which Keras lacks on TensorFlow")
-    if layer.activity_regularizer is not None:
-        return Refusal(f"{who} has an activity_regularizer, which looks at its projections")
+        return Refusal(f"{who} uses flash_attention", "Keras has none on TensorFlow")
     if layer.compute_dtype not in _DTYPES:
         return Refusal(f"{who} computes in {layer.compute_dtype}", "use float32 or less")
-    if not layer.built:
-        return None
     axes = getattr(layer, "attention_axes", None)
     if axes is not None and tuple(axes) != (1,):
         return Refusal(f"{who} attends along axes {tuple(axes)}", "attend along one sequence")
-    return _obstacle_inside(who, layer)
+    return None
 
 
-def _obstacle_inside(who: str, layer: Any) -> Refusal | None:
+def _obstacle_in_parts(who: str, layer: Any) -> Refusal | None:
+    if not layer.built:
+        return None
     parts = keras_private.attention_parts(layer)
     for part in (parts.query, parts.key, parts.value, parts.output):
         inside = f"{who} has a part {part.name!r}"
@@ -56,6 +58,8 @@ def _obstacle_inside(who: str, layer: Any) -> Refusal | None:
             return Refusal(f"{inside} with a `call` of its own")
         if getattr(part, "quantization_mode", None):
             return Refusal(f"{inside} that is quantized to {part.quantization_mode}")
+        if part.activity_regularizer is not None:
+            return Refusal(f"{inside} with an activity_regularizer")
         if part.compute_dtype != layer.compute_dtype:
             return Refusal(f"{inside} that computes in {part.compute_dtype}")
     return None
@@ -72,8 +76,7 @@ def fused_call(layer: Any) -> Callable[..., Any]:
     def call(query: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(query, value, *args, **kwargs).arguments
         key = value if given.get("key") is None else given["key"]
-        wants_scores = bool(given.get("return_attention_scores", False))
-        if wants_scores or obstacle(layer) or not _serves(layer, query, key, value):
+        if given.get("return_attention_scores") or not _serves(layer, query, key, value):
             return own_call(query, value, *args, **kwargs)
         with contextlib.ExitStack() as stack:
             for name, replacement in _replacements(layer, query, key, value).items():
@@ -84,13 +87,16 @@ def fused_call(layer: Any) -> Callable[..., Any]:
 
 
 def _serves(layer: Any, *inputs: Any) -> bool:
-    return all(
+    plain = all(
         isinstance(x, tf.Tensor)
         and x.shape.rank == 3
         and x.shape[-1] is not None
         and x.dtype.name == layer.compute_dtype
         for x in inputs
     )
+    # Asked again: a layer may have been built, or a pass may have changed dtypes, since.
+    who = type(layer).__name__
+    return plain and not (_obstacle_in_options(who, layer) or _obstacle_in_parts(who, layer))
 
 
 def _replacements(layer: Any, query: Any, key: Any, value: Any) -> Mapping[str, Any]:
