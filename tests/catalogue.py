@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfaccel.device import Device
 from tfaccel.passes import (
     XLA,
+    FusedActivation,
     FusedAttention,
     FusedNorm,
     FusedOptimizer,
@@ -273,6 +274,7 @@ class PassRow:
 PASS_ROWS: tuple[PassRow, ...] = (
     PassRow(FusedNorm()),
     PassRow(FusedAttention(), attention_workload),
+    PassRow(FusedActivation(), attention_workload),
     PassRow(FusedOptimizer()),
     PassRow(MixedPrecision("bfloat16")),
     PassRow(Layout()),

@@ -277,3 +277,8 @@ def attention_parts(layer: Any) -> AttentionParts:
 def wants_flash_attention(layer: Any) -> bool:
     """Whether an attention layer was made with `flash_attention=True`."""
     return bool(getattr(layer, "_flash_attention", False))
+
+
+def is_from_keras(owner: Any) -> bool:
+    """Whether the object's class is Keras's own, and no subclass of it."""
+    return type(owner).__module__.startswith("keras.")

@@ -63,6 +63,11 @@ PRIORS: tuple[Prior, ...] = (
         "gradient needs; here it is few products, and one matrix is kept",
     ),
     Prior(
+        lambda workload: passes.FusedActivation(),
+        lambda workload: True,
+        "TensorFlow makes GELU and SiLU of about five ops, and of ten in the gradient",
+    ),
+    Prior(
         lambda workload: passes.FusedOptimizer(),
         lambda workload: True,
         "Keras 3 updates each variable by about ten ops; fused it is one",

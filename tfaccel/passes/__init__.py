@@ -1,5 +1,6 @@
 """The passes. Adding one: its file, a line here, a row in tests/catalogue.py, docs/passes.md."""
 
+from tfaccel.passes.fused_activation import FusedActivation
 from tfaccel.passes.fused_attention import FusedAttention
 from tfaccel.passes.fused_norm import FusedNorm
 from tfaccel.passes.fused_optimizer import FusedOptimizer
@@ -14,6 +15,7 @@ from tfaccel.plan import Pass
 PASSES: tuple[type[Pass], ...] = (
     FusedNorm,
     FusedAttention,
+    FusedActivation,
     FusedOptimizer,
     MixedPrecision,
     Layout,
@@ -26,6 +28,7 @@ PASSES: tuple[type[Pass], ...] = (
 __all__ = [
     "PASSES",
     "XLA",
+    "FusedActivation",
     "FusedAttention",
     "FusedNorm",
     "FusedOptimizer",
