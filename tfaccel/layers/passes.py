@@ -14,6 +14,7 @@ from tfaccel.layers.tree import output_shape, walk
 from tfaccel.passes import (
     PASSES,
     XLA,
+    FusedActivation,
     FusedAttention,
     FusedNorm,
     FusedOptimizer,
