@@ -73,7 +73,8 @@ def _wide(x: tf.Tensor) -> tf.Tensor:
 
 
 def _normal_cdf(x: tf.Tensor) -> tf.Tensor:
-    return 0.5 + 0.5 * tf.math.erf(x * math.sqrt(0.5))
+    # Where x is far below 0, 1 + erf(x) would be what is left of rounding.
+    return 0.5 * tf.math.erfc(x * -math.sqrt(0.5))
 
 
 def _normal_density(x: tf.Tensor) -> tf.Tensor:
