@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel import attention
-from tfaccel.attention import attend
+import tfaccel
+from tfaccel.attention import _blocks, attend
 
 # Batch, queries, keys, heads, channels, value channels.
 SIZES = [(2, 5, 7, 3, 4, 6), (1, 1, 1, 1, 1, 1), (0, 3, 4, 2, 3, 3), (2, 4, 4, 2, 5, 5)]
@@ -60,7 +60,7 @@ def agree(actual, expected, rtol=2e-4):
 def blocks(request, monkeypatch):
     """How many rows of probabilities are made at a time."""
     rows = {"whole": 10**6, "blocks of 2": 2 * 7 * 3, "one by one": 0}[request.param]
-    monkeypatch.setattr(attention, "BLOCK_ELEMENTS", rows)
+    monkeypatch.setattr(_blocks, "BLOCK_ELEMENTS", rows)
     return request.param
 
 
@@ -179,5 +179,38 @@ def test_blocks_never_make_all_probabilities_at_once(monkeypatch):
         return largest_tensor(run.get_concrete_function().graph)
 
     assert largest() == 2 * queries * keys
-    monkeypatch.setattr(attention, "BLOCK_ELEMENTS", 2 * keys * 8)
+    monkeypatch.setattr(_blocks, "BLOCK_ELEMENTS", 2 * keys * 8)
     assert largest() == 2 * keys * 8
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_the_op_is_that_of_keras(key_heads, scale, rng):
+    q, k, v, _ = tensors(rng, (2, 5, 7, 4, 4, 6))
+    k, v = (x[:, :, :key_heads] for x in (k, v))
+    mask = masks(rng, (2, 5, 7, 4), "padding")
+    arguments = {"mask": mask, "scale": scale, "is_causal": True}
+    keras_own = functools.partial(keras.ops.dot_product_attention, **arguments)
+    # An earlier Keras repeats no heads.
+    k4, v4 = (tf.repeat(x, 4 // key_heads, axis=2) for x in (k, v))
+    expected = keras_own(q, k4, v4)
+    actual = tfaccel.ops.scaled_dot_product_attention(q, k, v, **arguments)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"query": tf.ones((2, 3, 4))}, ValueError, "`query` must have four dimensions"),
+        ({"key": tf.ones((1, 3, 2, 5))}, ValueError, "`key` must have the query's channels"),
+        ({"key": tf.ones((1, 3, 3, 4))}, ValueError, "heads that divide the query's"),
+        ({"value": tf.ones((1, 3, 1, 4))}, ValueError, "`value` must have the key's heads"),
+        ({"value": tf.ones((1, 3, 2, 4), tf.float16)}, TypeError, "one floating-point dtype"),
+        ({"mask": tf.ones((1, 1, 3, 3))}, ValueError, "`mask` must hold booleans"),
+        ({"mask": tf.ones((3, 3), tf.bool)}, ValueError, "in four dimensions"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, words):
+    good = dict.fromkeys(("query", "key", "value"), tf.ones((1, 3, 2, 4)))
+    with pytest.raises(error, match=words):
+        tfaccel.ops.scaled_dot_product_attention(**(good | change))

@@ -65,7 +65,7 @@ def test_the_ends_of_the_line(chain, own, jit_compile):
 @pytest.mark.parametrize(("dtype", "unit"), [("bfloat16", 2**-8), ("float16", 2**-11)])
 def test_16_bits_are_computed_in_float32(chain, own, dtype, unit, rng):
     x = tf.cast(rng.normal(size=(40,)) * 3, dtype)
-    expected = own(tf.cast(x, tf.float32))
+    expected = own(tf.cast(x, tf.float64))  # an earlier TensorFlow is coarse far below 0
     for jit_compile in (False, True):
         y = chain(x, jit_compile)
         assert y.dtype == dtype
@@ -95,16 +95,8 @@ def traced(layer, spec, passes=()):
 
 def uses_xla(function):
     """Whether a function that XLA compiles is called in the graph."""
-    graph = function.graph
-    calls = [
-        op
-        for op in graph.get_operations()
-        if op.type in ("StatefulPartitionedCall", "PartitionedCall")
-    ]
-    return any(
-        graph._get_function(op.get_attr("f").name).function_def.attr["_XlaMustCompile"].b
-        for op in calls
-    )
+    calls = [op.node_def for op in function.graph.get_operations() if "Call" in op.type]
+    return any("_XlaMustCompile" in call.attr and call.attr["_XlaMustCompile"].b for call in calls)
 
 
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel import attention
+from tfaccel.attention import _blocks
 from tfaccel.device import Device
 from tfaccel.passes.fused_attention import FusedAttention
 from tfaccel.plan import Plan, Refusal
@@ -177,7 +177,7 @@ def test_sizes_that_are_not_known_while_tracing(unknown, rng, monkeypatch):
 
 
 def test_a_long_sequence_by_blocks(rng, monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK_ELEMENTS", 2 * 3 * QUERIES)
+    monkeypatch.setattr(_blocks, "BLOCK_ELEMENTS", 2 * 3 * QUERIES)
     fused = compare(LAYERS["plain"], rng, use_causal_mask=True)
     assert any("While" in op for op in fused.ops())
 
