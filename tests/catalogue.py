@@ -15,6 +15,8 @@ import tensorflow as tf
 from tfaccel.device import Device
 from tfaccel.passes import (
     XLA,
+    FusedActivation,
+    FusedAttention,
     FusedNorm,
     FusedOptimizer,
     FusedRNN,
@@ -255,6 +257,21 @@ def sequence_workload() -> Workload:
     return Workload(model, (next(iter(data)),), data.element_spec)
 
 
+def attention_workload() -> Workload:
+    """A small transformer on sequences with a mask, after one step."""
+    tokens = keras.Input((9,), dtype="int32")
+    x = layers.Embedding(20, 6, mask_zero=True)(tokens)
+    x = layers.Add()([x, layers.MultiHeadAttention(2, 3, dropout=0.2)(x, x)])
+    x = layers.Dense(6, activation="gelu")(layers.LayerNormalization()(x))
+    model = keras.Model(tokens, layers.Dense(1)(layers.GlobalAveragePooling1D()(x)))
+    model.compile("adam", "mse")
+    rng = np.random.default_rng(2)
+    x, y = rng.integers(0, 20, (8, 9)), rng.normal(size=(8, 1)).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    model.fit(data.take(1), verbose=0)
+    return Workload(model, (next(iter(data)),), data.element_spec)
+
+
 @dataclasses.dataclass(frozen=True)
 class PassRow:
     """A pass as the laws are checked on it: with fields that serve its workload."""
@@ -265,6 +282,8 @@ class PassRow:
 
 PASS_ROWS: tuple[PassRow, ...] = (
     PassRow(FusedNorm()),
+    PassRow(FusedAttention(), attention_workload),
+    PassRow(FusedActivation(), attention_workload),
     PassRow(FusedOptimizer()),
     PassRow(FusedRNN(), sequence_workload),
     PassRow(MixedPrecision("bfloat16")),

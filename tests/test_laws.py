@@ -161,7 +161,7 @@ LAYERS = (
     {"workload", "machine", "strategy"},
     {"state", "plan", "feed", "consensus", "dataset_graph", "forward"},
     {"data"},
-    {"loss_scale", "kernels"},
+    {"loss_scale", "kernels", "attention", "chains"},
     {"ops"},
     {"passes"},
     {"step_group", "probe", "guard", "priors"},

@@ -5,11 +5,15 @@ that Keras still has what it needs and raises `KerasChangedError` when it has
 not, so that a future Keras fails in one sentence and not in a strange place.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+
+# Where an attention layer has the products of its inputs and of its result.
+ATTENTION_PRODUCTS = ("_query_dense", "_key_dense", "_value_dense", "_output_dense")
 
 
 class KerasChangedError(RuntimeError):
@@ -265,3 +269,46 @@ def running_callbacks(model: keras.Model) -> tuple[keras.callbacks.Callback, ...
 def traces_batches(callback: keras.callbacks.TensorBoard) -> bool:
     """Whether a TensorBoard was made with `profile_batch`: it keeps no public note of it."""
     return bool(getattr(callback, "_should_trace", True))
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionParts:
+    """What an attention layer of Keras's consists of, once it is built.
+
+    Attributes:
+        query, key, value, output: the EinsumDense layers.
+        dropout: the layer that drops probabilities.
+        scale: what queries are multiplied by.
+    """
+
+    query: Any
+    key: Any
+    value: Any
+    output: Any
+    dropout: Any
+    scale: float
+
+
+def attention_parts(layer: Any) -> AttentionParts:
+    """The parts of a built MultiHeadAttention or GroupedQueryAttention.
+
+    Raises:
+        KerasChangedError: one of them is gone.
+    """
+    grouped = isinstance(layer, keras.layers.GroupQueryAttention)
+    scale = "_inverse_sqrt_head_dim" if grouped else "_inverse_sqrt_key_dim"
+    names = (*ATTENTION_PRODUCTS, "_dropout_layer", scale)
+    for name in names:
+        if not hasattr(layer, name):
+            raise KerasChangedError(f"{type(layer).__name__}.{name}")
+    return AttentionParts(*(getattr(layer, name) for name in names))
+
+
+def wants_flash_attention(layer: Any) -> bool:
+    """Whether an attention layer was made with `flash_attention=True`."""
+    return bool(getattr(layer, "_flash_attention", False))
+
+
+def is_from_keras(owner: Any) -> bool:
+    """Whether the object's class is Keras's own, and no subclass of it."""
+    return type(owner).__module__.startswith("keras.")

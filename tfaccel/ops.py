@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel.attention import scaled_dot_product_attention
 from tfaccel.kernels import (
     OPS,
     CallSpec,
@@ -42,6 +43,7 @@ __all__ = [
     "kernels",
     "matmul",
     "register_kernel",
+    "scaled_dot_product_attention",
     "unregister_kernel",
 ]
 

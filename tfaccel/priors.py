@@ -38,6 +38,7 @@ def _has(*kinds: type[keras.layers.Layer]) -> Callable[[Workload], bool]:
 
 
 _has_recurrence = _has(keras.layers.RNN)
+_has_attention = _has(keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 _has_convolutions = _has(
     keras.layers.Conv1D,
     keras.layers.Conv2D,
@@ -54,6 +55,17 @@ PRIORS: tuple[Prior, ...] = (
         lambda workload: passes.FusedNorm(),
         lambda workload: True,
         "Keras 3 computes BatchNormalization by about ten ops; fused it is one",
+    ),
+    Prior(
+        lambda workload: passes.FusedAttention(),
+        _has_attention,
+        "Keras 3 projects query, key and value apart, by einsums, and keeps all that a softmax's "
+        "gradient needs; here it is few products, and one matrix is kept",
+    ),
+    Prior(
+        lambda workload: passes.FusedActivation(),
+        lambda workload: True,
+        "TensorFlow makes GELU and SiLU of about five ops, and of ten in the gradient",
     ),
     Prior(
         lambda workload: passes.FusedOptimizer(),

@@ -70,8 +70,8 @@ def find(
     Example:
 
     >>> ranking = tfaccel.ops.find("matmul", [(8, 4), (4, 2)], direction="weight_gradient")
-    >>> sorted(candidate.kernel for candidate in ranking.candidates)[-2:]
-    ['tensorflow', 'xla']
+    >>> sorted(candidate.kernel for candidate in ranking.candidates)[-3:]
+    ['tensorflow', 'turned', 'xla']
     """
     if not tf.executing_eagerly():
         raise RuntimeError("`find` times kernels, so it can't be called inside a tf.function.")

@@ -15,6 +15,7 @@ from tfaccel.kernels import (
     shifted,
     split_groups,
     tensorflow,
+    turned,
     xla,
 )
 from tfaccel.kernels._door import checked_direction, checked_op
@@ -31,6 +32,7 @@ KERNELS: tuple[Kernel, ...] = (
     *flipped.KERNELS,
     *split_groups.KERNELS,
     *fused_taps.KERNELS,
+    *turned.KERNELS,
     *xla.KERNELS,
     *in_float32.KERNELS,
     *in_bfloat16.KERNELS,

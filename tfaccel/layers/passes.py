@@ -14,6 +14,8 @@ from tfaccel.layers.tree import output_shape, walk
 from tfaccel.passes import (
     PASSES,
     XLA,
+    FusedActivation,
+    FusedAttention,
     FusedNorm,
     FusedOptimizer,
     FusedRNN,
@@ -203,6 +205,10 @@ def _under(item: Pass, runs: Runs, workload: Workload) -> Runs:
     """How a layer that runs so runs under a pass that serves it."""
     if isinstance(item, FusedNorm):
         return layer_facts.fused(runs, workload.device)
+    if isinstance(item, FusedActivation):
+        return dataclasses.replace(runs, op=f"{runs.op}, its activation one loop")
+    if isinstance(item, FusedAttention):
+        return dataclasses.replace(runs, op=f"{runs.op}, a shorter gradient")
     if isinstance(item, MixedPrecision):
         return dataclasses.replace(runs, dtype=item.compute_dtype(workload))
     if isinstance(item, FusedRNN):

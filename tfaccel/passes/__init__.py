@@ -1,5 +1,7 @@
 """The passes. Adding one: its file, a line here, a row in tests/catalogue.py, docs/passes.md."""
 
+from tfaccel.passes.fused_activation import FusedActivation
+from tfaccel.passes.fused_attention import FusedAttention
 from tfaccel.passes.fused_norm import FusedNorm
 from tfaccel.passes.fused_optimizer import FusedOptimizer
 from tfaccel.passes.fused_rnn import FusedRNN
@@ -13,6 +15,8 @@ from tfaccel.plan import Pass
 
 PASSES: tuple[type[Pass], ...] = (
     FusedNorm,
+    FusedAttention,
+    FusedActivation,
     FusedOptimizer,
     FusedRNN,
     MixedPrecision,
@@ -26,6 +30,8 @@ PASSES: tuple[type[Pass], ...] = (
 __all__ = [
     "PASSES",
     "XLA",
+    "FusedActivation",
+    "FusedAttention",
     "FusedNorm",
     "FusedOptimizer",
     "FusedRNN",

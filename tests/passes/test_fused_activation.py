@@ -1,0 +1,159 @@
+"""FusedActivation and its chains against Keras's own activations."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfaccel.chains import GELU, SILU
+from tfaccel.device import Device
+from tfaccel.passes.fused_activation import FusedActivation
+from tfaccel.plan import Plan, Refusal
+from tfaccel.workload import Workload
+
+CPU = Device("CPU", "test")
+BOTH = pytest.mark.parametrize(
+    ("chain", "own"), [(GELU, keras.activations.gelu), (SILU, keras.activations.silu)]
+)
+
+
+def workload_of(*layers):
+    model = keras.Model()
+    model.parts = list(layers)
+    return Workload(model, device=CPU)
+
+
+def derivatives(function, x):
+    """The value, and the first three derivatives."""
+    with tf.GradientTape() as third:
+        third.watch(x)
+        with tf.GradientTape() as second:
+            second.watch(x)
+            with tf.GradientTape() as first:
+                first.watch(x)
+                y = function(x)
+            dy = first.gradient(y, x, tf.cos(x))
+        ddy = second.gradient(dy, x)
+    return [y, dy, ddy, third.gradient(ddy, x)]
+
+
+@BOTH
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (0, 4), ()], ids=str)
+def test_value_and_derivatives(chain, own, jit_compile, shape, rng):
+    x = tf.constant(rng.normal(size=shape) * 4, tf.float32)
+    expected = derivatives(own, tf.cast(x, tf.float64))
+    for a, e in zip(derivatives(lambda x: chain(x, jit_compile), x), expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_the_ends_of_the_line(chain, own, jit_compile):
+    x = tf.constant([-1e30, -100.0, -20.0, 0.0, 20.0, 1e4, np.inf, np.nan])
+    np.testing.assert_allclose(chain(x, jit_compile), own(x), atol=1e-7)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        made, expected = chain(x[1:-2], jit_compile), own(x[1:-2])
+    actual, expected = tape.gradient(made, x), tape.gradient(expected, x)
+    np.testing.assert_allclose(
+        tf.convert_to_tensor(actual), tf.convert_to_tensor(expected), atol=1e-6
+    )
+
+
+@BOTH
+@pytest.mark.parametrize(("dtype", "unit"), [("bfloat16", 2**-8), ("float16", 2**-11)])
+def test_16_bits_are_computed_in_float32(chain, own, dtype, unit, rng):
+    x = tf.cast(rng.normal(size=(40,)) * 3, dtype)
+    expected = own(tf.cast(x, tf.float64))  # an earlier TensorFlow is coarse far below 0
+    for jit_compile in (False, True):
+        y = chain(x, jit_compile)
+        assert y.dtype == dtype
+        np.testing.assert_allclose(tf.cast(y, tf.float32), expected, rtol=unit, atol=1e-7)
+
+
+LAYERS = {
+    "dense": lambda: keras.layers.Dense(4, activation="gelu"),
+    "convolution": lambda: keras.layers.Conv1D(4, 3, activation="swish"),
+    "activation": lambda: keras.layers.Activation("silu"),
+    "einsum": lambda: keras.layers.EinsumDense("abc,cd->abd", (None, 4), activation="gelu"),
+}
+
+
+def traced(layer, spec, passes=()):
+    with Plan(passes).applied(workload_of(layer)):
+
+        @tf.function(autograph=False)
+        def run(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x)
+            return y, tape.gradient(y, x)
+
+        return run.get_concrete_function(spec)
+
+
+def uses_xla(function):
+    """Whether a function that XLA compiles is called in the graph."""
+    calls = [op.node_def for op in function.graph.get_operations() if "Call" in op.type]
+    return any("_XlaMustCompile" in call.attr and call.attr["_XlaMustCompile"].b for call in calls)
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("shape", [(None, 6, 3), (None, None, 3)], ids=["batch", "length"])
+def test_layers_are_served(make, shape, rng):
+    layer = make()
+    layer.build(shape)
+    spec = tf.TensorSpec(shape)
+    plain, fused = traced(layer, spec), traced(layer, spec, [FusedActivation()])
+    for batch in (2, 5, 0):
+        x = rng.normal(size=(batch, 6, 3)).astype("float32")
+        for a, e in zip(fused(x), plain(x), strict=True):
+            np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)
+    assert uses_xla(fused) == (shape[1] is not None)
+    assert not uses_xla(plain)
+
+
+class Mine(keras.layers.Dense):
+    def call(self, inputs):
+        return super().call(inputs) + float(self.activation is keras.activations.gelu)
+
+
+@pytest.mark.parametrize(
+    ("make", "cause"),
+    [
+        (
+            lambda: Mine(3, activation="gelu"),
+            "may want its activation for something else than to call it",
+        ),
+        (lambda: keras.layers.Dense(3, activation="gelu", dtype="float64"), "computes in float64"),
+        (lambda: keras.layers.LSTM(3, activation="gelu"), "runs its activation in a loop"),
+    ],
+    ids=["subclass", "float64", "loop"],
+)
+def test_layers_that_keep_keras(make, cause):
+    layer = make()
+    refusal = FusedActivation().refusal(workload_of(layer))
+    assert refusal.cause == f"layer {layer.name!r} ({type(layer).__name__}) {cause}"
+    with FusedActivation().applied(workload_of(layer)):
+        assert layer.activation is keras.activations.gelu
+
+
+def test_models_without_use_are_refused():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="relu")])
+    assert FusedActivation().refusal(Workload(model, device=CPU)) == Refusal(
+        "the model has no layer with the activation gelu or silu"
+    )
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="gelu")])
+    model.compile(jit_compile=True)
+    assert FusedActivation().refusal(Workload(model, device=CPU)) == Refusal(
+        "the model uses XLA, which fuses activations already"
+    )
+
+
+def test_nothing_is_left_behind():
+    layer = keras.layers.Dense(3, activation="gelu")
+    before = dict(vars(layer))
+    with FusedActivation().applied(workload_of(layer)):
+        assert layer.activation is not keras.activations.gelu
+    assert dict(vars(layer)) == before

@@ -1,0 +1,89 @@
+"""Activations of several elementwise ops as one loop forward and one back."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import keras
+import tensorflow as tf
+
+from tfaccel import keras_private
+from tfaccel.chains import GELU, SILU, Chain
+from tfaccel.plan import Pass, Refusal
+from tfaccel.scoped import instance_attribute
+from tfaccel.workload import Workload
+
+_CHAINS: Mapping[Any, Chain] = {keras.activations.gelu: GELU, keras.activations.silu: SILU}
+_DTYPES = ("float32", "bfloat16", "float16")
+# The cells of a loop are called at every time step, on little.
+_LOOPS = (keras.layers.RNN, keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedActivation(Pass):
+    """Computes GELU and SiLU, and their gradients, by one loop each.
+
+    TensorFlow makes about five ops of each of them and ten of its gradient, and every one
+    reads and writes a whole tensor. Here XLA compiles the formula and its derivative, and
+    nothing else of the step; only the activation's input is kept. Layers with
+    `activation="gelu"`, `"silu"` or `"swish"` are served, and `keras.layers.Activation`.
+
+    XLA compiles once for every size that it meets. Where more than the batch is unknown
+    while tracing, and under several replicas, the same formulas are TensorFlow's ops.
+
+    Source: Hendrycks and Gimpel, https://arxiv.org/abs/1606.08415; Elfwing et al.,
+    https://arxiv.org/abs/1702.03118; https://openxla.org/xla/tf2xla/tutorials/jit_compile
+    """
+
+    name: ClassVar[str] = "fused_activation"
+
+    def refusal(self, workload: Workload) -> Refusal | None:
+        obstacles = [obstacle for _, obstacle in self.obstacles(workload)]
+        if not obstacles:
+            return Refusal("the model has no layer with the activation gelu or silu")
+        if workload.model.jit_compile:
+            return Refusal("the model uses XLA, which fuses activations already")
+        return obstacles[0] if all(obstacles) else None
+
+    def obstacles(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Refusal | None]]:
+        """Every layer with such an activation, with what keeps it; None where it is replaced."""
+        for layer in workload.layers:
+            if _chain_of(layer) is not None:
+                yield layer, _obstacle(layer)
+
+    @contextlib.contextmanager
+    def applied(self, workload: Workload) -> Iterator[None]:
+        jit_compile = workload.num_replicas == 1
+        with contextlib.ExitStack() as stack:
+            for layer, obstacle in self.obstacles(workload):
+                if obstacle is None:
+                    fused = functools.partial(_activation, layer.activation, jit_compile)
+                    stack.enter_context(instance_attribute(layer, "activation", fused))
+            yield
+
+
+def _activation(own: Any, jit_compile: bool, x: Any) -> Any:
+    if not isinstance(x, tf.Tensor) or x.dtype.name not in _DTYPES:
+        return own(x)
+    return _CHAINS[own](x, jit_compile)
+
+
+def _chain_of(layer: Any) -> Chain | None:
+    activation = getattr(layer, "activation", None)
+    try:
+        return _CHAINS.get(activation)
+    except TypeError:  # an activation that can't be a key
+        return None
+
+
+def _obstacle(layer: Any) -> Refusal | None:
+    who = f"layer {layer.name!r} ({type(layer).__name__})"
+    if isinstance(layer, _LOOPS):
+        return Refusal(f"{who} runs its activation in a loop")
+    if not keras_private.is_from_keras(layer):
+        return Refusal(f"{who} may want its activation for something else than to call it")
+    if layer.compute_dtype not in _DTYPES:
+        return Refusal(f"{who} computes in {layer.compute_dtype}", "use float32 or less")
+    return None
