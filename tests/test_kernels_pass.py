@@ -56,6 +56,16 @@ def workload_of(model, batch=3, **arguments):
     return Workload(model, (next(iter(data)),), data.element_spec, **arguments)
 
 
+class LosesTheBatch(layers.Layer):
+    """Puts out what it is given, as a tensor of unknown batch size."""
+
+    def call(self, x):
+        return tf.boolean_mask(x, tf.ones(tf.shape(x)[0], tf.bool))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
 def ranked(spec, winner="tensorflow", gain=3.0):
     """A ranking in which one kernel won, if it serves."""
     rows = []
@@ -405,3 +415,13 @@ def test_it_goes_with_other_passes(measured):
     found = probe.observe(Plan((FusedNorm(), Kernels())), reference_step)
     drift = numerics.compare(reference_step, found)
     assert drift.violation(numerics.TOLERANCES["float32"]) is None
+
+
+def test_a_call_of_unknown_size_is_left_to_tensorflow():
+    model = keras.Sequential([keras.Input((4,)), LosesTheBatch(), layers.Dense(2, name="late")])
+    model.compile("sgd", "mse")
+    workload = workload_of(model)
+    Plan((Kernels(),)).prepare(workload, FakeClock())
+    specs = workload.prepared["kernels"].seen["late"]
+    assert [spec.is_known for spec in specs] == [False]
+    assert Kernels().findings(workload) == ()

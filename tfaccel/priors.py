@@ -103,8 +103,8 @@ PRIORS: tuple[Prior, ...] = (
                 _on_gpu(workload) or not (_has_convolutions(workload) or _has_recurrence(workload))
             )
         ),
-        "XLA fuses elementwise chains, but on a CPU replaces oneDNN's convolutions by slow ones "
-        "and gains nothing in recurrent loops; on a GPU Keras has turned it on already",
+        "XLA fuses elementwise chains, but on a CPU replaces oneDNN's convolutions by slow ones, "
+        "and recurrent loops are faster by themselves; on a GPU Keras has turned it on already",
     ),
     Prior(
         lambda workload: passes.Kernels(),
