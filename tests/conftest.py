@@ -15,6 +15,14 @@ gc.collect()
 gc.freeze()
 
 
+# They take minutes. Begun last, they would have one process wait for the other.
+LONGEST = ("test_two_devices.py", "test_multi_worker.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
