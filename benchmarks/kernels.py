@@ -51,7 +51,7 @@ def rows(name: str, selection: Selection) -> list[_common.Row]:
             ranking = selection.ranking(spec.along(direction))
             if ranking is None:
                 continue
-            best = ranking.best()
+            best = ranking.best(in_xla=False)
             seconds = ranking.reference_seconds
             gain = best.speedup if best else None
             found.append(

@@ -205,6 +205,16 @@ def test_what_xla_compiles_must_be_clearly_ahead(gain, best):
     assert ranking.best().kernel == best
 
 
+def test_what_xla_can_not_compile_is_used_only_where_it_need_not():
+    rows = tuple(
+        Candidate(name, Verdict.FASTER, 1e-3, Speedup(gain, gain, gain, 6))
+        for name, gain in (("xla", 2.0), ("onednn", 3.0))
+    )
+    ranking = Ranking(SPEC, rows)
+    assert ranking.kernel().name == "xla"
+    assert ranking.kernel(in_xla=False).name == "onednn"
+
+
 @pytest.mark.parametrize("direction", ["forward", "input_gradient", "weight_gradient"])
 def test_a_real_measurement(direction):
     found = ops.find(

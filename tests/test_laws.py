@@ -158,7 +158,7 @@ LAYERS = (
         "memory",
         "replicas",
     },
-    {"workload", "machine", "strategy"},
+    {"onednn", "workload", "machine", "strategy"},
     {"state", "plan", "feed", "consensus", "dataset_graph", "forward"},
     {"data"},
     {"loss_scale", "kernels", "attention", "chains"},

@@ -47,6 +47,8 @@ class Kernel:
         jit_compile: whether XLA compiles it.
         reduces: whether it multiplies in fewer bits than the operands have. Such a kernel
             is used only where the caller says that it may be.
+        in_xla: whether it can be part of what XLA compiles. The ops of `tfaccel.ops` use
+            only kernels that can, as they are not told what they become part of.
     """
 
     op: str
@@ -59,6 +61,7 @@ class Kernel:
     tolerance: Mapping[str, float] = dataclasses.field(default_factory=lambda: TOLERANCES)
     jit_compile: bool = False
     reduces: bool = False
+    in_xla: bool = True
 
     def function(self, spec: CallSpec) -> Callable[..., tf.Tensor]:
         """The kernel for one call, as a `tf.function` of tensors."""

@@ -86,7 +86,7 @@ class Ranking:
 
         object.__setattr__(self, "candidates", tuple(sorted(self.candidates, key=place)))
 
-    def best(self, reduced: bool = False) -> Candidate | None:
+    def best(self, reduced: bool = False, in_xla: bool = True) -> Candidate | None:
         """The fastest faithful kernel that beats TensorFlow's; None where none does.
 
         One that XLA compiles must be clearly ahead of those that it doesn't, as it is
@@ -94,25 +94,27 @@ class Ranking:
 
         Args:
             reduced: whether it may multiply in fewer bits than the operands have.
+            in_xla: whether XLA may compile what it becomes part of.
         """
         faster = [c for c in self.candidates if c.verdict is Verdict.FASTER]
-        winners = [c for c in faster if reduced or not c.reduces]
-        plain = next((c for c in winners if not self._is_compiled(c)), None)
+        allowed = [c for c in faster if reduced or not c.reduces]
+        winners = [c for c in allowed if not in_xla or self._kernel(c).in_xla]
+        plain = next((c for c in winners if not self._kernel(c).jit_compile), None)
         first = next(iter(winners), None)
         if first is None or plain is None or first.speedup is None or plain.speedup is None:
             return first
         ahead = first.speedup.median > _WORTH_COMPILING * plain.speedup.median
         return first if ahead else plain
 
-    def _is_compiled(self, candidate: Candidate) -> bool:
-        kernel = named(self.spec.op, self.spec.direction, candidate.kernel)
-        return kernel is not None and kernel.jit_compile
+    def kernel(self, reduced: bool = False, in_xla: bool = True) -> Kernel:
+        """The kernel to use: the best, as `best` has it, or TensorFlow's."""
+        best = self.best(reduced, in_xla)
+        return self._kernel(best) if best else reference(self.spec.op, self.spec.direction)
 
-    def kernel(self, reduced: bool = False) -> Kernel:
-        """The kernel to use: the best, or TensorFlow's."""
-        best = self.best(reduced)
-        found = named(self.spec.op, self.spec.direction, best.kernel) if best else None
-        return found or reference(self.spec.op, self.spec.direction)
+    def _kernel(self, candidate: Candidate) -> Kernel:
+        """A candidate's kernel; TensorFlow's where it was taken back since."""
+        op, direction = self.spec.op, self.spec.direction
+        return named(op, direction, candidate.kernel) or reference(op, direction)
 
     @property
     def reference_seconds(self) -> float:

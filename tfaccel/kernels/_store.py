@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
+from tfaccel import onednn
 from tfaccel.device import current_device, onednn_is_on
 from tfaccel.disk import default_directory, replace_text
 from tfaccel.kernels._ranking import Ranking
@@ -90,5 +91,6 @@ def _is_current(ranking: Ranking) -> bool:
 def _machine_key() -> str:
     """A digest of what decides how long a kernel takes."""
     device = current_device()
-    parts = [__version__, tf.__version__, device.kind, device.name, device.cores, onednn_is_on()]
+    used = (onednn_is_on(), onednn.obstacle() is None)
+    parts = [__version__, tf.__version__, device.kind, device.name, device.cores, *used]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

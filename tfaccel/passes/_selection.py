@@ -69,7 +69,7 @@ class Selection:
         """The kernel for a call: what was measured for this workload, else on this machine."""
         ranking = self.ranking(spec)
         own = reference(spec.op, spec.direction)
-        kernel = own if ranking is None else ranking.kernel(self._reduced)
+        kernel = own if ranking is None else ranking.kernel(self._reduced, in_xla=False)
         # What won for known sizes may refuse where they are not known.
         return kernel if kernel.refusal(spec) is None else own
 
@@ -130,7 +130,8 @@ class Selection:
             ranking = self.ranking(spec.along(direction))
             if ranking is None:
                 continue
-            name, way = ranking.kernel(self._reduced).name, direction.replace("_", " ")
+            chosen = ranking.kernel(self._reduced, in_xla=False)
+            name, way = chosen.name, direction.replace("_", " ")
             best = next(c for c in ranking.candidates if c.kernel == name)
             if name != REFERENCE and best.speedup is not None:
                 used.append(f"{way} by {name} ({best.speedup.median:.2f}x)")
