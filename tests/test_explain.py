@@ -201,7 +201,7 @@ def test_what_passes_would_do():
     by_kind = {row.kind: row for row in found.rows}
     assert by_kind["Conv2D"].would == {"mixed_precision": "bfloat16"}
     assert by_kind["BatchNormalization"].would == {
-        "fused_norm": "FusedBatchNormV3",
+        "fused_norm": "loops by XLA",
         "mixed_precision": "bfloat16",
     }
     assert by_kind["Softmax"].why_not == ("mixed_precision: is of a kind that stays in float32",)
@@ -216,6 +216,13 @@ def test_a_chip_that_refuses_a_pass_is_told_once():
     found = explain(make(layers.Dense(4), layers.Dense(1)), device=CPU)
     assert "refuses: this CPU (plain CPU)" in found.passes["mixed_precision"]
     assert not any("mixed_precision" in text for row in found.rows for text in row.why_not)
+
+
+def test_an_activation_behind_a_normalization():
+    body = [layers.BatchNormalization(), layers.ReLU(name="behind"), layers.Flatten()]
+    found = rows(make(*body, layers.ReLU(name="other"), layers.Dense(1)), ["fused_norm"])
+    assert found["behind"].runs_as == "part of the loops before it, float32"
+    assert found["other"].now == found["other"].runs_as
 
 
 def test_under_a_plan():
@@ -373,7 +380,7 @@ def test_the_command_in_all_forms(tmp_path):
     data = json.loads(under.to_json())
     norms = [row for row in data["rows"] if row["kind"] == "BatchNormalization"]
     assert len(norms) == 9
-    assert all(row["runs_as"].startswith("FusedBatchNormV3") for row in norms)
+    assert all(row["runs_as"].startswith("loops by XLA") for row in norms)
     assert data["plan"] == json.loads(path.read_text())
     assert json.loads(plain.to_json())["plan"] is None
     assert "| with passes |" in plain.to_markdown()

@@ -162,6 +162,7 @@ LAYERS = (
     {"state", "plan", "feed", "consensus", "dataset_graph", "forward"},
     {"data"},
     {"loss_scale", "kernels", "attention", "chains"},
+    {"batch_norm"},
     {"ops"},
     {"passes"},
     {"step_group", "probe", "guard", "priors"},

@@ -86,6 +86,17 @@ def _silu_slope(x: tf.Tensor) -> tf.Tensor:
     return share * (1.0 + x * (1.0 - share))
 
 
+IDENTITY = Chain(value=lambda x: x, slope=tf.ones_like, source="no activation")
+RELU = Chain(
+    value=tf.nn.relu,
+    slope=lambda x: tf.cast(x > 0, x.dtype),
+    source="Nair and Hinton, https://dl.acm.org/doi/10.5555/3104322.3104425",
+)
+RELU6 = Chain(
+    value=tf.nn.relu6,
+    slope=lambda x: tf.cast((x > 0) & (x < 6), x.dtype),
+    source="Howard et al., https://arxiv.org/abs/1704.04861",
+)
 GELU = Chain(
     value=lambda x: x * _normal_cdf(x),
     slope=lambda x: _normal_cdf(x) + x * _normal_density(x),

@@ -113,7 +113,7 @@ def explain(
     >>> [row.kind for row in rows]
     ['Sequential', 'BatchNormalization']
     >>> rows[1].would["fused_norm"]
-    'FusedBatchNormV3'
+    'loops by XLA'
     """
     workload = Workload(model, device=device or current_device())
     chosen = None if plan is None else as_plan(plan)

@@ -159,6 +159,15 @@ def dropout_masks(cell: Any, step_input: Any) -> list[Any]:
     return masks if isinstance(masks, list) else [masks]
 
 
+def maker_of(layer: keras.layers.Layer) -> Any | None:
+    """The operation whose result a layer was first called on; None where that is not known."""
+    try:
+        history = getattr(layer.input, "_keras_history", None)
+    except (AttributeError, ValueError, RuntimeError):  # never called on symbols
+        return None
+    return None if history is None else history.operation
+
+
 def runs_graph(layer: keras.layers.Layer) -> bool:
     """Whether a layer is a model whose call is Keras's own run through a graph of layers.
 

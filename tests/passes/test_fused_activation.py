@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.chains import GELU, SILU
+from tfaccel.chains import GELU, IDENTITY, RELU, RELU6, SILU
 from tfaccel.device import Device
 from tfaccel.passes.fused_activation import FusedActivation
 from tfaccel.plan import Plan, Refusal
@@ -13,7 +13,14 @@ from tfaccel.workload import Workload
 
 CPU = Device("CPU", "test")
 BOTH = pytest.mark.parametrize(
-    ("chain", "own"), [(GELU, keras.activations.gelu), (SILU, keras.activations.silu)]
+    ("chain", "own"),
+    [
+        (GELU, keras.activations.gelu),
+        (SILU, keras.activations.silu),
+        (RELU, keras.activations.relu),
+        (RELU6, keras.activations.relu6),
+        (IDENTITY, keras.activations.linear),
+    ],
 )
 
 

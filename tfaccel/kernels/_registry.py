@@ -57,7 +57,7 @@ def kernels(op: str, direction: str | None = None) -> tuple[Kernel, ...]:
     Example:
 
     >>> [kernel.name for kernel in tfaccel.ops.kernels("depthwise_conv2d", "forward")]
-    ['tensorflow', 'fused_taps', 'in_float32']
+    ['tensorflow', 'fused_taps', 'onednn', 'in_float32']
     """
     checked_op(op)
     wanted = None if direction is None else checked_direction(direction)

@@ -14,6 +14,8 @@ _ELEMENTWISE = "elementwise ops"
 _NORM = "reductions and elementwise ops"
 _BATCH_NORM = "statistics and elementwise ops"
 _FUSED_BATCH_NORM = "FusedBatchNormV3"
+_LOOPS = "loops by XLA"
+_JOINED = "part of the loops before it"
 _CONVOLUTION, _PRODUCT, _POOLING = "convolution", "matrix product", "pooling"
 
 # By the class's name in keras.layers, as the oldest Keras lacks some of them.
@@ -111,10 +113,20 @@ def runs(layer: keras.layers.Layer, device: Device) -> Runs:
     return Runs(op, _library(op, device), dtype, layout)
 
 
-def fused(normalisation: Runs, device: Device) -> Runs:
-    """How a normalization layer runs that the pass `fused_norm` serves."""
+def fused(normalisation: Runs, device: Device, by_loops: bool) -> Runs:
+    """How a normalization layer, or an activation after it, runs under the pass `fused_norm`.
+
+    Args:
+        normalisation: how it runs without.
+        device: where.
+        by_loops: whether the pass compiles loops for batch normalization in float32.
+    """
+    if normalisation.op == _ELEMENTWISE:
+        return dataclasses.replace(normalisation, op=_JOINED)
     if normalisation.op != _BATCH_NORM:
         return dataclasses.replace(normalisation, op=f"{normalisation.op}, a shorter gradient")
+    if by_loops and normalisation.dtype == "float32":
+        return dataclasses.replace(normalisation, op=_LOOPS)
     library = _library(_FUSED_BATCH_NORM, device)
     return dataclasses.replace(normalisation, op=_FUSED_BATCH_NORM, library=library)
 

@@ -115,7 +115,8 @@ class Look:
         now = under = layer_facts.runs(layer, device)
         would: dict[str, str] = {}
         why_not: list[str] = []
-        for item in self._items:
+        # What a layer computes in decides how others serve it.
+        for item in sorted(self._items, key=lambda item: not isinstance(item, MixedPrecision)):
             obstacle = self._obstacles.get((item.name, id(layer)))
             if obstacle is not None:
                 why_not.append(f"{item.name}: {_about(layer, obstacle)}")
@@ -204,7 +205,7 @@ def _not_in_plan(kind: type[Pass]) -> str:
 def _under(item: Pass, runs: Runs, workload: Workload) -> Runs:
     """How a layer that runs so runs under a pass that serves it."""
     if isinstance(item, FusedNorm):
-        return layer_facts.fused(runs, workload.device)
+        return layer_facts.fused(runs, workload.device, item.compiles(workload))
     if isinstance(item, FusedActivation):
         return dataclasses.replace(runs, op=f"{runs.op}, its activation one loop")
     if isinstance(item, FusedAttention):

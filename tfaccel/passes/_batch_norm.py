@@ -1,4 +1,4 @@
-"""`keras.layers.BatchNormalization.call` as one FusedBatchNormV3."""
+"""`keras.layers.BatchNormalization.call` by few loops, or as one FusedBatchNormV3."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,21 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel import keras_private
+from tfaccel.batch_norm import Normalised, moments
+from tfaccel.chains import GELU, RELU, RELU6, SILU, Chain
 from tfaccel.plan import Refusal
 
 # What the op takes: 16-bit or float32 inputs, float32 statistics.
 _DTYPES = ("float32", "bfloat16", "float16")
+# Activations that a loop of the normalization before them can take in.
+_CHAINS = (
+    (keras.activations.relu, RELU),
+    (keras.activations.relu6, RELU6),
+    (keras.activations.silu, SILU),
+    (keras.activations.gelu, GELU),
+)
+# On a tensor that a BatchNormalization layer returned: what it was made of.
+_NORMALISED = "_tfaccel_normalised"
 _PYTHON_TRUTH = (bool, int, np.bool_, type(None))
 
 
@@ -39,8 +50,14 @@ def obstacle(layer: Any, channels_first: bool) -> Refusal | None:
     return None
 
 
-def fused_call(layer: Any, channels_first: bool) -> Callable[..., Any]:
-    """The layer's `call`, by FusedBatchNormV3 wherever that is the same maths."""
+def fused_call(layer: Any, channels_first: bool, by_loops: bool) -> Callable[..., Any]:
+    """The layer's `call`, by loops or FusedBatchNormV3 wherever that is the same maths.
+
+    Args:
+        layer: the BatchNormalization layer, without an obstacle.
+        channels_first: whether the device's op takes NCHW.
+        by_loops: whether to compile loops for float32 inputs whose sizes are known.
+    """
     own_call = layer.call
 
     def call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
@@ -55,18 +72,55 @@ def fused_call(layer: Any, channels_first: bool) -> Callable[..., Any]:
             or layer.compute_dtype not in _DTYPES
         ):
             return own_call(inputs, training=training, mask=mask)
-        # The op's output has its input's dtype: other inputs go the way Keras goes.
+        # The output has its input's dtype: other inputs go the way Keras goes.
         x = inputs if inputs.dtype == layer.compute_dtype else tf.cast(inputs, tf.float32)
         turned = data_format == "NCHW" and not channels_first
         if turned:
             x, data_format = _channels_last(x), "NHWC"
-        y = _normalise(layer, _as_4d(x), bool(training), data_format)
-        if x.shape.rank != 4:
-            y = tf.reshape(y, tf.shape(x))
-            y.set_shape(x.shape)
+        if by_loops and _is_for_loops(x):
+            y = _by_loops(layer, x, bool(training))
+        else:
+            y = _by_op(layer, x, bool(training), data_format)
         return tf.cast(_channels_first(y) if turned else y, layer.compute_dtype)
 
     return call
+
+
+def may_join(layer: Any) -> bool:
+    """Whether a layer is an activation that can be part of a normalization's loops.
+
+    That is so if it has a formula here, no `call` of its own, and is not known to follow
+    something else.
+    """
+    maker = keras_private.maker_of(layer)
+    follows = maker is None or isinstance(maker, keras.layers.BatchNormalization)
+    return follows and _chain_of(layer) is not None
+
+
+def joined_call(layer: Any) -> Callable[..., Any]:
+    """The `call` of a layer that may join the loops of the normalization before it."""
+    chain = _chain_of(layer)
+    assert chain is not None
+    own_call = layer.call
+
+    def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        normalised = getattr(inputs, _NORMALISED, None)
+        # What was computed for `inputs` is left out of the step if nothing else reads it.
+        return own_call(inputs, *args, **kwargs) if normalised is None else normalised.then(chain)
+
+    return call
+
+
+def _chain_of(layer: Any) -> Chain | None:
+    kind = next(
+        (k for k in (keras.layers.Activation, keras.layers.ReLU) if isinstance(layer, k)), None
+    )
+    if kind is None or keras_private.overridden(layer, kind, "call") is not None:
+        return None
+    if kind is keras.layers.Activation:
+        return next((c for f, c in _CHAINS if layer.activation is f), None)
+    options = (layer.max_value, float(layer.negative_slope), float(layer.threshold))
+    return {(None, 0.0, 0.0): RELU, (6.0, 0.0, 0.0): RELU6}.get(options)
 
 
 def _data_format(axis: int, rank: int, channels_first: bool) -> str | None:
@@ -97,13 +151,43 @@ def _float32(variable: Any) -> tf.Tensor:
     return keras.ops.cast(variable, "float32")
 
 
-def _normalise(layer: Any, x: tf.Tensor, training: bool, data_format: str) -> tf.Tensor:
+def _scale_and_offset(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
     channels = layer.moving_mean.shape
     scale = _float32(layer.gamma) if layer.scale else tf.ones(channels)
     offset = _float32(layer.beta) if layer.center else tf.zeros(channels)
-    if training and layer.trainable:
-        return _by_batch_statistics(layer, x, scale, offset, data_format)
-    return _by_moving_statistics(layer, x, scale, offset, data_format)
+    return scale, offset
+
+
+def _is_for_loops(x: tf.Tensor) -> bool:
+    """Whether loops serve an input: XLA compiles them for each size that it meets."""
+    return x.dtype == tf.float32 and None not in x.shape[1:]
+
+
+def _by_loops(layer: Any, x: tf.Tensor, training: bool) -> tf.Tensor:
+    of_batch = training and layer.trainable
+    if of_batch:
+        mean, variance = moments(x)
+        _move(layer.moving_mean, mean, layer.momentum)
+        _move(layer.moving_variance, variance, layer.momentum)
+    else:
+        mean, variance = _float32(layer.moving_mean), _float32(layer.moving_variance)
+    scale, offset = _scale_and_offset(layer)
+    normalised = Normalised(x, scale, offset, mean, variance, layer.epsilon, of_batch)
+    y = normalised.then()
+    # For an activation layer that is given this very tensor.
+    setattr(y, _NORMALISED, normalised)
+    return y
+
+
+def _by_op(layer: Any, x: tf.Tensor, training: bool, data_format: str) -> tf.Tensor:
+    scale, offset = _scale_and_offset(layer)
+    of_batch = training and layer.trainable
+    normalise = _by_batch_statistics if of_batch else _by_moving_statistics
+    y = normalise(layer, _as_4d(x), scale, offset, data_format)
+    if x.shape.rank != 4:
+        y = tf.reshape(y, tf.shape(x))
+        y.set_shape(x.shape)
+    return y
 
 
 def _by_batch_statistics(

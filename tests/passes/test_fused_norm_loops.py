@@ -1,0 +1,304 @@
+"""FusedNorm by loops that XLA compiles, and activations that join them, against Keras."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from norms import (
+    BY_LOOPS,
+    CPU,
+    FUSED,
+    GPU,
+    SHAPES,
+    BatchNormalization,
+    Run,
+    agree,
+    compare,
+    plain_norm,
+    second_order,
+    statistics,
+    twins,
+    workload_of,
+)
+
+from tfaccel.batch_norm import moments
+from tfaccel.passes.fused_norm import FusedNorm
+from tfaccel.plan import Plan, make_pass
+from tfaccel.workload import Workload
+
+# The batch is not known while tracing.
+SAMPLES = {"known": "samples"}
+TRAINED = pytest.mark.parametrize(
+    "training, trainable", [(True, True), (False, True), (True, False)]
+)
+
+
+def compare_loops(make, shape, rng, kwargs, **options):
+    fused = compare(make, shape, rng, SAMPLES | kwargs, by=BY_LOOPS, **options)
+    assert FUSED not in fused.ops()
+    return fused
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 37, 1, 2), (2, 64, 33, 2)], ids=str)
+def test_every_rank_and_size(shape, rng):
+    for training in (True, False):
+        compare_loops(BatchNormalization, shape, rng, {"training": training})
+
+
+@pytest.mark.parametrize("scale, center", [(True, False), (False, True), (False, False)])
+def test_scale_and_center_may_be_off(scale, center, rng):
+    def make():
+        return BatchNormalization(scale=scale, center=center)
+
+    compare_loops(make, (4, 5, 6, 3), rng, {"training": True})
+
+
+@TRAINED
+def test_options_within_xla(training, trainable, rng):
+    def make():
+        return BatchNormalization(trainable=trainable, momentum=0.5, epsilon=0.1)
+
+    compare_loops(make, (4, 3, 3, 2), rng, {"training": training}, jit_compile=True)
+
+
+def test_sizes_that_are_not_known_are_left_to_the_op(rng):
+    fused = compare(BatchNormalization, (4, 5, 6, 3), rng, {"training": True}, by=BY_LOOPS)
+    assert FUSED in fused.ops()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bits_are_left_to_the_op(dtype):
+    layer = BatchNormalization(dtype=f"mixed_{dtype}")
+    layer.build((None, 3))
+    fused = Run(layer, (4, 3), dtype, fused=BY_LOOPS, training=True, known="all")
+    assert FUSED in fused.ops()
+
+
+def test_a_gpu_and_several_replicas_have_the_op(monkeypatch):
+    layer = BatchNormalization()
+    assert BY_LOOPS.compiles(workload_of(layer, device=CPU))
+    assert not BY_LOOPS.compiles(workload_of(layer, device=GPU))
+    assert not FusedNorm(loops=False).compiles(workload_of(layer, device=CPU))
+    monkeypatch.setattr(Workload, "num_replicas", 2)
+    assert not BY_LOOPS.compiles(workload_of(layer, device=CPU))
+
+
+def test_channels_first_is_turned(rng):
+    compare_loops(lambda: BatchNormalization(axis=1), (2, 3, 4, 5), rng, {"training": True})
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nan_and_infinity_spread_as_in_keras(training, rng):
+    shape = (4, 3, 3, 3)
+    own, layer = twins(BatchNormalization, shape, rng)
+    plain = Run(own, shape, training=training, **SAMPLES)
+    fused = Run(layer, shape, fused=BY_LOOPS, training=training, **SAMPLES)
+    start = layer.get_weights()
+    for bad in (np.nan, np.inf, -np.inf):
+        for copy in (own, layer):
+            copy.set_weights(start)
+        x = rng.normal(size=shape).astype("float32")
+        x[1, 2, 0, 1] = bad
+        actual, expected = fused(x, np.ones_like(x)), plain(x, np.ones_like(x))
+        agree(actual[:2], expected[:2])
+        np.testing.assert_array_equal(np.isnan(statistics(layer)), np.isnan(statistics(own)))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 2, 2, 3), (2, 0, 2, 3)], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_an_empty_batch_is_what_it_is_in_keras(shape, training, rng):
+    own, layer = twins(BatchNormalization, shape, rng)
+    x = np.zeros(shape, "float32")
+    plain = Run(own, shape, training=training)(x, x)
+    fused = Run(layer, shape, fused=BY_LOOPS, training=training, **SAMPLES)(x, x)
+    assert fused[0].shape == shape
+    agree(fused[:2], plain[:2])
+    np.testing.assert_array_equal(statistics(layer), statistics(own))
+    assert not fused[2].any()
+    assert not fused[3].any()
+
+
+def test_batches_of_several_sizes_through_one_trace(rng):
+    shape = (8, 3, 3, 2)
+    own, layer = twins(BatchNormalization, shape, rng)
+    plain = Run(own, shape, training=True)
+    fused = Run(layer, shape, fused=BY_LOOPS, training=True, **SAMPLES)
+    for size in (8, 3, 1):
+        x, weights = (tf.cast(rng.normal(size=(size, *shape[1:])), tf.float32) for _ in range(2))
+        agree(fused(x, weights), plain(x, weights), rtol=1e-4, atol=1e-4)
+        agree(statistics(layer), statistics(own))
+
+
+def test_a_small_variance_of_large_numbers_keeps_its_digits(rng):
+    x = (1e3 + rng.normal(size=(64, 32, 32, 2))).astype("float32")
+    mean, variance = moments(tf.constant(x))
+    wide = x.astype("float64")
+    # Single sums of float32 would be off by 1e-4 and more; a difference of squares by all.
+    np.testing.assert_allclose(mean, wide.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(variance, wide.var((0, 1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_second_order_gradients_are_the_true_ones(jit_compile, rng):
+    shape = (3, 2, 2, 3)
+    (layer,) = twins(BatchNormalization, shape, rng, copies=1)
+    x = tf.cast(rng.normal(size=shape), tf.float32)
+    expected = second_order(plain_norm(layer, [0, 1, 2]), x, layer.gamma.value)
+    with BY_LOOPS.applied(workload_of(layer)):
+        actual = second_order(lambda x: layer(x, training=True), x, layer.gamma.value, jit_compile)
+    agree(actual, expected, rtol=1e-3, atol=1e-3 * np.abs(expected[0]).max())
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_second_order_gradients_with_moving_statistics(trainable, rng):
+    shape = (3, 2, 2, 3)
+    own, layer = twins(lambda: BatchNormalization(trainable=trainable), shape, rng)
+    x = tf.cast(rng.normal(size=shape), tf.float32)
+    expected = second_order(lambda x: own(x, training=False), x, own.gamma.value)
+    with BY_LOOPS.applied(workload_of(layer)):
+        actual = second_order(lambda x: layer(x, training=False), x, layer.gamma.value)
+    agree(actual, expected, rtol=1e-3, atol=1e-3 * np.abs(expected[0]).max())
+
+
+# Activations behind a normalization
+
+LAYERS = keras.layers
+JOINED = {
+    "relu": lambda: LAYERS.ReLU(),
+    "relu6": lambda: LAYERS.ReLU(6.0),
+    "activation relu": lambda: LAYERS.Activation("relu"),
+    "activation relu6": lambda: LAYERS.Activation("relu6"),
+    "silu": lambda: LAYERS.Activation("silu"),
+    "gelu": lambda: LAYERS.Activation("gelu"),
+}
+
+
+class Halved(LAYERS.ReLU):
+    def call(self, inputs):
+        return 0.5 * super().call(inputs)
+
+
+ALONE = {
+    "leaky": lambda: LAYERS.ReLU(negative_slope=0.1),
+    "threshold": lambda: LAYERS.ReLU(threshold=0.5),
+    "other bound": lambda: LAYERS.ReLU(max_value=1.0),
+    "other function": lambda: LAYERS.Activation("tanh"),
+    "own call": Halved,
+    "another dtype": lambda: LAYERS.ReLU(dtype="float64"),
+}
+
+
+def model_with(activation, trainable=True, read_twice=False):
+    keras.utils.set_random_seed(5)
+    inputs = keras.Input((4, 4, 3))
+    normal = BatchNormalization(momentum=0.5, trainable=trainable)(inputs)
+    outputs = activation(normal)
+    if read_twice:
+        outputs = LAYERS.Concatenate()([outputs, normal])
+    return keras.Model(inputs, outputs)
+
+
+class Step:
+    """One traced step of a model: its outputs, all gradients, and its state after it."""
+
+    def __init__(self, model, by, jit_compile=False, training=True):
+        self._model = model
+        spec = tf.TensorSpec((None, 4, 4, 3))
+
+        @tf.function(input_signature=[spec], jit_compile=jit_compile)
+        def run(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = model(x, training=training)
+                value = tf.reduce_sum(y * tf.cast(tf.cos(tf.cast(y, tf.float32) + 1.0), y.dtype))
+            return [y, *tape.gradient(value, [x, *model.trainable_variables])]
+
+        plan = Plan(() if by is None else (by,))
+        with plan.applied(Workload(model, device=CPU)):
+            self.graph = run.get_concrete_function().graph
+        self._run = run
+
+    def __call__(self, x):
+        return [t.numpy() for t in self._run(x)] + self._model.get_weights()
+
+
+def compare_models(rng, make, jit_compile=False, training=True, **options):
+    """Several steps of a model by Keras and by loops agree; returns the latter."""
+    own, other = (model_with(make(), **options) for _ in range(2))
+    for model in (own, other):
+        for weight in model.weights:
+            values = np.linspace(0.5, 1.5, 3)
+            weight.assign(values if "variance" in weight.path else values - 1.2)
+    plain, fused = (
+        Step(model, by, jit_compile, training) for model, by in ((own, None), (other, BY_LOOPS))
+    )
+    for size in (5, 1):
+        x = tf.cast(3.0 * rng.normal(size=(size, 4, 4, 3)), tf.float32)
+        agree(fused(x), plain(x), rtol=1e-4, atol=1e-4)
+    return fused
+
+
+def own_activation(step):
+    """Whether the step has the activation as an op of its own."""
+    kinds = {op.type for op in step.graph.get_operations()}
+    return bool(kinds & {"Relu", "Relu6", "Sigmoid", "Erf", "Erfc"})
+
+
+@pytest.mark.parametrize("make", JOINED.values(), ids=JOINED)
+@TRAINED
+def test_an_activation_joins_the_loops(make, training, trainable, rng):
+    fused = compare_models(rng, make, training=training, trainable=trainable)
+    assert not own_activation(fused)
+
+
+@pytest.mark.parametrize("make", [JOINED["relu6"], JOINED["silu"]])
+def test_what_others_read_stays_right(make, rng):
+    compare_models(rng, make, read_twice=True)
+
+
+def test_it_joins_within_xla(rng):
+    compare_models(rng, JOINED["silu"], jit_compile=True)
+
+
+@pytest.mark.parametrize("make", ALONE.values(), ids=ALONE)
+def test_other_activations_stay_alone(make, rng):
+    compare_models(rng, make)
+
+
+def test_what_was_joined_is_not_computed_twice():
+    """The normalization that only the activation reads is left out of what runs."""
+    model = model_with(LAYERS.ReLU())
+    step = Step(model, BY_LOOPS)
+    calls = [op for op in step.graph.get_operations() if op.type.endswith("PartitionedCall")]
+    outputs = {tensor.op.name for tensor in step.graph.outputs}
+    read = {tensor.op.name for op in step.graph.get_operations() for tensor in op.inputs}
+    passed_on = [
+        op
+        for op in step.graph.get_operations()
+        if op.type == "IdentityN" and op.name not in read | outputs
+    ]
+    assert len(passed_on) == 1  # the layer's own output
+    assert all(op.type == "PartitionedCall" for op in calls)  # stateless, so that it is pruned
+
+
+def test_nothing_is_left_behind():
+    model = model_with(LAYERS.ReLU())
+    before = [dict(vars(layer)) for layer in model.layers]
+    with BY_LOOPS.applied(Workload(model, device=CPU)):
+        assert "call" in vars(model.layers[-1])
+    assert [dict(vars(layer)) for layer in model.layers] == before
+
+
+def test_training_with_an_activation_that_fused_activation_serves(rng):
+    x = rng.normal(size=(12, 4, 4, 3)).astype("float32")
+    results = []
+    for names in ((), ("fused_norm", "fused_activation"), ("fused_activation", "fused_norm")):
+        model = model_with(LAYERS.Activation("silu"))
+        model.compile("sgd", "mse")
+        plan = Plan(tuple(make_pass(name) for name in names))
+        with plan.applied(Workload(model, device=CPU)):
+            model.make_train_function(force=True)
+            model.fit(x, x, batch_size=5, epochs=2, shuffle=False, verbose=0)
+        results.append(model.get_weights())
+    for other in results[1:]:
+        agree(other, results[0], rtol=1e-4, atol=1e-5)
