@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import gc
 import importlib.metadata
 import json
 import math
@@ -12,9 +13,11 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import keras
 import rich.box
 import rich.console
 import rich.markup
@@ -39,8 +42,8 @@ Row = dict[str, Any]
 Summarize = Callable[[list[Row]], tuple[dict[str, Any], tuple[str, ...]]]
 
 
-class ResultsError(ValueError):
-    """A results file can't be written or continued; the message says why, in one line."""
+class ResultsError(SystemExit):
+    """A results file can't be written or continued: ends the benchmark with one line of why."""
 
 
 def machine() -> dict[str, Any]:
@@ -232,6 +235,41 @@ class Results:
             # A cell such as "1.9x [1.8, 2.0]" is text and not markup.
             table.add_row(*map(rich.markup.escape, cells))
         return rich.console.Group(table, *map(rich.markup.escape, self.sentences))
+
+
+def no_arguments(argv: Sequence[str]) -> None:
+    """Ends a benchmark that was given more than flags."""
+    if len(argv) > 1:
+        sys.exit(f"There are flags only, no other arguments. Received: {' '.join(argv[1:])}")
+
+
+def measure_each(
+    results: Results, benchmarks: Iterable[Any], measure: Callable[[Any], Row]
+) -> None:
+    """Adds a row for each model, unless an earlier run did.
+
+    Args:
+        results: rows with an error are measured again.
+        benchmarks: have a `name`.
+        measure: makes the row of one.
+    """
+    results.rows = [row for row in results.rows if "error" not in row]
+    done = {row["model"] for row in results.rows}
+    for benchmark in benchmarks:
+        if benchmark.name in done:
+            console().print(f"{benchmark.name}: in {results.path.name} already")
+            continue
+        console().print(f"{benchmark.name} ...")
+        row = {"model": benchmark.name}
+        try:
+            row |= measure(benchmark)
+        except Exception as error:  # one model must not take the others' results with it
+            row |= {"error": error_text(error), "traceback": traceback.format_exc()}
+        results.add(row)
+        console().print(results)
+        keras.backend.clear_session()
+        gc.collect()
+    console().print(f"Written to {results.path}")
 
 
 def _json_value(value: Any) -> Any:

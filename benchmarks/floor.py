@@ -7,12 +7,9 @@ kinds of op the time goes to, before and after.
     python benchmarks/floor.py --models mobilenet_v2 --plan fused_norm,fused_optimizer,kernels
 """
 
-import gc
 import pathlib
-import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -180,28 +177,11 @@ COLUMNS = (
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        sys.exit(f"There are flags only, no other arguments. Received: {' '.join(argv[1:])}")
+    _common.no_arguments(argv)
     title = "Where a training step's time goes, and what products and tensors must take"
-    try:
-        folder = pathlib.Path(_OUTPUT.value)
-        results = _common.Results("floor", title, COLUMNS, folder, _RESUME.value)
-    except _common.ResultsError as error:
-        sys.exit(f"{error}")
-    console = _common.console()
-    results.rows = [row for row in results.rows if "error" not in row]
-    for benchmark in models.chosen(_MODELS.value):
-        console.print(f"{benchmark.name} ...")
-        row: dict[str, Any] = {"model": benchmark.name}
-        try:
-            row |= measure(benchmark)
-        except Exception as error:  # one model must not take the others' results with it
-            row |= {"error": _common.error_text(error), "traceback": traceback.format_exc()}
-        results.add(row)
-        console.print(results)
-        keras.backend.clear_session()
-        gc.collect()
-    console.print(f"Written to {results.path}")
+    folder = pathlib.Path(_OUTPUT.value)
+    results = _common.Results("floor", title, COLUMNS, folder, _RESUME.value)
+    _common.measure_each(results, models.chosen(_MODELS.value), measure)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ table has TensorFlow's own time and that of the kernel which the pass `kernels` 
 
 import collections
 import pathlib
-import sys
 import time
 
 import _common
@@ -106,15 +105,11 @@ COLUMNS = (
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        sys.exit(f"There are flags only, no other arguments. Received: {' '.join(argv[1:])}")
+    _common.no_arguments(argv)
     title = f"Convolutions and matrix products in {_DTYPE.value}, TensorFlow's and the chosen"
     name = "kernels" if _DTYPE.value == "float32" else f"kernels-{_DTYPE.value}"
     folder = pathlib.Path(_OUTPUT.value)
-    try:
-        results = _common.Results(name, title, COLUMNS, folder, _RESUME.value)
-    except _common.ResultsError as error:
-        sys.exit(f"{error}")
+    results = _common.Results(name, title, COLUMNS, folder, _RESUME.value)
     console = _common.console()
     done = {row["model"] for row in results.rows}
     for benchmark in models.chosen(_MODELS.value):

@@ -14,7 +14,6 @@ For each model, all in one process:
 import gc
 import pathlib
 import statistics
-import sys
 import tempfile
 from typing import Any
 
@@ -99,8 +98,7 @@ COLUMNS = (
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        sys.exit(f"There are flags only, no other arguments. Received: {' '.join(argv[1:])}")
+    _common.no_arguments(argv)
     title = "The live speedup of ProfilerCallback, and what it costs"
     folder = pathlib.Path(flags.FLAGS.output)
     results = _common.Results("live-speedup", title, COLUMNS, folder, flags.FLAGS.resume)

@@ -114,17 +114,13 @@ def compared(benchmark: models.Benchmark) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        sys.exit(f"There are flags only, no other arguments. Received: {' '.join(argv[1:])}")
+    _common.no_arguments(argv)
     chosen = [_benchmark(name) for name in _MODELS.value]
     if _SIDE.value:
         print(json.dumps(measured(chosen[0], _SIDE.value)))
         return
     title = "Memory of a step above that of the process, and its time, with recompute and without"
-    try:
-        results = _common.Results("recompute", title, COLUMNS, pathlib.Path(_OUTPUT.value))
-    except _common.ResultsError as error:
-        sys.exit(f"{error}")
+    results = _common.Results("recompute", title, COLUMNS, pathlib.Path(_OUTPUT.value))
     for benchmark in chosen:
         results.add(compared(benchmark))
     console = _common.console()

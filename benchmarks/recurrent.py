@@ -9,7 +9,6 @@ the same model, eager and compiled, take turns too.
 
 import functools
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -181,14 +180,10 @@ def _summary(rows: list[_common.Row]) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        sys.exit(f"There are flags only, no other arguments. Received: {' '.join(argv[1:])}")
+    _common.no_arguments(argv)
     title = "Recurrent layers: stock Keras, tfaccel and PyTorch in turns, float32"
     folder = pathlib.Path(_OUTPUT.value)
-    try:
-        results = _common.Results("recurrent", title, COLUMNS, folder, _RESUME.value)
-    except _common.ResultsError as error:
-        sys.exit(f"{error}")
+    results = _common.Results("recurrent", title, COLUMNS, folder, _RESUME.value)
     console = _common.console()
     for name in _WORK.value or (*_LAYERS, _MODEL):
         console.print(f"{name} ...")

@@ -9,7 +9,6 @@ each time a fresh model, and reports the median difference.
 import dataclasses
 import gc
 import pathlib
-import sys
 import tempfile
 import time
 from typing import Any
@@ -137,16 +136,12 @@ def summarize(rows: list[_common.Row]) -> tuple[dict[str, Any], tuple[str, ...]]
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        sys.exit(f"There are flags only, no other arguments. Received: {' '.join(argv[1:])}")
+    _common.no_arguments(argv)
     title = (
         f"fit of {_EPOCHS.value} epochs, {_ROWS.value} rows in batches of {_BATCH_SIZE.value}, "
         f"MLP {_INPUTS}-{_HIDDEN}-{_CLASSES}"
     )
-    try:
-        results = _common.Results("small-fit", title, COLUMNS, pathlib.Path(_OUTPUT.value))
-    except _common.ResultsError as error:
-        sys.exit(f"{error}")
+    results = _common.Results("small-fit", title, COLUMNS, pathlib.Path(_OUTPUT.value))
     data = _data()
     pair(0, data)  # What a process does once belongs to neither side.
     for number in range(1, _RUNS.value + 1):

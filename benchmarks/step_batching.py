@@ -12,7 +12,6 @@ once nothing is traced or tuned any more, and the losses.
 import gc
 import itertools
 import pathlib
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -194,12 +193,8 @@ def _results() -> _common.Results:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        sys.exit(f"There are flags only, no other arguments. Received: {' '.join(argv[1:])}")
-    try:
-        results = _results()
-    except _common.ResultsError as error:
-        sys.exit(f"{error}")
+    _common.no_arguments(argv)
+    results = _results()
     data = _data()
     if _CURVE.value:
         for row in _curve(data):

@@ -12,10 +12,8 @@ import gc
 import json
 import pathlib
 import statistics
-import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -188,7 +186,9 @@ def measure(benchmark: models.Benchmark) -> dict[str, Any]:
     compared = compare(benchmark, report.plan)
     median, low, high = compared.speedup
     drift = next((trial.drift for trial in report.trials if trial.plan == report.plan), None)
+    shape = "x".join(map(str, benchmark.input_shape))
     return {
+        "work": f"{benchmark.batch_size}, {shape}",
         "stock_step_seconds": statistics.median(compared.stock_seconds),
         "step_seconds": statistics.median(compared.plan_seconds),
         "speedup": median,
@@ -217,7 +217,7 @@ def _column(title: str, cell: Callable[[_common.Row], str], is_number: bool = Tr
 
 COLUMNS = (
     _common.Column("model", lambda row: row["model"], is_number=False),
-    _common.Column("batch, input", lambda row: row["work"], is_number=False),
+    _common.Column("batch, input", lambda row: row.get("work", ""), is_number=False),
     _column("stock, ms", lambda row: _common.milliseconds(row["stock_step_seconds"])),
     _column("tfaccel, ms", lambda row: _common.milliseconds(row["step_seconds"])),
     _column("speedup [95 %]", _speedup),
@@ -232,37 +232,15 @@ COLUMNS = (
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        sys.exit(f"There are flags only, no other arguments. Received: {' '.join(argv[1:])}")
-    try:
-        results = _common.Results(
-            "training" if _PLAN.value is None else "training-with-plan",
-            "A training step, stock Keras and tfaccel",
-            COLUMNS,
-            pathlib.Path(_OUTPUT.value),
-            _RESUME.value,
-        )
-    except _common.ResultsError as error:
-        sys.exit(f"{error}")
-    console = _common.console()
-    results.rows = [row for row in results.rows if "error" not in row]
-    done = {row["model"] for row in results.rows}
-    for benchmark in models.chosen(_MODELS.value):
-        if benchmark.name in done:
-            console.print(f"{benchmark.name}: in {results.path.name} already")
-            continue
-        console.print(f"{benchmark.name} ...")
-        shape = "x".join(map(str, benchmark.input_shape))
-        row = {"model": benchmark.name, "work": f"{benchmark.batch_size}, {shape}"}
-        try:
-            row |= measure(benchmark)
-        except Exception as error:  # one model must not take the others' results with it
-            row |= {"error": _common.error_text(error), "traceback": traceback.format_exc()}
-        results.add(row)
-        console.print(results)
-        keras.backend.clear_session()
-        gc.collect()
-    console.print(f"Written to {results.path}")
+    _common.no_arguments(argv)
+    results = _common.Results(
+        "training" if _PLAN.value is None else "training-with-plan",
+        "A training step, stock Keras and tfaccel",
+        COLUMNS,
+        pathlib.Path(_OUTPUT.value),
+        _RESUME.value,
+    )
+    _common.measure_each(results, models.chosen(_MODELS.value), measure)
 
 
 if __name__ == "__main__":

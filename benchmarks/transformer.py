@@ -9,7 +9,6 @@ machine. `--parts` times layers by themselves instead: forward and all gradients
 import os
 import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 
@@ -174,16 +173,12 @@ COLUMNS = (
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        sys.exit(f"There are flags only, no other arguments. Received: {' '.join(argv[1:])}")
+    _common.no_arguments(argv)
     (benchmark,) = models.chosen(["transformer"])
     name, title = "transformer", "A transformer's training step, all sides in turns"
     if _PARTS.value:
         name, title = "transformer-parts", "Layers of a transformer, forward and gradients"
-    try:
-        results = _common.Results(name, title, COLUMNS, pathlib.Path(_OUTPUT.value))
-    except _common.ResultsError as error:
-        sys.exit(f"{error}")
+    results = _common.Results(name, title, COLUMNS, pathlib.Path(_OUTPUT.value))
     work = parts() if _PARTS.value else {"step, batch 32": sides(benchmark)}
     for what, steps in work.items():
         for row in rows(what, taken_in_turns(steps)):
