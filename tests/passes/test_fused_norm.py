@@ -1,6 +1,6 @@
-"""FusedNorm by the op, against Keras's own layers, which are the plain reference.
+"""FusedNorm, most of all by the op, against Keras's own layers, which are the plain reference.
 
-What is a float32 BatchNormalization on a CPU by default is in test_fused_norm_loops.py.
+What else there is to say of loops is in test_fused_norm_loops.py.
 """
 
 import json
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from norms import (
+    BY_LOOPS,
     BY_OP,
     CPU,
     FUSED,
@@ -30,6 +31,11 @@ from norms import (
 from tfaccel.passes.fused_norm import FusedNorm
 from tfaccel.plan import Plan, Refusal
 from tfaccel.workload import Workload
+
+# How it runs, and what is known of the inputs' sizes while it is traced.
+BOTH_WAYS = pytest.mark.parametrize(
+    ("by", "known"), [(BY_OP, "channels"), (BY_LOOPS, "samples")], ids=["op", "loops"]
+)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -157,12 +163,13 @@ def test_inputs_that_are_not_cast_on_the_way_in(input_dtype, policy, rng):
     assert node.inputs[0].dtype == tf.float32
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("training", [True, False])
-def test_nan_and_infinity_spread_as_in_keras(training, rng):
+def test_nan_and_infinity_spread_as_in_keras(by, known, training, rng):
     shape = (4, 3, 3, 3)
     own, layer = twins(BatchNormalization, shape, rng)
-    plain = Run(own, shape, training=training)
-    fused = Run(layer, shape, fused=BY_OP, training=training)
+    plain = Run(own, shape, training=training, known=known)
+    fused = Run(layer, shape, fused=by, training=training, known=known)
     start = layer.get_weights()
     for bad in (np.nan, np.inf, -np.inf):
         for copy in (own, layer):
@@ -176,13 +183,14 @@ def test_nan_and_infinity_spread_as_in_keras(training, rng):
         np.testing.assert_array_equal(np.isnan(statistics(layer)), np.isnan(statistics(own)))
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("shape", [(0, 3), (0, 2, 2, 3), (2, 0, 2, 3)], ids=str)
 @pytest.mark.parametrize("training", [True, False])
-def test_an_empty_batch_is_what_it_is_in_keras(shape, training, rng):
+def test_an_empty_batch_is_what_it_is_in_keras(by, known, shape, training, rng):
     own, layer = twins(BatchNormalization, shape, rng)
     x = np.zeros(shape, "float32")
     plain = Run(own, shape, training=training)(x, x)
-    fused = Run(layer, shape, fused=BY_OP, training=training)(x, x)
+    fused = Run(layer, shape, fused=by, training=training, known=known)(x, x)
     assert fused[0].shape == shape
     agree(fused[:2], plain[:2])
     np.testing.assert_array_equal(statistics(layer), statistics(own))
@@ -191,11 +199,12 @@ def test_an_empty_batch_is_what_it_is_in_keras(shape, training, rng):
     assert not fused[3].any()
 
 
-def test_batches_of_several_sizes_through_one_trace(rng):
+@BOTH_WAYS
+def test_batches_of_several_sizes_through_one_trace(by, known, rng):
     shape = (8, 3, 3, 2)
     own, layer = twins(BatchNormalization, shape, rng)
     plain = Run(own, shape, training=True)
-    fused = Run(layer, shape, fused=BY_OP, training=True)
+    fused = Run(layer, shape, fused=by, training=True, known=known)
     for size in (8, 8, 3, 1):
         x, weights = (tf.cast(rng.normal(size=(size, *shape[1:])), tf.float32) for _ in range(2))
         agree(fused(x, weights), plain(x, weights), rtol=1e-4, atol=1e-4)
@@ -216,23 +225,25 @@ def test_xla(training, trainable, rng):
     compare(make, (4, 3, 3, 2), rng, {"training": training}, jit_compile=True)
 
 
+@pytest.mark.parametrize("by", [BY_OP, BY_LOOPS], ids=["op", "loops"])
 @pytest.mark.parametrize("shape, jit_compile", [((6, 3), False), ((3, 2, 2, 3), True)], ids=str)
-def test_second_order_gradients_of_batch_norm_are_the_true_ones(shape, jit_compile, rng):
+def test_second_order_gradients_of_batch_norm_are_the_true_ones(shape, jit_compile, by, rng):
     (layer,) = twins(BatchNormalization, shape, rng, copies=1)
     x = tf.cast(rng.normal(size=shape), tf.float32)
     expected = second_order(plain_norm(layer, list(range(len(shape) - 1))), x, layer.gamma.value)
-    with BY_OP.applied(workload_of(layer)):
+    with by.applied(workload_of(layer)):
         actual = second_order(lambda x: layer(x, training=True), x, layer.gamma.value, jit_compile)
     agree(actual, expected, rtol=1e-3, atol=1e-3 * np.abs(expected[0]).max())
 
 
+@pytest.mark.parametrize("by", [BY_OP, BY_LOOPS], ids=["op", "loops"])
 @pytest.mark.parametrize("trainable", [True, False])
-def test_second_order_gradients_with_moving_statistics(trainable, rng):
+def test_second_order_gradients_with_moving_statistics(trainable, by, rng):
     shape = (3, 2, 2, 3)
     own, layer = twins(lambda: BatchNormalization(trainable=trainable), shape, rng)
     x = tf.cast(rng.normal(size=shape), tf.float32)
     expected = second_order(lambda x: own(x, training=False), x, own.gamma.value)
-    with BY_OP.applied(workload_of(layer)):
+    with by.applied(workload_of(layer)):
         actual = second_order(lambda x: layer(x, training=False), x, layer.gamma.value)
     agree(actual, expected, rtol=1e-3, atol=1e-3 * np.abs(expected[0]).max())
 
