@@ -155,8 +155,7 @@ def test_it_says_what_it_is_bound_by(clock):
     assert timings.parts == {"read": 0.0, "map": 4.0, "batch": 0.0}
     assert timings.bound_by == "map"
     assert "bound by `map` (4e+03 ms in one thread)" in made.account.summary()
-    # On this clock threads gain nothing, and the cache all.
-    assert made.account.layout.parallel is False
+    # On this clock the cache gains all; what threads work ahead of it is chance.
     assert made.account.layout.cached is True
     before = clock.now
     listed(made), listed(made)
