@@ -18,6 +18,7 @@ from absl import app, flags
 
 from tfaccel.kernels import DIRECTIONS, REFERENCE
 from tfaccel.passes._selection import Selection
+from tfaccel.passes.fused_attention import FusedAttention
 from tfaccel.passes.kernels import Kernels
 from tfaccel.plan import Plan
 from tfaccel.workload import Workload
@@ -37,7 +38,10 @@ def measured(benchmark: models.Benchmark) -> Selection:
     batch = next(iter(benchmark.dataset()))
     workload = Workload(model, (batch,))
     item = Kernels(max_seconds=_SECONDS.value)
-    item.prepare(workload, Plan((item,)), time.perf_counter, time.perf_counter() + _SECONDS.value)
+    # Its products are chosen, too, where the model has attention layers.
+    before = (FusedAttention(),) if FusedAttention().refusal(workload) is None else ()
+    plan = Plan((*before, item))
+    item.prepare(workload, plan, time.perf_counter, time.perf_counter() + _SECONDS.value)
     return workload.prepared[item.name]
 
 

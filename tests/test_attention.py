@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.attention import _blocks, attend
+from tfaccel.attention import ChosenProducts, _blocks, attend
+from tfaccel.kernels import Chooser, kernels, reference
 
 # Batch, queries, keys, heads, channels, value channels.
 SIZES = [(2, 5, 7, 3, 4, 6), (1, 1, 1, 1, 1, 1), (0, 3, 4, 2, 3, 3), (2, 4, 4, 2, 5, 5)]
@@ -75,6 +76,53 @@ def test_it_is_keras_ops_in_both_orders(blocks, sizes, kind, is_causal, rng):
     expected = differentiated(lambda *x: by_keras(*x, mask, is_causal), *operands)
     actual = differentiated(lambda *x: attend(*x, mask, is_causal), *operands)
     agree([x.numpy() for x in actual], [x.numpy() for x in expected])
+
+
+def products_by(name):
+    """Products by one kernel wherever it serves, and the calls of which it computed any."""
+    served = set()
+
+    def choose(spec):
+        for kernel in kernels(spec.op, spec.direction):
+            if kernel.name == name and kernel.refusal(spec) is None:
+                served.add(spec.direction)
+                return kernel
+        return reference(spec.op, spec.direction)
+
+    return ChosenProducts("attention", Chooser(lambda layer, specs: True, choose)), served
+
+
+@pytest.mark.parametrize(
+    ("name", "directions"), [("tensorflow", 3), ("onednn", 3), ("xla", 3), ("turned", 1)]
+)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_its_products_by_any_kernel_in_both_orders(blocks, sizes, name, directions, rng):
+    mask = masks(rng, sizes, "queries")
+    operands = tensors(rng, sizes)
+    products, served = products_by(name)
+    expected = differentiated(lambda *x: by_keras(*x, mask, True), *operands)
+    actual = differentiated(lambda *x: attend(*x, mask, True, products=products), *operands)
+    agree([x.numpy() for x in actual], [x.numpy() for x in expected])
+    # oneDNN's rest on some CPUs only, and on nothing.
+    assert len(served) == directions or name == "onednn"
+
+
+def test_products_that_nobody_wants_are_those_of_tensorflow(blocks, rng):
+    asked = []
+
+    def wanted(layer, specs):
+        asked.extend(specs)
+        return False
+
+    operands = tensors(rng, SIZES[0])
+    products = ChosenProducts("attention", Chooser(wanted, lambda spec: 1 / 0))
+    expected = differentiated(attend, *operands)
+    actual = differentiated(lambda *x: attend(*x, products=products), *operands)
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+    # The forward pass shows what the gradients need, too.
+    forward = asked[:2]
+    assert {(spec.x, spec.w) for spec in asked} == {(spec.x, spec.w) for spec in forward}
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ class Workload:
         step_seconds: what a baseline step takes once traced.
         device: where it runs.
         callbacks: those of the fit; none outside of one, None where they can't be seen.
+        chooser: while a step is traced, the `tfaccel.kernels.Chooser` for products that
+            passes make themselves; None where TensorFlow's ops compute them.
         scratch: a place for variables that a pass needs from step to step and that
             must not enter the user's model or optimizer, by pass name. Each built
             step has its own.
@@ -42,6 +44,7 @@ class Workload:
     step_seconds: float = 0.0
     device: Device = dataclasses.field(default_factory=current_device)
     callbacks: tuple[keras.callbacks.Callback, ...] | None = ()
+    chooser: Any = dataclasses.field(default=None, compare=False)
     scratch: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     prepared: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 

@@ -1,5 +1,7 @@
 """FusedAttention against Keras's own layers, which are the plain reference."""
 
+import time
+
 import keras
 import numpy as np
 import pytest
@@ -7,8 +9,11 @@ import tensorflow as tf
 
 from tfaccel.attention import _blocks
 from tfaccel.device import Device
+from tfaccel.kernels import Candidate, Ranking, Verdict
+from tfaccel.passes import Kernels, _selection
 from tfaccel.passes.fused_attention import FusedAttention
 from tfaccel.plan import Plan, Refusal
+from tfaccel.timing import Speedup
 from tfaccel.workload import Workload
 
 MultiHeadAttention = keras.layers.MultiHeadAttention
@@ -376,3 +381,46 @@ def test_training_a_model_agrees(policy, rng):
                 each.train_function(iterator)
     tolerance = CLOSE if policy == "float32" else {"rtol": 0.05, "atol": 0.05}
     agree(other.get_weights(), own.get_weights(), **tolerance)
+
+
+def test_with_kernels_its_products_are_chosen(rng, monkeypatch):
+    """They are noted before the step, each shape once, and computed by what won."""
+
+    def measured(spec, clock, deadline):
+        rows = [
+            Candidate("turned", Verdict.FASTER, 1e-3, Speedup(2.0, 1.9, 2.1, 6), 0.0)
+            if spec.direction == "weight_gradient"
+            else Candidate("tensorflow", Verdict.REFERENCE, 2e-3, Speedup())
+        ]
+        return Ranking(spec, tuple(rows))
+
+    monkeypatch.setattr(_selection, "measure", measured)
+    monkeypatch.setattr(_selection, "_LEAST_SHARE", 0.0)
+    x = keras.Input((QUERIES, WIDTH))
+    model = keras.Model(x, MultiHeadAttention(3, 4, name="attention")(x, x))
+    model.compile("sgd", "mse")
+    (inputs,) = inputs_of(rng, (QUERIES,))
+    workload = Workload(model, ((inputs, inputs),), device=CPU)
+    plan = Plan((FusedAttention(), Kernels()))
+    plan.prepare(workload, time.perf_counter)
+    lines = Kernels().findings(workload)
+    for product in ("3x5x12 * 12x36", "3x5x12 * 12x12", "3x3x5x5 * 3x3x5x4"):
+        (line,) = (line for line in lines if product in line)
+        assert line.startswith("kernels: attention") and "weight gradient by turned (2.00x)" in line
+    assert workload.chooser is None
+
+    def gradients(passes):
+        @tf.function(autograph=False)
+        def run(x):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(model(x) ** 2)
+            return tape.gradient(loss, [w.value for w in model.trainable_weights])
+
+        with Plan(passes).applied(workload):
+            return run.get_concrete_function(tf.TensorSpec((None, QUERIES, WIDTH)))
+
+    plain, chosen = gradients([FusedAttention()]), gradients(plan.passes)
+    agree([x.numpy() for x in chosen(inputs)], [x.numpy() for x in plain(inputs)])
+    assert [op.type for op in chosen.graph.get_operations()] != [
+        op.type for op in plain.graph.get_operations()
+    ]

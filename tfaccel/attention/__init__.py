@@ -16,8 +16,11 @@ import tensorflow as tf
 
 from tfaccel.attention import _blocks, _whole
 from tfaccel.attention._parts import Visible
+from tfaccel.attention._products import ChosenProducts, Products
 
-__all__ = ["attend", "scaled_dot_product_attention"]
+__all__ = ["ChosenProducts", "Products", "attend", "scaled_dot_product_attention"]
+
+TENSORFLOW = Products()
 
 
 def attend(
@@ -28,6 +31,7 @@ def attend(
     is_causal: bool = False,
     dropped: tf.Tensor | None = None,
     zero_masked: bool = False,
+    products: Products = TENSORFLOW,
 ) -> tf.Tensor:
     """`softmax(query key') value`, which can be differentiated as often as one likes.
 
@@ -42,6 +46,7 @@ def attend(
             dropout's zeros and inverse rates. As it is whole, they are made in one piece.
         zero_masked: whether a query that sees no key gets zeros. By default it gets the mean
             of all values, as in `keras.ops.dot_product_attention`.
+        products: compute the products of matrices; by default TensorFlow's ops do.
 
     Returns:
         `(batch, queries, heads, value channels)`, in the query's dtype.
@@ -54,8 +59,8 @@ def attend(
     sizes = (query.shape[1], query.shape[2], key.shape[1])
     small = None not in sizes and math.prod(sizes) <= _blocks.BLOCK_ELEMENTS
     if small or dropped is not None:
-        return _whole.whole(query, key, value, visible, dropped)
-    return _blocks.in_blocks(query, key, value, visible)
+        return _whole.whole(query, key, value, visible, dropped, products)
+    return _blocks.in_blocks(query, key, value, visible, products)
 
 
 def scaled_dot_product_attention(

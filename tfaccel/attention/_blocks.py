@@ -4,22 +4,26 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfaccel.attention._parts import Visible, along_channels, heads_second, probabilities, wide
+from tfaccel.attention._products import Products
 
 # Probabilities of one sample that are in memory at a time: 4 MiB in float32.
 BLOCK_ELEMENTS = 2**20
 
 
-def in_blocks(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, visible: Visible) -> tf.Tensor:
+def in_blocks(
+    query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, visible: Visible, products: Products
+) -> tf.Tensor:
     k, v = heads_second(key), heads_second(value)
     blocks = _Blocks.of(query, key)
     rows, seen = blocks.cut(heads_second(query)), blocks.cut_visible(visible)
 
     def forward(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        taken, _ = probabilities(rows(i), k, seen(i))
-        return (tf.matmul(tf.cast(taken, v.dtype), v),)
+        taken, _ = probabilities(rows(i), k, seen(i), products)
+        return (products.plain(tf.cast(taken, v.dtype), v),)
 
     @tf.custom_gradient
     def run(*_: tf.Tensor) -> Any:
@@ -28,15 +32,16 @@ def in_blocks(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, visible: Visib
 
             def backward(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
                 q, dy = rows(i), dys(i)
-                taken, decided = probabilities(q, k, seen(i))
-                dp = tf.matmul(dy, v, transpose_b=True)
+                taken, decided = probabilities(q, k, seen(i), products)
+                dp = products.by_rows(dy, v)
                 ds = tf.cast(decided * (tf.cast(dp, decided.dtype) - along(i)), q.dtype)
-                dv = tf.matmul(dy, tf.cast(taken, dy.dtype), transpose_a=True)
-                return tf.matmul(ds, k), tf.matmul(q, ds, transpose_a=True), dv
+                dv = products.of_keys(tf.cast(taken, dy.dtype), dy)
+                return products.plain(ds, k), products.of_keys(ds, q), dv
 
-            start = [tf.zeros_like(tf.linalg.matrix_transpose(x), wide(x.dtype)) for x in (k, v)]
+            turned = [int(i) for i in np.argsort(products.order)]
+            start = [tf.zeros_like(tf.transpose(x, turned), wide(x.dtype)) for x in (key, value)]
             dq, dk, dv = blocks.run(backward, query, start)
-            dk, dv = (tf.transpose(x, [0, 3, 1, 2]) for x in (dk, dv))
+            dk, dv = (tf.transpose(x, products.order) for x in (dk, dv))
             return dq, tf.cast(dk, key.dtype), tf.cast(dv, value.dtype)
 
         return blocks.run(forward, value, [])[0], gradient

@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.attention._products import Products
+
 # What a masked score becomes, as in keras.ops: a query that sees no key sees all alike.
 _MASKED_SCORE = -0.7 * tf.float32.max
 
@@ -27,18 +29,21 @@ class Visible:
         return earlier if self.mask is None else tf.logical_and(self.mask, earlier)
 
 
-def probabilities(q: tf.Tensor, k: tf.Tensor, visible: Visible) -> tuple[tf.Tensor, tf.Tensor]:
+def probabilities(
+    q: tf.Tensor, k: tf.Tensor, visible: Visible, products: Products
+) -> tuple[tf.Tensor, tf.Tensor]:
     """What is taken of each value, and the same where a score decides of it.
 
     Args:
         q, k: with the heads second.
         visible: which keys are seen.
+        products: compute the products.
 
     Returns:
         Two tensors in float32 or wider: they differ for a query that sees no key, whose
         scores have no say.
     """
-    scores = tf.matmul(q, k, transpose_b=True)
+    scores = products.by_rows(q, k)
     scores = tf.cast(scores, wide(scores.dtype))
     seen = visible.among(scores)
     if seen is None:

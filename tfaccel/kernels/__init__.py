@@ -5,10 +5,11 @@ file, a line in `_registry.KERNELS`, a row in docs/kernels.md. Its tests are mad
 table.
 """
 
+from tfaccel.kernels._chooser import Chooser
 from tfaccel.kernels._door import convolution_spec, data_format, matmul_spec, tensors
 from tfaccel.kernels._kernel import TOLERANCES, Kernel
 from tfaccel.kernels._measure import find, measure
-from tfaccel.kernels._product import Choose, product
+from tfaccel.kernels._product import Choose, input_gradient, product, weight_gradient
 from tfaccel.kernels._ranking import Candidate, Ranking, Verdict
 from tfaccel.kernels._registry import (
     KERNELS,
@@ -31,6 +32,7 @@ __all__ = [
     "CallSpec",
     "Candidate",
     "Choose",
+    "Chooser",
     "Direction",
     "Kernel",
     "Ranking",
@@ -39,6 +41,7 @@ __all__ = [
     "convolution_spec",
     "data_format",
     "find",
+    "input_gradient",
     "kernels",
     "matmul_spec",
     "measure",
@@ -47,4 +50,5 @@ __all__ = [
     "register_kernel",
     "tensors",
     "unregister_kernel",
+    "weight_gradient",
 ]

@@ -72,7 +72,13 @@ class Kernel:
         )
 
     def __call__(self, spec: CallSpec, *tensors: tf.Tensor) -> tf.Tensor:
-        """Computes the product, as a function of its own or as part of one being traced."""
+        """Computes the product, as a function of its own or as part of one being traced.
+
+        It has no gradient itself: `tfaccel.kernels.product` knows it.
+        """
+        if tf.executing_eagerly():
+            # A tape would have the function make a gradient, which not every op has.
+            tensors = tuple(tf.stop_gradient(tensor) for tensor in tensors)
         if tf.executing_eagerly() or self.jit_compile:
             result = _function(self, spec)(*tensors)
         else:

@@ -37,8 +37,8 @@ def product(spec: CallSpec, x: tf.Tensor, w: tf.Tensor, choose: Choose) -> tf.Te
     def run(*_: tf.Tensor) -> Any:
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             return (
-                _input_gradient(spec, dy, w, tf.shape(x), choose),
-                _weight_gradient(spec, x, dy, tf.shape(w), choose),
+                input_gradient(spec, dy, w, tf.shape(x), choose),
+                weight_gradient(spec, x, dy, tf.shape(w), choose),
             )
 
         return choose(forward)(forward, x, w), gradient
@@ -46,9 +46,18 @@ def product(spec: CallSpec, x: tf.Tensor, w: tf.Tensor, choose: Choose) -> tf.Te
     return run(x, w)
 
 
-def _input_gradient(
+def input_gradient(
     spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tensor, choose: Choose
 ) -> tf.Tensor:
+    """The gradient of a product's input, which for matrices is `dy w'`.
+
+    Args:
+        spec: the product; its direction does not matter.
+        dy: the gradient of what it makes.
+        w: the weights.
+        shape: the input's, an int32 vector.
+        choose: which kernel computes what.
+    """
     backward = spec.along("input_gradient")
 
     @tf.custom_gradient
@@ -56,7 +65,7 @@ def _input_gradient(
         def gradient(ddx: tf.Tensor) -> tuple[tf.Tensor, ...]:
             return (
                 product(spec, ddx, w, choose),
-                _weight_gradient(spec, ddx, dy, tf.shape(w), choose),
+                weight_gradient(spec, ddx, dy, tf.shape(w), choose),
             )
 
         return choose(backward)(backward, dy, w, shape), gradient
@@ -64,16 +73,25 @@ def _input_gradient(
     return run(dy, w)
 
 
-def _weight_gradient(
+def weight_gradient(
     spec: CallSpec, x: tf.Tensor, dy: tf.Tensor, shape: tf.Tensor, choose: Choose
 ) -> tf.Tensor:
+    """The gradient of a product's weights, which for matrices is `x' dy`.
+
+    Args:
+        spec: the product; its direction does not matter.
+        x: the input.
+        dy: the gradient of what it makes.
+        shape: the weights', an int32 vector.
+        choose: which kernel computes what.
+    """
     backward = spec.along("weight_gradient")
 
     @tf.custom_gradient
     def run(*_: tf.Tensor) -> Any:
         def gradient(ddw: tf.Tensor) -> tuple[tf.Tensor, ...]:
             return (
-                _input_gradient(spec, dy, ddw, tf.shape(x), choose),
+                input_gradient(spec, dy, ddw, tf.shape(x), choose),
                 product(spec, x, ddw, choose),
             )
 

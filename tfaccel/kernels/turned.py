@@ -2,16 +2,15 @@
 
 import tensorflow as tf
 
+from tfaccel.kernels import _native
 from tfaccel.kernels._kernel import Kernel
 from tfaccel.kernels._spec import CallSpec
-from tfaccel.plan import Refusal
-
-
-def _refusal(spec: CallSpec) -> Refusal | None:
-    return Refusal("its weights are a batch of matrices") if len(spec.w) > 2 else None
 
 
 def _weight_gradient(spec: CallSpec, x: tf.Tensor, dy: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    if len(spec.w) > 2:
+        turned = tf.linalg.matrix_transpose(tf.matmul(dy, x, transpose_a=True))
+        return _native.summed_to(turned, shape)
     rows, grown = (tf.reshape(t, [-1, t.shape[-1]]) for t in (x, dy))
     return tf.transpose(tf.matmul(grown, rows, transpose_a=True))
 
@@ -22,7 +21,6 @@ KERNELS = (
         direction="weight_gradient",
         name="turned",
         fn=_weight_gradient,
-        refusal=_refusal,
         summary="the transpose of `dy' x`, where the result is small beside the operands",
         source="Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, "
         "https://doi.org/10.1145/1356052.1356053",

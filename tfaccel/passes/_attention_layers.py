@@ -10,8 +10,9 @@ import keras
 import tensorflow as tf
 
 from tfaccel import keras_private
-from tfaccel.attention import attend
+from tfaccel.attention import ChosenProducts, Products, attend
 from tfaccel.keras_private import ATTENTION_PRODUCTS
+from tfaccel.kernels import Chooser
 from tfaccel.plan import Refusal
 from tfaccel.scoped import instance_attribute
 
@@ -65,10 +66,14 @@ def _obstacle_in_parts(who: str, layer: Any) -> Refusal | None:
     return None
 
 
-def fused_call(layer: Any) -> Callable[..., Any]:
+def fused_call(layer: Any, chooser: Callable[[], Chooser | None]) -> Callable[..., Any]:
     """The layer's `call`: Keras's own, in which products and attention are replaced.
 
     What Keras does with masks, heads that share keys and gates stays Keras's code.
+
+    Args:
+        layer: without an obstacle.
+        chooser: gives what chooses kernels at the time of the call; None for TensorFlow's.
     """
     own_call = layer.call
     signature = inspect.signature(own_call)
@@ -79,7 +84,7 @@ def fused_call(layer: Any) -> Callable[..., Any]:
         if given.get("return_attention_scores") or not _serves(layer, query, key, value):
             return own_call(query, value, *args, **kwargs)
         with contextlib.ExitStack() as stack:
-            for name, replacement in _replacements(layer, query, key, value).items():
+            for name, replacement in _replacements(layer, query, key, value, chooser()).items():
                 stack.enter_context(instance_attribute(layer, name, replacement))
             return own_call(query, value, *args, **kwargs)
 
@@ -99,11 +104,15 @@ def _serves(layer: Any, *inputs: Any) -> bool:
     return plain and not (_obstacle_in_options(who, layer) or _obstacle_in_parts(who, layer))
 
 
-def _replacements(layer: Any, query: Any, key: Any, value: Any) -> Mapping[str, Any]:
+def _replacements(
+    layer: Any, query: Any, key: Any, value: Any, chooser: Chooser | None
+) -> Mapping[str, Any]:
     """What stands in for parts of the layer during one call."""
     parts = keras_private.attention_parts(layer)
+    products = ChosenProducts(layer.name, chooser) if chooser else Products()
     made = _projections(
-        [(query, parts.query, parts.scale), (key, parts.key, 1.0), (value, parts.value, 1.0)]
+        [(query, parts.query, parts.scale), (key, parts.key, 1.0), (value, parts.value, 1.0)],
+        products,
     )
 
     def compute_attention(
@@ -119,20 +128,23 @@ def _replacements(layer: Any, query: Any, key: Any, value: Any) -> Mapping[str, 
         dropped = _dropped(parts.dropout, query, key, training) if has_dropout else None
         mask = None if attention_mask is None else _four_dimensions(attention_mask)
         # With dropout Keras makes its own softmax, in which nothing seen is nothing taken.
-        y = attend(query, key, value, mask, use_causal_mask, dropped, zero_masked=has_dropout)
+        y = attend(query, key, value, mask, use_causal_mask, dropped, has_dropout, products)
         return y, None
 
     projections = (lambda _, x=x: x for x in made)
-    products = dict(zip(ATTENTION_PRODUCTS, projections, strict=False))
-    output = {ATTENTION_PRODUCTS[-1]: lambda x: _project(x, [(parts.output, 1.0)])[0]}
-    return {**products, **output, "_compute_attention": compute_attention}
+    projected = dict(zip(ATTENTION_PRODUCTS, projections, strict=False))
+    output = {ATTENTION_PRODUCTS[-1]: lambda x: _project(x, [(parts.output, 1.0)], products)[0]}
+    return {**projected, **output, "_compute_attention": compute_attention}
 
 
-def _projections(wanted: Sequence[tuple[tf.Tensor, Any, float]]) -> list[tf.Tensor]:
+def _projections(
+    wanted: Sequence[tuple[tf.Tensor, Any, float]], products: Products
+) -> list[tf.Tensor]:
     """Each tensor projected by its layer and scaled; one product for each tensor.
 
     Args:
         wanted: tensors, EinsumDense layers and scales.
+        products: compute the products.
     """
     by_tensor: dict[int, list[int]] = {}
     for i, (x, _, _) in enumerate(wanted):
@@ -140,34 +152,37 @@ def _projections(wanted: Sequence[tuple[tf.Tensor, Any, float]]) -> list[tf.Tens
     made: dict[int, tf.Tensor] = {}
     for places in by_tensor.values():
         parts = [wanted[i][1:] for i in places]
-        made |= dict(zip(places, _project(wanted[places[0]][0], parts), strict=True))
+        made |= dict(zip(places, _project(wanted[places[0]][0], parts, products), strict=True))
     return [made[i] for i in range(len(wanted))]
 
 
-def _project(x: tf.Tensor, parts: Sequence[tuple[Any, float]]) -> list[tf.Tensor]:
+def _project(
+    x: tf.Tensor, parts: Sequence[tuple[Any, float]], products: Products
+) -> list[tf.Tensor]:
     """What EinsumDense layers make of one tensor, by one product of matrices.
 
     Args:
         x: `(batch, positions, ...)`.
         parts: the layers, each with what its result is to be multiplied by.
+        products: compute the product.
     """
     bound = math.prod(x.shape[2:])
     shapes = [part.kernel.shape[x.shape.rank - 2 :] for part, _ in parts]
     kernels = [tf.reshape(_tensor(p.kernel, x) * s, [bound, -1]) for p, s in parts]
-    y = tf.matmul(tf.reshape(x, [-1, bound]), _joined(kernels, 1))
+    y = products.of_weights(_reshaped(x, x, [bound]), _joined(kernels, 1))
     if parts[0][0].bias is not None:
         biases = [tf.reshape(_tensor(p.bias, x) * s, [-1]) for p, s in parts]
         # TensorFlow makes one op of a product and a BiasAdd.
         y = tf.nn.bias_add(y, _joined(biases, 0))
     pieces = tf.split(y, [math.prod(s) for s in shapes], -1) if len(parts) > 1 else [y]
-    before = tf.shape(x)[:2]
-    made = [
-        tf.reshape(piece, tf.concat([before, shape], 0))
-        for piece, shape in zip(pieces, shapes, strict=True)
-    ]
-    for piece, shape in zip(made, shapes, strict=True):
-        piece.set_shape([*x.shape[:2], *shape])
-    return made
+    return [_reshaped(piece, x, shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
+def _reshaped(x: tf.Tensor, like: tf.Tensor, rest: Sequence[int]) -> tf.Tensor:
+    """`x` with the batch and the positions of `like`, and the other dimensions `rest`."""
+    y = tf.reshape(x, tf.concat([tf.shape(like)[:2], rest], 0))
+    y.set_shape([*like.shape[:2], *rest])
+    return y
 
 
 def _joined(tensors: Sequence[tf.Tensor], axis: int) -> tf.Tensor:

@@ -7,7 +7,15 @@ import keras
 import tensorflow as tf
 
 from tfaccel import keras_private, ops
-from tfaccel.kernels import DTYPES, CallSpec, Choose, convolution_spec, matmul_spec, product
+from tfaccel.kernels import (
+    DTYPES,
+    CallSpec,
+    Choose,
+    Chooser,
+    convolution_spec,
+    matmul_spec,
+    product,
+)
 from tfaccel.plan import Refusal
 
 _CONVOLUTIONS: Mapping[type, str] = {
@@ -75,25 +83,21 @@ def calls(layer: Any, shape: Sequence[int | None], dtype: str) -> list[CallSpec]
     return [convolution_spec(op, shape, filters, dtype, padding=padding, groups=groups, **window)]
 
 
-def kernel_call(
-    layer: Any, wanted: Callable[[str, list[CallSpec]], bool], choose: Choose
-) -> Callable[..., Any]:
+def kernel_call(layer: Any, chooser: Chooser) -> Callable[..., Any]:
     """The layer's `call`, by kernels that are chosen while it is traced.
 
     Args:
         layer: without an obstacle.
-        wanted: told the layer's name and its products, says whether kernels of tfaccel's
-            are to compute them; if not, Keras's own code does.
-        choose: which kernel computes what.
+        chooser: says which kernels.
     """
     own_call = layer.call
 
     def call(inputs: Any, **arguments: Any) -> Any:
-        if not _serves(inputs) or not wanted(
+        if not _serves(inputs) or not chooser.wanted(
             layer.name, calls(layer, inputs.shape, inputs.dtype.name)
         ):
             return own_call(inputs, **arguments)
-        y = _computed(layer, inputs, choose)
+        y = _computed(layer, inputs, chooser.choose)
         return y if layer.activation is None else layer.activation(y)
 
     return call

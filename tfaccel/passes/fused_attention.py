@@ -24,6 +24,9 @@ class FusedAttention(Pass):
     (`tfaccel.attention`), which keeps the probabilities once, or for long sequences not at
     all: then they are made by blocks of queries, again in the gradient.
 
+    With the pass `kernels` in the plan, the products are computed by the kernels that were
+    the fastest for their shapes.
+
     Masks, causal masks, padding masks, sliding windows, gates and dropout (the same
     draws) are Keras's. A call that wants the attention scores, inputs of more
     than one attention axis, float64, and layers with maths of their own keep Keras's
@@ -53,6 +56,6 @@ class FusedAttention(Pass):
         with contextlib.ExitStack() as stack:
             for layer, obstacle in self.obstacles(workload):
                 if obstacle is None:
-                    call = _attention_layers.fused_call(layer)
+                    call = _attention_layers.fused_call(layer, lambda: workload.chooser)
                     stack.enter_context(instance_attribute(layer, "call", call))
             yield

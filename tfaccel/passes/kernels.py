@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import keras
 
 from tfaccel.forward import trace_forward
-from tfaccel.kernels import CallSpec
+from tfaccel.kernels import CallSpec, Chooser
 from tfaccel.passes import _product_layers
 from tfaccel.passes._selection import Selection
 from tfaccel.plan import Pass, Plan, Refusal
@@ -29,7 +29,8 @@ class Kernels(Pass):
     measured is kept on disk, so that a shape is measured once in a machine's life.
 
     Served are Conv1D, Conv2D, Conv3D, DepthwiseConv2D, SeparableConv2D and Dense, and
-    subclasses that leave their `call` alone.
+    subclasses that leave their `call` alone; and the products that other passes of the plan
+    make of a layer (`fused_attention`).
 
     Args:
         max_seconds: what measuring may take at most; the largest products come first.
@@ -91,10 +92,13 @@ class Kernels(Pass):
             # Read while tracing: the pass `xla` may be entered after this one.
             return not workload.model.jit_compile and selection.wanted(layer, specs)
 
+        chooser = Chooser(wanted, selection.choose)
         with contextlib.ExitStack() as stack:
+            # For passes that make products of their own, such as fused_attention.
+            stack.enter_context(instance_attribute(workload, "chooser", chooser))
             for layer, obstacle in self.obstacles(workload):
                 if obstacle is None:
-                    call = _product_layers.kernel_call(layer, wanted, selection.choose)
+                    call = _product_layers.kernel_call(layer, chooser)
                     stack.enter_context(instance_attribute(layer, "call", call))
             yield
 
