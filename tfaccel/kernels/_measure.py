@@ -23,8 +23,6 @@ from tfaccel.timing import Clock, Speedup
 _CLEARLY_SLOWER = 1.3
 # A gain below this share is not worth another set of roundings, nor another op in the graph.
 WORTHWHILE = 1.05
-# Pairs after which it is looked whether one side is faster; see timing.LOOKS.
-_LOOKS = (6, 9, 12)
 # A run on random data is repeated for as long as this at most, whatever is at stake.
 _MOST_SECONDS_A_KERNEL = 2.0
 
@@ -180,7 +178,7 @@ class _Race:
         if seconds > _CLEARLY_SLOWER * self._own_seconds:
             return seconds, timing.speedup([self._own_seconds], [seconds])
         until = min(deadline, self._clock() + _MOST_SECONDS_A_KERNEL)
-        own, other = timing.compare_steps(self._own, step, self._clock, until, _LOOKS)
+        own, other = timing.compare_steps(self._own, step, self._clock, until)
         return timing.median_interval(other)[0], timing.speedup(own, other)
 
     def _runner(
