@@ -178,7 +178,7 @@ class Subclassed(keras.Model):
 
 
 def subclassed():
-    return compiled(Subclassed(), "adam")
+    return compiled(Subclassed())
 
 
 class InOneLayer(keras.Model):
