@@ -247,7 +247,7 @@ def test_xla_brings_kernels_of_its_own_to_a_cpu(device, library):
     compiled = f"matrix product ({library}), float32"
     with_xla = make(layers.Dense(8), jit_compile=True)
     assert products(with_xla, Plan()) == ("compiled by XLA", compiled, compiled)
-    keras.backend.clear_session()
+    keras.utils.clear_session(free_memory=False)
     usual = f"matrix product ({'oneDNN' if device is CPU else 'cuBLAS'}), float32"
     without = make(layers.Dense(8), jit_compile=False)
     # On a GPU what the user turned off stays off.
@@ -321,7 +321,7 @@ def test_passes_of_the_users_own():
 def test_channels_first_under_the_pass_for_it():
     first = layers.MaxPooling2D(data_format="channels_first", name="first")
     assert row(first).would == {"layout": "channels_last"}
-    keras.backend.clear_session()
+    keras.utils.clear_session(free_memory=False)
     first = layers.MaxPooling2D(data_format="channels_first", name="first")
     found = row(first, plan=["layout"])
     assert (found.now, found.runs_as) == (

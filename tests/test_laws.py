@@ -32,9 +32,15 @@ def marks(workload):
     return seen, policies, workload.model.jit_compile, keras.config.dtype_policy()
 
 
+@pytest.fixture(scope="module")
+def built():
+    """A row's workload, built once for all rows: the laws are that nothing stays on it."""
+    return functools.cache(lambda row_workload: row_workload())
+
+
 @ROWS
-def test_leaving_a_pass_restores_everything(row):
-    workload = row.workload()
+def test_leaving_a_pass_restores_everything(row, built):
+    workload = built(row.workload)
     before = marks(workload)
     with row.item.applied(workload):
         assert (marks(workload) != before) == row.item.changes_step
@@ -45,8 +51,8 @@ def test_leaving_a_pass_restores_everything(row):
 
 
 @ROWS
-def test_refusing_changes_nothing(row):
-    workload = row.workload()
+def test_refusing_changes_nothing(row, built):
+    workload = built(row.workload)
     before = marks(workload), [v.numpy().tobytes() for v in known_variables(workload)]
     assert row.item.refusal(workload) is None
     after = marks(workload), [v.numpy().tobytes() for v in known_variables(workload)]
@@ -59,12 +65,23 @@ def test_a_pass_survives_json(row):
     assert make_pass(row.item.name, config) == row.item
 
 
+@pytest.fixture(scope="module")
+def untouched(built):
+    """A row's probe, and what it saw of the untouched step."""
+
+    def observed(row_workload):
+        workload = built(row_workload)
+        probe = Probe(workload, Snapshot.of(workload))
+        return probe, probe.observe(Plan())
+
+    return functools.cache(observed)
+
+
 @ROWS
-def test_a_pass_is_faithful(row):
+def test_a_pass_is_faithful(row, built, untouched):
     """Loss, gradients, update and statistics against the untouched step."""
-    workload = row.workload()
-    probe = Probe(workload, Snapshot.of(workload))
-    reference = probe.observe(Plan())
+    workload = built(row.workload)
+    probe, reference = untouched(row.workload)
     drift = tfaccel.numerics.compare(reference, probe.observe(Plan((row.item,)), reference))
     dtype = row.item.compute_dtype(workload) or "float32"
     assert drift.violation(tfaccel.numerics.TOLERANCES[dtype]) is None
@@ -78,20 +95,6 @@ def test_every_pass_has_a_row_and_a_section():
         assert f"`{item.name}`" in text, f"docs/passes.md has no section on {item.name}"
 
 
-def results(fit, *callbacks):
-    keras.utils.set_random_seed(11)
-    model, arguments = fit.make()
-    history = model.fit(**arguments, verbose=0, callbacks=list(callbacks))
-    variables = [v.numpy() for v in [*model.variables, *model.optimizer.variables]]
-    return variables, list(history.history.values())
-
-
-@functools.cache
-def stock_results(fit):
-    """Keras by itself; three laws compare with the same training."""
-    return results(fit)
-
-
 def assert_identical(left, right):
     assert len(left[0]) == len(right[0])
     for a, b in zip(left[0], right[0], strict=True):
@@ -101,7 +104,9 @@ def assert_identical(left, right):
 
 @FITS
 def test_the_baseline_plan_is_no_callback(fit):
-    assert_identical(stock_results(fit), results(fit, tfaccel.AccelCallback("baseline")))
+    assert_identical(
+        catalogue.stock_results(fit), catalogue.results(fit, tfaccel.AccelCallback("baseline"))
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +128,7 @@ def test_trials_leave_no_trace(fit):
     accel = tfaccel.AccelCallback(
         includes=["nothing"], tuning_share=None, max_tuning_seconds=1e6, verbose=0
     )
-    assert_identical(stock_results(fit), results(fit, accel))
+    assert_identical(catalogue.stock_results(fit), catalogue.results(fit, accel))
     assert len(accel.report.trials) == 2, accel.report.to_markdown()
     assert accel.report.trials[1].outcome.value in ("slower", "faster", "stopped")
 
@@ -137,8 +142,8 @@ def test_an_accelerated_training_is_the_same_training(fit):
         for item in (FusedNorm(), FusedOptimizer(), FusedRNN())
         if not item.refusal(Workload(model))
     ]
-    stock = stock_results(fit)
-    fast = results(fit, tfaccel.AccelCallback(serving))
+    stock = catalogue.stock_results(fit)
+    fast = catalogue.results(fit, tfaccel.AccelCallback(serving))
     for a, b in zip(stock[1], fast[1], strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4)
 

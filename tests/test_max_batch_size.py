@@ -129,7 +129,8 @@ def test_the_recommended_size():
 def make(**compiling):
     body = [layers.Dense(8), layers.BatchNormalization(), layers.Dropout(0.5), layers.Dense(1)]
     model = keras.Sequential([keras.Input((3,)), *body])
-    model.compile(**{"optimizer": "adam", "loss": "mse", "metrics": ["mae"], **compiling})
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+    model.compile(**{"optimizer": optimizer, "loss": "mse", "metrics": ["mae"], **compiling})
     return model
 
 
@@ -190,7 +191,7 @@ def with_out(rows):
             layers.Dense(1),
         ]
     )
-    model.compile("adam", "mse", metrics=["mae"])
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", metrics=["mae"])
     return model, out
 
 

@@ -23,7 +23,7 @@ layers = keras.layers
 def make_model():
     body = [layers.Dense(8, activation="relu"), layers.Dense(8), layers.BatchNormalization()]
     model = keras.Sequential([keras.Input((4,)), *body, layers.Dropout(0.2), layers.Dense(1)])
-    model.compile("adam", "mse")
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse")
     return model
 
 
@@ -179,7 +179,7 @@ def too_large(fits=False):
         x = layers.BatchNormalization()(layers.Dense(8, activation="relu")(x))
     model = TooLarge(inputs, layers.Dense(1)(layers.Dropout(0.2)(x)))
     model.fits = fits
-    model.compile("adam", "mse")
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse")
     return model
 
 

@@ -142,7 +142,7 @@ def test_sparse_gradients_are_handed_on_as_they_are(optimizer, item):
 
 def test_build_optimizer_makes_the_slots_of_the_first_step():
     def slots(train):
-        keras.backend.clear_session()
+        keras.utils.clear_session(free_memory=False)
         model = keras.Sequential([keras.Input((3,), name="i"), layers.Dense(2, name="d")])
         model.compile("adam", "mse")
         if train:

@@ -12,7 +12,7 @@ layers = keras.layers
 def make(built=True):
     body = [layers.Dense(16, activation="relu"), layers.BatchNormalization(), layers.Dense(1)]
     model = keras.Sequential([keras.Input((5,)), *body] if built else body)
-    model.compile("adam", "mse", metrics=["mae"])
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", metrics=["mae"])
     return model
 
 

@@ -98,14 +98,14 @@ class Workers:
         return "\n".join(words)
 
 
-def run(environments, script, *arguments, timeout_seconds=300):
+def run(environments, script, *arguments, timeout_seconds=600):
     """Runs workers to their end, all of which must succeed."""
     with Workers(environments, script, *arguments) as workers:
         statuses = workers.wait(timeout_seconds)
         assert not any(statuses), f"{statuses}\n{workers.said()}"
 
 
-def once(basetemp, start, timeout_seconds=300):
+def once(basetemp, start, timeout_seconds=600):
     """The folder that `start` has filled, for all processes of one pytest run.
 
     pytest-xdist divides a file's tests among processes, each with fixtures of its own

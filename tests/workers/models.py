@@ -12,7 +12,7 @@ def images(samples, seed=3):
     return x.astype("float32"), labels
 
 
-def cnn(synchronized, optimizer="sgd"):
+def cnn(synchronized):
     """A CNN with BatchNormalization; the same initial weights each time."""
     keras.utils.set_random_seed(7)
     layers = keras.layers
@@ -29,21 +29,19 @@ def cnn(synchronized, optimizer="sgd"):
             layers.Dense(3),
         ]
     )
-    if optimizer == "sgd":
-        optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss, metrics=["accuracy"])
     return model
 
 
 def mlp():
-    """Quick to trace, with statistics that a step updates."""
+    """Quick to trace, with statistics and slots that a step updates."""
     keras.utils.set_random_seed(7)
     normal = keras.layers.BatchNormalization(momentum=0.9)
     body = [keras.layers.Flatten(), keras.layers.Dense(8), normal, keras.layers.Dense(3)]
     model = keras.Sequential([keras.Input((8, 8, 3)), *body])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("adam", loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss, metrics=["accuracy"])
     return model
 
 

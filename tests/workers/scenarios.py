@@ -53,9 +53,9 @@ def dictionaries(strategy, out):
 def uneven(strategy, out):
     """Last batches that can't be shared evenly, and a last batch of one sample."""
     found = {}
+    with strategy.scope():
+        model = models.cnn(synchronized=False)
     for samples in (41, 33):
-        with strategy.scope():
-            model = models.cnn(synchronized=False, optimizer="adam")
         x, y = models.images(samples)
         history = model.fit(
             x, y, batch_size=32, epochs=2, shuffle=False, verbose=0, validation_data=(x, y)
@@ -69,9 +69,9 @@ def thirds(strategy, out):
     with strategy.scope():
         model = models.cnn(synchronized=True)
     found = {"even": models.train_cnn(model, batch_size=15), "reason": strategy.reason}
+    with strategy.scope():
+        model = models.cnn(synchronized=False)
     for last in (4, 2):
-        with strategy.scope():
-            model = models.cnn(synchronized=False)
         x, y = models.images(15 + last)
         history = model.fit(x, y, batch_size=15, epochs=2, shuffle=False, verbose=0)
         found[f"{last}"] = {"history": history.history, "weights": weights(model)}
@@ -145,7 +145,7 @@ def resumed(strategy, out):
 
     def fit(*callbacks):
         with strategy.scope():
-            model = models.cnn(synchronized=False)
+            model = models.mlp()
         history = model.fit(
             x, y, batch_size=16, epochs=4, shuffle=False, verbose=0, callbacks=[*callbacks]
         )
@@ -186,7 +186,7 @@ def trained_with(strategy, *callbacks):
         x,
         y,
         batch_size=16,
-        epochs=3,
+        epochs=2,
         shuffle=False,
         verbose=0,
         validation_data=images,
@@ -272,7 +272,7 @@ def loss_scaled(strategy, out):
     keras.config.set_dtype_policy("mixed_float16")
     try:
         with strategy.scope():
-            model = models.cnn(synchronized=False, optimizer="adam")
+            model = models.mlp()
     finally:
         keras.config.set_dtype_policy("float32")
     x, y = models.images(32)
