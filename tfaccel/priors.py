@@ -53,8 +53,9 @@ _has_convolutions = _has(
 PRIORS: tuple[Prior, ...] = (
     Prior(
         lambda workload: passes.FusedNorm(),
-        lambda workload: True,
-        "Keras 3 computes BatchNormalization by about ten ops; fused it is one",
+        lambda workload: workload.training,
+        "Keras 3 computes BatchNormalization by about ten ops; fused it is one (in predictions "
+        "it is three, and mostly none, as it can be folded)",
     ),
     Prior(
         lambda workload: passes.FusedAttention(),
@@ -115,6 +116,16 @@ PRIORS: tuple[Prior, ...] = (
         step_batching.suited,
         lambda workload: True,
         "a small model loses more time between steps than in them; a large one is refused",
+    ),
+    Prior(
+        lambda workload: passes.FoldedNorm(),
+        lambda workload: not workload.training,
+        "with fixed statistics a normalization is part of the convolution before it",
+    ),
+    Prior(
+        lambda workload: passes.FrozenWeights(),
+        lambda workload: not workload.training,
+        "constants need not be read, and what hangs on them alone is computed once",
     ),
 )
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 import keras
 import tensorflow as tf
 
+from tfaccel.bench import Bench
 from tfaccel.cache import workload_key
 from tfaccel.numerics import Tolerance
 from tfaccel.plan import Pass, Plan
@@ -14,7 +15,7 @@ from tfaccel.rescue import rescue, rescuers
 from tfaccel.session import hindrance
 from tfaccel.settings import Settings, make_settings
 from tfaccel.timing import Speedup
-from tfaccel.trial import Bench, Outcome
+from tfaccel.trial import Outcome
 from tfaccel.tuner import baseline_trial, tune_workload
 from tfaccel.workbench import workbench
 from tfaccel.workload import Workload

@@ -8,7 +8,7 @@ from tfaccel import passes, priors
 from tfaccel.plan import Pass, Plan, make_pass
 from tfaccel.report import Report
 from tfaccel.timing import LOOKS, Speedup
-from tfaccel.trial import WORTHWHILE, Bench, Outcome, Trial
+from tfaccel.trial import WORTHWHILE, Contest, Outcome, Trial
 from tfaccel.workload import Workload
 
 # Trials in a row without a new best plan after which the search ends.
@@ -97,7 +97,7 @@ def reserve_names(includes: Collection[str] | None, excludes: Collection[str]) -
 
 def tune_workload(
     workload: Workload,
-    bench: Bench,
+    bench: Contest,
     names: Collection[str],
     seconds: float,
     on_trial: OnTrial = lambda trial: None,
@@ -158,7 +158,7 @@ class _Search:
     def __init__(
         self,
         workload: Workload,
-        bench: Bench,
+        bench: Contest,
         deadline: float,
         on_trial: OnTrial,
         helpers: Sequence[Pass],
