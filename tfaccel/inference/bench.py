@@ -22,6 +22,7 @@ from tfaccel.trial import Contest, Outcome, Trial, compute_dtype, error_line
 from tfaccel.workload import Workload
 
 Outputs = dict[str, np.ndarray]
+_FLOATS = "fcV"  # V: bfloat16 and its kin
 
 
 class InferenceBench(Contest):
@@ -141,11 +142,7 @@ def compare(reference: Outputs, candidate: Outputs) -> Drift:
     """
     errors = {name: _error(value, candidate.get(name)) for name, value in reference.items()}
     name = max(errors, key=lambda one: errors[one], default="")
-    finite = all(
-        value.dtype.kind != "f" or bool(np.all(np.isfinite(candidate[key]) | ~np.isfinite(value)))
-        for key, value in reference.items()
-        if errors[key] < float("inf")
-    )
+    finite = all(_as_finite(value, candidate.get(key)) for key, value in reference.items())
     output = errors.get(name, 0.0) if len(reference) == len(candidate) else float("inf")
     return Drift(output=output, finite=finite, worst=name if output else "")
 
@@ -157,13 +154,23 @@ def worst(drifts: Iterator[Drift]) -> Drift:
     return dataclasses.replace(largest, finite=all(drift.finite for drift in found))
 
 
+def _alike(left: np.ndarray, right: np.ndarray) -> bool:
+    return left.shape == right.shape and left.dtype == right.dtype
+
+
+def _as_finite(reference: np.ndarray, candidate: np.ndarray | None) -> bool:
+    """Whether the candidate is finite wherever the reference is."""
+    if candidate is None or not _alike(reference, candidate):
+        return True
+    if reference.dtype.kind not in _FLOATS:
+        return True
+    return bool(np.all(np.isfinite(candidate) | ~np.isfinite(reference)))
+
+
 def _error(reference: np.ndarray, candidate: np.ndarray | None) -> float:
-    if candidate is None or (reference.shape, reference.dtype) != (
-        candidate.shape,
-        candidate.dtype,
-    ):
+    if candidate is None or not _alike(reference, candidate):
         return float("inf")
-    if reference.dtype.kind in "fcV":  # V: bfloat16 and its kin
+    if reference.dtype.kind in _FLOATS:
         return numerics.relative_error(reference, candidate)
     return 0.0 if np.array_equal(reference, candidate) else float("inf")
 

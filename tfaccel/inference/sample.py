@@ -17,6 +17,8 @@ _KINDS = (
     "batches, or a PyDataset"
 )
 
+_EMPTY = "`sample` must hold at least one sample. Received: none"
+
 
 def first_batch(model: keras.Model, sample: Any) -> Any:
     """The inputs of one batch, as the tensors that `model.predict` would feed.
@@ -31,7 +33,7 @@ def first_batch(model: keras.Model, sample: Any) -> Any:
         TypeError: `sample` is of another kind.
         ValueError: there is nothing in it.
     """
-    if isinstance(sample, collections.abc.Iterator | str | bytes):
+    if isinstance(sample, collections.abc.Iterator | str | bytes | None):
         raise TypeError(f"`sample` must be {_KINDS}. Received: {type(sample).__name__}")
     taken: list[Any] = []
 
@@ -41,18 +43,19 @@ def first_batch(model: keras.Model, sample: Any) -> Any:
 
     batches = isinstance(sample, tf.data.Dataset | keras.utils.PyDataset)
     size = None if batches else _length(sample)
+    if size == 0:
+        raise ValueError(_EMPTY)
     try:
         with unmarked(model), instance_attribute(model, "predict_function", take):
             keras.Model.predict(model, sample, batch_size=size, steps=1, verbose=0)
+    except NameError:  # Keras's way to say that there was no batch
+        pass
     except (TypeError, ValueError) as error:
-        if not taken:
-            raise TypeError(
-                f"`sample` must be {_KINDS}. Received: {type(sample).__name__} ({error})"
-            ) from error
-        raise
+        kind = type(sample).__name__
+        raise TypeError(f"`sample` must be {_KINDS}. Received: {kind} ({error})") from error
     x = keras.utils.unpack_x_y_sample_weight(taken[0])[0] if taken else None
     if x is None or _length(x) == 0:
-        raise ValueError("`sample` must hold at least one sample. Received: none")
+        raise ValueError(_EMPTY)
     return x
 
 
@@ -61,10 +64,7 @@ def _length(x: Any) -> int | None:
     for leaf in tf.nest.flatten(x):
         shape = getattr(leaf, "shape", None)
         if shape is not None and len(shape):
-            size = shape[0]
-            if size == 0:
-                raise ValueError("`sample` must hold at least one sample. Received: none")
-            return None if size is None else int(size)
+            return None if shape[0] is None else int(shape[0])
     return None
 
 
