@@ -116,7 +116,7 @@ class AcceleratedModel:
         Args:
             x: inputs of the sample's structure, of any number of samples.
         """
-        return self._run([(as_tensors(x),)])
+        return self._run([keras.utils.pack_x_y_sample_weight(as_tensors(x))])
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Writes a SavedModel that predicts under the plan.

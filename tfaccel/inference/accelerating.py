@@ -124,7 +124,9 @@ def _accelerated(model: keras.Model, x: Any, settings: Settings) -> AcceleratedM
 
 
 def _tried(model: keras.Model, x: Any, settings: Settings) -> AcceleratedModel:
-    workload = Workload(model, ((x,),), (spec_of(x),), training=False)
+    # As Keras hands it over, so that its predictions meet the trace that is made here.
+    batch = keras.utils.pack_x_y_sample_weight(keras.tree.lists_to_tuples(x))
+    workload = Workload(model, (batch,), spec_of(batch), training=False)
     state = Snapshot.of(workload)
     own, function = own_function(model), None
     try:

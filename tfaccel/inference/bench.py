@@ -32,7 +32,7 @@ class InferenceBench(Contest):
     leaving, the model's state is what it was on entering, bit for bit.
 
     Args:
-        workload: its only batch is `(x,)`.
+        workload: with the only batch as Keras hands it over.
         own: Keras's own predict function, traced already.
         clock: seconds.
         tolerance: the user's; None for the table's.
@@ -89,7 +89,7 @@ class InferenceBench(Contest):
     def _references(self) -> list[tuple[Any, Outputs]]:
         """Batches, and what the model's own function predicts."""
         found = [(self._data, self._run(self._own, self._data))]
-        other = [(changed(self._data[0][0]),)]
+        other = [changed(batch) for batch in self._data]
         # The user's own code may refuse what is no real sample.
         with contextlib.suppress(tf.errors.OpError, ValueError, TypeError):
             found.append((other, self._run(self._own, other)))

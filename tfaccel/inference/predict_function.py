@@ -40,7 +40,9 @@ class PredictFunction:
 
     def __call__(self, data: Any) -> Any:
         """Predicts a list of batches, as Keras hands them over; one for each step of a call."""
-        parts = [self._function(batch) for batch in data]
+        # Inputs alone come in a tuple or not; that must not mean another trace.
+        batches = [batch if isinstance(batch, tuple) else (batch,) for batch in data]
+        parts = [self._function(batch) for batch in batches]
         if len(parts) == 1:
             return parts[0]
         return tf.nest.map_structure(lambda *pieces: tf.concat(pieces, 0), *parts)

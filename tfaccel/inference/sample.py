@@ -56,7 +56,8 @@ def first_batch(model: keras.Model, sample: Any) -> Any:
     x = keras.utils.unpack_x_y_sample_weight(taken[0])[0] if taken else None
     if x is None or _length(x) == 0:
         raise ValueError(_EMPTY)
-    return x
+    # Lists have become tuples on the way.
+    return x if batches else keras.tree.pack_sequence_as(sample, keras.tree.flatten(x))
 
 
 def _length(x: Any) -> int | None:
@@ -100,7 +101,7 @@ def changed(x: Any) -> Any:
 
 
 def as_tensors(x: Any) -> Any:
-    """Inputs as tensors, NumPy's floating-point numbers in `floatx`, as `predict` has them."""
+    """Inputs as `predict` has them: tensors, NumPy's floating-point numbers in `floatx`."""
 
     def tensor(leaf: Any) -> Any:
         if leaf is None or tf.is_tensor(leaf):
@@ -109,4 +110,4 @@ def as_tensors(x: Any) -> Any:
         floats = array.dtype.kind == "f"
         return tf.convert_to_tensor(array.astype(keras.config.floatx()) if floats else array)
 
-    return tf.nest.map_structure(tensor, x)
+    return tf.nest.map_structure(tensor, keras.tree.lists_to_tuples(x))

@@ -53,24 +53,24 @@ def _tracked(model: keras.Model, function: PredictFunction | None) -> list[Any]:
 
 
 def _signature(model: keras.Model, sample: Any) -> Any:
+    """Floating-point numbers and sizes as declared, where they are; the rest as in the sample."""
     spec = spec_of(sample)
     try:
-        declared = [tensor.shape for tensor in model.inputs]
+        declared = list(model.inputs)
     except (AttributeError, ValueError):  # no graph of layers
         return spec
     leaves = tf.nest.flatten(spec)
     if len(leaves) != len(declared):
         return spec
     return tf.nest.pack_sequence_as(
-        spec, [_opened(leaf, shape) for leaf, shape in zip(leaves, declared, strict=True)]
+        spec, [_opened(leaf, tensor) for leaf, tensor in zip(leaves, declared, strict=True)]
     )
 
 
 def _opened(spec: Any, declared: Any) -> Any:
     """The spec with every size open that the model declares as open."""
-    if not isinstance(spec, tf.TensorSpec) or spec.shape.rank != len(declared):
+    if not isinstance(spec, tf.TensorSpec) or spec.shape.rank != len(declared.shape):
         return spec
-    sizes = [
-        None if free is None else size for size, free in zip(spec.shape, declared, strict=True)
-    ]
-    return tf.TensorSpec(sizes, spec.dtype)
+    pairs = zip(spec.shape, declared.shape, strict=True)
+    sizes = [None if open_size is None else size for size, open_size in pairs]
+    return tf.TensorSpec(sizes, declared.dtype if spec.dtype.is_floating else spec.dtype)
