@@ -1,12 +1,17 @@
 """Models to predict with, of every kind that Keras users have, and inputs for them."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
+
+import tfaccel
+from tfaccel import timing, trial
 
 layers = keras.layers
 COUNT = 12
@@ -18,6 +23,30 @@ class Case:
 
     name: str
     make: Callable[[], tuple[keras.Model, Any]]
+
+
+@pytest.fixture
+def winning(monkeypatch):
+    """Whatever is tried and faithful wins."""
+    gain = tfaccel.Speedup(2.0, 1.9, 2.1, 6)
+    monkeypatch.setattr(timing, "speedup", lambda own, fast: gain)
+    monkeypatch.setattr(trial, "CLEARLY_SLOWER", math.inf)
+
+
+def accelerate(model, x, plan="auto", **arguments):
+    arguments = {"verbose": 0, "cache_dir": False, **arguments}
+    return tfaccel.accelerate(model, x, plan, **arguments)
+
+
+def assert_alike(left, right, rtol=1e-5, atol=1e-5):
+    tf.nest.assert_same_structure(left, right)
+    for a, b in zip(tf.nest.flatten(left), tf.nest.flatten(right), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        if a.dtype.kind == "f":
+            np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+        else:
+            np.testing.assert_array_equal(a, b)
 
 
 def numbers(*shape, seed=0):

@@ -11,29 +11,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from inference_models import CASES, COUNT, image_model, numbers
+from inference_models import CASES, COUNT, accelerate, assert_alike, image_model, numbers
 
 import tfaccel
-from tfaccel import timing, trial
 from tfaccel.forward import unmarked
 from tfaccel.inference import accelerating
 
 layers = keras.layers
+winning = inference_models.winning
 CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 PLAN = ["folded_norm", "frozen_weights"]
-
-
-@pytest.fixture
-def winning(monkeypatch):
-    """Whatever is tried and faithful wins."""
-    gain = tfaccel.Speedup(2.0, 1.9, 2.1, 6)
-    monkeypatch.setattr(timing, "speedup", lambda own, fast: gain)
-    monkeypatch.setattr(trial, "CLEARLY_SLOWER", math.inf)
-
-
-def accelerate(model, x, plan="auto", **arguments):
-    arguments = {"verbose": 0, "cache_dir": False, **arguments}
-    return tfaccel.accelerate(model, x, plan, **arguments)
 
 
 def state(model):
@@ -48,17 +35,6 @@ def marks(model):
         found.append(str(layer.dtype_policy))
         found += [list(v) for v in vars(layer).values() if isinstance(v, list)]
     return found, state(model)
-
-
-def assert_alike(left, right, rtol=1e-5, atol=1e-5):
-    tf.nest.assert_same_structure(left, right)
-    for a, b in zip(tf.nest.flatten(left), tf.nest.flatten(right), strict=True):
-        a, b = np.asarray(a), np.asarray(b)
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        if a.dtype.kind == "f":
-            np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
-        else:
-            np.testing.assert_array_equal(a, b)
 
 
 @CASE

@@ -11,12 +11,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from inference_models import CASES, COUNT, image_model, numbers
-from test_inference import accelerate, assert_alike, winning  # noqa: F401
+from inference_models import CASES, COUNT, accelerate, assert_alike, image_model, numbers
 
 import tfaccel
 
 layers = keras.layers
+winning = inference_models.winning
 FROZEN = ["frozen_weights"]
 pytestmark = pytest.mark.usefixtures("winning")
 

@@ -109,8 +109,11 @@ PRIORS: tuple[Prior, ...] = (
     ),
     Prior(
         lambda workload: passes.Kernels(),
-        lambda workload: not _on_gpu(workload) and _has_convolutions(workload),
-        "on a CPU TensorFlow has one algorithm for all convolutions, on a GPU cuDNN picks one",
+        lambda workload: (
+            workload.training and not _on_gpu(workload) and _has_convolutions(workload)
+        ),
+        "on a CPU TensorFlow has one algorithm for all convolutions, on a GPU cuDNN picks one; "
+        "predictions try what costs no measuring first",
     ),
     Prior(
         step_batching.suited,

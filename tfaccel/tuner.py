@@ -141,6 +141,25 @@ def tune_workload(
     )
 
 
+def one_plan(plan: Plan, workload: Workload, bench: Contest) -> Report:
+    """Tries one plan that the user gave; it is chosen if it is faster and faithful.
+
+    Args:
+        plan: what to try.
+        workload: with its baseline times.
+        bench: the workload set up for trials, entered.
+    """
+    start = bench.clock()
+    trial = bench.try_plan(plan)
+    won = trial.outcome is Outcome.FASTER
+    return Report(
+        trials=(baseline_trial(workload), trial),
+        plan=plan if won else Plan(),
+        gain=(trial.speedup if won else None) or Speedup(),
+        tuning_seconds=bench.clock() - start,
+    )
+
+
 def baseline_trial(workload: Workload) -> Trial:
     """The untouched step as the first row of every report."""
     return Trial(

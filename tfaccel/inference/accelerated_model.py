@@ -156,7 +156,8 @@ class AcceleratedModel:
     def _serves(self, function: PredictFunction, data: Any) -> bool:
         if any(isinstance(leaf, tf.experimental.Optional) for leaf in tf.nest.flatten(data)):
             return False
-        if not function.compiles_sizes:
+        # Where XLA compiles the model's own function too, there is no way around it.
+        if not function.compiles_sizes or self.model.jit_compile:
             return True
         sizes = shapes(data)
         if sizes == shapes([(self._sample,)]):

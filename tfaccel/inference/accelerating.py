@@ -22,9 +22,9 @@ from tfaccel.report import Report, show
 from tfaccel.rescue import rescue, rescuers
 from tfaccel.settings import Settings, make_settings
 from tfaccel.state import Snapshot
-from tfaccel.timing import Clock, Speedup, timed
+from tfaccel.timing import Clock, timed
 from tfaccel.trial import Outcome
-from tfaccel.tuner import baseline_trial, tune_workload
+from tfaccel.tuner import baseline_trial, one_plan, tune_workload
 from tfaccel.workload import Workload, default_strategy
 
 # Calls of the model's own function that are timed first. The first is traced.
@@ -59,7 +59,8 @@ def accelerate(
         plan: `"auto"`, or one plan to measure against the model's own function. Passes that
             change training alone are left out of it, so that the plan of a training
             serves here.
-        includes, excludes: names of the passes to try (docs/inference.md).
+        includes, excludes: names of the passes to try (docs/inference.md), less those of
+            training alone.
         tolerance: how far outputs may be off, relatively; None for 1e-4 in float32, 1e-2
             in float16 and 5e-2 in bfloat16.
         max_tuning_seconds, cache_dir, verbose: as in `AccelCallback`. There is no
@@ -100,15 +101,14 @@ def accelerate(
 def _settings(plan: Any, **arguments: Any) -> Settings:
     """What the user asked for, less what serves training alone."""
     settings = make_settings(plan, tuning_share=None, **arguments)
-    names = settings.names
+    names, plan = settings.names, settings.plan
     if arguments["includes"] is None:
-        tried = [item.name for item in passes.INFERENCE_PASSES]
-        names = (*(n for n in tried if n not in arguments["excludes"]), *names)
-    known = {item.name for item in passes.PASSES if not item.serves_validation}
-    plan = settings.plan
+        more = (item.name for item in passes.INFERENCE_PASSES)
+        names += tuple(name for name in more if name not in arguments["excludes"])
     if plan is not None:
         plan = Plan(tuple(item for item in plan.passes if item.serves_validation))
-    names = tuple(name for name in names if name not in known)
+    of_training = {item.name for item in passes.PASSES if not item.serves_validation}
+    names = tuple(name for name in names if name not in of_training)
     return dataclasses.replace(settings, plan=plan, names=names, reserve=())
 
 
@@ -177,8 +177,10 @@ def _rescued(
 
 
 def _report(workload: Workload, bench: InferenceBench, settings: Settings) -> Report:
+    if settings.plan is not None and settings.plan.is_baseline:
+        return Report((baseline_trial(workload),), Plan())
     if settings.plan is not None:
-        return _one_plan(settings.plan, bench)
+        return one_plan(settings.plan, workload, bench)
     key = workload_key(workload, settings.considered, settings.tolerance)
     known = settings.cache.load(key) if settings.cache else None
     if known is not None:
@@ -188,21 +190,6 @@ def _report(workload: Workload, bench: InferenceBench, settings: Settings) -> Re
     if settings.cache:
         settings.cache.save(key, report)
     return report
-
-
-def _one_plan(plan: Plan, bench: InferenceBench) -> Report:
-    start = bench.clock()
-    baseline = baseline_trial(bench.workload)
-    if plan.is_baseline:
-        return Report((baseline,), Plan())
-    trial = bench.try_plan(plan)
-    won = trial.outcome is Outcome.FASTER
-    return Report(
-        trials=(baseline, trial),
-        plan=plan if won else Plan(),
-        gain=(trial.speedup if won else None) or Speedup(),
-        tuning_seconds=bench.clock() - start,
-    )
 
 
 def _remembered(report: Report, bench: InferenceBench) -> Report:

@@ -80,7 +80,11 @@ class InferenceBench(Contest):
 
     def violation(self, plan: Plan, drift: Drift) -> str | None:
         """Which bound a plan breaks, in words; None where it keeps them all."""
-        tolerance = numerics.as_tolerance(self._tolerance, compute_dtype(plan, self.workload))
+        dtypes = {compute_dtype(plan, self.workload)}
+        dtypes |= {str(layer.compute_dtype) for layer in self.workload.layers}
+        known = [dtype for dtype in dtypes if dtype in numerics.TOLERANCES]
+        coarsest = max(known, key=lambda dtype: numerics.TOLERANCES[dtype].output)
+        tolerance = numerics.as_tolerance(self._tolerance, coarsest)
         if self._tolerance is None and drift.violation(tolerance):
             tolerance = numerics.widened(tolerance, self._own_drift)
         return drift.violation(tolerance)

@@ -37,6 +37,8 @@ class PredictFunction:
         self._workload = workload = workload.for_step()
         self._under_plan = SharedContext(lambda: plan.applied(workload))
         self._function = tf.function(self.step, reduce_retracing=True, autograph=False)
+        with unmarked(workload.model), self._under_plan:
+            pass  # what passes keep is made now and not in a trace: weights as they are, variables
 
     def __call__(self, data: Any) -> Any:
         """Predicts a list of batches, as Keras hands them over; one for each step of a call."""
@@ -60,7 +62,9 @@ class PredictFunction:
     def again(self) -> "PredictFunction":
         """The same for the model as it is now."""
         # Layers are looked up anew.
-        return PredictFunction(dataclasses.replace(self._workload), self.plan)
+        made = PredictFunction(dataclasses.replace(self._workload), self.plan)
+        made.compiles_sizes = self.compiles_sizes
+        return made
 
     def step(self, batch: Any) -> Any:
         """One `predict_step` under the plan; to be traced."""
