@@ -20,11 +20,11 @@ import tensorflow as tf
 from absl import app, flags
 
 import tfaccel
+from tfaccel.bench import Bench
 from tfaccel.plan import make_pass
 from tfaccel.profiling.flops import model_flops_per_step
 from tfaccel.profiling.op_trace import OpProfile, OpTrace, kinds_table
 from tfaccel.profiling.peaks import peak_flops
-from tfaccel.trial import Bench
 from tfaccel.workbench import workbench
 from tfaccel.workload import Workload
 

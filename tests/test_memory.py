@@ -12,7 +12,8 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel import memory, trial
+from tfaccel import bench as train_bench
+from tfaccel import memory
 from tfaccel.scoped import instance_attribute
 from tfaccel.tuner import pass_names, reserve_names, tune_workload
 from tfaccel.workbench import workbench
@@ -132,14 +133,14 @@ def test_a_plan_that_runs_out_is_tried_again_with_less(reserve):
 
 def test_a_failed_trial_lets_go_of_its_step(monkeypatch):
     built = []
-    own = trial.build_step
+    own = train_bench.build_step
 
     def build_step(*args, **kwargs):
         step = own(*args, **kwargs)
         built.append(weakref.ref(step))
         return step
 
-    monkeypatch.setattr(trial, "build_step", build_step)
+    monkeypatch.setattr(train_bench, "build_step", build_step)
     tuned_fit(["full_while_running"])
     gc.collect()
     assert built

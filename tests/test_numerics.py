@@ -138,19 +138,19 @@ def test_tolerance_arguments():
 
 
 def test_widened_by_the_drift_between_seeds():
-    seeds = Drift(gradient=0.4, variable=0.8, cosine=0.7, loss=0.1, state=0.2)
+    seeds = Drift(gradient=0.4, variable=0.8, cosine=0.7, loss=0.1, state=0.2, output=0.2)
     wide = numerics.widened(numerics.TOLERANCES["float32"], seeds)
-    assert dataclasses.astuple(wide) == pytest.approx((0.6, 1.2, 0.55, 0.15, 1e-4, 0.3))
+    assert dataclasses.astuple(wide) == pytest.approx((0.6, 1.2, 0.55, 0.15, 1e-4, 0.3, 0.3))
 
 
 def test_widened_by_roundings():
     """Four times the own drift, as long as that is less than 16 bits would make."""
-    roundings = Drift(gradient=0.01, variable=0.02, cosine=0.9999, loss=1e-4, state=2e-3)
+    roundings = Drift(0.01, variable=0.02, cosine=0.9999, loss=1e-4, state=2e-3, output=1e-3)
     wide = numerics.widened(numerics.TOLERANCES["float32"], roundings)
-    assert dataclasses.astuple(wide) == pytest.approx((0.04, 0.08, 0.998, 4e-4, 1e-4, 8e-3))
+    assert dataclasses.astuple(wide) == pytest.approx((0.04, 0.08, 0.998, 4e-4, 1e-4, 8e-3, 4e-3))
     more = Drift(gradient=0.1, variable=0.2, cosine=0.99, loss=0.01, state=0.02)
     wide = numerics.widened(numerics.TOLERANCES["float32"], more)
-    assert dataclasses.astuple(wide) == pytest.approx((0.25, 0.6, 0.84, 0.03, 1e-4, 0.05))
+    assert dataclasses.astuple(wide) == pytest.approx((0.25, 0.6, 0.84, 0.03, 1e-4, 0.05, 1e-4))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,10 +5,10 @@ import tensorflow as tf
 from keras.src.random import seed_generator
 
 import tfaccel
+from tfaccel.bench import Bench
 from tfaccel.plan import Plan
 from tfaccel.probe import Probe
 from tfaccel.state import Snapshot, build_optimizer, known_variables
-from tfaccel.trial import Bench
 from tfaccel.workload import Workload
 
 layers = keras.layers

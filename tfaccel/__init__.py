@@ -13,6 +13,7 @@ except ModuleNotFoundError as error:
 
 from tfaccel import data, ops, passes
 from tfaccel.callbacks import AccelCallback, ProfilerCallback
+from tfaccel.inference import AcceleratedModel, accelerate
 from tfaccel.memory_search import max_batch_size
 from tfaccel.numerics import Drift, Tolerance
 from tfaccel.plan import Pass, Plan, Refusal
@@ -27,6 +28,7 @@ from tfaccel.workload import Workload
 __all__ = [
     "AccelCallback",
     "AccelStrategy",
+    "AcceleratedModel",
     "Drift",
     "Outcome",
     "Pass",
@@ -39,6 +41,7 @@ __all__ = [
     "Trial",
     "Workload",
     "__version__",
+    "accelerate",
     "data",
     "max_batch_size",
     "ops",

@@ -74,7 +74,8 @@ def workload_key(
 
     Model structure, optimizer, loss, batch signature, device, versions, and what
     the user allowed. Names that Keras numbers within a process, learning rates and
-    weights are left out, so that the same script finds its plan again.
+    weights are left out, so that the same script finds its plan again. Plans for
+    predictions have keys of their own.
     """
     model = workload.model
     parts = {
@@ -89,6 +90,8 @@ def workload_key(
         "allowed": [list(names), str(tolerance)],
         "watched": _is_watched(workload),
     }
+    if not workload.training:
+        parts["work"] = "predictions"
     text = json.dumps(parts, sort_keys=True, default=_described)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

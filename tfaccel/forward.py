@@ -16,8 +16,8 @@ class UntraceableError(ValueError):
     """Tracing would change the model, or what is fed has no shape."""
 
 
-def trace_forward(model: keras.Model, inputs: Any) -> Any:
-    """The graph of one forward pass in training, losses of layers included.
+def trace_forward(model: keras.Model, inputs: Any, training: bool = True) -> Any:
+    """The graph of one forward pass, losses of layers included.
 
     Nothing is executed. The model keeps no mark of it: weights, random state, metrics,
     losses and attributes are what they were.
@@ -26,6 +26,7 @@ def trace_forward(model: keras.Model, inputs: Any) -> Any:
         model: built.
         inputs: what the model is called with: arrays, tensors or `tf.TensorSpec`s, alone
             or in dicts, lists or tuples.
+        training: whether the pass is one of training.
 
     Raises:
         UntraceableError: an input has no shape of its own, or the pass makes variables.
@@ -38,14 +39,14 @@ def trace_forward(model: keras.Model, inputs: Any) -> Any:
     [TensorShape([2, 8])]
     """
     specs = tf.nest.map_structure(_spec, inputs)
-    named = {"training": True} if "training" in inspect.signature(model.call).parameters else {}
+    named = {"training": training} if "training" in inspect.signature(model.call).parameters else {}
 
     def forward(inputs: Any) -> Any:
         return model(inputs, **named), model.losses  # losses: products in add_loss count
 
     # Keras traces its own step without AutoGraph too.
     function = tf.function(forward, autograph=False)
-    with _unmarked(model), tf.variable_creator_scope(_no_variables):
+    with unmarked(model), tf.variable_creator_scope(_no_variables):
         return function.get_concrete_function(specs).graph
 
 
@@ -63,11 +64,11 @@ def _no_variables(*args: Any, **kwargs: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _unmarked(model: keras.Model) -> Iterator[None]:
+def unmarked(model: keras.Model) -> Iterator[None]:
     """Puts every attribute of the model and its layers back.
 
-    Calls leave losses behind, and whatever a layer of the user's own keeps of them:
-    tensors of a graph that is thrown away.
+    For the time in which the model is traced: calls leave losses behind, and whatever a
+    layer of the user's own keeps of them, tensors of that graph.
     """
     attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
     contents: list[tuple[Any, Any, Any]] = []  # a list or the like, and what is in it

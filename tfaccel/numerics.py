@@ -26,6 +26,9 @@ a bound is held against the untouched step itself, with its weights rounded othe
 hyperparameters: fused ops take Adam's 1 - 0.999 in float32, which is 1.3e-5 off.
 Hence 1e-4 for the relative error of new weights and slots.
 
+**Outputs.** Predictions are compared output by output. A loss is a mean over a batch, an output
+is not, so in 16 bits it may be off by a little more; in float32 rounding is all there is.
+
 **Zero gradients.** Some exact gradients are zero (a bias before
 BatchNormalization, the key bias of attention): what either side computes is
 rounding, and its relative error says nothing. Errors are therefore measured
@@ -54,6 +57,7 @@ class Tolerance:
             slot, both sides given the same gradients.
         state: relative error of one non-trainable float variable after the step
             (BatchNormalization's statistics).
+        output: relative error of each output of a prediction.
     """
 
     gradient: float
@@ -62,13 +66,14 @@ class Tolerance:
     loss: float
     update: float = 1e-4
     state: float = 1e-2
+    output: float = 1e-3
 
 
 TOLERANCES: Mapping[str, Tolerance] = {
-    "float64": Tolerance(gradient=1e-8, variable=1e-6, cosine=1 - 1e-9, loss=1e-9, state=1e-6),
-    "float32": Tolerance(gradient=1e-2, variable=5e-2, cosine=0.998, loss=1e-4, state=1e-3),
-    "float16": Tolerance(gradient=0.1, variable=0.3, cosine=0.95, loss=1e-2, state=2e-2),
-    "bfloat16": Tolerance(gradient=0.25, variable=0.6, cosine=0.8, loss=3e-2, state=5e-2),
+    "float64": Tolerance(1e-8, variable=1e-6, cosine=1 - 1e-9, loss=1e-9, state=1e-6, output=1e-9),
+    "float32": Tolerance(1e-2, variable=5e-2, cosine=0.998, loss=1e-4, state=1e-3, output=1e-4),
+    "float16": Tolerance(0.1, variable=0.3, cosine=0.95, loss=1e-2, state=2e-2, output=1e-2),
+    "bfloat16": Tolerance(0.25, variable=0.6, cosine=0.8, loss=3e-2, state=5e-2, output=5e-2),
 }
 
 
@@ -109,6 +114,7 @@ def as_tolerance(tolerance: "Tolerance | float | None", compute_dtype: str) -> T
         cosine=1 - tolerance**2,
         loss=tolerance,
         state=tolerance,
+        output=tolerance,
     )
 
 
@@ -117,10 +123,10 @@ class Drift:
     """The differences that were found; every number is relative and unitless.
 
     Attributes:
-        gradient, variable, cosine, loss, update, state: as in `Tolerance`, the
+        gradient, variable, cosine, loss, update, state, output: as in `Tolerance`, the
             worst that was seen.
         finite: whether everything the candidate computed is finite.
-        worst: the name of the variable behind `variable`.
+        worst: the name of the variable behind `variable`, or of the output behind `output`.
     """
 
     gradient: float = 0.0
@@ -131,15 +137,21 @@ class Drift:
     state: float = 0.0
     finite: bool = True
     worst: str = ""
+    output: float = 0.0
+
+    @property
+    def main(self) -> float:
+        """The number for a table: that of all gradients, in predictions that of the outputs."""
+        return max(self.gradient, self.output)
 
     def violation(self, tolerance: Tolerance) -> str | None:
         """The first bound that is broken, in words; None when all hold."""
         if not self.finite:
-            return "a loss or gradient is not finite where the baseline's is"
-        for name in ("loss", "gradient", "variable", "update", "state"):
+            return "a loss, gradient or output is not finite where the baseline's is"
+        for name in ("loss", "gradient", "variable", "update", "state", "output"):
             found, allowed = getattr(self, name), getattr(tolerance, name)
             if not found <= allowed:
-                where = f" ({self.worst})" if name == "variable" else ""
+                where = f" ({self.worst})" if name in ("variable", "output") else ""
                 return f"{name} off by {found:.2g}{where}, {allowed:.2g} allowed"
         if not self.cosine >= tolerance.cosine:
             return f"gradient cosine {self.cosine:.3f}, {tolerance.cosine:.3f} required"
@@ -180,6 +192,7 @@ def widened(tolerance: Tolerance, own: Drift) -> Tolerance:
         cosine=min(tolerance.cosine, 1 - max(_LUCKY * apart, likely)),
         loss=room("loss"),
         state=room("state"),
+        output=room("output"),
     )
 
 

@@ -53,8 +53,9 @@ _has_convolutions = _has(
 PRIORS: tuple[Prior, ...] = (
     Prior(
         lambda workload: passes.FusedNorm(),
-        lambda workload: True,
-        "Keras 3 computes BatchNormalization by about ten ops; fused it is one",
+        lambda workload: workload.training,
+        "Keras 3 computes BatchNormalization by about ten ops; fused it is one (in predictions "
+        "it is three, and mostly none, as it can be folded)",
     ),
     Prior(
         lambda workload: passes.FusedAttention(),
@@ -108,13 +109,26 @@ PRIORS: tuple[Prior, ...] = (
     ),
     Prior(
         lambda workload: passes.Kernels(),
-        lambda workload: not _on_gpu(workload) and _has_convolutions(workload),
-        "on a CPU TensorFlow has one algorithm for all convolutions, on a GPU cuDNN picks one",
+        lambda workload: (
+            workload.training and not _on_gpu(workload) and _has_convolutions(workload)
+        ),
+        "on a CPU TensorFlow has one algorithm for all convolutions, on a GPU cuDNN picks one; "
+        "predictions try what costs no measuring first",
     ),
     Prior(
         step_batching.suited,
         lambda workload: True,
         "a small model loses more time between steps than in them; a large one is refused",
+    ),
+    Prior(
+        lambda workload: passes.FoldedNorm(),
+        lambda workload: not workload.training,
+        "with fixed statistics a normalization is part of the convolution before it",
+    ),
+    Prior(
+        lambda workload: passes.FrozenWeights(),
+        lambda workload: not workload.training,
+        "constants need not be read, and what hangs on them alone is computed once",
     ),
 )
 

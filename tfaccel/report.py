@@ -31,6 +31,7 @@ class Report:
         tuning_seconds: all that tuning cost, traces and compiling included.
         note: one sentence on how the choice came about.
         complete: whether nothing was left untried for want of time.
+        predicts: whether it is about batches to predict and not about steps of training.
     """
 
     trials: tuple[Trial, ...]
@@ -39,6 +40,7 @@ class Report:
     tuning_seconds: float = 0.0
     note: str = ""
     complete: bool = True
+    predicts: bool = False
 
     @property
     def speedup(self) -> float:
@@ -70,6 +72,7 @@ class Report:
             "tuning_seconds": self.tuning_seconds,
             "note": self.note,
             "complete": self.complete,
+            "predicts": self.predicts,
             "trials": [_trial_to_dict(trial) for trial in self.trials],
         }
 
@@ -95,6 +98,7 @@ class Report:
                 tuning_seconds=float(data["tuning_seconds"]),
                 note=str(data["note"]),
                 complete=bool(data["complete"]),
+                predicts=bool(data.get("predicts", False)),
             )
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"This is not a tfaccel report: {error!r}") from error
@@ -105,13 +109,20 @@ class Report:
 
     def summary(self) -> str:
         """One or two sentences: what was chosen, what it wins, what it cost."""
+        one = "batch" if self.predicts else "step"
         if self.plan.is_baseline:
-            said = "Training goes on with your own step, unchanged."
-        else:
-            even = self.break_even_steps
-            said = f"Training goes on with {self.plan}: {self.gain} faster a step" + (
-                f"; tuning is paid back after {even} steps." if even else "."
+            said = (
+                "Predictions are made by the model's own function, unchanged."
+                if self.predicts
+                else "Training goes on with your own step, unchanged."
             )
+        else:
+            goes_on = "Predictions are made under" if self.predicts else "Training goes on with"
+            # Nothing is known of a plan that was given, and tried by nobody.
+            gain = f": {self.gain} faster a {one}" if self.gain.pairs or not self.predicts else ""
+            even = self.break_even_steps
+            paid = f"; tuning is paid back after {even} {one}{'s' if one == 'step' else 'es'}"
+            said = f"{goes_on} {self.plan}{gain}{paid if even else ''}."
         cost = f" Tuning took {self.tuning_seconds:.1f} s." if self.tuning_seconds else ""
         return f"{said}{cost}" + (f" {self.note}" if self.note else "")
 
@@ -165,7 +176,7 @@ def show(report: Report) -> None:
 def _row(trial: Trial, chosen: bool) -> tuple[str, ...]:
     step = "" if trial.step_seconds is None else _duration(trial.step_seconds)
     gain = "" if trial.speedup is None else str(trial.speedup)
-    drift = "" if trial.drift is None else f"{trial.drift.gradient:.1e}"
+    drift = "" if trial.drift is None else f"{trial.drift.main:.1e}"
     compiling = f"{trial.compile_seconds:.1f} s" if trial.compile_seconds else ""
     verdict = "chosen" if chosen else trial.outcome.value
     return str(trial.plan), step, gain, drift, compiling, verdict

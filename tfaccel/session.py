@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.accelerated import AcceleratedStep
+from tfaccel.bench import Bench
 from tfaccel.cache import workload_key
 from tfaccel.consensus import consensus_of
 from tfaccel.feed import feed, is_plain, pull
@@ -21,7 +22,6 @@ from tfaccel.state import Snapshot, build_optimizer
 from tfaccel.step import BuiltStep, StepFunction
 from tfaccel.timing import wait_for
 from tfaccel.train_function import TrainFunction
-from tfaccel.trial import Bench
 from tfaccel.tuner import baseline_trial, cheapest_trial_seconds, tune_workload
 from tfaccel.validation import Validation, serves_validation
 from tfaccel.workload import Workload, shapes

@@ -56,7 +56,7 @@ def make_settings(
     guard: bool = True,
     clock: Clock = time.perf_counter,
 ) -> Settings:
-    """Checks the arguments that `AccelCallback` and `tune` share.
+    """Checks the arguments that `AccelCallback`, `tune` and `accelerate` share.
 
     Raises:
         RuntimeError: Keras does not run on the TensorFlow backend.

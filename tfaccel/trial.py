@@ -1,9 +1,9 @@
 """Trying one plan on a workload."""
 
+import abc
 import contextlib
 import dataclasses
 import enum
-import functools
 import gc
 import logging
 import math
@@ -12,15 +12,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel import numerics, timing
+from tfaccel import timing
 from tfaccel.consensus import Consensus
-from tfaccel.feed import kept
 from tfaccel.memory import is_out_of_memory
-from tfaccel.numerics import Drift, Observation, Tolerance
+from tfaccel.numerics import Drift
 from tfaccel.plan import Plan
-from tfaccel.probe import Probe
-from tfaccel.state import Snapshot
-from tfaccel.step import BuiltStep, StepFunction, build_step
 from tfaccel.timing import Clock, Speedup
 from tfaccel.workload import Workload
 
@@ -31,9 +27,6 @@ CLEARLY_SLOWER = 1.5
 WORTHWHILE = 1.02
 # How the reason of a trial begins that ran out of memory.
 _OUT_OF_MEMORY = "out of memory"
-# Steps in one call that are compared with the same in a call each. More would show how a
-# training amplifies rounding, where a device adds in another order each time.
-_COMPARED_STEPS = 2
 
 
 class Outcome(enum.Enum):
@@ -80,53 +73,55 @@ class Trial:
         return self.outcome is Outcome.FAILED and self.reason.startswith(_OUT_OF_MEMORY)
 
 
-class Bench:
-    """A workload set up for trials: its baseline step, its state, its clock.
+class Contest(abc.ABC):
+    """A workload set up for trials, in which plans take turns with the user's own step.
 
-    Use as a context manager: on leaving, the state is what it was on entering,
-    bit for bit, however the block ends.
+    What a step is, and when one is faithful, is the subclass's to say. Use as a context
+    manager.
 
     Args:
         workload: with at least one kept batch.
-        baseline: the user's own step function, traced already.
         clock: seconds, such as `time.perf_counter`.
-        tolerance: the user's; None for the table's.
         consensus: of the processes that train together; None for one alone. `clock` must
             be its.
     """
 
-    def __init__(
-        self,
-        workload: Workload,
-        baseline: StepFunction,
-        clock: Clock,
-        tolerance: Tolerance | float | None = None,
-        consensus: Consensus | None = None,
-    ):
+    def __init__(self, workload: Workload, clock: Clock, consensus: Consensus | None = None):
         self.workload = workload
         self.clock = clock
-        self._tolerance = tolerance
         self._consensus = consensus or Consensus()
-        self._dataset = kept(
-            workload.batches, workload.element_spec, workload.strategy, forever=True
-        )
-        self._snapshot = Snapshot.of(workload)
-        self._own = baseline
-        self._own_iterator = iter(self._dataset)
-        self._probe = Probe(workload, self._snapshot)
-        self._functions: dict[Plan, BuiltStep] = {}
+        self._functions: dict[Plan, Any] = {}
 
-    def __enter__(self) -> "Bench":
+    def __enter__(self) -> "Contest":
         tf.get_logger().addFilter(_is_news)
         return self
 
     def __exit__(self, *exception: object) -> None:
         tf.get_logger().removeFilter(_is_news)
-        self._snapshot.restore()
 
-    @functools.cached_property
-    def _reference(self) -> Observation:
-        return self._probe.observe(Plan())
+    @abc.abstractmethod
+    def _build(self, plan: Plan) -> Any:
+        """The function of a plan. Nothing is traced yet."""
+
+    @abc.abstractmethod
+    def _first(self, plan: Plan) -> Callable[[], Any]:
+        """Makes one step under a plan, by the function that was built for it."""
+
+    @abc.abstractmethod
+    def _calls(self, plan: Plan) -> Callable[[], Any]:
+        """Makes as many steps under a plan as it runs in one call."""
+
+    @abc.abstractmethod
+    def _own_calls(self, count: int) -> Callable[[], Any]:
+        """Makes as many of the user's own steps, each called from Python as Keras does."""
+
+    @abc.abstractmethod
+    def _judged(self, trial: Trial) -> Trial:
+        """A faster trial with its drift, and UNFAITHFUL where that is too large."""
+
+    @abc.abstractmethod
+    def _restored(self) -> contextlib.AbstractContextManager[None]:
+        """The same starting point for every trial."""
 
     def try_plan(self, plan: Plan, deadline: float = math.inf) -> Trial:
         """Refusals, trace, timing against the baseline, then faithfulness.
@@ -139,16 +134,23 @@ class Bench:
             The trial. Whatever goes wrong inside the plan is its outcome; only
             KeyboardInterrupt and its like pass through.
         """
-        for item in plan.passes:
-            refusal = item.refusal(self.workload)
-            if refusal is not None:
-                return Trial(plan, Outcome.REFUSED, f"{item.name}: {refusal}")
+        refused = self._refused(plan)
+        if refused is not None:
+            return refused
         trial = self._agreed(self._tried(plan, deadline))
         if trial.outcome is Outcome.FAILED:
             self.forget(plan)
         if trial.ran_out_of_memory:
             gc.collect()  # what the step held is in cycles
         return trial
+
+    def _refused(self, plan: Plan) -> Trial | None:
+        """A trial that ends with the first refusal; None where no pass refuses."""
+        for item in plan.passes:
+            refusal = item.refusal(self.workload)
+            if refusal is not None:
+                return Trial(plan, Outcome.REFUSED, f"{item.name}: {refusal}")
+        return None
 
     def _agreed(self, trial: Trial) -> Trial:
         """The trial as all processes take it: the chief's, failed if it failed anywhere."""
@@ -167,7 +169,7 @@ class Bench:
                 # Half of the time that is left, as the trial needs some too.
                 now = self.clock()
                 plan.prepare(self.workload, self.clock, now + (deadline - now) / 2)
-                one = self._step(plan)
+                one = self._built(plan)
                 compile_seconds = max(0.0, self._timed(one) - self.workload.step_seconds)
                 trial = self._timed_trial(plan, compile_seconds, deadline)
             trial = dataclasses.replace(
@@ -175,7 +177,7 @@ class Bench:
             )
             return self._judged(trial) if trial.outcome is Outcome.FASTER else trial
         except Exception as error:
-            reason = _line(error)
+            reason = error_line(error)
             if is_out_of_memory(error):
                 reason = f"{_OUT_OF_MEMORY}: {reason}; {_less_memory(plan)}"
             return Trial(plan, Outcome.FAILED, reason, compile_seconds)
@@ -185,8 +187,8 @@ class Bench:
         with self._restored():
             return timing.speedup(*self._pairs(plan, deadline))
 
-    def step_function(self, plan: Plan) -> BuiltStep:
-        """The function that was traced for a plan, so that training need not trace it again."""
+    def step_function(self, plan: Plan) -> Any:
+        """The function that was traced for a plan, so that nobody need trace it again."""
         return self._functions[plan]
 
     def forget(self, plan: Plan) -> None:
@@ -196,34 +198,17 @@ class Bench:
     def _findings(self, plan: Plan) -> tuple[str, ...]:
         return tuple(line for item in plan.passes for line in item.findings(self.workload))
 
-    def _step(self, plan: Plan) -> Callable[[], Any]:
+    def _built(self, plan: Plan) -> Callable[[], Any]:
+        """Builds a plan's function; gives its first step."""
         failure: Exception | None = None
         try:
-            self._functions[plan] = build_step(
-                self.workload, plan, on_trace=self._snapshot.include_graph
-            )
+            self._functions[plan] = self._build(plan)
         except Exception as error:
             failure = error
         # A worker that ran the step would wait for the others for good.
         if self._consensus.any(failure is not None):
             raise failure or RuntimeError("it could not be built on another worker")
-        return functools.partial(self._functions[plan], iter(self._dataset))
-
-    def _calls(self, plan: Plan) -> Callable[[], Any]:
-        """Makes as many steps under a plan as it runs in one call, and hands out their logs."""
-        return functools.partial(
-            self._functions[plan].run, iter(self._dataset), plan.steps_per_call
-        )
-
-    def _own_calls(self, count: int) -> Callable[[], Any]:
-        """As many of the user's own steps, each called from Python as Keras does."""
-
-        def call() -> Any:
-            for _ in range(count):
-                logs = self._own(self._own_iterator)
-            return logs
-
-        return call
+        return self._first(plan)
 
     def _timed(self, step: Callable[[], Any]) -> float:
         return timing.timed(step, self.clock)
@@ -258,59 +243,6 @@ class Bench:
         outcome = Outcome.FASTER if faster else Outcome.SLOWER
         median = timing.median_interval(seconds)[0]
         return Trial(plan, outcome, reason, compile_seconds, median, gain)
-
-    def _judged(self, trial: Trial) -> Trial:
-        """The trial with its drift, and UNFAITHFUL where that is too large."""
-        plan, drift, violation = trial.plan, None, None
-        dtype = compute_dtype(plan, self.workload)
-        tolerance = numerics.as_tolerance(self._tolerance, dtype)
-        if plan.steps_per_call > 1:
-            drift, violation = self._compared_calls(plan, tolerance)
-        if plan.changes_step and not violation:
-            seen = self._probe.observe(plan, self._reference)
-            drift = self._consensus.same(numerics.compare(self._reference, seen))
-            if self._tolerance is None and drift.violation(tolerance):
-                tolerance = numerics.widened(tolerance, self._own_drift)
-            violation = drift.violation(tolerance)
-        outcome = Outcome.UNFAITHFUL if violation else Outcome.FASTER
-        return dataclasses.replace(trial, outcome=outcome, reason=violation or "", drift=drift)
-
-    def _compared_calls(self, plan: Plan, tolerance: Tolerance) -> tuple[Drift, str | None]:
-        """How far some steps in one call are from the same in a call each, and if that is too far.
-
-        The latter are the user's own steps, or the plan's where it computes them otherwise.
-        """
-        built = self._functions[plan]
-        single = built if plan.changes_step else self._own
-
-        def one_by_one() -> Any:
-            iterator = iter(self._dataset)
-            return [single(iterator) for _ in range(_COMPARED_STEPS)]
-
-        def together() -> Any:
-            return built.run(iter(self._dataset), _COMPARED_STEPS)
-
-        reference = self._probe.observe_steps(one_by_one)
-        drift = numerics.compare(reference, self._probe.observe_steps(together))
-        if self._tolerance is None and drift.violation(tolerance):
-            again = numerics.compare(reference, self._probe.observe_steps(one_by_one))
-            tolerance = numerics.widened(tolerance, again)
-        return drift, drift.violation(tolerance)
-
-    @functools.cached_property
-    def _own_drift(self) -> Drift:
-        """How far the untouched step is from itself with other random numbers and roundings."""
-        other = self._probe.observe(Plan(), self._reference, otherwise=True)
-        return self._consensus.same(numerics.compare(self._reference, other))
-
-    @contextlib.contextmanager
-    def _restored(self) -> Iterator[None]:
-        """The same starting point for every trial: the state and the metrics."""
-        self._snapshot.restore()
-        try:
-            yield
-        finally:
-            self._snapshot.restore()
 
 
 def compute_dtype(plan: Plan, workload: Workload) -> str:
@@ -347,7 +279,7 @@ def _less_memory(plan: Plan) -> str:
     return f"smaller batches need less{also}"
 
 
-def _line(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """The error's class and the first line of its message that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"

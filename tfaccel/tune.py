@@ -13,9 +13,7 @@ from tfaccel.report import Report, show
 from tfaccel.rescue import rescue, rescuers
 from tfaccel.session import hindrance
 from tfaccel.settings import Settings, make_settings
-from tfaccel.timing import Speedup
-from tfaccel.trial import Bench, Outcome
-from tfaccel.tuner import baseline_trial, tune_workload
+from tfaccel.tuner import one_plan, tune_workload
 from tfaccel.workbench import workbench
 from tfaccel.workload import Workload
 
@@ -109,21 +107,9 @@ def _tuned(model: keras.Model, dataset: tf.data.Dataset, settings: Settings) -> 
     with workbench(model, dataset, tolerance=settings.tolerance, clock=settings.clock) as bench:
         workload = bench.workload
         if settings.plan is not None:
-            return _one_plan(settings.plan, workload, bench)
+            return one_plan(settings.plan, workload, bench)
         budget = settings.budget.seconds(workload)
         report = tune_workload(workload, bench, settings.names, budget, reserve=settings.reserve)
     if settings.cache:
         settings.cache.save(workload_key(workload, settings.considered, settings.tolerance), report)
     return report
-
-
-def _one_plan(plan: Plan, workload: Workload, bench: Bench) -> Report:
-    start = bench.clock()
-    trial = bench.try_plan(plan)
-    won = trial.outcome is Outcome.FASTER
-    return Report(
-        trials=(baseline_trial(workload), trial),
-        plan=plan if won else Plan(),
-        gain=(trial.speedup if won else None) or Speedup(),
-        tuning_seconds=bench.clock() - start,
-    )

@@ -8,7 +8,7 @@ from tfaccel import passes, priors
 from tfaccel.plan import Pass, Plan, make_pass
 from tfaccel.report import Report
 from tfaccel.timing import LOOKS, Speedup
-from tfaccel.trial import WORTHWHILE, Bench, Outcome, Trial
+from tfaccel.trial import WORTHWHILE, Contest, Outcome, Trial
 from tfaccel.workload import Workload
 
 # Trials in a row without a new best plan after which the search ends.
@@ -97,7 +97,7 @@ def reserve_names(includes: Collection[str] | None, excludes: Collection[str]) -
 
 def tune_workload(
     workload: Workload,
-    bench: Bench,
+    bench: Contest,
     names: Collection[str],
     seconds: float,
     on_trial: OnTrial = lambda trial: None,
@@ -141,6 +141,25 @@ def tune_workload(
     )
 
 
+def one_plan(plan: Plan, workload: Workload, bench: Contest) -> Report:
+    """Tries one plan that the user gave; it is chosen if it is faster and faithful.
+
+    Args:
+        plan: what to try.
+        workload: with its baseline times.
+        bench: the workload set up for trials, entered.
+    """
+    start = bench.clock()
+    trial = bench.try_plan(plan)
+    won = trial.outcome is Outcome.FASTER
+    return Report(
+        trials=(baseline_trial(workload), trial),
+        plan=plan if won else Plan(),
+        gain=(trial.speedup if won else None) or Speedup(),
+        tuning_seconds=bench.clock() - start,
+    )
+
+
 def baseline_trial(workload: Workload) -> Trial:
     """The untouched step as the first row of every report."""
     return Trial(
@@ -158,7 +177,7 @@ class _Search:
     def __init__(
         self,
         workload: Workload,
-        bench: Bench,
+        bench: Contest,
         deadline: float,
         on_trial: OnTrial,
         helpers: Sequence[Pass],

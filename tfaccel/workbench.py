@@ -9,13 +9,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel.bench import Bench
 from tfaccel.feed import END_OF_DATA, feed, pull
 from tfaccel.numerics import Tolerance
 from tfaccel.scoped import set_attribute
 from tfaccel.session import COLLECTED_STEPS
 from tfaccel.state import Snapshot, build_optimizer
 from tfaccel.timing import Clock, timed
-from tfaccel.trial import Bench
 from tfaccel.workload import Workload, shapes
 
 

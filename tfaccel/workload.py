@@ -1,4 +1,4 @@
-"""What is trained: the model, batches it was fed, and how much is to come."""
+"""What is run: the model, batches it was fed, and how much is to come."""
 
 import dataclasses
 import functools
@@ -34,6 +34,7 @@ class Workload:
             step has its own.
         prepared: what passes found out before a step was traced, by pass name; kept for
             every step that is built.
+        training: whether steps train; in predictions they do not.
     """
 
     model: keras.Model
@@ -47,6 +48,7 @@ class Workload:
     chooser: Any = dataclasses.field(default=None, compare=False)
     scratch: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     prepared: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    training: bool = True
 
     @functools.cached_property
     def layers(self) -> list[keras.layers.Layer]:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import keras
 
 from tfaccel import priors
+from tfaccel.bench import Bench
 from tfaccel.commands._bench_result import BenchRow
 from tfaccel.commands._feeds import Feed
 from tfaccel.commands._progress import Progress
@@ -15,7 +16,7 @@ from tfaccel.passes import PASSES
 from tfaccel.plan import Plan
 from tfaccel.report import Report
 from tfaccel.timing import Clock, Speedup, median_interval
-from tfaccel.trial import Bench, Outcome, Trial
+from tfaccel.trial import Outcome, Trial
 from tfaccel.tuner import baseline_trial, trial_seconds, tune_workload
 from tfaccel.workbench import workbench
 

@@ -1,5 +1,7 @@
 """The passes. Adding one: its file, a line here, a row in tests/catalogue.py, docs/passes.md."""
 
+from tfaccel.passes.folded_norm import FoldedNorm
+from tfaccel.passes.frozen_weights import FrozenWeights
 from tfaccel.passes.fused_activation import FusedActivation
 from tfaccel.passes.fused_attention import FusedAttention
 from tfaccel.passes.fused_norm import FusedNorm
@@ -27,9 +29,15 @@ PASSES: tuple[type[Pass], ...] = (
     StepBatching,
 )
 
+# For predictions only: `tfaccel.accelerate` tries them beside those of the forward pass.
+INFERENCE_PASSES: tuple[type[Pass], ...] = (FoldedNorm, FrozenWeights)
+
 __all__ = [
+    "INFERENCE_PASSES",
     "PASSES",
     "XLA",
+    "FoldedNorm",
+    "FrozenWeights",
     "FusedActivation",
     "FusedAttention",
     "FusedNorm",

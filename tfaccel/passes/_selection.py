@@ -2,12 +2,13 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tfaccel.kernels import (
     DIRECTIONS,
     REFERENCE,
     CallSpec,
+    Direction,
     Kernel,
     Ranking,
     Store,
@@ -27,14 +28,16 @@ class Selection:
 
     Args:
         reduced: whether a kernel may multiply in fewer bits than the operands have.
+        directions: those in which products are computed.
 
     Attributes:
         seen: the calls of each layer, forward, by the layer's name.
     """
 
-    def __init__(self, reduced: bool = False):
+    def __init__(self, reduced: bool = False, directions: Sequence[Direction] = DIRECTIONS):
         self.seen: dict[str, list[CallSpec]] = {}
         self._reduced = reduced
+        self._directions = tuple(directions)
         self._rankings: dict[CallSpec, Ranking] = {}
         self._recording = False
         self._looked_at: set[object] = set()
@@ -62,7 +65,7 @@ class Selection:
             noted = self.seen.setdefault(layer, [])
             noted += [spec for spec in specs if spec not in noted]
             return False
-        ways = (spec.along(direction) for spec in specs for direction in DIRECTIONS)
+        ways = (spec.along(direction) for spec in specs for direction in self._directions)
         return any(self.choose(spec).name != REFERENCE for spec in ways)
 
     def choose(self, spec: CallSpec) -> Kernel:
@@ -98,7 +101,7 @@ class Selection:
             for spec in sorted(guesses, key=lambda spec: -guesses[spec]):
                 if guesses[spec] < _LEAST_SHARE * step_seconds:
                     break
-                for direction in DIRECTIONS:
+                for direction in self._directions:
                     found += self._measure(spec.along(direction), store, clock, deadline)
         finally:
             if found:
@@ -126,7 +129,7 @@ class Selection:
             that was measured with what the other kernels did.
         """
         used, others = [], []
-        for direction in DIRECTIONS:
+        for direction in self._directions:
             ranking = self.ranking(spec.along(direction))
             if ranking is None:
                 continue

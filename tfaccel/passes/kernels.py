@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import keras
 
 from tfaccel.forward import trace_forward
-from tfaccel.kernels import CallSpec, Chooser
+from tfaccel.kernels import DIRECTIONS, CallSpec, Chooser
 from tfaccel.passes import _product_layers
 from tfaccel.passes._selection import Selection
 from tfaccel.plan import Pass, Plan, Refusal
@@ -24,9 +24,10 @@ class Kernels(Pass):
     cuDNN picks the fastest algorithm for each convolution; TensorFlow on a CPU has one.
     Before a step is traced, the shapes that the layers see are noted in one forward pass
     that is traced and not run; the kernels of `tfaccel.ops` are measured on them, forward,
-    input gradient and weight gradient each by itself; and while the step is traced, layers
-    use those that won. A layer for which nothing won keeps Keras's own code. What was
-    measured is kept on disk, so that a shape is measured once in a machine's life.
+    input gradient and weight gradient each by itself (for predictions forward alone); and
+    while the step is traced, layers use those that won. A layer for which nothing won keeps
+    Keras's own code. What was measured is kept on disk, so that a shape is measured once in
+    a machine's life.
 
     Served are Conv1D, Conv2D, Conv3D, DepthwiseConv2D, SeparableConv2D and Dense, and
     subclasses that leave their `call` alone; and the products that other passes of the plan
@@ -80,7 +81,7 @@ class Kernels(Pass):
             return
         x, _, _ = keras.utils.unpack_x_y_sample_weight(workload.batches[0])
         with plan.applied(workload), selection.recording():
-            trace_forward(workload.model, x)
+            trace_forward(workload.model, x, workload.training)
         selection.looked_at(key)
         selection.measure(workload.step_seconds, clock, deadline)
 
@@ -134,4 +135,5 @@ class Kernels(Pass):
         return used, tuple(clause for _, others in words for clause in others)
 
     def _selection(self, workload: Workload) -> Selection:
-        return workload.prepared.setdefault(self.name, Selection(self.reduced))
+        directions = DIRECTIONS if workload.training else DIRECTIONS[:1]
+        return workload.prepared.setdefault(self.name, Selection(self.reduced, directions))

@@ -1,0 +1,170 @@
+"""What tfaccel.accelerate wins on predictions, in turns with Keras's own predict function.
+
+    python benchmarks/inference.py --models mobilenet_v2 --batch_sizes 8,1
+
+Weights are random. With fresh statistics of BatchNormalization all outputs of a deep net are
+alike, and a difference of 0 would prove nothing: they are taken from a batch, images are
+not plain noise, and classifiers give logits. The table says how much outputs differ from
+sample to sample.
+"""
+
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import _common
+import keras
+import models
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+import tfaccel
+from tfaccel.inference.predict_function import own_function
+from tfaccel.numerics import relative_error
+from tfaccel.timing import median_interval, timed
+
+_MODELS = flags.DEFINE_list("models", None, "names of the rows; all by default")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["8", "1"], "samples in a batch")
+_SECONDS = flags.DEFINE_float(
+    "tuning_seconds", 90.0, "what choosing a plan may take", lower_bound=0
+)
+_TURNS = flags.DEFINE_integer("turns", 15, "how often each side takes a turn", lower_bound=6)
+_PLAN = flags.DEFINE_list("plan", None, "names of passes, in place of choosing")
+_OUTPUT = flags.DEFINE_string("output", str(_common.RESULTS), "the folder for the results")
+_RESUME = flags.DEFINE_bool("resume", False, "go on with the file that is there")
+
+# ImageNet's size, in which such models are mostly compared.
+_IMAGE = (224, 224, 3)
+# Turns before the first that counts.
+_WARM = 2
+# Samples by which statistics are taken, and stripes of each.
+_CALIBRATION, _PATCHES = 8, 7
+
+
+class _Row:
+    """A model and a batch size."""
+
+    def __init__(self, benchmark: models.Benchmark, batch_size: int):
+        self.benchmark, self.batch_size = benchmark, batch_size
+        self.name = f"{benchmark.name}, batch {batch_size}"
+
+    def model(self) -> keras.Model:
+        shape = _IMAGE if self.is_imagenet else self.benchmark.input_shape
+        keras.utils.set_random_seed(0)
+        model = self.benchmark.build(shape, 1000 if self.is_imagenet else self.benchmark.classes)
+        model.layers[-1].activation = keras.activations.linear
+        return _calibrated(model, self.batch(seed=2, batch_size=_CALIBRATION))
+
+    @property
+    def is_imagenet(self) -> bool:
+        return self.benchmark.name in ("resnet50", "mobilenet_v2", "efficientnet_b0")
+
+    def batch(self, seed: int = 0, batch_size: int | None = None) -> np.ndarray:
+        random = np.random.default_rng(seed)
+        sample = _IMAGE if self.is_imagenet else self.benchmark.input_shape
+        shape = (batch_size or self.batch_size, *sample)
+        if self.benchmark.vocabulary:
+            return random.integers(0, self.benchmark.vocabulary, shape, dtype=np.int32)
+        noise = random.random(shape, dtype=np.float32)
+        # Noise alone looks the same everywhere: a few large patches make samples differ.
+        patches = random.random((shape[0], _PATCHES, *[1] * (len(shape) - 2)), dtype=np.float32)
+        patches = np.repeat(patches, -(-shape[1] // _PATCHES), axis=1)[:, : shape[1]]
+        return noise * patches * np.float32(self.benchmark.input_high)
+
+
+def _calibrated(model: keras.Model, x: np.ndarray) -> keras.Model:
+    """Gives BatchNormalization the statistics of a batch, and weights of some spread."""
+    random = np.random.default_rng(1)
+    norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.gamma.assign(random.uniform(0.8, 1.3, norm.gamma.shape))
+        norm.beta.assign(random.uniform(-0.2, 0.2, norm.beta.shape))
+        norm.momentum = 0.0
+    if norms:
+        model(x, training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model
+
+
+def _measure(row: _Row) -> dict[str, Any]:
+    model, x = row.model(), row.batch()
+    fast = tfaccel.accelerate(
+        model, x, _PLAN.value or "auto", max_tuning_seconds=_SECONDS.value, cache_dir=False
+    )
+    own, data = own_function(model), [tf.constant(x)]
+    other = row.batch(seed=1)
+    sides: dict[str, Callable[[], Any]] = {
+        "stock": lambda: own(data),
+        "tfaccel": lambda: fast(x_tensor),
+    }
+    x_tensor = data[0]
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(_WARM + _TURNS.value):
+        for name in sides if turn % 2 else reversed(sides):
+            taken = timed(sides[name], time.perf_counter)
+            if turn >= _WARM:
+                seconds[name].append(taken)
+    ratios = [a / b for a, b in zip(seconds["stock"], seconds["tfaccel"], strict=True)]
+    expected = own([tf.constant(other)]).numpy()
+    return {
+        "batch_size": row.batch_size,
+        "plan": str(fast.plan),
+        "seconds": seconds,
+        "median_seconds": {name: statistics.median(own) for name, own in seconds.items()},
+        "speedup": median_interval(ratios),
+        "drift": relative_error(expected, fast(tf.constant(other)).numpy()),
+        "spread": _spread_of(expected),
+        "report": fast.report.to_dict(),
+    }
+
+
+def _spread_of(logits: np.ndarray) -> float:
+    """How much outputs differ, relatively: from sample to sample, of one from class to class."""
+    centred = logits - logits.mean(axis=0 if len(logits) > 1 else -1, keepdims=True)
+    return float(np.linalg.norm(centred) / np.linalg.norm(logits))
+
+
+def _interval(values: tuple[float, float, float]) -> str:
+    return f"{values[0]:.2f}x [{values[1]:.2f}, {values[2]:.2f}]"
+
+
+def _cell(make: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], str]:
+    return lambda row: "failed" if "error" in row else make(row)
+
+
+COLUMNS = (
+    _common.Column("model", lambda row: row["model"], is_number=False),
+    _common.Column(
+        "stock, ms", _cell(lambda r: _common.milliseconds(r["median_seconds"]["stock"]))
+    ),
+    _common.Column(
+        "tfaccel, ms", _cell(lambda r: _common.milliseconds(r["median_seconds"]["tfaccel"]))
+    ),
+    _common.Column("speedup [95 %]", _cell(lambda row: _interval(row["speedup"]))),
+    _common.Column("drift of outputs", _cell(lambda row: f"{row['drift']:.1e}")),
+    _common.Column("spread of outputs", _cell(lambda row: f"{row['spread']:.1e}")),
+    _common.Column("plan", _cell(lambda row: row["plan"]), is_number=False),
+)
+
+
+def _rows() -> list[_Row]:
+    sizes = [int(size) for size in _BATCH_SIZES.value]
+    return [_Row(model, size) for model in models.chosen(_MODELS.value) for size in sizes]
+
+
+def main(argv: list[str]) -> None:
+    _common.no_arguments(argv)
+    title = "Predictions: Keras's predict function and tfaccel.accelerate in turns, float32"
+    name = "inference-with-plan" if _PLAN.value else "inference"
+    folder = pathlib.Path(_OUTPUT.value)
+    results = _common.Results(name, title, COLUMNS, folder, _RESUME.value)
+    _common.measure_each(results, _rows(), _measure)
+
+
+if __name__ == "__main__":
+    app.run(main)

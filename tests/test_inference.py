@@ -1,0 +1,419 @@
+"""tfaccel.accelerate: the same predictions from a model that is left as it was."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import threading
+
+import inference_models
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from inference_models import CASES, COUNT, accelerate, assert_alike, image_model, numbers
+
+import tfaccel
+from tfaccel.forward import unmarked
+from tfaccel.inference import accelerating
+
+layers = keras.layers
+winning = inference_models.winning
+CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+PLAN = ["folded_norm", "frozen_weights"]
+
+
+def state(model):
+    return [(v.path, v.numpy().tobytes()) for v in model.variables]
+
+
+def marks(model):
+    """Everything about the model that acceleration might leave a mark on."""
+    found = []
+    for layer in model._flatten_layers():
+        found.append({name: id(value) for name, value in vars(layer).items()})
+        found.append(str(layer.dtype_policy))
+        found += [list(v) for v in vars(layer).values() if isinstance(v, list)]
+    return found, state(model)
+
+
+@CASE
+def test_predictions_are_those_of_the_model(case, winning):
+    model, x = case.make()
+    if not model.built:
+        model(tf.nest.map_structure(tf.convert_to_tensor, x))
+    before = marks(model)
+    fast = accelerate(model, x, PLAN)
+    assert marks(model) == before
+    size = None if case.name == "stateful" else 5
+    # A random or stateful model gives the same only from the same state.
+    start = [v.numpy() for v in model.variables]
+    expected = model.predict(x, batch_size=size or COUNT, verbose=0)
+    for variable, value in zip(model.variables, start, strict=True):
+        variable.assign(value)
+    predict_function = model.predict_function
+    found = fast.predict(x, batch_size=size or COUNT, verbose=0)
+    tolerance = 2e-2 if case.name == "mixed_policy" else 1e-5
+    assert_alike(expected, found, tolerance, tolerance)
+    assert model.predict_function is predict_function
+    assert "predict_step" not in vars(model)
+
+
+@CASE
+def test_what_serves_a_model(case, winning):
+    """The plan is used wherever it can be, and the report says why not."""
+    model, x = case.make()
+    fast = accelerate(model, x, ["frozen_weights"])
+    reason = fast.report.trials[1].reason
+    if case.name == "stateful":
+        assert "is stateful" in reason
+    elif case.name == "random":
+        assert "writes to" in reason and fast.report.trials[1].outcome is tfaccel.Outcome.FAILED
+    elif case.name == "words":
+        assert fast.plan.names == ("frozen_weights",) or "no weights" in reason
+    else:
+        assert fast.plan.names == ("frozen_weights",), reason
+        assert fast.report.trials[1].drift.output < 1e-2
+    assert fast.report.predicts
+
+
+def test_auto_tries_what_serves_predictions(winning):
+    model, x = image_model(), numbers(8, 8, 3)
+    before = marks(model)
+    fast = accelerate(model, x, excludes=["kernels", "xla"], max_tuning_seconds=1e6)
+    assert marks(model) == before
+    tried = {name for one in fast.report.trials for name in one.plan.names}
+    assert {"folded_norm", "frozen_weights", "fused_norm"} <= tried
+    assert not tried & {"fused_optimizer", "step_batching", "recompute", "kernels", "xla"}
+    assert fast.report.trials[0].outcome is tfaccel.Outcome.BASELINE
+    assert fast.plan == fast.report.plan and not fast.plan.is_baseline
+    assert_alike(model.predict(x, verbose=0), fast.predict(x, verbose=0))
+
+
+def test_the_clock_decides(clock, monkeypatch):
+    """By a clock that moves the same at every reading nothing is faster."""
+    model, x = image_model(), numbers(8, 8, 3)
+    clock.step = 0.01
+    timed = functools.partial(accelerating.make_settings, clock=clock)
+    monkeypatch.setattr(accelerating, "make_settings", timed)
+    fast = accelerate(model, x, includes=PLAN)
+    assert fast.plan.is_baseline
+    assert "model's own function, unchanged" in fast.report.summary()
+    assert fast.report.speedup == 1.0
+    assert_alike(model.predict(x, verbose=0), fast.predict(x, verbose=0), 0, 0)
+
+
+def test_the_table_is_printed(capsys):
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    accelerate(model, numbers(3), ["frozen_weights"], verbose=1)
+    printed = capsys.readouterr().out
+    assert "frozen_weights" in printed and "baseline" in printed and "tfaccel: Pred" in printed
+
+
+def test_the_plan_of_a_training_serves(winning):
+    plan = tfaccel.Plan((tfaccel.passes.FusedNorm(), tfaccel.passes.FusedOptimizer()))
+    fast = accelerate(image_model(), numbers(8, 8, 3), plan)
+    assert fast.plan.names == ("fused_norm",)
+
+
+# Feeding.
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return numbers(4, seed=index), np.zeros(COUNT)
+
+
+def _generator():
+    return ((numbers(4, seed=index),) for index in range(5))
+
+
+FEEDS = {
+    "array": lambda: {"x": numbers(4)},
+    "array of doubles": lambda: {"x": numbers(4).astype("float64"), "batch_size": 5},
+    "tensor": lambda: {"x": tf.constant(numbers(4)), "batch_size": 7},
+    "dataset": lambda: {"x": tf.data.Dataset.from_tensor_slices(numbers(4)).batch(5)},
+    "dataset with labels": lambda: {
+        "x": tf.data.Dataset.from_tensor_slices((numbers(4), np.zeros(COUNT))).batch(4),
+        "steps": 2,
+    },
+    "PyDataset": lambda: {"x": Batches()},
+    "generator": lambda: {"x": _generator(), "steps": 3},
+}
+
+
+@pytest.mark.parametrize("feed", FEEDS.values(), ids=FEEDS)
+@pytest.mark.parametrize("validate", [False, True])
+def test_whatever_predict_takes(feed, validate, winning):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    fast = accelerate(model, numbers(4), PLAN[1:])
+    expected = model.predict(**feed(), verbose=0)
+    assert_alike(expected, fast.predict(**feed(), verbose=0, validate=validate))
+    if validate:
+        assert fast.findings.ok and fast.findings.samples == len(expected)
+
+
+SAMPLES = {
+    "dataset": lambda: tf.data.Dataset.from_tensor_slices(numbers(4)).batch(5),
+    "dataset with labels": lambda: tf.data.Dataset.from_tensors((numbers(4), np.zeros(COUNT))),
+    "PyDataset": Batches,
+    "array of doubles": lambda: numbers(4).astype("float64"),
+    "large array": lambda: np.zeros((50, 4), "float32"),
+}
+
+
+@pytest.mark.parametrize(("name", "sample"), SAMPLES.items(), ids=SAMPLES)
+def test_samples(name, sample):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    fast = accelerate(model, sample(), "baseline")
+    size = {"dataset": 5, "large array": 50}.get(name, COUNT)
+    assert fast._sample.shape == (size, 4) and fast._sample.dtype == tf.float32
+
+
+@pytest.mark.parametrize(
+    ("sample", "error", "message"),
+    [
+        ((x for x in [numbers(4)]), TypeError, "`sample` must be arrays.*Received: generator"),
+        ("x.npy", TypeError, "`sample` must be arrays.*Received: str"),
+        (None, TypeError, "`sample` must be arrays.*Received: NoneType"),
+        (3.0, TypeError, "`sample` must be arrays.*Received: float"),
+        (numbers(4)[:0], ValueError, "`sample` must hold at least one sample"),
+        (tf.data.Dataset.from_tensors(numbers(4)).take(0), ValueError, "at least one sample"),
+    ],
+    ids=["generator", "path", "nothing", "number", "empty", "empty dataset"],
+)
+def test_wrong_samples_are_told_so(sample, error, message):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    with pytest.raises(error, match=message):
+        accelerate(model, sample)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"plan": "fast"}, ValueError, "`plan` must be"),
+        ({"includes": ["no_such"]}, ValueError, "No pass is called 'no_such'"),
+        ({"excludes": "xla"}, TypeError, "`excludes` must be a list"),
+        ({"tolerance": -1}, ValueError, "`tolerance` must be positive"),
+        ({"max_tuning_seconds": -1}, ValueError, "`max_tuning_seconds` must not"),
+        ({"cache_dir": True}, TypeError, "`cache_dir` must be"),
+    ],
+)
+def test_wrong_arguments_are_told_so(arguments, error, message):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    with pytest.raises(error, match=message):
+        tfaccel.accelerate(model, numbers(4), **arguments)
+
+
+def test_what_is_no_model_is_told_so():
+    with pytest.raises(TypeError, match="`model` must be a keras.Model. Received: Dense"):
+        accelerate(layers.Dense(2), numbers(4))
+
+
+def test_a_batch_that_the_model_can_not_take_is_the_users_error(winning):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    with pytest.raises(ValueError, match="incompatible"):
+        accelerate(model, numbers(7))
+    fast = accelerate(model, numbers(4), PLAN[1:])
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="incompatible"):
+        fast.predict(numbers(7), verbose=0)
+    assert not fast.plan.is_baseline  # the plan is not to blame
+    with pytest.raises(NameError):  # as Keras does
+        fast.predict(numbers(4)[:0], verbose=0)
+
+
+def test_callbacks_see_what_they_saw(winning):
+    seen = []
+    callback = keras.callbacks.LambdaCallback()
+    callback.on_predict_batch_end = lambda batch, logs=None: seen.append(logs["outputs"].shape)
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    fast = accelerate(model, numbers(4), PLAN[1:])
+    fast.predict(numbers(4), batch_size=5, verbose=0, callbacks=[callback])
+    assert seen == [(5, 2), (5, 2), (2, 2)]
+
+
+def test_a_call_gives_tensors(winning):
+    model, x = inference_models._several_inputs_and_outputs()
+    fast = accelerate(model, x, PLAN[1:])
+    found = fast({key: value.astype("float64")[:3] for key, value in x.items()})
+    assert isinstance(found["u"], tf.Tensor) and found["u"].dtype == tf.float32
+    assert_alike(model.predict_on_batch({k: v[:3] for k, v in x.items()}), found)
+
+
+# Trials that go wrong.
+
+
+@dataclasses.dataclass(frozen=True)
+class Failing(tfaccel.Pass):
+    name = "failing_to_predict"
+
+    def refusal(self, workload):
+        return None
+
+    @contextlib.contextmanager
+    def applied(self, workload):
+        yield
+        raise RuntimeError("this can't be traced")
+
+
+@dataclasses.dataclass(frozen=True)
+class Skewed(tfaccel.Pass):
+    """Outputs are off by a factor, or where inputs are large NaN."""
+
+    name = "skewed_predictions"
+    factor: float = 1.01
+    limit: float = math.inf
+
+    def refusal(self, workload):
+        return None
+
+    @contextlib.contextmanager
+    def applied(self, workload):
+        own = workload.model.predict_step
+
+        def predict_step(data):
+            y = own(data)
+            return tf.where(tf.abs(data[0][:, :1]) > self.limit, math.nan, y * self.factor)
+
+        vars(workload.model)["predict_step"] = predict_step
+        try:
+            yield
+        finally:
+            del vars(workload.model)["predict_step"]
+
+
+def test_a_candidate_that_fails_is_reported(winning):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    names = ["failing_to_predict", "frozen_weights"]
+    fast = accelerate(model, numbers(4), includes=names, max_tuning_seconds=1e6)
+    outcomes = {one.plan.names: one for one in fast.report.trials}
+    assert outcomes["failing_to_predict",].outcome is tfaccel.Outcome.FAILED
+    assert "this can't be traced" in outcomes["failing_to_predict",].reason
+    assert fast.plan.names == ("frozen_weights",)
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "used"), [(None, False), (1e-3, False), (0.05, True)], ids=str
+)
+def test_outputs_that_differ_are_found(tolerance, used, winning):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    fast = accelerate(model, numbers(4), [Skewed()], tolerance=tolerance)
+    tried = fast.report.trials[1]
+    assert tried.drift.output == pytest.approx(0.01, rel=1e-3)
+    assert (fast.plan.names == ("skewed_predictions",)) == used
+    if not used:
+        assert tried.outcome is tfaccel.Outcome.UNFAITHFUL
+        assert "output off by 0.01 (output)" in tried.reason
+    assert "1.0e-02" in fast.report.to_markdown()
+
+
+def test_outputs_that_turn_nan_are_found(winning):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    fast = accelerate(model, numbers(4), [Skewed(1.0, limit=0.5)])
+    assert fast.report.trials[1].outcome is tfaccel.Outcome.UNFAITHFUL
+    assert "not finite" in fast.report.trials[1].reason
+
+
+def test_a_plan_that_fails_later_is_left(winning, monkeypatch):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    fast = accelerate(model, numbers(4), PLAN[1:])
+    monkeypatch.setattr(fast._function, "_function", lambda batch: 1 / 0)
+    with pytest.warns(RuntimeWarning, match="model's own function: frozen_weights failed: Zero"):
+        found = fast.predict(numbers(4), verbose=0)
+    assert_alike(model.predict(numbers(4), verbose=0), found)
+    assert fast.plan.is_baseline
+
+
+def test_a_model_that_runs_eagerly_is_left_alone():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    model.compile(run_eagerly=True)
+    fast = accelerate(model, numbers(4))
+    assert "run_eagerly" in fast.report.note and not fast.report.trials
+    assert_alike(model.predict(numbers(4), verbose=0), fast.predict(numbers(4), verbose=0))
+
+
+def test_a_model_under_a_strategy_is_left_alone():
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    fast = accelerate(model, numbers(4))
+    assert "OneDeviceStrategy" in fast.report.note
+    assert_alike(model.predict(numbers(4), verbose=0), fast.predict(numbers(4), verbose=0))
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="it runs on a GPU")
+@pytest.mark.parametrize("plan", ["auto", ["layout"]], ids=str)
+def test_a_model_that_can_not_run_here_is_rescued(plan):
+    """On a CPU without oneDNN there is no channels_first convolution."""
+    first = keras.Sequential(
+        [keras.Input((3, 6, 6)), layers.Conv2D(4, 3, data_format="channels_first")]
+    )
+    last = keras.Sequential([keras.Input((6, 6, 3)), layers.Conv2D(4, 3)])
+    last.set_weights(first.get_weights())
+    x = numbers(3, 6, 6)
+    fast = accelerate(first, x, plan, max_tuning_seconds=1)
+    expected = np.moveaxis(last.predict(np.moveaxis(x, 1, -1), verbose=0), -1, 1)
+    assert_alike(expected, fast.predict(x, verbose=0))
+    if fast.plan.names == ("layout",) and "can't run" in fast.report.note:
+        assert not fast.report.trials
+
+
+# The cache.
+
+
+def test_what_wins_is_remembered(tmp_path, winning):
+    def fresh():
+        keras.utils.set_random_seed(0)
+        return keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+
+    arguments = {"includes": PLAN, "cache_dir": tmp_path, "max_tuning_seconds": 1e6}
+    first = accelerate(fresh(), numbers(4), **arguments)
+    second = accelerate(fresh(), numbers(4), **arguments)
+    assert first.plan == second.plan == tfaccel.Plan((tfaccel.passes.FrozenWeights(),))
+    assert second.report.note == "From the cache." and second.report.predicts
+    assert_alike(first.predict(numbers(4), verbose=0), second.predict(numbers(4), verbose=0))
+    other = accelerate(fresh(), numbers(4)[:3], **arguments)
+    assert "cache" not in other.report.note
+
+
+def test_what_is_remembered_is_compared_again(tmp_path, winning):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    arguments = {"includes": ["skewed_predictions"], "cache_dir": tmp_path}
+    loose = accelerate(model, numbers(4), **arguments, tolerance=0.5)
+    assert loose.plan.names == ("skewed_predictions",)
+    (file,) = tmp_path.glob("*.json")
+    strict = accelerate(model, numbers(4), **arguments)
+    assert strict.plan.is_baseline
+    (other,) = set(tmp_path.glob("*.json")) - {file}
+    key = other.stem
+    other.write_text(file.read_text().replace(file.stem, key))
+    again = accelerate(model, numbers(4), **arguments)
+    assert again.plan.is_baseline
+    assert "in the cache, but does not serve now: output off" in again.report.note
+
+
+# Threads.
+
+
+def test_predictions_from_several_threads(winning):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    fast = accelerate(model, numbers(4), PLAN[1:])
+    with unmarked(model):
+        expected = model.predict(numbers(4), verbose=0)
+    fast(numbers(4)[:5]), fast(numbers(4)[:2])
+    before = model.predict_function
+    found, threads = [], []
+    for validate in (False, True, False, True):
+        options = {"batch_size": 5, "verbose": 0, "validate": validate}
+        run = lambda o=options: found.append(fast.predict(numbers(4), **o))  # noqa: E731
+        threads.append(threading.Thread(target=run))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for one in found:
+        assert_alike(expected, one)
+    assert model.predict_function is before

@@ -1,0 +1,97 @@
+"""Looks at batches and predictions as they pass."""
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.data._components import Component, Role
+from tfaccel.data._log import Log
+from tfaccel.data._values import examine, examine_parts
+from tfaccel.data.findings import Findings
+from tfaccel.data.rules import Rules
+
+_NAME = "prediction"
+
+
+class Watch:
+    """Looks for NaN and Inf in what a model is given and in what it predicts.
+
+    Args:
+        source: what is looked at, in words.
+    """
+
+    def __init__(self, source: str = "predictions"):
+        self._log = Log(source)
+        self._rules = Rules()
+        self._batches = 0
+        self._repaired = 0
+
+    def look(self, inputs: list[Any], outputs: Any) -> None:
+        """Looks at batches and at what was predicted for them.
+
+        Args:
+            inputs: batches of inputs, one after another.
+            outputs: the predictions for all of them.
+        """
+        start = end = self._log.samples
+        for x in inputs:
+            count = _rows(x)
+            indices = range(end, end + count)
+            examine((x,), self._rules, self._log, indices=indices, number=self._batches)
+            self._batches, end = self._batches + 1, end + count
+        predicted = [part for part in _parts(outputs) if part.value.shape.rank]
+        if end > start and predicted:
+            examine_parts(predicted, self._rules, self._log, indices=range(start, end))
+        self._log.count(samples=end - start)
+
+    def repaired(self, inputs: list[Any]) -> None:
+        """What was predicted first was not finite, and something else was handed on."""
+        self._repaired += sum(map(_rows, inputs))
+
+    def findings(self) -> Findings:
+        """What was found."""
+        return self._log.findings()
+
+    def tell(self) -> Findings:
+        """Warns of what was found, and gives it."""
+        found = self.findings()
+        count = sum(found.counts.values())
+        said = []
+        if count:
+            first = found.faults[0]
+            said.append(
+                f"{count} fault{'s' * (count > 1)} in inputs and predictions; the first: "
+                f"{first.where}: {first.reason}. `.findings` has all, and nothing was left out"
+            )
+        if self._repaired:
+            said.append(
+                f"the plan's predictions for {self._repaired} samples had NaN or Inf where the "
+                "model's own function has none: its predictions were taken for these batches"
+            )
+        if said:
+            warnings.warn(f"tfaccel: {'; '.join(said)}.", RuntimeWarning, stacklevel=3)
+        return found
+
+
+def is_finite(outputs: Any) -> bool:
+    """Whether no floating-point number in a structure of tensors is NaN or Inf."""
+    leaves = tf.nest.flatten(outputs, expand_composites=True)
+    floats = [leaf for leaf in leaves if tf.as_dtype(leaf.dtype).is_floating]
+    return all(bool(tf.reduce_all(tf.math.is_finite(leaf))) for leaf in floats)
+
+
+def _rows(x: Any) -> int:
+    for leaf in tf.nest.flatten(x):
+        if getattr(leaf, "shape", None) is not None and len(leaf.shape):
+            return int(leaf.shape[0] if leaf.shape[0] is not None else np.shape(leaf)[0])
+    return 0
+
+
+def _parts(outputs: Any) -> list[Component]:
+    return [
+        Component(_NAME + "".join(f"[{step!r}]" for step in path), _NAME, Role.LABEL, leaf)
+        for path, leaf in keras.tree.flatten_with_path(outputs)
+    ]

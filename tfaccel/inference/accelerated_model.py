@@ -1,0 +1,187 @@
+"""AcceleratedModel: a model's predictions under a plan."""
+
+import collections
+import os
+import threading
+import warnings
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.data.findings import Findings
+from tfaccel.data.watching import Watch, is_finite
+from tfaccel.inference.predict_function import PredictFunction, own_function
+from tfaccel.inference.sample import as_tensors
+from tfaccel.inference.saved import save
+from tfaccel.plan import Plan
+from tfaccel.report import Report
+from tfaccel.scoped import SharedContext, instance_attribute
+from tfaccel.workload import shapes
+
+# How often a batch of another size must come before it is worth compiling for.
+_TIMES = 3
+
+
+class AcceleratedModel:
+    """What `tfaccel.accelerate` gives: the same predictions, faster.
+
+    Whatever fails goes on with the model's own function, with a warning. A plan whose
+    parts XLA compiles for each size serves the sample's size at once, and another one from
+    its third batch on; until then the model's own function predicts those (the rest at the end
+    of the data is such a batch).
+
+    Under a plan with `frozen_weights` the weights are those of the time of the call; under
+    another one they are the model's present ones. `refresh` takes the present ones in any
+    case.
+
+    Attributes:
+        model: the model, as it was.
+        report: what was tried, and what it won.
+        findings: what the last `predict(validate=True)` found; None before.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        sample: Any,
+        report: Report,
+        own: Any,
+        function: PredictFunction | None,
+    ):
+        self.model = model
+        self.report = report
+        self.findings: Findings | None = None
+        self._sample = sample
+        self._own = own
+        self._function = function
+        self._times: collections.Counter[Any] = collections.Counter()
+        self._lock, self._watching = threading.Lock(), threading.Lock()
+        self._in_place = SharedContext(
+            lambda: instance_attribute(self.model, "predict_function", self._run)
+        )
+
+    @property
+    def plan(self) -> Plan:
+        """What predictions are made under; `Plan()` for the model's own function."""
+        return Plan() if self._function is None else self._function.plan
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+        *,
+        validate: bool = False,
+    ) -> Any:
+        """What `model.predict` gives, in the same structure.
+
+        It is Keras's own `predict` with another function inside.
+
+        Args:
+            x, batch_size, verbose, steps, callbacks: as for `model.predict`.
+            validate: whether to look for NaN and Inf in inputs and predictions. What is found is
+                in `findings`, with a warning; nothing is left out. Where the inputs' predictions
+                are finite by the model's own function alone, those are given.
+
+        Example:
+
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> x = np.ones((8, 2), "float32")
+        >>> fast = tfaccel.accelerate(model, x, "baseline", verbose=0)
+        >>> fast.predict(x, verbose=0, validate=True).shape, fast.findings.ok
+        ((8, 1), True)
+        """
+        if not validate:
+            with self._in_place:
+                return self.model.predict(x, batch_size, verbose, steps, callbacks)
+        watch = Watch()
+
+        def watched(data: Any) -> Any:
+            outputs = self._checked(data, watch)
+            watch.look([keras.utils.unpack_x_y_sample_weight(one)[0] for one in data], outputs)
+            return outputs
+
+        place = instance_attribute(self.model, "predict_function", watched)
+        with self._watching, self._in_place, place:
+            predicted = self.model.predict(x, batch_size, verbose, steps, callbacks)
+        self.findings = watch.tell()
+        return predicted
+
+    def __call__(self, x: Any) -> Any:
+        """Predictions for one batch, as tensors.
+
+        Args:
+            x: inputs of the sample's structure, of any number of samples.
+        """
+        return self._run([keras.utils.pack_x_y_sample_weight(as_tensors(x))])
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Writes a SavedModel that predicts under the plan.
+
+        `tf.saved_model.load(path).serve(x)` and `keras.layers.TFSMLayer(path, "serve")` take
+        batches of any size, in a process without tfaccel. It is made for machines like this
+        one: kernels were chosen here, and what XLA compiles needs a TensorFlow with XLA.
+
+        Args:
+            path: a folder.
+        """
+        save(self.model, self._function, self._sample, path)
+
+    def refresh(self) -> None:
+        """Takes the model as it is now: its weights, and whatever else was changed in it.
+
+        Nothing is tried again: a model with other layers wants another `accelerate`.
+        """
+        self._own = own_function(self.model)
+        if self._function is not None:
+            self._function = self._function.again()
+            self._times.clear()
+
+    def _run(self, data: Any) -> Any:
+        """A list of batches as Keras hands them over, by the plan where it serves them."""
+        function = self._function
+        if function is None or not self._serves(function, data):
+            return self._own(data)
+        try:
+            return function(data)
+        except Exception as error:
+            # Raises what the user would see anyway, if the batch is at fault.
+            outputs = self._own(data)
+            self._abandon(function, error)
+            return outputs
+
+    def _serves(self, function: PredictFunction, data: Any) -> bool:
+        if any(isinstance(leaf, tf.experimental.Optional) for leaf in tf.nest.flatten(data)):
+            return False
+        # Where XLA compiles the model's own function too, there is no way around it.
+        if not function.compiles_sizes or self.model.jit_compile:
+            return True
+        sizes = shapes(data)
+        if sizes == shapes([(self._sample,)]):
+            return True
+        with self._lock:
+            self._times[sizes] += 1
+            return self._times[sizes] >= _TIMES
+
+    def _abandon(self, function: PredictFunction, error: Exception) -> None:
+        self._function = None
+        warnings.warn(
+            f"tfaccel goes on with the model's own function: {function.plan} failed: "
+            f"{type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+    def _checked(self, data: Any, watch: Watch) -> Any:
+        """Predictions, by the model's own function where that alone finds finite ones."""
+        outputs = self._run(data)
+        if self._function is None or is_finite(outputs):
+            return outputs
+        own = self._own(data)
+        if not is_finite(own):
+            return outputs
+        watch.repaired([keras.utils.unpack_x_y_sample_weight(one)[0] for one in data])
+        return own

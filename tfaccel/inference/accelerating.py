@@ -1,0 +1,203 @@
+"""accelerate: the fastest faithful way to make a model's predictions."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel import passes
+from tfaccel.cache import workload_key
+from tfaccel.forward import unmarked
+from tfaccel.inference.accelerated_model import AcceleratedModel
+from tfaccel.inference.bench import InferenceBench
+from tfaccel.inference.predict_function import PredictFunction, own_function
+from tfaccel.inference.sample import first_batch, spec_of
+from tfaccel.numerics import Tolerance
+from tfaccel.plan import Pass, Plan
+from tfaccel.report import Report, show
+from tfaccel.rescue import rescue, rescuers
+from tfaccel.settings import Settings, make_settings
+from tfaccel.state import Snapshot
+from tfaccel.timing import Clock, timed
+from tfaccel.trial import Outcome
+from tfaccel.tuner import baseline_trial, one_plan, tune_workload
+from tfaccel.workload import Workload, default_strategy
+
+# Calls of the model's own function that are timed first. The first is traced.
+_OWN_CALLS = 3
+
+
+def accelerate(
+    model: keras.Model,
+    sample: Any,
+    plan: Plan | Sequence[str | Pass] | str | os.PathLike[str] = "auto",
+    *,
+    includes: Collection[str] | None = None,
+    excludes: Collection[str] = (),
+    tolerance: Tolerance | float | None = None,
+    max_tuning_seconds: float = 120.0,
+    cache_dir: str | os.PathLike[str] | bool | None = None,
+    verbose: int = 1,
+) -> AcceleratedModel:
+    """Finds the fastest faithful way to make a model's predictions.
+
+    Plans are tried on the sample, in turns with Keras's own predict function, and their
+    outputs are compared with its outputs. Where none is faster, the model's own function
+    is used. The model itself is not changed; one that is not built yet is built, as its
+    `predict` would build it.
+
+    Args:
+        model: any Keras model, compiled or not.
+        sample: a batch of inputs as predictions will have it, in whatever form
+            `model.predict` takes, or a `tf.data.Dataset` or PyDataset, whose first batch is
+            taken. Give it the size that matters: what is fastest for 32 samples may not be
+            for one.
+        plan: `"auto"`, or one plan to measure against the model's own function. Passes that
+            change training alone are left out of it, so that the plan of a training
+            serves here.
+        includes, excludes: names of the passes to try (docs/inference.md), less those of
+            training alone.
+        tolerance: how far outputs may be off, relatively; None for 1e-4 in float32, 1e-2
+            in float16 and 5e-2 in bfloat16.
+        max_tuning_seconds, cache_dir, verbose: as in `AccelCallback`. There is no
+            `tuning_share`, as there is no training to take a share of.
+
+    Returns:
+        The model to predict with.
+
+    Raises:
+        TypeError: `model` is no Keras model, or `sample` nothing that can be predicted.
+        ValueError: `sample` is empty, or an argument breaks its rule.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)])
+    >>> x = np.ones((32, 4), "float32")
+    >>> fast = tfaccel.accelerate(model, x, max_tuning_seconds=5, cache_dir=False, verbose=0)
+    >>> fast.predict(x, verbose=0).shape
+    (32, 1)
+    """
+    settings = _settings(
+        plan,
+        includes=includes,
+        excludes=excludes,
+        tolerance=tolerance,
+        max_tuning_seconds=max_tuning_seconds,
+        cache_dir=cache_dir,
+    )
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
+    x = first_batch(model, sample)
+    found = _accelerated(model, x, settings)
+    if verbose:
+        show(found.report)
+    return found
+
+
+def _settings(plan: Any, **arguments: Any) -> Settings:
+    """What the user asked for, less what serves training alone."""
+    settings = make_settings(plan, tuning_share=None, **arguments)
+    names, plan = settings.names, settings.plan
+    if arguments["includes"] is None:
+        more = (item.name for item in passes.INFERENCE_PASSES)
+        names += tuple(name for name in more if name not in arguments["excludes"])
+    if plan is not None:
+        plan = Plan(tuple(item for item in plan.passes if item.serves_validation))
+    of_training = {item.name for item in passes.PASSES if not item.serves_validation}
+    names = tuple(name for name in names if name not in of_training)
+    return dataclasses.replace(settings, plan=plan, names=names, reserve=())
+
+
+def _accelerated(model: keras.Model, x: Any, settings: Settings) -> AcceleratedModel:
+    stopped = _hindrance(model)
+    if stopped:
+        report = Report((), Plan(), note=stopped, predicts=True)
+        return AcceleratedModel(model, x, report, own_function(model), None)
+    if not model.built:
+        model(x)  # makes the variables, as the first batch to be predicted would
+    with unmarked(model):
+        return _tried(model, x, settings)
+
+
+def _tried(model: keras.Model, x: Any, settings: Settings) -> AcceleratedModel:
+    # As Keras hands it over, so that its predictions meet the trace that is made here.
+    batch = keras.utils.pack_x_y_sample_weight(keras.tree.lists_to_tuples(x))
+    workload = Workload(model, (batch,), spec_of(batch), training=False)
+    state = Snapshot.of(workload)
+    own, function = own_function(model), None
+    try:
+        workload = _timed(workload, own, settings.clock)
+    except tf.errors.OpError as error:
+        found = _rescued(workload, error, settings)
+        if found is None:
+            raise
+        report, function = found
+    else:
+        state.restore()
+        with InferenceBench(workload, own, settings.clock, settings.tolerance) as bench:
+            report = dataclasses.replace(_report(workload, bench, settings), predicts=True)
+            kept = not report.plan.is_baseline
+            function = bench.step_function(report.plan) if kept else None
+    finally:
+        state.restore()
+    return AcceleratedModel(model, x, report, own, function)
+
+
+def _hindrance(model: keras.Model) -> str:
+    """What makes acceleration impossible from the start; empty when nothing does."""
+    if model.run_eagerly:
+        return "The model runs eagerly (run_eagerly=True), so there is nothing compiled."
+    if model.distribute_strategy is not default_strategy():
+        name = type(model.distribute_strategy).__name__
+        return f"Predictions under {name} are left as they are."
+    return ""
+
+
+def _timed(workload: Workload, own: Callable[[Any], Any], clock: Clock) -> Workload:
+    """The workload with the times of the model's own function."""
+    call = functools.partial(own, list(workload.batches))
+    first, *others = [timed(call, clock) for _ in range(_OWN_CALLS)]
+    return dataclasses.replace(workload, first_step_seconds=first, step_seconds=min(others))
+
+
+def _rescued(
+    workload: Workload, error: Exception, settings: Settings
+) -> tuple[Report, PredictFunction] | None:
+    """How to predict where the model's own function can't run here."""
+    able = rescuers(workload, settings.considered, settings.plan)
+    report = rescue(able, error, settings.plan)
+    if report is None:
+        return None
+    report = dataclasses.replace(report, predicts=True)
+    return report, PredictFunction(workload, report.plan)
+
+
+def _report(workload: Workload, bench: InferenceBench, settings: Settings) -> Report:
+    if settings.plan is not None and settings.plan.is_baseline:
+        return Report((baseline_trial(workload),), Plan())
+    if settings.plan is not None:
+        return one_plan(settings.plan, workload, bench)
+    key = workload_key(workload, settings.considered, settings.tolerance)
+    known = settings.cache.load(key) if settings.cache else None
+    if known is not None:
+        return _remembered(known, bench)
+    budget = settings.budget.seconds(workload)
+    report = tune_workload(workload, bench, settings.names, budget, reserve=())
+    if settings.cache:
+        settings.cache.save(key, report)
+    return report
+
+
+def _remembered(report: Report, bench: InferenceBench) -> Report:
+    """A report from the cache. Its plan is compared with these weights; it is not timed again."""
+    note = "From the cache."
+    if not report.plan.is_baseline:
+        trial = bench.check(report.plan)
+        if trial.outcome is not Outcome.FASTER:
+            note = f"{report.plan} is in the cache, but does not serve now: {trial.reason}."
+            return Report((baseline_trial(bench.workload), trial), Plan(), note=note)
+    return dataclasses.replace(report, note=note, tuning_seconds=0.0)

@@ -1,0 +1,93 @@
+"""A predict function under a plan, and Keras's own."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel import passes
+from tfaccel.forward import unmarked
+from tfaccel.plan import Plan
+from tfaccel.scoped import SharedContext, instance_attribute
+from tfaccel.workload import Workload
+
+# How TensorFlow marks a call of what XLA is to compile.
+_COMPILED = "_XlaMustCompile"
+
+
+class PredictFunction:
+    """A function like `model.predict_function`, traced under a plan.
+
+    It runs the model's `predict_step`, the user's own where there is one. The passes are
+    entered whenever it is traced, and the model has no mark of that afterwards.
+
+    Args:
+        workload: the model, built, and what passes need to know.
+        plan: what to apply.
+
+    Attributes:
+        plan: what it was made for.
+        compiles_sizes: whether XLA compiles some of it anew for each size; known once it ran.
+    """
+
+    def __init__(self, workload: Workload, plan: Plan):
+        self.plan = plan
+        self.compiles_sizes = False
+        self._workload = workload = workload.for_step()
+        self._under_plan = SharedContext(lambda: plan.applied(workload))
+        self._function = tf.function(self.step, reduce_retracing=True, autograph=False)
+        with unmarked(workload.model), self._under_plan:
+            pass  # what passes keep is made now and not in a trace: weights as they are, variables
+
+    def __call__(self, data: Any) -> Any:
+        """Predicts a list of batches, as Keras hands them over; one for each step of a call."""
+        # Inputs alone come in a tuple or not; that must not mean another trace.
+        batches = [batch if isinstance(batch, tuple) else (batch,) for batch in data]
+        parts = [self._function(batch) for batch in batches]
+        if len(parts) == 1:
+            return parts[0]
+        return tf.nest.map_structure(lambda *pieces: tf.concat(pieces, 0), *parts)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the weights are constants."""
+        return passes.FrozenWeights.name in self.plan.names
+
+    @property
+    def layers(self) -> list[keras.layers.Layer]:
+        """The model and every layer in it."""
+        return self._workload.layers
+
+    def again(self) -> "PredictFunction":
+        """The same for the model as it is now."""
+        # Layers are looked up anew.
+        made = PredictFunction(dataclasses.replace(self._workload), self.plan)
+        made.compiles_sizes = self.compiles_sizes
+        return made
+
+    def step(self, batch: Any) -> Any:
+        """One `predict_step` under the plan; to be traced."""
+        model = self._workload.model
+        with unmarked(model), self._under_plan:
+            step = model.predict_step
+            if model.jit_compile:
+                step = tf.function(step, jit_compile=True, autograph=False)
+            outputs = step(batch)
+        graph = tf.compat.v1.get_default_graph()
+        self.compiles_sizes |= any(map(_is_compiled, graph.get_operations()))
+        return outputs
+
+
+def _is_compiled(operation: tf.Operation) -> bool:
+    if not operation.type.endswith("PartitionedCall"):
+        return False  # a constant's attributes would be megabytes
+    attributes = operation.node_def.attr
+    return _COMPILED in attributes and attributes[_COMPILED].b
+
+
+def own_function(model: keras.Model) -> Any:
+    """Keras's own predict function for a model, which keeps the one that it has."""
+    with instance_attribute(model, "predict_function", None):
+        model.make_predict_function(force=True)
+        return model.predict_function

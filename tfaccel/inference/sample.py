@@ -1,0 +1,113 @@
+"""The batch by which plans for predictions are timed and compared."""
+
+import collections.abc
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.forward import unmarked
+from tfaccel.scoped import instance_attribute
+
+# By how much of its own spread a number is moved in a sample that is changed.
+_MOVED = 0.05
+_KINDS = (
+    "arrays or tensors as for `model.predict` (also in lists or dicts), a tf.data.Dataset of "
+    "batches, or a PyDataset"
+)
+
+_EMPTY = "`sample` must hold at least one sample. Received: none"
+
+
+def first_batch(model: keras.Model, sample: Any) -> Any:
+    """The inputs of one batch, as the tensors that `model.predict` would feed.
+
+    Keras's own `predict` is asked for them: it hands a batch to `predict_function`.
+
+    Args:
+        model: nothing of it is run or changed.
+        sample: whatever `predict` takes, and can begin anew. All of an array is one batch.
+
+    Raises:
+        TypeError: `sample` is of another kind.
+        ValueError: there is nothing in it.
+    """
+    if isinstance(sample, collections.abc.Iterator | str | bytes | None):
+        raise TypeError(f"`sample` must be {_KINDS}. Received: {type(sample).__name__}")
+    taken: list[Any] = []
+
+    def take(data: Any) -> tf.Tensor:
+        taken.append(data[0])
+        return tf.zeros([1])
+
+    batches = isinstance(sample, tf.data.Dataset | keras.utils.PyDataset)
+    size = None if batches else _length(sample)
+    if size == 0:
+        raise ValueError(_EMPTY)
+    try:
+        with unmarked(model), instance_attribute(model, "predict_function", take):
+            keras.Model.predict(model, sample, batch_size=size, steps=1, verbose=0)
+    except NameError:  # Keras's way to say that there was no batch
+        pass
+    except (TypeError, ValueError) as error:
+        kind = type(sample).__name__
+        raise TypeError(f"`sample` must be {_KINDS}. Received: {kind} ({error})") from error
+    x = keras.utils.unpack_x_y_sample_weight(taken[0])[0] if taken else None
+    if x is None or _length(x) == 0:
+        raise ValueError(_EMPTY)
+    # Lists have become tuples on the way.
+    return x if batches else keras.tree.pack_sequence_as(sample, keras.tree.flatten(x))
+
+
+def _length(x: Any) -> int | None:
+    """How many samples there are; None where that can't be told."""
+    for leaf in tf.nest.flatten(x):
+        shape = getattr(leaf, "shape", None)
+        if shape is not None and len(shape):
+            return None if shape[0] is None else int(shape[0])
+    return None
+
+
+def spec_of(x: Any) -> Any:
+    """What batches like this one are, of any number of samples."""
+
+    def spec(leaf: Any) -> Any:
+        if not isinstance(leaf, tf.Tensor):
+            return tf.type_spec_from_value(leaf)
+        return tf.TensorSpec([None, *leaf.shape[1:]] if leaf.shape.rank else [], leaf.dtype)
+
+    return tf.nest.map_structure(spec, x)
+
+
+def changed(x: Any) -> Any:
+    """Another batch of the same kind, so that no plan is right by chance.
+
+    In each place the samples' values change places. Floating-point ones are moved a little,
+    too; anything else may be an index, whose values are kept.
+    """
+    random = np.random.default_rng(0)
+
+    def change(leaf: Any) -> Any:
+        if not isinstance(leaf, tf.Tensor) or not leaf.shape.rank:
+            return leaf
+        values = random.permuted(leaf.numpy(), axis=0)
+        if leaf.dtype.is_floating:
+            noise = random.normal(size=values.shape) * _MOVED * np.std(values.astype(np.float64))
+            values = (values + noise).astype(values.dtype)
+        return tf.constant(values, leaf.dtype)
+
+    return tf.nest.map_structure(change, x)
+
+
+def as_tensors(x: Any) -> Any:
+    """Inputs as `predict` has them: tensors, NumPy's floating-point numbers in `floatx`."""
+
+    def tensor(leaf: Any) -> Any:
+        if leaf is None or tf.is_tensor(leaf):
+            return leaf
+        array = np.asarray(leaf)
+        floats = array.dtype.kind == "f"
+        return tf.convert_to_tensor(array.astype(keras.config.floatx()) if floats else array)
+
+    return tf.nest.map_structure(tensor, keras.tree.lists_to_tuples(x))
