@@ -1,9 +1,8 @@
 """Trials of training steps: timed on kept batches, compared gradient by gradient."""
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from tfaccel import numerics
@@ -12,7 +11,6 @@ from tfaccel.feed import kept
 from tfaccel.numerics import Drift, Observation, Tolerance
 from tfaccel.plan import Plan
 from tfaccel.probe import Probe
-from tfaccel.state import Snapshot
 from tfaccel.step import BuiltStep, StepFunction, build_step
 from tfaccel.timing import Clock
 from tfaccel.trial import Contest, Outcome, Trial, compute_dtype
@@ -50,18 +48,9 @@ class Bench(Contest):
         self._dataset = kept(
             workload.batches, workload.element_spec, workload.strategy, forever=True
         )
-        self._snapshot = Snapshot.of(workload)
         self._own = baseline
         self._own_iterator = iter(self._dataset)
         self._probe = Probe(workload, self._snapshot)
-
-    def __enter__(self) -> "Bench":
-        super().__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        super().__exit__(*exception)
-        self._snapshot.restore()
 
     @functools.cached_property
     def _reference(self) -> Observation:
@@ -132,12 +121,3 @@ class Bench(Contest):
         """How far the untouched step is from itself with other random numbers and roundings."""
         other = self._probe.observe(Plan(), self._reference, otherwise=True)
         return self._consensus.same(numerics.compare(self._reference, other))
-
-    @contextlib.contextmanager
-    def _restored(self) -> Iterator[None]:
-        """The same starting point for every trial: the state and the metrics."""
-        self._snapshot.restore()
-        try:
-            yield
-        finally:
-            self._snapshot.restore()

@@ -8,7 +8,7 @@ import gc
 import logging
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import tensorflow as tf
 
@@ -17,6 +17,7 @@ from tfaccel.consensus import Consensus
 from tfaccel.memory import is_out_of_memory
 from tfaccel.numerics import Drift
 from tfaccel.plan import Plan
+from tfaccel.state import Snapshot
 from tfaccel.timing import Clock, Speedup
 from tfaccel.workload import Workload
 
@@ -73,11 +74,15 @@ class Trial:
         return self.outcome is Outcome.FAILED and self.reason.startswith(_OUT_OF_MEMORY)
 
 
+_Self = TypeVar("_Self", bound="Contest")
+
+
 class Contest(abc.ABC):
     """A workload set up for trials, in which plans take turns with the user's own step.
 
     What a step is, and when one is faithful, is the subclass's to say. Use as a context
-    manager.
+    manager: on leaving, the state is what it was when it was made, bit for bit, however the
+    block ends.
 
     Args:
         workload: with at least one kept batch.
@@ -90,14 +95,16 @@ class Contest(abc.ABC):
         self.workload = workload
         self.clock = clock
         self._consensus = consensus or Consensus()
+        self._snapshot = Snapshot.of(workload)
         self._functions: dict[Plan, Any] = {}
 
-    def __enter__(self) -> "Contest":
+    def __enter__(self: _Self) -> _Self:
         tf.get_logger().addFilter(_is_news)
         return self
 
     def __exit__(self, *exception: object) -> None:
         tf.get_logger().removeFilter(_is_news)
+        self._snapshot.restore()
 
     @abc.abstractmethod
     def _build(self, plan: Plan) -> Any:
@@ -119,9 +126,14 @@ class Contest(abc.ABC):
     def _judged(self, trial: Trial) -> Trial:
         """A faster trial with its drift, and UNFAITHFUL where that is too large."""
 
-    @abc.abstractmethod
-    def _restored(self) -> contextlib.AbstractContextManager[None]:
-        """The same starting point for every trial."""
+    @contextlib.contextmanager
+    def _restored(self) -> Iterator[None]:
+        """The same starting point for every trial: the state and the metrics."""
+        self._snapshot.restore()
+        try:
+            yield
+        finally:
+            self._snapshot.restore()
 
     def try_plan(self, plan: Plan, deadline: float = math.inf) -> Trial:
         """Refusals, trace, timing against the baseline, then faithfulness.

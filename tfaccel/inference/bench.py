@@ -16,7 +16,6 @@ from tfaccel.inference.sample import changed
 from tfaccel.numerics import Drift, Tolerance
 from tfaccel.plan import Plan
 from tfaccel.probe import ROUNDINGS
-from tfaccel.state import Snapshot
 from tfaccel.timing import Clock
 from tfaccel.trial import Contest, Outcome, Trial, compute_dtype, error_line
 from tfaccel.workload import Workload
@@ -49,15 +48,6 @@ class InferenceBench(Contest):
         self._own = own
         self._tolerance = tolerance
         self._data = list(workload.batches)
-        self._snapshot = Snapshot.of(workload)
-
-    def __enter__(self) -> "InferenceBench":
-        super().__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        super().__exit__(*exception)
-        self._snapshot.restore()
 
     def check(self, plan: Plan) -> Trial:
         """A trial without times, for a plan that is known to be faster."""
@@ -129,14 +119,6 @@ class InferenceBench(Contest):
         violation = self.violation(trial.plan, drift)
         outcome = Outcome.UNFAITHFUL if violation else Outcome.FASTER
         return dataclasses.replace(trial, outcome=outcome, reason=violation or "", drift=drift)
-
-    @contextlib.contextmanager
-    def _restored(self) -> Iterator[None]:
-        self._snapshot.restore()
-        try:
-            yield
-        finally:
-            self._snapshot.restore()
 
 
 def compare(reference: Outputs, candidate: Outputs) -> Drift:
