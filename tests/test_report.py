@@ -1,7 +1,9 @@
+import dataclasses
+
 import pytest
 
 from tfaccel.numerics import Drift
-from tfaccel.passes import XLA, FusedNorm
+from tfaccel.passes import XLA, FusedActivation, FusedNorm, FusedOptimizer, Kernels
 from tfaccel.plan import Plan
 from tfaccel.report import Report
 from tfaccel.timing import Speedup
@@ -64,6 +66,18 @@ def test_the_table_says_what_was_won_and_why_not(report, capsys):
     ):
         assert text in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_names_of_passes_are_not_broken_on_a_terminal(report, capsys):
+    from tfaccel.report import show
+
+    plan = Plan((FusedNorm(), FusedActivation(), FusedOptimizer(), Kernels()))
+    trial = Trial(plan, Outcome.UNFAITHFUL, "", 123.4, 12.3456, Speedup(10.0, 9.25, 12.5), Drift(1))
+    show(dataclasses.replace(report, trials=(*report.trials, trial)))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    for word in ("fused_activation", "fused_optimizer", "10.00x [9.25-12.50]", "unfaithful"):
+        assert word in shown
 
 
 def test_markdown_has_the_same_rows(report):

@@ -4,20 +4,20 @@ import dataclasses
 import json
 from typing import Any
 
-import rich.box
 import rich.console
-import rich.table
 from rich.markup import escape
 
 from tfaccel.numerics import Drift
 from tfaccel.plan import Plan
+from tfaccel.tables import markdown_table, terminal_table
 from tfaccel.timing import Speedup
 from tfaccel.trial import Outcome, Trial
 
 SCHEMA = 1
 # Lines of findings on a terminal; a deep net has one a layer.
 _SHOWN_FINDINGS = 6
-_HEADINGS = ("plan", "step", "speedup", "drift", "compile", "verdict")
+_NUMBERS = ("step", "speedup", "drift", "compile")
+_HEADINGS = ("plan", *_NUMBERS, "verdict")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,33 +137,22 @@ class Report:
 
     def to_markdown(self) -> str:
         """The table, the reasons, the summary and the findings as Markdown."""
-        lines = ["| " + " | ".join(_HEADINGS) + " |", "|" + " --- |" * len(_HEADINGS)]
-        lines += ["| " + " | ".join(cells) + " |" for cells in self.rows()]
-        lines += ["", *(f"- {r}" for r in self.reasons()), "", self.summary(), ""]
+        table = markdown_table(_HEADINGS, self.rows(), numbers=_NUMBERS)
+        lines = [table, "", *(f"- {r}" for r in self.reasons()), "", self.summary(), ""]
         found = self.findings()
         return "\n".join([*lines, *(f"- {line}" for line in found), *([""] if found else [])])
 
     def __rich__(self) -> rich.console.Group:
         shown: list[rich.console.RenderableType] = []
         if len(self.trials) > 1 and self.tuning_seconds:
-            shown += [self._table(), *(f"  {escape(r)}" for r in self.reasons()), ""]
+            chosen = [i for i, trial in enumerate(self.trials) if trial.plan == self.plan]
+            table = terminal_table(_HEADINGS, self.rows(), numbers=_NUMBERS, bold=chosen)
+            shown += [table, *(f"  {escape(r)}" for r in self.reasons()), ""]
             found = self.findings()
             shown += [f"  {escape(line)}" for line in found[:_SHOWN_FINDINGS]]
             if len(found) > _SHOWN_FINDINGS:
                 shown += [f"  ... {len(found)} lines in all: Report.findings()"]
         return rich.console.Group(*shown, escape(f"tfaccel: {self.summary()}"))
-
-    def _table(self) -> rich.table.Table:
-        table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-        for heading in _HEADINGS:
-            words = heading in ("plan", "verdict")
-            table.add_column(
-                heading, justify="left" if words else "right", no_wrap=not words, overflow="fold"
-            )
-        for trial, cells in zip(self.trials, self.rows(), strict=True):
-            chosen = trial.plan == self.plan
-            table.add_row(*map(escape, cells), style="bold" if chosen else None)
-        return table
 
 
 def show(report: Report) -> None:

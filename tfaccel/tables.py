@@ -6,6 +6,10 @@ import rich.box
 import rich.table
 from rich.markup import escape
 
+# A word up to this width stays in one piece where a column gets narrow: the longest name of
+# a pass and the plus behind it. What is longer, as a path, is broken.
+_UNBROKEN = 18
+
 
 def terminal_table(
     headings: Sequence[str],
@@ -22,12 +26,14 @@ def terminal_table(
         numbers: the headings of the columns that are set flush right.
         bold: the indices of the rows that stand out.
     """
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-    for heading in headings:
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for place, heading in enumerate(headings):
         if heading in numbers:
             table.add_column(heading, justify="right", no_wrap=True)
         else:
-            table.add_column(heading, overflow="fold")
+            words = [word for row in rows for word in row[place].split()]
+            widest = max(map(len, words), default=0)
+            table.add_column(heading, overflow="fold", min_width=min(widest, _UNBROKEN))
     for index, cells in enumerate(rows):
         table.add_row(*map(escape, cells), style="bold" if index in bold else None)
     return table

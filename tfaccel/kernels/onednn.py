@@ -31,8 +31,8 @@ _NAMES: dict[str, dict[str, str]] = {
 def _refusal(spec: CallSpec) -> Refusal | None:
     if spec.device.kind != "CPU":
         return Refusal("oneDNN's kernels are for CPUs")
-    if spec.dtype != "float32":
-        return Refusal("where TensorFlow leaves oneDNN off it is fast in float32 only")
+    if spec.dtype == "float64":
+        return Refusal("oneDNN has no float64 on CPUs")
     if spec.groups > 1:
         return Refusal("it has groups")
     if 0 in (*spec.x, *spec.w):
@@ -128,9 +128,10 @@ def _kernel(op: str, direction: Direction, fn: Callable[..., tf.Tensor]) -> Kern
         op=op,
         direction=direction,
         name="onednn",
-        fn=unless_empty,
+        # CPUs where TensorFlow leaves it off have no instructions for 16 bits.
+        fn=_native.on(tf.float32, unless_empty),
         refusal=_refusal,
-        summary="oneDNN's kernel, where TensorFlow leaves oneDNN off",
+        summary="oneDNN's kernel in float32, where TensorFlow leaves oneDNN off",
         source="https://uxlfoundation.github.io/oneDNN",
         in_xla=False,
     )
