@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfaccel.device import Device
 from tfaccel.passes import (
     XLA,
+    FullPrecision,
     FusedActivation,
     FusedAttention,
     FusedNorm,
@@ -265,6 +266,16 @@ def image_workload(device: Device | None = None) -> Workload:
     return Workload(model, (batch,), data.element_spec, **({"device": device} if device else {}))
 
 
+def reduced_workload() -> Workload:
+    """A small image model in bfloat16, on a chip that has no instructions for it."""
+    device = Device("CPU", "a chip without 16 bits")
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        return image_workload(device)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
 def sequence_workload() -> Workload:
     """A small recurrent model on sequences with a mask, after one step."""
     model, arguments = _masked_text()
@@ -302,6 +313,7 @@ PASS_ROWS: tuple[PassRow, ...] = (
     PassRow(FusedActivation(), attention_workload),
     PassRow(FusedOptimizer()),
     PassRow(FusedRNN(), sequence_workload),
+    PassRow(FullPrecision(), reduced_workload),
     PassRow(MixedPrecision("bfloat16")),
     PassRow(Layout()),
     PassRow(Recompute()),

@@ -13,7 +13,7 @@ from tfaccel.plan import Plan
 from tfaccel.probe import Probe
 from tfaccel.step import BuiltStep, StepFunction, build_step
 from tfaccel.timing import Clock
-from tfaccel.trial import Contest, Outcome, Trial, compute_dtype
+from tfaccel.trial import Contest, Outcome, Trial, coarsest_dtype
 from tfaccel.workload import Workload
 
 # Steps in one call that are compared with the same in a call each. More would show how a
@@ -81,7 +81,7 @@ class Bench(Contest):
     def _judged(self, trial: Trial) -> Trial:
         """The trial with its drift, and UNFAITHFUL where that is too large."""
         plan, drift, violation = trial.plan, None, None
-        dtype = compute_dtype(plan, self.workload)
+        dtype = coarsest_dtype(plan, self.workload)
         tolerance = numerics.as_tolerance(self._tolerance, dtype)
         if plan.steps_per_call > 1:
             drift, violation = self._compared_calls(plan, tolerance)

@@ -80,6 +80,12 @@ PRIORS: tuple[Prior, ...] = (
         "whole loop is one",
     ),
     Prior(
+        lambda workload: passes.FullPrecision(),
+        lambda workload: not _on_gpu(workload),
+        "a CPU without 16-bit instructions emulates them; a GPU without Tensor Cores wins memory "
+        "by them, and some time",
+    ),
+    Prior(
         lambda workload: passes.MixedPrecision(),
         lambda workload: _on_gpu(workload) or not _has_recurrence(workload),
         "16-bit products run at twice the rate and more where the chip has them; recurrent "

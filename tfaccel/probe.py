@@ -13,6 +13,7 @@ from tfaccel import keras_private
 from tfaccel.numerics import Observation
 from tfaccel.plan import Plan
 from tfaccel.replicas import local_values, on_replicas, replica_id
+from tfaccel.rounding import round_otherwise
 from tfaccel.scoped import SharedContext, instance_attribute
 from tfaccel.state import Snapshot, known_variables
 from tfaccel.workload import Workload
@@ -21,12 +22,6 @@ from tfaccel.workload import Workload
 # draw other numbers from the same seed, which is no error: these layers let
 # everything through in all steps that are compared.
 _RANDOMNESS = ("rate", "stddev", "dropout", "recurrent_dropout")
-
-
-# A sum of n products is off by about sqrt(n) unit roundoffs when its terms come in another
-# order, and a layer's sums have about a thousand terms (Higham and Mary, A New Approach to
-# Probabilistic Rounding Error Analysis, 2019, https://doi.org/10.1137/18M1226312).
-ROUNDINGS = 32
 
 
 class Probe:
@@ -56,7 +51,7 @@ class Probe:
                 gradients in place of the plan's own, so that their updates can be
                 compared exactly.
             otherwise: whether to draw other random numbers than the reference drew, and
-                to round every weight otherwise, by up to `ROUNDINGS` unit roundoffs.
+                to round every weight otherwise (`tfaccel.rounding`).
 
         Returns:
             The observation.
@@ -83,7 +78,7 @@ class Probe:
                 workload.model.reset_metrics()
                 if otherwise:
                     self._snapshot.reseed()
-                    self._names.round_otherwise()
+                    round_otherwise(self._names.weights.values(), workload.layers)
                 before = self._names.trained()
                 logs, found = step(workload.batches[0], given)
                 return self._observation(logs, found, before)
@@ -155,15 +150,6 @@ class _Names:
         slots = [v for o in self._workload.optimizers for v in o.variables]
         named = {**self.weights, **self._named(slots)}
         return {k: _array(v) for k, v in named.items() if _is_float(v)}
-
-    def round_otherwise(self) -> None:
-        """Moves each weight by up to `ROUNDINGS` unit roundoffs, the same way each time."""
-        generator = np.random.default_rng(0)
-        for variable in self.weights.values():
-            if _is_float(variable):
-                value = _array(variable)
-                most = ROUNDINGS * float(np.finfo(value.dtype).eps) / 2
-                variable.assign(value * (1 + most * generator.uniform(-1, 1, value.shape)))
 
     def _others(self) -> dict[str, Any]:
         own = {id(v) for v in self.weights.values()}

@@ -104,8 +104,11 @@ class Report:
             raise ValueError(f"This is not a tfaccel report: {error!r}") from error
 
     def rows(self) -> list[tuple[str, ...]]:
-        """The table's cells: plan, step, speedup, drift, compile, verdict."""
-        return [_row(trial, trial.plan == self.plan) for trial in self.trials]
+        """The table's cells: plan, step, speedup, drift, compile, verdict; of what was tried."""
+        return [_row(trial, trial.plan == self.plan) for trial in self._tried()]
+
+    def _tried(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.outcome is not Outcome.REFUSED]
 
     def summary(self) -> str:
         """One or two sentences: what was chosen, what it wins, what it cost."""
@@ -128,7 +131,11 @@ class Report:
 
     def reasons(self) -> list[str]:
         """A line for each trial that has something to explain."""
-        return [f"{trial.plan}: {trial.reason}" for trial in self.trials if trial.reason]
+        return [
+            f"{trial.plan}{' refuses' if trial.outcome is Outcome.REFUSED else ''}: {trial.reason}"
+            for trial in self.trials
+            if trial.reason
+        ]
 
     def findings(self) -> tuple[str, ...]:
         """What the passes of the chosen plan found out about the layers, a line each."""
@@ -145,13 +152,15 @@ class Report:
     def __rich__(self) -> rich.console.Group:
         shown: list[rich.console.RenderableType] = []
         if len(self.trials) > 1 and self.tuning_seconds:
-            chosen = [i for i, trial in enumerate(self.trials) if trial.plan == self.plan]
+            chosen = [i for i, trial in enumerate(self._tried()) if trial.plan == self.plan]
             table = terminal_table(_HEADINGS, self.rows(), numbers=_NUMBERS, bold=chosen)
             shown += [table, *(f"  {escape(r)}" for r in self.reasons()), ""]
             found = self.findings()
-            shown += [f"  {escape(line)}" for line in found[:_SHOWN_FINDINGS]]
-            if len(found) > _SHOWN_FINDINGS:
-                shown += [f"  ... {len(found)} lines in all: Report.findings()"]
+            # Why not otherwise stands in brackets, and takes more room than a terminal has.
+            heads = [line.partition(" [")[0] for line in found[:_SHOWN_FINDINGS]]
+            shown += [f"  {escape(line)}" for line in heads]
+            if heads != list(found):
+                shown += [f"  ... {len(found)} lines, and the reasons: Report.findings()"]
         return rich.console.Group(*shown, escape(f"tfaccel: {self.summary()}"))
 
 

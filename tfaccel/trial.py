@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import keras
 import tensorflow as tf
 
-from tfaccel import timing
+from tfaccel import numerics, timing
 from tfaccel.consensus import Consensus
 from tfaccel.memory import is_out_of_memory
 from tfaccel.numerics import Drift
@@ -258,9 +259,17 @@ class Contest(abc.ABC):
 
 
 def compute_dtype(plan: Plan, workload: Workload) -> str:
-    """The least precise dtype that a plan computes in on this workload."""
+    """The dtype that a plan's products are computed in on this workload."""
     chosen = [item.compute_dtype(workload) for item in plan.passes]
     return next((dtype for dtype in chosen if dtype), str(workload.model.compute_dtype))
+
+
+def coarsest_dtype(plan: Plan, workload: Workload) -> str:
+    """The least precise dtype of what is compared: a plan's, and the user's own layers'."""
+    computing = (x for x in workload.layers if not isinstance(x, keras.layers.InputLayer))
+    dtypes = {compute_dtype(plan, workload), *(str(layer.compute_dtype) for layer in computing)}
+    known = [dtype for dtype in dtypes if dtype in numerics.TOLERANCES]
+    return max(known, key=lambda dtype: numerics.TOLERANCES[dtype].output, default="float32")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -13,7 +13,7 @@ from tfaccel.plan import Plan
 from tfaccel.state import Snapshot
 from tfaccel.step import StepFunction, build_step
 from tfaccel.timing import Clock
-from tfaccel.trial import compute_dtype
+from tfaccel.trial import coarsest_dtype
 from tfaccel.workload import Workload
 
 
@@ -45,7 +45,7 @@ class Validation:
         self._workload = workload
         self._plan = plan
         self._gain = gain
-        self._tolerance = numerics.as_tolerance(tolerance, compute_dtype(plan, workload))
+        self._tolerance = numerics.as_tolerance(tolerance, coarsest_dtype(plan, workload))
         self._clock = clock
         self._original = workload.model.test_function
         self._chosen: StepFunction | None = None

@@ -15,9 +15,9 @@ from tfaccel.inference.predict_function import PredictFunction
 from tfaccel.inference.sample import changed
 from tfaccel.numerics import Drift, Tolerance
 from tfaccel.plan import Plan
-from tfaccel.probe import ROUNDINGS
+from tfaccel.rounding import round_otherwise
 from tfaccel.timing import Clock
-from tfaccel.trial import Contest, Outcome, Trial, compute_dtype, error_line
+from tfaccel.trial import Contest, Outcome, Trial, coarsest_dtype, error_line
 from tfaccel.workload import Workload
 
 Outputs = dict[str, np.ndarray]
@@ -70,11 +70,8 @@ class InferenceBench(Contest):
 
     def violation(self, plan: Plan, drift: Drift) -> str | None:
         """Which bound a plan breaks, in words; None where it keeps them all."""
-        dtypes = {compute_dtype(plan, self.workload)}
-        dtypes |= {str(layer.compute_dtype) for layer in self.workload.layers}
-        known = [dtype for dtype in dtypes if dtype in numerics.TOLERANCES]
-        coarsest = max(known, key=lambda dtype: numerics.TOLERANCES[dtype].output)
-        tolerance = numerics.as_tolerance(self._tolerance, coarsest)
+        dtype = coarsest_dtype(plan, self.workload)
+        tolerance = numerics.as_tolerance(self._tolerance, dtype)
         if self._tolerance is None and drift.violation(tolerance):
             tolerance = numerics.widened(tolerance, self._own_drift)
         return drift.violation(tolerance)
@@ -93,7 +90,8 @@ class InferenceBench(Contest):
     def _own_drift(self) -> Drift:
         """How far the model's own outputs are from themselves with weights rounded otherwise."""
         with self._restored():
-            _round_otherwise(self.workload.model)
+            model = self.workload.model
+            round_otherwise(model.trainable_variables, self.workload.layers)
             return worst(
                 compare(reference, _outputs(self._own(data)))
                 for data, reference in self._references
@@ -169,13 +167,3 @@ def _outputs(structure: Any) -> Outputs:
         for index, part in enumerate(tf.nest.flatten(leaf, expand_composites=True)):
             found[f"{name}.{index}" if index else name] = np.asarray(part)
     return found
-
-
-def _round_otherwise(model: keras.Model) -> None:
-    """Moves each weight by up to `ROUNDINGS` unit roundoffs."""
-    random = np.random.default_rng(0)
-    for variable in model.trainable_variables:
-        value = keras.ops.convert_to_numpy(variable)
-        if value.dtype.kind == "f":
-            most = ROUNDINGS * float(np.finfo(value.dtype).eps) / 2
-            variable.assign(value * (1 + most * random.uniform(-1, 1, value.shape)))

@@ -14,6 +14,7 @@ from tfaccel.layers.tree import output_shape, walk
 from tfaccel.passes import (
     PASSES,
     XLA,
+    FullPrecision,
     FusedActivation,
     FusedAttention,
     FusedNorm,
@@ -27,6 +28,8 @@ from tfaccel.workload import Workload
 
 # The name of the pass that transposes channels_first layers.
 _LAYOUT = "layout"
+# They decide what layers compute in.
+_PRECISIONS = (FullPrecision, MixedPrecision)
 _NORMS = (keras.layers.BatchNormalization, keras.layers.LayerNormalization)
 
 
@@ -75,8 +78,8 @@ class Look:
         """By pass and layer (or optimizer): what keeps the pass off it, or None."""
         for item in self._items:
             tell = getattr(item, "obstacles", None)
-            # A refusal of mixed precision is about the chip or the whole model.
-            too_wide = isinstance(item, MixedPrecision) and self._refusals[item.name]
+            # A refusal of another precision is about the chip or the whole model.
+            too_wide = isinstance(item, _PRECISIONS) and self._refusals[item.name]
             if tell is None or too_wide:
                 continue
             with self._beside_xla(item):
@@ -116,7 +119,7 @@ class Look:
         would: dict[str, str] = {}
         why_not: list[str] = []
         # What a layer computes in decides how others serve it.
-        for item in sorted(self._items, key=lambda item: not isinstance(item, MixedPrecision)):
+        for item in sorted(self._items, key=lambda item: not isinstance(item, _PRECISIONS)):
             obstacle = self._obstacles.get((item.name, id(layer)))
             if obstacle is not None:
                 why_not.append(f"{item.name}: {_about(layer, obstacle)}")
@@ -210,7 +213,7 @@ def _under(item: Pass, runs: Runs, workload: Workload) -> Runs:
         return dataclasses.replace(runs, op=f"{runs.op}, its activation one loop")
     if isinstance(item, FusedAttention):
         return dataclasses.replace(runs, op=f"{runs.op}, a shorter gradient")
-    if isinstance(item, MixedPrecision):
+    if isinstance(item, _PRECISIONS):
         return dataclasses.replace(runs, dtype=item.compute_dtype(workload))
     if isinstance(item, FusedRNN):
         return layer_facts.compiled_loop(runs)

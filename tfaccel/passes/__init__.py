@@ -2,6 +2,7 @@
 
 from tfaccel.passes.folded_norm import FoldedNorm
 from tfaccel.passes.frozen_weights import FrozenWeights
+from tfaccel.passes.full_precision import FullPrecision
 from tfaccel.passes.fused_activation import FusedActivation
 from tfaccel.passes.fused_attention import FusedAttention
 from tfaccel.passes.fused_norm import FusedNorm
@@ -21,6 +22,7 @@ PASSES: tuple[type[Pass], ...] = (
     FusedActivation,
     FusedOptimizer,
     FusedRNN,
+    FullPrecision,
     MixedPrecision,
     Layout,
     Recompute,
@@ -38,6 +40,7 @@ __all__ = [
     "XLA",
     "FoldedNorm",
     "FrozenWeights",
+    "FullPrecision",
     "FusedActivation",
     "FusedAttention",
     "FusedNorm",

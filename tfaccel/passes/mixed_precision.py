@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfaccel import keras_private
 from tfaccel.loss_scale import LossScale
+from tfaccel.passes._reduced import is_reduced
 from tfaccel.plan import Pass, Refusal
 from tfaccel.scoped import instance_attribute, set_attribute
 from tfaccel.workload import Workload
@@ -68,7 +69,7 @@ class MixedPrecision(Pass):
         if self.dtype == "auto" and workload.device.fast_dtype is None:
             return Refusal(_no_hardware(workload), 'MixedPrecision(dtype="bfloat16") insists')
         for layer in workload.layers:
-            if _is_reduced(layer):
+            if is_reduced(layer):
                 policy = getattr(layer.dtype_policy, "name", layer.dtype_policy)
                 return Refusal(f"layer {layer.name!r} has the policy {policy!r} already")
         if self.compute_dtype(workload) == "float16":
@@ -119,10 +120,6 @@ def _no_hardware(workload: Workload) -> str:
     if device.kind == "GPU":
         return f"{device.name} has no 16-bit Tensor Cores"
     return f"this CPU ({device.name}) has no bfloat16 instructions (avx512_bf16 or AMX)"
-
-
-def _is_reduced(layer: keras.layers.Layer) -> bool:
-    return str(layer.compute_dtype) in ("bfloat16", "float16")
 
 
 def _is_plain_dropout(layer: keras.layers.Layer) -> bool:
