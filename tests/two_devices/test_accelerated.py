@@ -198,6 +198,26 @@ def test_bfloat16_trains(mirrored):
     assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
 
 
+def test_a_float16_model_trains_as_in_float32(mirrored):
+    """Without dropout, which draws other masks in 16 bits."""
+
+    def model(policy):
+        keras.utils.set_random_seed(7)
+        with mirrored.scope():
+            hidden = layers.Dense(8, activation="relu", dtype=policy)
+            model = keras.Sequential(
+                [keras.Input((8, 8, 3)), layers.Flatten(), hidden, layers.Dense(3)]
+            )
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile(keras.optimizers.SGD(0.1), loss)
+        return model
+
+    callback = accel(["full_precision"])
+    found = fit(model("mixed_float16"), callback, epochs=2)["loss"]
+    assert callback.plan.names == ("full_precision",)
+    np.testing.assert_allclose(found, fit(model("float32"), epochs=2)["loss"], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("item", "cause"),
     [
