@@ -282,6 +282,58 @@ def test_a_refused_pass_of_an_explicit_plan_is_left_out():
         trained([tfaccel.AccelCallback(["fused_norm", "fused_optimizer"], verbose=0)])
 
 
+@dataclasses.dataclass(frozen=True)
+class Unprepared(_Serving):
+    """Cannot get ready."""
+
+    name = "unprepared"
+
+    def prepare(self, workload, plan, clock, deadline=math.inf):
+        raise ValueError("Exception encountered when calling X.call().\n\n\x1b[1mNo way.\x1b[0m")
+
+
+@pytest.mark.parametrize("others", [[], ["fused_optimizer"]])
+def test_a_pass_that_can_t_get_ready_is_left_out(others):
+    accel = tfaccel.AccelCallback(["unprepared", *others], verbose=0)
+    with pytest.warns(UserWarning, match="leaves out unprepared: ValueError: No way.$"):
+        model = trained([accel])
+    assert accel.plan.names == tuple(others)
+    if not others:
+        assert_same(state(model), state(trained()))
+
+
+def test_trials_are_not_taken_for_cheap_where_the_step_was_traced_before():
+    """The first step of a later fit does not show what a trace takes."""
+    model = trained()
+    fit = {**make_data(), "epochs": 3}
+    clock = FakeClock(step=1e-4)
+    accel = tfaccel.AccelCallback(
+        includes=["serving"], tuning_share=None, max_tuning_seconds=0.1, verbose=0, clock=clock
+    )
+    model.fit(**fit, callbacks=[accel])
+    assert "too short to pay for a trial" in accel.report.note
+    assert accel.report.trials[0].compile_seconds < 1e-3  # nothing is made up
+
+
+def test_a_later_fit_knows_what_the_trace_took():
+    class Slow(keras.callbacks.Callback):
+        """The first step, in which the clock is read twice, takes a minute."""
+
+        def on_train_batch_begin(self, batch, logs=None):
+            clock.step = 30.0 if batch == 0 else 1e-4
+
+    clock = FakeClock()
+    accel = tfaccel.AccelCallback(
+        includes=["serving"], tuning_share=None, max_tuning_seconds=50.0, verbose=0, clock=clock
+    )
+    model = make_model()
+    model.fit(**make_data(), callbacks=[accel, Slow()])
+    assert "about 30.0 s" in accel.report.note
+    clock.step = 1e-4
+    model.fit(**make_data(), callbacks=[accel])
+    assert "about 30.0 s" in accel.report.note
+
+
 def test_run_eagerly_is_refused_with_a_reason():
     accel = tfaccel.AccelCallback(verbose=0)
     model = trained([accel], epochs=1, run_eagerly=True)

@@ -7,6 +7,7 @@ import enum
 import gc
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -28,6 +29,8 @@ CLEARLY_SLOWER = 1.5
 WORTHWHILE = 1.02
 # How the reason of a trial begins that ran out of memory.
 _OUT_OF_MEMORY = "out of memory"
+# Keras prints parts of its errors in bold, and says first in which `call` one came up.
+_COLOURS, _WHERE = re.compile(r"\x1b\[[0-9;]*m"), "Exception encountered when calling"
 
 
 class Outcome(enum.Enum):
@@ -293,5 +296,7 @@ def _less_memory(plan: Plan) -> str:
 
 def error_line(error: Exception) -> str:
     """The error's class and the first line of its message that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith(_WHERE):
+        del lines[0]
     return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"

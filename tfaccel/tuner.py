@@ -4,7 +4,9 @@ import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from tfaccel import passes, priors
+import keras
+
+from tfaccel import keras_private, passes, priors
 from tfaccel.plan import Pass, Plan, make_pass
 from tfaccel.report import Report
 from tfaccel.timing import LOOKS, Speedup
@@ -13,6 +15,11 @@ from tfaccel.workload import Workload
 
 # Trials in a row without a new best plan after which the search ends.
 PATIENCE = 4
+# What the first step takes for each layer, and for each variable that is trained. Measured on
+# two cores of a Zen 3: 0.18 to 0.23 s a trained variable in all, under Adam
+# (benchmarks/results/training-*.md), of which simpler optimizers take half.
+_LAYER_TRACE_SECONDS = 0.02
+_UPDATE_TRACE_SECONDS = 0.1
 # Told about each trial as it ends.
 OnTrial = Callable[[Trial], None]
 
@@ -60,7 +67,15 @@ def trial_seconds(plan: Plan, workload: Workload) -> float:
     factor = math.prod(item.compile_factor for item in plan.passes)
     traces = 2 * factor + 1 if plan.changes_step else factor
     steps = 2 * LOOKS[0] * plan.steps_per_call
-    return workload.first_step_seconds * traces + steps * workload.step_seconds
+    first = max(workload.first_step_seconds, workload.trace_seconds)
+    return first * traces + steps * workload.step_seconds
+
+
+def expected_trace_seconds(model: keras.Model) -> float:
+    """A guess at what the first step of a model takes, for one that was traced unseen."""
+    layers = len(keras_private.flatten_layers(model))
+    trained = len(model.trainable_variables)
+    return _LAYER_TRACE_SECONDS * layers + _UPDATE_TRACE_SECONDS * trained
 
 
 def cheapest_trial_seconds(workload: Workload, names: Collection[str]) -> float | None:
