@@ -394,6 +394,11 @@ def hindrance(model: keras.Model) -> str:
         return (
             "The model runs eagerly (run_eagerly=True), so there is no compiled step to accelerate."
         )
+    if tf.config.functions_run_eagerly():
+        return (
+            "TensorFlow runs functions eagerly (tf.config.run_functions_eagerly(True)), so there "
+            "is no compiled step to accelerate."
+        )
     strategy = model.distribute_strategy
     if isinstance(strategy, _UNSERVED):
         return f"Training under {type(strategy).__name__} is left as it is."

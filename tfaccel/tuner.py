@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import keras
@@ -34,16 +35,22 @@ class Budget:
         max_seconds: the bound that holds in any case.
 
     Raises:
-        ValueError: a bound is negative or not a number.
+        TypeError, ValueError: a bound is no number, or negative.
     """
 
     share: float | None = 0.05
     max_seconds: float = 120.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.share, numbers.Real | None):
+            raise TypeError(f"`tuning_share` must be None or a number. Received: {self.share!r}")
         if self.share is not None and not 0 <= self.share <= 1:
             raise ValueError(
                 f"`tuning_share` must be None or between 0 and 1. Received: {self.share!r}"
+            )
+        if not isinstance(self.max_seconds, numbers.Real):
+            raise TypeError(
+                f"`max_tuning_seconds` must be a number. Received: {self.max_seconds!r}"
             )
         if not self.max_seconds >= 0:
             raise ValueError(
@@ -95,8 +102,11 @@ def pass_names(includes: Collection[str] | None, excludes: Collection[str]) -> t
         ValueError: a name is not that of a pass.
     """
     built_in = tuple(item.name for item in passes.PASSES if item.tried_by_default)
-    for argument, chosen in (("includes", includes or ()), ("excludes", excludes)):
-        if isinstance(chosen, str):
+    for argument, chosen in (
+        ("includes", () if includes is None else includes),
+        ("excludes", excludes),
+    ):
+        if isinstance(chosen, str) or not isinstance(chosen, Collection):
             raise TypeError(f"`{argument}` must be a list of pass names. Received: {chosen!r}")
         for name in chosen:
             make_pass(name)
