@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import warnings
 
 import catalogue
 import keras
@@ -199,6 +200,40 @@ def test_a_fit_is_the_same_fit(measured):
     np.testing.assert_allclose(losses(accel), losses(), rtol=1e-4)
     assert accel.plan == Plan((Kernels(),))
     assert {spec.x[0] for spec in measured.asked} == {8}  # the batch's size is known
+
+
+class NoCall(keras.Model):
+    """Two parts, a step of its own and, as many have that are written like this, no `call`."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = keras.Sequential([keras.Input((6,)), layers.Dense(4, name="encoder")])
+        self.decoder = keras.Sequential([keras.Input((4,)), layers.Dense(6, name="decoder")])
+
+    def train_step(self, x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(self.decoder(self.encoder(x)) - x))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"loss": loss}
+
+
+def test_products_of_a_train_step_of_the_users_own_are_seen(measured):
+    def losses(callbacks):
+        keras.utils.set_random_seed(2)
+        model = NoCall()
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+        x = np.random.default_rng(0).normal(size=(12, 6)).astype("float32")
+        fitted = model.fit(x, batch_size=4, epochs=2, verbose=0, callbacks=callbacks)
+        return fitted.history["loss"]
+
+    accel = tfaccel.AccelCallback(["kernels"], verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with_kernels = losses([accel])
+    assert accel.plan.names == ("kernels",)
+    assert {spec.filters for spec in measured.asked} == {(6, 4), (4, 6)}
+    np.testing.assert_allclose(with_kernels, losses([]), rtol=1e-5)
 
 
 def test_a_kernel_that_fails_leaves_the_training_as_it_is(measured):

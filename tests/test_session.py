@@ -282,11 +282,89 @@ def test_a_refused_pass_of_an_explicit_plan_is_left_out():
         trained([tfaccel.AccelCallback(["fused_norm", "fused_optimizer"], verbose=0)])
 
 
+@dataclasses.dataclass(frozen=True)
+class Unprepared(_Serving):
+    """Cannot get ready."""
+
+    name = "unprepared"
+
+    def prepare(self, workload, plan, clock, deadline=math.inf):
+        raise ValueError("Exception encountered when calling X.call().\n\n\x1b[1mNo way.\x1b[0m")
+
+
+@pytest.mark.parametrize("others", [[], ["fused_optimizer"]])
+def test_a_pass_that_can_t_get_ready_is_left_out(others):
+    accel = tfaccel.AccelCallback(["unprepared", *others], verbose=0)
+    with pytest.warns(UserWarning, match="leaves out unprepared: ValueError: No way.$"):
+        model = trained([accel])
+    assert accel.plan.names == tuple(others)
+    if not others:
+        assert_same(state(model), state(trained()))
+
+
+def test_trials_are_not_taken_for_cheap_where_the_step_was_traced_before():
+    """The first step of a later fit does not show what a trace takes."""
+    model = trained()
+    fit = {**make_data(), "epochs": 3}
+    clock = FakeClock(step=1e-4)
+    accel = tfaccel.AccelCallback(
+        includes=["serving"], tuning_share=None, max_tuning_seconds=0.1, verbose=0, clock=clock
+    )
+    model.fit(**fit, callbacks=[accel])
+    assert "too short to pay for a trial" in accel.report.note
+    assert accel.report.trials[0].compile_seconds < 1e-3  # nothing is made up
+
+
+def test_a_later_fit_knows_what_the_trace_took():
+    class Slow(keras.callbacks.Callback):
+        """The first step, in which the clock is read twice, takes a minute."""
+
+        def on_train_batch_begin(self, batch, logs=None):
+            clock.step = 30.0 if batch == 0 else 1e-4
+
+    clock = FakeClock()
+    accel = tfaccel.AccelCallback(
+        includes=["serving"], tuning_share=None, max_tuning_seconds=50.0, verbose=0, clock=clock
+    )
+    model = make_model()
+    model.fit(**make_data(), callbacks=[accel, Slow()])
+    assert "about 90.0 s" in accel.report.note
+    clock.step = 1e-4
+    model.fit(**make_data(), callbacks=[accel])
+    assert "about 90.0 s" in accel.report.note
+
+
 def test_run_eagerly_is_refused_with_a_reason():
     accel = tfaccel.AccelCallback(verbose=0)
     model = trained([accel], epochs=1, run_eagerly=True)
     assert "run_eagerly=True" in accel.report.note
     assert_same(state(model), state(trained(epochs=1, run_eagerly=True)))
+
+
+@pytest.mark.parametrize("plan", ["auto", ["fused_optimizer"]])
+def test_functions_that_run_eagerly_are_refused_with_a_reason(plan):
+    tf.config.run_functions_eagerly(True)
+    try:
+        accel = tfaccel.AccelCallback(plan, tuning_share=None, verbose=0)
+        trained([accel], epochs=1)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert accel.plan.is_baseline
+    assert "run_functions_eagerly(True)" in accel.report.note
+
+
+def test_an_error_of_the_users_own_step_is_not_the_plans():
+    """Labels out of range: the plan's step fails first, and the user's own tells why."""
+    x, y = np.ones((8, 4), "float32"), np.full(8, 5)
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    accel = tfaccel.AccelCallback(["fused_optimizer"], verbose=0)
+    with warnings.catch_warnings(), pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        warnings.simplefilter("error")
+        model.fit(x, y, verbose=0, callbacks=[accel])
+    said = trial.error_line(caught.value)
+    assert said.startswith("InvalidArgumentError: Received a label value of 5")
 
 
 def test_a_second_fit_goes_on_with_the_plan():
@@ -407,7 +485,12 @@ def test_a_plan_that_won_is_found_again(monkeypatch):
         ({"tolerance": -1}, ValueError, "`tolerance` must be positive"),
         ({"tuning_share": 2}, ValueError, "`tuning_share` must be .* Received: 2"),
         ({"max_tuning_seconds": -1}, ValueError, "`max_tuning_seconds` must not be negative"),
+        ({"max_tuning_seconds": None}, TypeError, "`max_tuning_seconds` must be a number"),
+        ({"tuning_share": "0.1"}, TypeError, "`tuning_share` must be .* Received: '0.1'"),
+        ({"excludes": None}, TypeError, "`excludes` must be a list of pass names"),
         ({"cache_dir": True}, TypeError, "`cache_dir` must be"),
+        ({"cache_dir": 3}, TypeError, "`cache_dir` must be .* Received: 3"),
+        ({"plan": [tfaccel.passes.XLA]}, TypeError, r"Received: <class .*; write XLA\(\)"),
     ],
 )
 def test_a_wrong_argument_is_told_so(arguments, error, message):

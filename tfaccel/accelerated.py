@@ -13,6 +13,7 @@ from tfaccel.plan import Plan
 from tfaccel.state import Snapshot
 from tfaccel.step import BuiltStep, StepFunction, build_step
 from tfaccel.timing import Clock, wait_for
+from tfaccel.trial import error_line
 from tfaccel.workload import Workload
 
 
@@ -73,12 +74,15 @@ class AcceleratedStep:
             wait_for(logs)
             why = "the loss is not finite" if self._is_broken(logs) else ""
         except Exception as error:
-            why = f"{type(error).__name__}: {error}"
+            why = error_line(error)
         if self._consensus.any(bool(why)):
             why = why or "it failed on another worker"
             state.restore()
-            self._abandon(f"{self._plan} does not work here: {why}")
-            return self._baseline(self._feed(batches, iterator))
+            self._leave()
+            logs = self._baseline(self._feed(batches, iterator))
+            # Where the user's own step fails, too, that says it all.
+            _warn(f"{self._plan} does not work here: {why}")
+            return logs
         self._step = self._run
         return self._checked(logs)
 
@@ -99,10 +103,10 @@ class AcceleratedStep:
         except tf.errors.OpError as error:
             if "IteratorGetNext" in str(error):
                 raise  # the user's own input pipeline failed, as it would have anyway
-            self._fall_back(f"a step failed: {error}")
+            self._fall_back(f"a step failed: {error_line(error)}")
             return self._baseline(iterator)
         except Exception as error:  # while tracing a new shape: no batch was taken
-            self._abandon(f"a step could not be traced: {error}")
+            self._abandon(f"a step could not be traced: {error_line(error)}")
             return self._baseline(iterator)
         return self._checked(logs)
 
@@ -140,6 +144,13 @@ class AcceleratedStep:
         self._abandon(why)
 
     def _abandon(self, why: str) -> None:
-        warnings.warn(f"tfaccel goes on with your own step: {why}", RuntimeWarning, stacklevel=2)
+        _warn(why)
+        self._leave()
+
+    def _leave(self) -> None:
         self._step = self._baseline
         self._on_abandon()
+
+
+def _warn(why: str) -> None:
+    warnings.warn(f"tfaccel goes on with your own step: {why}", RuntimeWarning, stacklevel=3)

@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -38,16 +38,37 @@ def trace_forward(model: keras.Model, inputs: Any, training: bool = True) -> Any
     >>> [x.shape for x in trace_forward(model, np.ones((2, 4))).structured_outputs[0:1]]
     [TensorShape([2, 8])]
     """
-    specs = tf.nest.map_structure(_spec, inputs)
     named = {"training": training} if "training" in inspect.signature(model.call).parameters else {}
 
     def forward(inputs: Any) -> Any:
         return model(inputs, **named), model.losses  # losses: products in add_loss count
 
+    return _graph(forward, model, inputs)
+
+
+def trace_step(model: keras.Model, batch: Any) -> Any:
+    """The graph of one `train_step`, as `trace_forward` has it of a forward pass.
+
+    For models with a step of their own, which may call their parts otherwise than `call`
+    does, or have no `call`.
+
+    Args:
+        model: built, and its optimizers too.
+        batch: what the step is given, of what `trace_forward` takes.
+
+    Raises:
+        UntraceableError: as in `trace_forward`.
+        Exception: whatever the user's own step raises.
+    """
+    return _graph(model.train_step, model, batch)
+
+
+def _graph(function: Callable[[Any], Any], model: keras.Model, inputs: Any) -> Any:
+    specs = tf.nest.map_structure(_spec, inputs)
     # Keras traces its own step without AutoGraph too.
-    function = tf.function(forward, autograph=False)
+    traced = tf.function(lambda inputs: function(inputs), autograph=False)
     with unmarked(model), tf.variable_creator_scope(_no_variables):
-        return function.get_concrete_function(specs).graph
+        return traced.get_concrete_function(specs).graph
 
 
 def _spec(leaf: Any) -> tf.TensorSpec | None:

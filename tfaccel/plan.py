@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -160,7 +161,10 @@ class Plan:
         object.__setattr__(self, "passes", tuple(self.passes))
         for item in self.passes:
             if not isinstance(item, Pass):
-                raise TypeError(f"`passes` must hold tfaccel.Pass objects. Received: {item!r}")
+                call = f"; write {item.__name__}()" if isinstance(item, type) else ""
+                raise TypeError(
+                    f"`passes` must hold tfaccel.Pass objects. Received: {item!r}{call}"
+                )
         names = self.names
         if len(set(names)) != len(names):
             raise ValueError(f"`passes` must not hold a pass twice. Received: {list(names)}")
@@ -292,5 +296,5 @@ def as_plan(plan: "Plan | Sequence[str | Pass] | str | os.PathLike[str]") -> Pla
         return Plan(tuple(make_pass(p) if isinstance(p, str) else p for p in plan))
     raise TypeError(
         '`plan` must be "auto", "baseline", a Plan, a list of pass names, or the path of a '
-        f"saved plan. Received: {plan!r} (of type {type(plan).__name__})"
+        f"saved plan. Received: {reprlib.repr(plan)} (of type {type(plan).__name__})"
     )

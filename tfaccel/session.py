@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel import keras_private
 from tfaccel.accelerated import AcceleratedStep
 from tfaccel.bench import Bench
 from tfaccel.cache import workload_key
@@ -22,7 +23,13 @@ from tfaccel.state import Snapshot, build_optimizer
 from tfaccel.step import BuiltStep, StepFunction
 from tfaccel.timing import wait_for
 from tfaccel.train_function import TrainFunction
-from tfaccel.tuner import baseline_trial, cheapest_trial_seconds, tune_workload
+from tfaccel.trial import error_line
+from tfaccel.tuner import (
+    baseline_trial,
+    cheapest_trial_seconds,
+    expected_trace_seconds,
+    tune_workload,
+)
 from tfaccel.validation import Validation, serves_validation
 from tfaccel.workload import Workload, shapes
 
@@ -75,6 +82,7 @@ class Session:
         self._callbacks = callbacks
         self._batches: list[Any] = []
         self._seconds: list[float] = []
+        self._trace_seconds = 0.0  # unless the first step shows it
         self._element_spec: Any = None
         self._accelerated: AcceleratedStep | None = None
         self._decided = False  # by trials, or by a plan that failed; a short fit decides nothing
@@ -115,6 +123,8 @@ class Session:
     def resume(self, earlier: "Session") -> bool:
         """Goes on with what an earlier fit of the same compiled model decided, if it did."""
         same = earlier.model is self.model and earlier.baseline is self.baseline
+        if same:
+            self._trace_seconds = max(earlier._trace_seconds, *earlier._seconds[:1], 0.0)
         if not same or not earlier._decided or self._refuses(earlier.plan, earlier.workload()):
             return False
         self.report, self._decided = earlier.report, True
@@ -148,7 +158,9 @@ class Session:
     def _first(self, iterator: tf.data.Iterator) -> Any:
         self._element_spec = iterator.element_spec
         explicit = self.settings.plan
-        if explicit is None or not self.model.built:
+        # A step of the user's own may make variables when it runs for the first time.
+        has_own_step = keras_private.overridden(self.model, keras.Model, "train_step")
+        if explicit is None or not self.model.built or (explicit.needs_batch and has_own_step):
             self._step = self._collect
         elif explicit.needs_batch:
             batches = pull(iterator, self.model.steps_per_execution)
@@ -172,7 +184,8 @@ class Session:
         knowable = self.model.built or self.workload().strategy is None
         may_fail = knowable and not self._seconds and self._rescuers()
         before = self._complete_state(batches[0]) if may_fail else None
-        start = self._clock()
+        traces = keras_private.trace_counter(self.baseline)
+        start, traces_before = self._clock(), traces()
         try:
             logs = self.baseline(feeding)
             wait_for(logs)
@@ -181,6 +194,8 @@ class Session:
                 raise
             return self._step(self._feed(batches, iterator))
         self._seconds.append(self._clock() - start)
+        if len(self._seconds) == 1 and 0 < traces_before == traces():
+            self._trace_seconds = self._trace_seconds or expected_trace_seconds(self.model)
         if len(self._batches) < _KEPT_BATCHES:
             self._batches.extend(batches)
         return logs
@@ -220,10 +235,9 @@ class Session:
             else:
                 self._choose()
         except Exception as error:
-            warnings.warn(
-                f"tfaccel gave up and left the training as it is: {error!r}", stacklevel=2
-            )
-            self._settle(f"Tuning failed: {error}.")
+            why = error_line(error)
+            warnings.warn(f"tfaccel gave up and left the training as it is: {why}", stacklevel=2)
+            self._settle(f"It could not be accelerated: {why}.")
 
     def workload(self) -> Workload:
         """What is known of the training by now; the same in all of its processes."""
@@ -234,6 +248,7 @@ class Session:
             element_spec=self._element_spec,
             steps_to_come=self._consensus.same(self._progress.steps_to_come),
             first_step_seconds=self._seconds[0] if self._seconds else 0.0,
+            trace_seconds=self._trace_seconds,
             step_seconds=min(self._seconds[1:], default=0.0),
             callbacks=self._callbacks,
         )
@@ -315,10 +330,12 @@ class Session:
             self._start_plan(plan, None, workload)
 
     def _start_plan(self, plan: Plan, traced: BuiltStep | None, workload: Workload) -> None:
-        self.plan, self._decided = plan, True
         if traced is None:
-            seconds = self.settings.budget.max_seconds
-            plan.prepare(workload, self._clock, self._clock() + seconds)
+            plan = self._prepared(plan, workload)
+            if plan.is_baseline:
+                self._step = self.baseline
+                return
+        self.plan, self._decided = plan, True
         workload = dataclasses.replace(workload, batches=())  # no data is held any longer
         self._batches.clear()
         build_optimizer(self.model)
@@ -340,6 +357,17 @@ class Session:
             gain = _HOPED_GAIN if self.report is None else self.report.speedup
             self._validation = Validation(workload, plan, gain, tolerance, clock)
             self._validation.install()
+
+    def _prepared(self, plan: Plan, workload: Workload) -> Plan:
+        """The plan that nobody tried here, less the passes that can't get ready for it."""
+        deadline = self._clock() + self.settings.budget.max_seconds
+        for item in plan.passes:
+            try:
+                item.prepare(workload, plan, self._clock, deadline)
+            except Exception as error:
+                warnings.warn(f"tfaccel leaves out {item}: {error_line(error)}", stacklevel=2)
+                plan = plan.without(item.name)
+        return plan
 
     def _abandoned(self) -> None:
         """The plan failed; the user's own step has taken over."""
@@ -365,6 +393,11 @@ def hindrance(model: keras.Model) -> str:
     if model.run_eagerly:
         return (
             "The model runs eagerly (run_eagerly=True), so there is no compiled step to accelerate."
+        )
+    if tf.config.functions_run_eagerly():
+        return (
+            "TensorFlow runs functions eagerly (tf.config.run_functions_eagerly(True)), so there "
+            "is no compiled step to accelerate."
         )
     strategy = model.distribute_strategy
     if isinstance(strategy, _UNSERVED):

@@ -83,8 +83,8 @@ def make_settings(
 def _cache(cache_dir: str | os.PathLike[str] | bool | None) -> PlanCache | None:
     if cache_dir is False:
         return None
-    if cache_dir is True:
+    if not isinstance(cache_dir, str | os.PathLike | None):
         raise TypeError(
-            "`cache_dir` must be a path, None for the default, or False. Received: True"
+            f"`cache_dir` must be a path, None for the default, or False. Received: {cache_dir!r}"
         )
     return PlanCache(cache_dir)

@@ -7,6 +7,7 @@ import enum
 import gc
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -29,6 +30,13 @@ CLEARLY_SLOWER = 1.5
 WORTHWHILE = 1.02
 # How the reason of a trial begins that ran out of memory.
 _OUT_OF_MEMORY = "out of memory"
+# Keras prints parts of its errors in bold. It says first in which `call` one came up, and
+# TensorFlow in which node, with the stack from where that was made.
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_WHERE = re.compile(
+    r"Exception encountered when calling|Graph execution error|Detected at node"
+    r"|<stack traces unavailable>|File \".*\", line \d+, in "
+)
 
 
 class Outcome(enum.Enum):
@@ -302,5 +310,6 @@ def _less_memory(plan: Plan) -> str:
 
 def error_line(error: Exception) -> str:
     """The error's class and the first line of its message that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    lines = [line for line in lines if not _WHERE.match(line)] or lines
     return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"

@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from tfaccel import passes, priors
+import keras
+
+from tfaccel import keras_private, passes, priors
 from tfaccel.plan import Pass, Plan, make_pass
 from tfaccel.report import Report
 from tfaccel.timing import LOOKS, Speedup
@@ -13,6 +16,11 @@ from tfaccel.workload import Workload
 
 # Trials in a row without a new best plan after which the search ends.
 PATIENCE = 4
+# What the first step takes for each layer, and for each variable that is trained. Measured on
+# two cores of a Zen 3: 0.18 to 0.23 s a trained variable in all, under Adam
+# (benchmarks/results/training-*.md), of which simpler optimizers take half.
+_LAYER_TRACE_SECONDS = 0.02
+_UPDATE_TRACE_SECONDS = 0.1
 # Told about each trial as it ends.
 OnTrial = Callable[[Trial], None]
 
@@ -27,16 +35,22 @@ class Budget:
         max_seconds: the bound that holds in any case.
 
     Raises:
-        ValueError: a bound is negative or not a number.
+        TypeError, ValueError: a bound is no number, or negative.
     """
 
     share: float | None = 0.05
     max_seconds: float = 120.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.share, numbers.Real | None):
+            raise TypeError(f"`tuning_share` must be None or a number. Received: {self.share!r}")
         if self.share is not None and not 0 <= self.share <= 1:
             raise ValueError(
                 f"`tuning_share` must be None or between 0 and 1. Received: {self.share!r}"
+            )
+        if not isinstance(self.max_seconds, numbers.Real):
+            raise TypeError(
+                f"`max_tuning_seconds` must be a number. Received: {self.max_seconds!r}"
             )
         if not self.max_seconds >= 0:
             raise ValueError(
@@ -60,7 +74,15 @@ def trial_seconds(plan: Plan, workload: Workload) -> float:
     factor = math.prod(item.compile_factor for item in plan.passes)
     traces = 2 * factor + 1 if plan.changes_step else factor
     steps = 2 * LOOKS[0] * plan.steps_per_call
-    return workload.first_step_seconds * traces + steps * workload.step_seconds
+    first = max(workload.first_step_seconds, workload.trace_seconds)
+    return first * traces + steps * workload.step_seconds
+
+
+def expected_trace_seconds(model: keras.Model) -> float:
+    """A guess at what the first step of a model takes, for one that was traced unseen."""
+    layers = len(keras_private.flatten_layers(model))
+    trained = len(model.trainable_variables)
+    return _LAYER_TRACE_SECONDS * layers + _UPDATE_TRACE_SECONDS * trained
 
 
 def cheapest_trial_seconds(workload: Workload, names: Collection[str]) -> float | None:
@@ -80,8 +102,11 @@ def pass_names(includes: Collection[str] | None, excludes: Collection[str]) -> t
         ValueError: a name is not that of a pass.
     """
     built_in = tuple(item.name for item in passes.PASSES if item.tried_by_default)
-    for argument, chosen in (("includes", includes or ()), ("excludes", excludes)):
-        if isinstance(chosen, str):
+    for argument, chosen in (
+        ("includes", () if includes is None else includes),
+        ("excludes", excludes),
+    ):
+        if isinstance(chosen, str) or not isinstance(chosen, Collection):
             raise TypeError(f"`{argument}` must be a list of pass names. Received: {chosen!r}")
         for name in chosen:
             make_pass(name)

@@ -13,7 +13,7 @@ from tfaccel.plan import Plan
 from tfaccel.state import Snapshot
 from tfaccel.step import StepFunction, build_step
 from tfaccel.timing import Clock
-from tfaccel.trial import coarsest_dtype
+from tfaccel.trial import coarsest_dtype, error_line
 from tfaccel.workload import Workload
 
 
@@ -141,7 +141,8 @@ class Validation:
             if not self._alike(batches, iterator, self._fast):
                 self._chosen = self._user
         except Exception as error:
-            warnings.warn(f"tfaccel leaves validation as it is: {error}", stacklevel=2)
+            why = error_line(error)
+            warnings.warn(f"tfaccel leaves validation as it is: {why}", stacklevel=2)
             self._chosen = self._user
         metrics.restore()
         return self._user(feed(batches, iterator))

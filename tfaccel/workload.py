@@ -24,6 +24,8 @@ class Workload:
             replayed batch meets the same trace as a real one.
         steps_to_come: batches still to be trained on; None when unknown.
         first_step_seconds: what the baseline's first step took, tracing included.
+        trace_seconds: what a first step with its trace takes, where the step was traced in an
+            earlier fit, so that `first_step_seconds` does not show it; 0.0 elsewhere.
         step_seconds: what a baseline step takes once traced.
         device: where it runs.
         callbacks: those of the fit; none outside of one, None where they can't be seen.
@@ -42,6 +44,7 @@ class Workload:
     element_spec: Any = None
     steps_to_come: int | None = None
     first_step_seconds: float = 0.0
+    trace_seconds: float = 0.0
     step_seconds: float = 0.0
     device: Device = dataclasses.field(default_factory=current_device)
     callbacks: tuple[keras.callbacks.Callback, ...] | None = ()

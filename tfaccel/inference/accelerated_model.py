@@ -121,9 +121,10 @@ class AcceleratedModel:
     def export(self, path: str | os.PathLike[str]) -> None:
         """Writes a SavedModel that predicts under the plan.
 
-        `tf.saved_model.load(path).serve(x)` and `keras.layers.TFSMLayer(path, "serve")` take
-        batches of any size, in a process without tfaccel. It is made for machines like this
-        one: kernels were chosen here, and what XLA compiles needs a TensorFlow with XLA.
+        `loaded = tf.saved_model.load(path)` with `loaded.serve(x)`, and
+        `keras.layers.TFSMLayer(path, "serve")` take batches of any size, in a process without
+        tfaccel. It is made for machines like this one: kernels were chosen here, and what XLA
+        compiles needs a TensorFlow with XLA.
 
         Args:
             path: a folder.

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import keras
 
-from tfaccel.forward import trace_forward
+from tfaccel import keras_private
+from tfaccel.forward import trace_forward, trace_step
 from tfaccel.kernels import DIRECTIONS, CallSpec, Chooser
 from tfaccel.passes import _product_layers
 from tfaccel.passes._selection import Selection
@@ -22,12 +23,12 @@ class Kernels(Pass):
     """Runs convolutions and Dense layers by the kernels that were fastest for their shapes.
 
     cuDNN picks the fastest algorithm for each convolution; TensorFlow on a CPU has one.
-    Before a step is traced, the shapes that the layers see are noted in one forward pass
-    that is traced and not run; the kernels of `tfaccel.ops` are measured on them, forward,
-    input gradient and weight gradient each by itself (for predictions forward alone); and
-    while the step is traced, layers use those that won. A layer for which nothing won keeps
-    Keras's own code. What was measured is kept on disk, so that a shape is measured once in
-    a machine's life.
+    Before a step is traced, the shapes that the layers see are noted in one forward pass (or
+    in the user's own `train_step`) that is traced and not run; the kernels of `tfaccel.ops`
+    are measured on them, forward, input gradient and weight gradient each by itself (for
+    predictions forward alone); and while the step is traced, layers use those that won. A
+    layer for which nothing won keeps Keras's own code. What was measured is kept on disk, so
+    that a shape is measured once in a machine's life.
 
     Served are Conv1D, Conv2D, Conv3D, DepthwiseConv2D, SeparableConv2D and Dense, and
     subclasses that leave their `call` alone; and the products that other passes of the plan
@@ -79,9 +80,8 @@ class Kernels(Pass):
         key = tuple(item.compute_dtype(workload) for item in plan.passes)
         if not workload.batches or not selection.is_new(key):
             return
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(workload.batches[0])
         with plan.applied(workload), selection.recording():
-            trace_forward(workload.model, x, workload.training)
+            _trace(workload)
         selection.looked_at(key)
         selection.measure(workload.step_seconds, clock, deadline)
 
@@ -137,3 +137,14 @@ class Kernels(Pass):
     def _selection(self, workload: Workload) -> Selection:
         directions = DIRECTIONS if workload.training else DIRECTIONS[:1]
         return workload.prepared.setdefault(self.name, Selection(self.reduced, directions))
+
+
+def _trace(workload: Workload) -> None:
+    """Has the layers be called as a step calls them; nothing is run."""
+    model, batch = workload.model, workload.batches[0]
+    has_own_step = keras_private.overridden(model, keras.Model, "train_step", "compute_loss")
+    if workload.training and has_own_step and workload.strategy is None:
+        trace_step(model, batch)
+    else:
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        trace_forward(model, x, workload.training)
