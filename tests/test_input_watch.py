@@ -143,6 +143,22 @@ def test_in_fit_the_report_says_so(capsys):
     assert slow[1] == stock[1]
 
 
+def test_of_arrays_it_says_nothing_of_keras_own_pipeline():
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            own = self.model.train_function
+            self.model.train_function = lambda it: seen.append(dataset_of(it)) or own(it)
+
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    model.compile("sgd", "mse")
+    model.fit(np.ones((8, 4)), np.ones((8, 3)), verbose=0, callbacks=[Look()])
+    said = bottleneck(0.3, 0.1, seen[0])
+    assert "Keras picks each batch out of your arrays" in said
+    assert "num_parallel_calls" not in said and ".cache()" not in said
+
+
 def test_with_a_plan_it_is_printed_alone(capsys):
     clock = FakeClock(step=1e-3)
     accel = tfaccel.AccelCallback(["fused_optimizer"], clock=clock)

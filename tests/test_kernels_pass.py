@@ -232,7 +232,7 @@ def test_products_of_a_train_step_of_the_users_own_are_seen(measured):
         warnings.simplefilter("error")
         with_kernels = losses([accel])
     assert accel.plan.names == ("kernels",)
-    assert {spec.filters for spec in measured.asked} == {(6, 4), (4, 6)}
+    assert {spec.w for spec in measured.asked} == {(6, 4), (4, 6)}
     np.testing.assert_allclose(with_kernels, losses([]), rtol=1e-5)
 
 

@@ -311,7 +311,7 @@ def test_trials_are_not_taken_for_cheap_where_the_step_was_traced_before():
         includes=["serving"], tuning_share=None, max_tuning_seconds=0.1, verbose=0, clock=clock
     )
     model.fit(**fit, callbacks=[accel])
-    assert "too short to pay for a trial" in accel.report.note
+    assert "`max_tuning_seconds` allows 0.1" in accel.report.note
     assert accel.report.trials[0].compile_seconds < 1e-3  # nothing is made up
 
 
@@ -365,6 +365,15 @@ def test_an_error_of_the_users_own_step_is_not_the_plans():
         model.fit(x, y, verbose=0, callbacks=[accel])
     said = trial.error_line(caught.value)
     assert said.startswith("InvalidArgumentError: Received a label value of 5")
+
+
+@pytest.mark.parametrize("plan", ["auto", ["fused_optimizer"]])
+def test_a_callback_that_is_given_twice_leaves_nothing_behind(plan):
+    model = trained(epochs=1)
+    own = model.train_function
+    accel = tfaccel.AccelCallback(plan, verbose=0)
+    model.fit(**make_data(), callbacks=[accel, accel])
+    assert model.train_function is own
 
 
 def test_a_second_fit_goes_on_with_the_plan():

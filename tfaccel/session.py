@@ -271,7 +271,8 @@ class Session:
             if workload.steps_to_come is None and self._progress.epochs_left > 1:
                 self._step = self._await_length
             else:
-                self._settle(_too_short(workload, least, seconds), workload)
+                bound = settings.budget.max_seconds
+                self._settle(_too_short(workload, least, seconds, bound), workload)
             return
         self._on_tuning(seconds)
         with Bench(
@@ -407,9 +408,11 @@ def hindrance(model: keras.Model) -> str:
     return ""
 
 
-def _too_short(workload: Workload, least: float | None, seconds: float) -> str:
+def _too_short(workload: Workload, least: float | None, seconds: float, bound: float) -> str:
     if least is None:
         return "No pass serves this model on this machine."
+    if seconds >= bound:
+        return f"A trial takes about {least:.1f} s; `max_tuning_seconds` allows {seconds:.1f}."
     if workload.steps_to_come is None:
         return "The length of this training is unknown, so nothing was tried."
     return (

@@ -127,6 +127,8 @@ class AccelCallback(keras.callbacks.Callback):
         self._session.start()
         if earlier is not None:
             self._session.resume(earlier)
+        if self._watch is not None:  # of a fit that broke off, or of this one: it has us twice
+            self._watch.end()
         self._watch = self._watching()
 
     def _watching(self) -> InputWatch | None:

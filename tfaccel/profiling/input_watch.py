@@ -110,7 +110,18 @@ _PREPARE = (
 )
 
 
+# How the pipeline begins that Keras makes of arrays; none of it is the user's to change.
+# Source: get_tf_dataset in keras/src/trainers/data_adapters/array_data_adapter.py
+_OF_ARRAYS = ["Range", "Map", "Prefetch", "FlatMap", "Tensor", "Repeat", "Zip"]
+
+
 def _remedies(found: tuple[Stage, ...]) -> Iterator[str]:
+    if [stage.name for stage in found[: len(_OF_ARRAYS)]] == _OF_ARRAYS:
+        yield (
+            "Keras picks each batch out of your arrays: larger batches, or a tf.data.Dataset "
+            "of the arrays in their place, may take less."
+        )
+        return
     names = {stage.name for stage in found}
     if any(stage.runs_python for stage in found):
         yield (
