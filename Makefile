@@ -20,8 +20,9 @@ ARGS ?=
 TF_CPP_MIN_LOG_LEVEL ?= 2
 export TF_CPP_MIN_LOG_LEVEL
 
-# Most of a test is tracing, which Python does on one core.
-PARALLEL = --numprocesses 2 --dist worksteal
+# Most of a test is tracing, which Python does on one core. One process more than two cores, as
+# tests that start processes of their own wait for them.
+PARALLEL = --numprocesses 3 --dist worksteal
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 # A Python environment is always our own: a user's Python is never touched.
 VENV = .venv

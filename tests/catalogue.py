@@ -165,6 +165,7 @@ def _masked_text():
     tokens[:, 6:] = 0
     model = keras.Sequential(
         [
+            keras.Input((9,), dtype="int32"),
             layers.Embedding(20, 6, mask_zero=True),
             layers.LSTM(5, dropout=0.2),
             layers.Dense(1, activation="sigmoid"),

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from early import built_early
 
 import tfaccel
 from tfaccel.records import KINDS, read_records
@@ -42,7 +43,7 @@ def assert_same(left, right):
 
 
 def fit(callbacks, epochs=3, **compiling):
-    model = make_model(**compiling)
+    model = built_early(make_model(**compiling))
     history = model.fit(**make_data(), epochs=epochs, callbacks=callbacks)
     return model, history.history
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from clocks import FakeClock
+from early import built_early
 
 import tfaccel
 from tfaccel import session, timing, trial
@@ -113,6 +114,8 @@ def assert_same(left, right):
 def trained(callbacks=(), epochs=3, **compiling):
     keras.utils.set_random_seed(4)
     model = make_model(**compiling)
+    if not callbacks:
+        built_early(model)
     model.fit(**make_data(), epochs=epochs, callbacks=list(callbacks))
     return model
 

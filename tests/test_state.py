@@ -8,7 +8,7 @@ import tfaccel
 from tfaccel.bench import Bench
 from tfaccel.plan import Plan
 from tfaccel.probe import Probe
-from tfaccel.state import Snapshot, build_optimizer, known_variables
+from tfaccel.state import Snapshot, build_all, build_optimizer, known_variables
 from tfaccel.workload import Workload
 
 layers = keras.layers
@@ -152,3 +152,80 @@ def test_build_optimizer_makes_the_slots_of_the_first_step():
         return [(v.path, v.shape) for v in model.optimizer.variables]
 
     assert slots(train=True) == slots(train=False)
+
+
+class Calls(layers.Layer):
+    """Counts how often it is called, which outside of a trace is never."""
+
+    times = 0
+
+    def call(self, x):
+        Calls.times += 1
+        return x
+
+
+def _single():
+    body = [layers.Dense(3), Calls(), layers.Dense(2)]
+    model = keras.Sequential([keras.Input((3,)), *body])
+    model.compile("adam", "mse", metrics=["mae"], weighted_metrics=["mse"])
+    return model, np.ones((4, 2))
+
+
+def _several():
+    x = inputs = keras.Input((3,))
+    x = Calls()(layers.Dense(3)(x))
+    model = keras.Model(inputs, {"u": layers.Dense(1, name="u")(x), "v": x})
+    model.compile("sgd", {"u": "mse", "v": "mae"}, metrics={"u": ["mae"], "v": ["accuracy"]})
+    return model, {"u": np.ones((4, 1)), "v": np.ones((4, 3))}
+
+
+@pytest.mark.parametrize("make", [_single, _several])
+@pytest.mark.parametrize(
+    ("plan", "traces"), [("auto", 1), (["nothing_of_test_state"], 1), ("baseline", 2)]
+)
+def test_a_first_step_is_traced_once(make, plan, traces):
+    """Keras by itself makes variables in its trace, and TensorFlow then traces once more."""
+
+    def fitted(*callbacks):
+        keras.utils.set_random_seed(3)
+        model, y = make()
+        Calls.times = 0
+        history = model.fit(np.ones((4, 3)), y, verbose=0, callbacks=[*callbacks]).history
+        times = Calls.times
+        return times, history, [(v.path, v.numpy().tolist()) for v in model.optimizer.variables]
+
+    accelerated = fitted(tfaccel.AccelCallback(plan, verbose=0))
+    stock = fitted()
+    assert (accelerated[0], stock[0]) == (traces, 2)
+    assert accelerated[1] == stock[1]
+    assert [value for _, value in accelerated[2]] == [value for _, value in stock[2]]
+
+
+def test_a_target_that_does_not_fit_fails_in_keras_s_words():
+    model, _ = _several()
+    with pytest.raises(Exception) as stock:
+        model.fit(np.ones((4, 3)), np.ones((4, 1)), verbose=0)
+    model, _ = _several()
+    with pytest.raises(type(stock.value)):
+        model.fit(
+            np.ones((4, 3)),
+            np.ones((4, 1)),
+            verbose=0,
+            callbacks=[tfaccel.AccelCallback(verbose=0)],
+        )
+
+
+@pytest.mark.parametrize("kind", ["unbuilt", "own step"])
+def test_what_only_a_step_shows_is_left_to_it(kind):
+    class Own(keras.Model):
+        def compute_loss(self, *args, **kwargs):
+            return super().compute_loss(*args, **kwargs)
+
+    if kind == "unbuilt":
+        model = keras.Sequential([layers.Dense(2)])
+    else:
+        inputs = keras.Input((3,))
+        model = Own(inputs, layers.Dense(2)(inputs))
+    model.compile("adam", "mse")
+    build_all(model, (tf.TensorSpec((None, 3)), tf.TensorSpec((None, 2))))
+    assert not model.optimizer.built

@@ -64,6 +64,20 @@ def trained_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     return list(found)
 
 
+def build_losses_and_metrics(model: keras.Model, targets: Any, outputs: Any) -> None:
+    """Makes the variables of a compiled model's losses and metrics, as its first step would.
+
+    Args:
+        model: compiled.
+        targets: `y` as symbolic tensors.
+        outputs: the model's, as symbolic tensors.
+    """
+    for name in ("_compile_metrics", "_compile_loss"):
+        part = getattr(model, name, None)
+        if part is not None and not part.built:
+            part.build(targets, outputs)
+
+
 def output_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
     """The layers that make the model's outputs (Functional and Sequential).
 

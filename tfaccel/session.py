@@ -19,7 +19,7 @@ from tfaccel.progress import Progress
 from tfaccel.report import Report
 from tfaccel.rescue import rescue, rescuers
 from tfaccel.settings import Settings
-from tfaccel.state import Snapshot, build_optimizer
+from tfaccel.state import Snapshot, build_all, build_optimizer
 from tfaccel.step import BuiltStep, StepFunction
 from tfaccel.timing import wait_for
 from tfaccel.train_function import TrainFunction
@@ -158,6 +158,8 @@ class Session:
     def _first(self, iterator: tf.data.Iterator) -> Any:
         self._element_spec = iterator.element_spec
         explicit = self.settings.plan
+        if explicit is None or not explicit.is_baseline:
+            build_all(self.model, self._element_spec)
         # A step of the user's own may make variables when it runs for the first time.
         has_own_step = keras_private.overridden(self.model, keras.Model, "train_step")
         if explicit is None or not self.model.built or (explicit.needs_batch and has_own_step):

@@ -1,11 +1,13 @@
 """Saving and restoring everything that a training step changes."""
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfaccel import keras_private
 from tfaccel.replicas import local_values
 from tfaccel.workload import Workload
 
@@ -100,3 +102,41 @@ def build_optimizer(model: keras.Model) -> None:
     optimizer = model.optimizer
     if optimizer is not None and not optimizer.built:
         optimizer.build(model.trainable_variables)
+
+
+def build_all(model: keras.Model, element_spec: Any) -> None:
+    """Makes all variables that the first step would make, where they are known before it.
+
+    Without a strategy Keras leaves them to the trace of its first step. A `tf.function` that
+    makes variables is traced once more, so that a first step takes twice as long as it has
+    to. Left to Keras are models that only a call shows (not built, subclassed) and steps of
+    the user's own, which may train some variables only.
+
+    Args:
+        model: compiled.
+        element_spec: of the data that a step is given.
+
+    Source: https://www.tensorflow.org/guide/function#creating_tfvariables
+    """
+    graph = keras_private.graph_of(model)
+    built = all(layer.built for layer in keras_private.flatten_layers(model))
+    if graph is None or not built or _steps_otherwise(model):
+        return
+    build_optimizer(model)
+    _, targets, _ = keras.utils.unpack_x_y_sample_weight(element_spec)
+    if targets is None:
+        return
+    # What does not fit fails in the first step, in Keras's own words.
+    with contextlib.suppress(Exception):
+        symbolic = keras.tree.map_structure(_symbolic, targets)
+        outputs = keras_private.graph_outputs(graph, {id(x): x for x in graph.outputs})
+        keras_private.build_losses_and_metrics(model, symbolic, outputs)
+
+
+def _steps_otherwise(model: keras.Model) -> bool:
+    names = ("train_step", "compute_loss", "compute_metrics")
+    return keras_private.overridden(model, keras.Model, *names) is not None
+
+
+def _symbolic(spec: tf.TensorSpec) -> keras.KerasTensor:
+    return keras.KerasTensor(spec.shape, spec.dtype.name)

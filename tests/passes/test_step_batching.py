@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from clocks import FakeClock
+from early import built_early
 
 import tfaccel
 from tfaccel import step_group, timing, trial, tuner
@@ -67,6 +68,8 @@ class Logs(callbacks.Callback):
 def seen_by_all(making=(), steps=None, others=(), **fitting):
     """Each step's logs, History, the weights and the optimizer's variables after a fit."""
     model, logs = make_model(**dict(making)), Logs()
+    if steps is None:
+        built_early(model)
     accel = [] if steps is None else [accelerated(steps, allow_batch_hooks=True)]
     given = {"x": make_data(), "batch_size": 8, "epochs": 3, "verbose": 0, **fitting}
     if isinstance(given["x"], tuple):
@@ -191,7 +194,7 @@ def test_a_training_that_stops_within_its_epoch():
 
 
 def stopped(row, *added):
-    model = make_model()
+    model = make_model() if added else built_early(make_model())
     x, y = make_data()
     y[row] = np.nan
     history = model.fit(
@@ -452,6 +455,8 @@ def test_a_second_fit_with_another_callback_refuses():
 
 def state_after(*added, epochs=2, **compiling):
     model = make_model(**compiling)
+    if not added:
+        built_early(model)
     x, y = make_data()
     history = model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, callbacks=list(added))
     values = [v.numpy().tolist() for v in [*model.variables, *model.optimizer.variables]]

@@ -1,0 +1,46 @@
+"""Fixtures that every test may use."""
+
+import gc
+
+import keras
+import numpy as np
+import pytest
+from clocks import FakeClock
+
+# What TensorFlow made on import need not be looked through at each collection, and tracing
+# makes more objects in a moment than Python expects of a program.
+gc.collect()
+gc.freeze()
+gc.set_threshold(10_000, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _left_behind():
+    """Frees what a file's tests have left, and looks at the rest no more.
+
+    Left alone, graphs pile up till a collection, in whatever test it comes, takes a minute.
+    """
+    yield
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20261120)
+
+
+@pytest.fixture(autouse=True)
+def _own_world(tmp_path, monkeypatch):
+    """Each test has its own plan cache, seed and Keras session."""
+    monkeypatch.setenv("TFACCEL_CACHE_DIR", str(tmp_path / "plans"))
+    # Collecting at each test would take longer than the tests, some thousand tests later.
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(1)
+    yield
+    keras.config.set_dtype_policy("float32")
