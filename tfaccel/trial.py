@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import enum
 import gc
-import logging
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from tfaccel.memory import is_out_of_memory
 from tfaccel.numerics import Drift
 from tfaccel.plan import Plan
 from tfaccel.state import Snapshot
+from tfaccel.step import unheard_traces
 from tfaccel.timing import Clock, Speedup
 from tfaccel.workload import Workload
 
@@ -105,13 +105,14 @@ class Contest(abc.ABC):
         self._consensus = consensus or Consensus()
         self._snapshot = Snapshot.of(workload)
         self._functions: dict[Plan, Any] = {}
+        self._unheard = contextlib.ExitStack()
 
     def __enter__(self: _Self) -> _Self:
-        tf.get_logger().addFilter(_is_news)
+        self._unheard.enter_context(unheard_traces())
         return self
 
     def __exit__(self, *exception: object) -> None:
-        tf.get_logger().removeFilter(_is_news)
+        self._unheard.close()
         self._snapshot.restore()
 
     @abc.abstractmethod
@@ -269,11 +270,6 @@ def compute_dtype(plan: Plan, workload: Workload) -> str:
     """The least precise dtype that a plan computes in on this workload."""
     chosen = [item.compute_dtype(workload) for item in plan.passes]
     return next((dtype for dtype in chosen if dtype), str(workload.model.compute_dtype))
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a log message is not TensorFlow's warning that steps are traced: trials do that."""
-    return "triggered tf.function retracing" not in record.getMessage()
 
 
 def _why_not(gain: Speedup) -> str:
