@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 import warnings
 
@@ -368,6 +369,72 @@ def test_an_error_of_the_users_own_step_is_not_the_plans():
         model.fit(x, y, verbose=0, callbacks=[accel])
     said = trial.error_line(caught.value)
     assert said.startswith("InvalidArgumentError: Received a label value of 5")
+
+
+class TwoOptimizers(keras.Model):
+    """As GANs are written: `compile` is given no optimizer, and makes one that nobody uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = layers.Dense(1)
+        self.layer.build((None, 4))
+        self.built = True
+
+    def compile(self, used):
+        super().compile()
+        self.used = used
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(self.layer(x) - y))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.used.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("plan", [["fused_optimizer"], ["serving"]])
+def test_an_optimizer_that_no_step_uses_gets_no_slots(plan):
+    def fitted(callbacks):
+        keras.utils.set_random_seed(4)
+        model = TwoOptimizers()
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+        model.fit(**make_data(), callbacks=callbacks)
+        return model
+
+    accel = tfaccel.AccelCallback(plan, verbose=0)
+    model = fitted([accel])
+    assert accel.plan.names == tuple(plan)
+    assert not model.optimizer.built
+    for value, stock in zip(model.get_weights(), fitted([]).get_weights(), strict=True):
+        np.testing.assert_allclose(value, stock, rtol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Retracing(_Serving):
+    """TensorFlow complains that a function was traced often, as it does in loops over models."""
+
+    name = "retracing"
+
+    @contextlib.contextmanager
+    def applied(self, workload):
+        if tf.inside_function():
+            tf.get_logger().warning("5 out of 5 calls to f triggered tf.function retracing.")
+        yield
+
+
+def test_the_trace_of_a_plan_that_was_given_is_no_retracing():
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    tf.get_logger().addHandler(handler)
+    try:
+        accel = tfaccel.AccelCallback(["retracing"], verbose=0)
+        trained([accel])
+    finally:
+        tf.get_logger().removeHandler(handler)
+    assert accel.plan.names == ("retracing",)
+    assert not [line for line in said if "retracing" in line]
 
 
 @pytest.mark.parametrize("plan", ["auto", ["fused_optimizer"]])

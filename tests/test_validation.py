@@ -115,3 +115,19 @@ def test_a_plan_for_the_optimizer_alone_leaves_validation_alone():
     accel = tfaccel.AccelCallback(["fused_optimizer"], verbose=0)
     fit([accel], epochs=1)
     assert accel._session._validation is None
+
+
+def test_an_evaluate_in_a_callback_keeps_its_test_function():
+    """Nothing need be traced again afterwards, as without tfaccel."""
+
+    class Evaluates(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.evaluate(x, x[:, :1], verbose=0)
+
+    x = np.ones((16, 4), "float32")
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    accel = tfaccel.AccelCallback([Forward()], verbose=0)
+    model.fit(x, x[:, :1], verbose=0, callbacks=[Evaluates(), accel])
+    assert not accel.plan.is_baseline
+    assert "tensorflow.trainer" in model.test_function.__module__

@@ -11,7 +11,7 @@ from tfaccel.feed import END_OF_DATA, feed, pull
 from tfaccel.guard import Guard, is_finite
 from tfaccel.plan import Plan
 from tfaccel.state import Snapshot
-from tfaccel.step import BuiltStep, StepFunction, build_step
+from tfaccel.step import BuiltStep, StepFunction, build_step, unheard_traces
 from tfaccel.timing import Clock, wait_for
 from tfaccel.trial import error_line
 from tfaccel.workload import Workload
@@ -70,8 +70,9 @@ class AcceleratedStep:
         batches = pull(iterator, self._workload.model.steps_per_execution)
         state = Snapshot.of(self._workload)
         try:
-            logs = self.function(self._feed(batches, iterator))
-            wait_for(logs)
+            with unheard_traces():
+                logs = self.function(self._feed(batches, iterator))
+                wait_for(logs)
             why = "the loss is not finite" if self._is_broken(logs) else ""
         except Exception as error:
             why = error_line(error)

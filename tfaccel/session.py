@@ -160,9 +160,7 @@ class Session:
         explicit = self.settings.plan
         if explicit is None or not explicit.is_baseline:
             build_all(self.model, self._element_spec)
-        # A step of the user's own may make variables when it runs for the first time.
-        has_own_step = keras_private.overridden(self.model, keras.Model, "train_step")
-        if explicit is None or not self.model.built or (explicit.needs_batch and has_own_step):
+        if explicit is None or not self.model.built or self._makes_variables(explicit):
             self._step = self._collect
         elif explicit.needs_batch:
             batches = pull(iterator, self.model.steps_per_execution)
@@ -172,6 +170,14 @@ class Session:
         else:
             self._start_explicit(explicit)
         return self._step(iterator)
+
+    def _makes_variables(self, plan: Plan) -> bool:
+        """Whether the user's own step may make some, and must run once before it is looked at."""
+        if not keras_private.overridden(self.model, keras.Model, "train_step"):
+            return False
+        optimizers = self.workload().optimizers
+        unbuilt = len(optimizers) > 1 and not all(item.built for item in optimizers)
+        return plan.needs_batch or unbuilt
 
     def _collect(self, iterator: tf.data.Iterator) -> Any:
         """One baseline step that is timed and whose batches are kept."""

@@ -98,9 +98,12 @@ def known_variables(workload: Workload) -> list[Any]:
 
 
 def build_optimizer(model: keras.Model) -> None:
-    """Makes the optimizer's slots, which the first step would make, so that they can be kept."""
+    """Makes the optimizer's slots, which the first step would make, so that they can be kept.
+
+    Not where the model has others: GANs leave the one unused that `compile` makes by default.
+    """
     optimizer = model.optimizer
-    if optimizer is not None and not optimizer.built:
+    if optimizer is not None and not optimizer.built and len(Workload(model).optimizers) == 1:
         optimizer.build(model.trainable_variables)
 
 

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -101,6 +102,21 @@ def build_step(
     most = plan.steps_per_call if kind == "train" else 1
     made = StepGroup(built, model.steps_per_execution) if most > 1 else built
     return BuiltStep(made, bad_data, workload.scratch, most)
+
+
+@contextlib.contextmanager
+def unheard_traces() -> Iterator[None]:
+    """Keeps TensorFlow from warning that functions are traced often: tfaccel makes new ones."""
+    logger = tf.get_logger()
+    logger.addFilter(_is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "triggered tf.function retracing" not in record.getMessage()
 
 
 def _note_bad_data(data: Any, outputs: Any, bad_data: tf.Variable) -> None:

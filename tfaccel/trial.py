@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import enum
 import gc
-import logging
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from tfaccel.memory import is_out_of_memory
 from tfaccel.numerics import Drift
 from tfaccel.plan import Plan
 from tfaccel.state import Snapshot
+from tfaccel.step import unheard_traces
 from tfaccel.timing import Clock, Speedup
 from tfaccel.workload import Workload
 
@@ -106,13 +106,14 @@ class Contest(abc.ABC):
         self._consensus = consensus or Consensus()
         self._snapshot = Snapshot.of(workload)
         self._functions: dict[Plan, Any] = {}
+        self._unheard = contextlib.ExitStack()
 
     def __enter__(self: _Self) -> _Self:
-        tf.get_logger().addFilter(_is_news)
+        self._unheard.enter_context(unheard_traces())
         return self
 
     def __exit__(self, *exception: object) -> None:
-        tf.get_logger().removeFilter(_is_news)
+        self._unheard.close()
         self._snapshot.restore()
 
     @abc.abstractmethod
@@ -278,11 +279,6 @@ def coarsest_dtype(plan: Plan, workload: Workload) -> str:
     dtypes = {compute_dtype(plan, workload), *(str(layer.compute_dtype) for layer in computing)}
     known = [dtype for dtype in dtypes if dtype in numerics.TOLERANCES]
     return max(known, key=lambda dtype: numerics.TOLERANCES[dtype].output, default="float32")
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a log message is not TensorFlow's warning that steps are traced: trials do that."""
-    return "triggered tf.function retracing" not in record.getMessage()
 
 
 def _why_not(gain: Speedup) -> str:

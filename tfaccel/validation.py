@@ -69,7 +69,8 @@ class Validation:
         """Gives the place back."""
         model: keras.Model = self._workload.model
         if model.test_function is self._installed:
-            model.test_function = self._user if self._validations else self._original
+            was_used = self._validations or self._first_seconds  # or by evaluate in a callback
+            model.test_function = self._user if was_used else self._original
 
     def begin(self, epochs_to_come: int) -> None:
         """A validation begins.
