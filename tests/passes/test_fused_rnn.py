@@ -367,6 +367,17 @@ def test_refusals():
         assert words in str(FusedRNN().refusal(workload))
 
 
+def test_the_length_that_keras_keeps_to_itself_can_be_said():
+    """Windows of a time series are of one length, and the dataset does not say so."""
+    x = np.zeros((20, 4), "float32")
+    data = keras.utils.timeseries_dataset_from_array(x, x[:, :1], sequence_length=5, batch_size=4)
+    said = str(FusedRNN().refusal(workload_of(L.LSTM(2), element_spec=data.element_spec)))
+    assert "tf.ensure_shape" in said
+    data = data.map(lambda x, y: (tf.ensure_shape(x, (None, 5, 4)), y))
+    data = data.map(lambda x, y: (x, tf.ensure_shape(y, (None, 1))))
+    assert FusedRNN().refusal(workload_of(L.LSTM(2), element_spec=data.element_spec)) is None
+
+
 def test_several_replicas_are_refused(monkeypatch):
     monkeypatch.setattr(Workload, "num_replicas", 2)
     assert "several replicas" in str(FusedRNN().refusal(workload_of(L.LSTM(2))))

@@ -54,8 +54,9 @@ class FusedRNN(Pass):
             return Refusal("XLA can't compile a part of a step that several replicas run")
         if any(varies(spec) for spec in tf.nest.flatten(workload.element_spec)):
             return Refusal(
-                "the length of sequences differs from batch to batch, and XLA compiles each anew",
-                "pad them to one length",
+                "the dataset does not say how long sequences are, and XLA compiles each anew",
+                "pad them to one length, and say it with `tf.ensure_shape` in a `map`, as for "
+                "`keras.utils.timeseries_dataset_from_array`",
             )
         return obstacles[0] if all(obstacles) else None
 
