@@ -14,7 +14,7 @@ from clocks import FakeClock
 from early import built_early
 
 import tfaccel
-from tfaccel import session, timing, trial
+from tfaccel import hindrance, timing, trial
 from tfaccel.scoped import instance_attribute
 
 layers = keras.layers
@@ -521,7 +521,7 @@ def test_train_on_batch_from_a_callback():
 
 
 def test_a_strategy_without_synchronous_replicas_is_left_alone(monkeypatch):
-    monkeypatch.setattr(session, "_UNSERVED", (tf.distribute.OneDeviceStrategy,))
+    monkeypatch.setattr(hindrance, "_UNSERVED", (tf.distribute.OneDeviceStrategy,))
     with tf.distribute.OneDeviceStrategy("CPU:0").scope():
         model = make_model()
     accel = tfaccel.AccelCallback(verbose=0)

@@ -10,10 +10,10 @@ import rich.console
 from rich.markup import escape
 
 from tfaccel.device import Device, current_device
+from tfaccel.hindrance import hindrance
 from tfaccel.layers import facts as layer_facts
 from tfaccel.layers.passes import LayerRow, Look
 from tfaccel.plan import Pass, Plan, as_plan
-from tfaccel.session import hindrance
 from tfaccel.tables import markdown_table, terminal_table
 from tfaccel.workload import Workload
 

@@ -14,6 +14,8 @@ from tfaccel.bench import Bench
 from tfaccel.cache import workload_key
 from tfaccel.consensus import consensus_of
 from tfaccel.feed import feed, is_plain, pull
+from tfaccel.given_plan import prepared, served
+from tfaccel.hindrance import hindrance, too_short
 from tfaccel.plan import Pass, Plan
 from tfaccel.progress import Progress
 from tfaccel.report import Report
@@ -38,8 +40,6 @@ from tfaccel.workload import Workload, shapes
 COLLECTED_STEPS = 3
 # What a plan that the user gave, and nobody measured, is taken to win in validation.
 _HOPED_GAIN = 2.0
-# Not synchronous, or not TensorFlow's kernels.
-_UNSERVED = (tf.distribute.experimental.ParameterServerStrategy, tf.distribute.TPUStrategy)
 # Batches kept at most, whatever steps_per_execution is.
 _KEPT_BATCHES = 8
 
@@ -280,7 +280,7 @@ class Session:
                 self._step = self._await_length
             else:
                 bound = settings.budget.max_seconds
-                self._settle(_too_short(workload, least, seconds, bound), workload)
+                self._settle(too_short(workload, least, seconds, bound), workload)
             return
         self._on_tuning(seconds)
         with Bench(
@@ -328,11 +328,7 @@ class Session:
     def _start_explicit(self, plan: Plan) -> None:
         """The plan that the user gave, less the passes that can't serve this model."""
         workload = self.workload()
-        for item in plan.passes:
-            refusal = item.refusal(workload)
-            if refusal is not None:
-                warnings.warn(f"tfaccel leaves out {item}: {refusal}", stacklevel=2)
-                plan = plan.without(item.name)
+        plan = served(plan, workload)
         if plan.is_baseline:
             self._step = self.baseline
         else:
@@ -340,7 +336,8 @@ class Session:
 
     def _start_plan(self, plan: Plan, traced: BuiltStep | None, workload: Workload) -> None:
         if traced is None:
-            plan = self._prepared(plan, workload)
+            deadline = self._clock() + self.settings.budget.max_seconds
+            plan = prepared(plan, workload, self._clock, deadline)
             if plan.is_baseline:
                 self._step = self.baseline
                 return
@@ -367,17 +364,6 @@ class Session:
             self._validation = Validation(workload, plan, gain, tolerance, clock)
             self._validation.install()
 
-    def _prepared(self, plan: Plan, workload: Workload) -> Plan:
-        """The plan that nobody tried here, less the passes that can't get ready for it."""
-        deadline = self._clock() + self.settings.budget.max_seconds
-        for item in plan.passes:
-            try:
-                item.prepare(workload, plan, self._clock, deadline)
-            except Exception as error:
-                warnings.warn(f"tfaccel leaves out {item}: {error_line(error)}", stacklevel=2)
-                plan = plan.without(item.name)
-        return plan
-
     def _abandoned(self) -> None:
         """The plan failed; the user's own step has taken over."""
         self.plan, self._accelerated = Plan(), None
@@ -395,35 +381,3 @@ class Session:
         self._batches.clear()
         self.stop()
         self._on_report(report)
-
-
-def hindrance(model: keras.Model) -> str:
-    """What makes acceleration impossible from the start; empty when nothing does."""
-    if model.run_eagerly:
-        return (
-            "The model runs eagerly (run_eagerly=True), so there is no compiled step to accelerate."
-        )
-    if tf.config.functions_run_eagerly():
-        return (
-            "TensorFlow runs functions eagerly (tf.config.run_functions_eagerly(True)), so there "
-            "is no compiled step to accelerate."
-        )
-    strategy = model.distribute_strategy
-    if isinstance(strategy, _UNSERVED):
-        return f"Training under {type(strategy).__name__} is left as it is."
-    if strategy.num_replicas_in_sync > 1 and model.steps_per_execution > 1:
-        return "Under several replicas Keras can't run several steps in one execution."
-    return ""
-
-
-def _too_short(workload: Workload, least: float | None, seconds: float, bound: float) -> str:
-    if least is None:
-        return "No pass serves this model on this machine."
-    if seconds >= bound:
-        return f"A trial takes about {least:.1f} s; `max_tuning_seconds` allows {seconds:.1f}."
-    if workload.steps_to_come is None:
-        return "The length of this training is unknown, so nothing was tried."
-    return (
-        f"The rest of this training is too short to pay for a trial (about {least:.1f} s; "
-        f"{seconds:.1f} s may be spent)."
-    )

@@ -7,11 +7,11 @@ import keras
 import tensorflow as tf
 
 from tfaccel.cache import workload_key
+from tfaccel.hindrance import hindrance
 from tfaccel.numerics import Tolerance
 from tfaccel.plan import Pass, Plan
 from tfaccel.report import Report, show
 from tfaccel.rescue import rescue, rescuers
-from tfaccel.session import hindrance
 from tfaccel.settings import Settings, make_settings
 from tfaccel.tuner import one_plan, tune_workload
 from tfaccel.workbench import workbench

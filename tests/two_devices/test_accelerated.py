@@ -9,11 +9,11 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
+from tfaccel.hindrance import hindrance
 from tfaccel.passes import XLA, Layout, MixedPrecision
 from tfaccel.plan import Pass
 from tfaccel.replicas import replica_id
 from tfaccel.scoped import instance_attribute
-from tfaccel.session import hindrance
 from tfaccel.workload import Workload
 
 layers = keras.layers

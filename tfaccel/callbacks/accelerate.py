@@ -10,11 +10,12 @@ import keras
 
 from tfaccel import keras_private
 from tfaccel.consensus import consensus_of
+from tfaccel.hindrance import hindrance
 from tfaccel.numerics import Tolerance
 from tfaccel.plan import Pass, Plan
 from tfaccel.profiling.input_watch import InputWatch
 from tfaccel.report import Report, show
-from tfaccel.session import Session, hindrance
+from tfaccel.session import Session
 from tfaccel.settings import make_settings
 from tfaccel.timing import Clock
 from tfaccel.train_function import TrainFunction

@@ -19,9 +19,9 @@ from tfaccel.commands._feeds import define_feed_flags, make_feed
 from tfaccel.commands._models import Chosen, define_model_flags, load_model, only_model
 from tfaccel.commands._progress import progress
 from tfaccel.commands.explain import load_plan
+from tfaccel.hindrance import hindrance
 from tfaccel.machine import machine_facts
 from tfaccel.plan import Plan, make_pass
-from tfaccel.session import hindrance
 
 _AUTO, _EACH = "auto", "each"
 _FLAGS = (

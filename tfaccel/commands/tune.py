@@ -22,8 +22,8 @@ from tfaccel.commands._models import (
     only_model,
 )
 from tfaccel.commands._progress import Progress, progress
+from tfaccel.hindrance import hindrance
 from tfaccel.report import Report
-from tfaccel.session import hindrance
 from tfaccel.settings import Settings, make_settings
 from tfaccel.tuner import tune_workload
 from tfaccel.workbench import workbench

@@ -13,11 +13,11 @@ import numpy as np
 import rich.console
 import tensorflow as tf
 
+from tfaccel.hindrance import hindrance
 from tfaccel.memory import Meter, is_out_of_memory, meter_for
 from tfaccel.memory_search.report import BatchSizeReport
 from tfaccel.memory_search.search import Limits, SizeTrial, Verdict, search
 from tfaccel.plan import Pass, Plan, as_plan
-from tfaccel.session import hindrance
 from tfaccel.state import Snapshot, build_optimizer
 from tfaccel.step import BuiltStep, build_step
 from tfaccel.timing import Clock, timed

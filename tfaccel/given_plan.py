@@ -1,0 +1,40 @@
+"""A plan that nobody tried on this training: what of it can serve."""
+
+import warnings
+
+from tfaccel.plan import Plan
+from tfaccel.timing import Clock
+from tfaccel.trial import error_line
+from tfaccel.workload import Workload
+
+
+def served(plan: Plan, workload: Workload) -> Plan:
+    """The plan less the passes that refuse the workload; a warning says why."""
+    for item in plan.passes:
+        refusal = item.refusal(workload)
+        if refusal is not None:
+            plan = _left_out(plan, item.name, str(refusal))
+    return plan
+
+
+def prepared(plan: Plan, workload: Workload, clock: Clock, deadline: float) -> Plan:
+    """The plan less the passes that can't get ready; what they found is on the workload.
+
+    Args:
+        plan: whose passes all serve.
+        workload: the model and its batches.
+        clock: seconds.
+        deadline: the clock's value at which all should be ready.
+    """
+    for item in plan.passes:
+        try:
+            item.prepare(workload, plan, clock, deadline)
+        except Exception as error:
+            plan = _left_out(plan, item.name, error_line(error))
+    return plan
+
+
+def _left_out(plan: Plan, name: str, why: str) -> Plan:
+    item = next(item for item in plan.passes if item.name == name)
+    warnings.warn(f"tfaccel leaves out {item}: {why}", stacklevel=3)
+    return plan.without(name)
