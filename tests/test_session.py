@@ -338,6 +338,33 @@ def test_a_later_fit_knows_what_the_trace_took():
     assert "about 90.0 s" in accel.report.note
 
 
+@dataclasses.dataclass(frozen=True)
+class Broken(tfaccel.Pass):
+    """Of somebody's own, and wrong about what models have."""
+
+    name = "broken"
+
+    def refusal(self, workload):
+        return workload.model.no_such_thing
+
+    def applied(self, workload):
+        raise AssertionError("it never serves")
+
+
+@pytest.mark.parametrize("plan", ["broken", "auto"])
+def test_a_pass_that_can_not_even_be_asked_breaks_nothing(plan):
+    def losses(*callbacks):
+        keras.utils.set_random_seed(1)
+        return make_model().fit(**make_data(), callbacks=[*callbacks]).history["loss"]
+
+    names = {"plan": ["broken"]} if plan == "broken" else {"includes": ["broken"]}
+    accel = tfaccel.AccelCallback(**names, tuning_share=None, verbose=0)
+    with pytest.warns(UserWarning, match="no_such_thing"):
+        found = losses(accel)
+    assert accel.plan.is_baseline
+    assert found == losses()
+
+
 def test_run_eagerly_is_refused_with_a_reason():
     accel = tfaccel.AccelCallback(verbose=0)
     model = trained([accel], epochs=1, run_eagerly=True)

@@ -11,9 +11,13 @@ from tfaccel.workload import Workload
 def served(plan: Plan, workload: Workload) -> Plan:
     """The plan less the passes that refuse the workload; a warning says why."""
     for item in plan.passes:
-        refusal = item.refusal(workload)
-        if refusal is not None:
-            plan = _left_out(plan, item.name, str(refusal))
+        try:
+            refusal = item.refusal(workload)
+            why = "" if refusal is None else str(refusal)
+        except Exception as error:  # a pass of somebody's own, a model like no other
+            why = error_line(error)
+        if why:
+            plan = _left_out(plan, item.name, why)
     return plan
 
 

@@ -96,7 +96,8 @@ def output_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
                 yield from output_layers(made_by)
             elif isinstance(made_by, keras.layers.Layer):
                 yield made_by
-    elif model.layers:
+    # What trains and is no keras.Model has no list of layers.
+    elif getattr(model, "layers", None):
         last = model.layers[-1]
         yield from output_layers(last) if isinstance(last, keras.Model) else (last,)
 

@@ -158,8 +158,7 @@ class Session:
     def _first(self, iterator: tf.data.Iterator) -> Any:
         self._element_spec = iterator.element_spec
         explicit = self.settings.plan
-        if explicit is None or not explicit.is_baseline:
-            build_all(self.model, self._element_spec)
+        self._build(explicit)
         if explicit is None or not self.model.built or self._makes_variables(explicit):
             self._step = self._collect
         elif explicit.needs_batch:
@@ -168,8 +167,18 @@ class Session:
             self._decide()
             return self._step(self._feed(batches, iterator))
         else:
-            self._start_explicit(explicit)
+            self._decide()
         return self._step(iterator)
+
+    def _build(self, explicit: Plan | None) -> None:
+        """Spares the first step a second trace, where Keras's own step is not all that is asked."""
+        if explicit is not None and explicit.is_baseline:
+            return
+        try:
+            build_all(self.model, self._element_spec)
+        except Exception as error:
+            why = error_line(error)
+            warnings.warn(f"tfaccel leaves all variables to the first step: {why}", stacklevel=2)
 
     def _makes_variables(self, plan: Plan) -> bool:
         """Whether the user's own step may make some, and must run once before it is looked at."""

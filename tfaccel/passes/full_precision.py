@@ -43,14 +43,11 @@ class FullPrecision(Pass):
         return "float32"
 
     def refusal(self, workload: Workload) -> Refusal | None:
-        found = {id(layer): obstacle for layer, obstacle in self.obstacles(workload)}
-        if None in found.values():
-            return None
-        reduced = [layer for layer in workload.layers if is_reduced(layer)]
-        if not reduced:
+        if not any(is_reduced(layer) for layer in workload.layers):
             return Refusal("no layer of the model computes in 16 bits")
-        # The layers before the last are those that matter.
-        return found[id(reduced[0])]
+        told = ((obstacle, is_reduced(layer)) for layer, obstacle in self.obstacles(workload))
+        kept = [obstacle for obstacle, reduced in told if reduced]
+        return None if None in kept else kept[0]
 
     @contextlib.contextmanager
     def applied(self, workload: Workload) -> Iterator[None]:
