@@ -174,7 +174,7 @@ def _single():
 def _several():
     x = inputs = keras.Input((3,))
     x = Calls()(layers.Dense(3)(x))
-    model = keras.Model(inputs, {"u": layers.Dense(1, name="u")(x), "v": x})
+    model = keras.Model(inputs, {n: layers.Dense(k, name=n)(x) for n, k in (("u", 1), ("v", 3))})
     model.compile("sgd", {"u": "mse", "v": "mae"}, metrics={"u": ["mae"], "v": ["accuracy"]})
     return model, {"u": np.ones((4, 1)), "v": np.ones((4, 3))}
 
