@@ -450,14 +450,26 @@ class Retracing(_Serving):
         yield
 
 
-def test_the_trace_of_a_plan_that_was_given_is_no_retracing():
+class Retraced(keras.Sequential):
+    """TensorFlow complains when the user's own step is traced."""
+
+    def train_step(self, data):
+        tf.get_logger().warning("5 out of 5 calls to f triggered tf.function retracing.")
+        return super().train_step(data)
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_the_traces_of_a_given_plan_are_no_retracing(built):
+    """Of an unbuilt model the user's own step is traced first."""
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     tf.get_logger().addHandler(handler)
     try:
         accel = tfaccel.AccelCallback(["retracing"], verbose=0)
-        trained([accel])
+        model = Retraced([*([keras.Input((4,))] if built else []), layers.Dense(1)])
+        model.compile("sgd", "mse")
+        model.fit(**make_data(), callbacks=[accel])
     finally:
         tf.get_logger().removeHandler(handler)
     assert accel.plan.names == ("retracing",)
