@@ -28,6 +28,12 @@ from tfaccel.timing import median_interval
 
 _MODELS = flags.DEFINE_list("models", None, "names of models.py; all of them by default")
 _PLAN = flags.DEFINE_list("plan", None, "passes to compare with stock Keras, without tuning")
+_POLICY = flags.DEFINE_enum(
+    "policy",
+    "float32",
+    ["float32", "mixed_bfloat16", "mixed_float16"],
+    "that models are written in",
+)
 _MAX_TUNING_SECONDS = flags.DEFINE_float(
     "max_tuning_seconds", 600.0, "the most that tuning one model may take", lower_bound=0.0
 )
@@ -233,9 +239,11 @@ COLUMNS = (
 
 def main(argv: list[str]) -> None:
     _common.no_arguments(argv)
+    keras.config.set_dtype_policy(_POLICY.value)
+    written = "" if _POLICY.value == "float32" else f"-{_POLICY.value.replace('_', '-')}"
     results = _common.Results(
-        "training" if _PLAN.value is None else "training-with-plan",
-        "A training step, stock Keras and tfaccel",
+        f"training{'' if _PLAN.value is None else '-with-plan'}{written}",
+        f"A training step, stock Keras and tfaccel{written and f', models in {_POLICY.value}'}",
         COLUMNS,
         pathlib.Path(_OUTPUT.value),
         _RESUME.value,
