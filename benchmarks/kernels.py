@@ -8,6 +8,7 @@ table has TensorFlow's own time and that of the kernel which the pass `kernels` 
 """
 
 import collections
+import dataclasses
 import pathlib
 import time
 
@@ -33,8 +34,7 @@ _RESUME = flags.DEFINE_bool("resume", False, "go on with the file that is there"
 def measured(benchmark: models.Benchmark) -> Selection:
     """The kernels of a model's layers, measured (or known from an earlier run)."""
     policy = "float32" if _DTYPE.value == "float32" else f"mixed_{_DTYPE.value}"
-    keras.config.set_dtype_policy(policy)
-    model = benchmark.model()
+    model = dataclasses.replace(benchmark, policy=policy).model()
     batch = next(iter(benchmark.dataset()))
     workload = Workload(model, (batch,))
     item = Kernels(max_seconds=_SECONDS.value)

@@ -25,6 +25,7 @@ class Benchmark:
         classes: the number of classes.
         input_high: inputs are uniform in [0, input_high).
         vocabulary: where it is not 0, inputs are token ids below it.
+        policy: the dtype policy of its layers.
     """
 
     name: str
@@ -34,10 +35,13 @@ class Benchmark:
     classes: int = 10
     input_high: float = 1.0
     vocabulary: int = 0
+    policy: str = "float32"
 
     def model(self, seed: int = 0) -> keras.Model:
         """The model, fresh and compiled; the seed decides its weights and dropout."""
         keras.utils.set_random_seed(seed)
+        # Clearing Keras's session, as is done between models, clears the policy too.
+        keras.config.set_dtype_policy(self.policy)
         model = self.build(self.input_shape, self.classes)
         model.compile(
             optimizer=keras.optimizers.Adam(),

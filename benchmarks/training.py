@@ -239,7 +239,6 @@ COLUMNS = (
 
 def main(argv: list[str]) -> None:
     _common.no_arguments(argv)
-    keras.config.set_dtype_policy(_POLICY.value)
     written = "" if _POLICY.value == "float32" else f"-{_POLICY.value.replace('_', '-')}"
     results = _common.Results(
         f"training{'' if _PLAN.value is None else '-with-plan'}{written}",
@@ -248,7 +247,8 @@ def main(argv: list[str]) -> None:
         pathlib.Path(_OUTPUT.value),
         _RESUME.value,
     )
-    _common.measure_each(results, models.chosen(_MODELS.value), measure)
+    chosen = (dataclasses.replace(m, policy=_POLICY.value) for m in models.chosen(_MODELS.value))
+    _common.measure_each(results, tuple(chosen), measure)
 
 
 if __name__ == "__main__":
