@@ -105,9 +105,10 @@ class Report:
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table's cells: plan, step, speedup, drift, compile, verdict; of what was tried."""
-        return [_row(trial, trial.plan == self.plan) for trial in self._tried()]
+        return [_row(trial, trial.plan == self.plan) for trial in self.tried()]
 
-    def _tried(self) -> list[Trial]:
+    def tried(self) -> list[Trial]:
+        """The trials of the table: those of plans that no pass refuses."""
         return [trial for trial in self.trials if trial.outcome is not Outcome.REFUSED]
 
     def summary(self) -> str:
@@ -152,7 +153,7 @@ class Report:
     def __rich__(self) -> rich.console.Group:
         shown: list[rich.console.RenderableType] = []
         if len(self.trials) > 1 and self.tuning_seconds:
-            chosen = [i for i, trial in enumerate(self._tried()) if trial.plan == self.plan]
+            chosen = [i for i, trial in enumerate(self.tried()) if trial.plan == self.plan]
             table = terminal_table(_HEADINGS, self.rows(), numbers=_NUMBERS, bold=chosen)
             shown += [table, *(f"  {escape(r)}" for r in self.reasons()), ""]
             found = self.findings()

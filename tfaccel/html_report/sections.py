@@ -127,7 +127,7 @@ def _trials(record: Record, with_gain: bool) -> list[ET.Element]:
     except ValueError as error:
         return [tag("p", f"{after} can't be shown here: {error}")]
     headings = ("plan", "step", "speedup", "drift", "compile", "verdict")
-    chosen = [index for index, trial in enumerate(report.trials) if trial.plan == report.plan]
+    chosen = [index for index, trial in enumerate(report.tried()) if trial.plan == report.plan]
     stands_out = chosen[0] if chosen else None
     found = [table(after, headings, report.rows(), numbers=headings[1:-1], chosen=stands_out)]
     if report.reasons():
