@@ -64,18 +64,16 @@ def trained_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     return list(found)
 
 
-def build_losses_and_metrics(model: keras.Model, targets: Any, outputs: Any) -> None:
-    """Makes the variables of a compiled model's losses and metrics, as its first step would.
-
-    Args:
-        model: compiled.
-        targets: `y` as symbolic tensors.
-        outputs: the model's, as symbolic tensors.
-    """
+def losses_and_metrics(model: keras.Model) -> list[Any]:
+    """What holds a compiled model's losses and metrics, and makes their variables by `build`."""
+    found = []
     for name in ("_compile_metrics", "_compile_loss"):
-        part = getattr(model, name, None)
-        if part is not None and not part.built:
-            part.build(targets, outputs)
+        if not hasattr(model, name):
+            raise KerasChangedError(f"Model.{name}")
+        part = getattr(model, name)
+        if part is not None:  # a model may be compiled without
+            found.append(part)
+    return found
 
 
 def output_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:

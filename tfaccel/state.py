@@ -129,11 +129,13 @@ def build_all(model: keras.Model, element_spec: Any) -> None:
     _, targets, _ = keras.utils.unpack_x_y_sample_weight(element_spec)
     if targets is None:
         return
+    parts = [part for part in keras_private.losses_and_metrics(model) if not part.built]
     # What does not fit fails in the first step, in Keras's own words.
     with contextlib.suppress(Exception):
         symbolic = keras.tree.map_structure(_symbolic, targets)
         outputs = keras_private.graph_outputs(graph, {id(x): x for x in graph.outputs})
-        keras_private.build_losses_and_metrics(model, symbolic, outputs)
+        for part in parts:
+            part.build(symbolic, outputs)
 
 
 def _steps_otherwise(model: keras.Model) -> bool:
