@@ -166,7 +166,7 @@ LAYERS = (
         "rounding",
     },
     {"onednn", "workload", "machine", "strategy"},
-    {"state", "hindrance", "plan", "feed", "consensus", "dataset_graph", "forward"},
+    {"state", "hindrance", "plan", "feed", "consensus", "dataset_graph", "forward", "faithfulness"},
     {"data"},
     {"loss_scale", "kernels", "attention", "chains"},
     {"batch_norm"},

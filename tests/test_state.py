@@ -104,7 +104,7 @@ def test_a_model_that_is_random_by_itself_is_not_refused_for_that():
     probe = Probe(workload, Snapshot.of(workload))
     reference = probe.observe(Plan())
     again = tfaccel.numerics.compare(reference, probe.observe(Plan(), reference))
-    other = tfaccel.numerics.compare(reference, probe.observe(Plan(), reference, otherwise=True))
+    other = tfaccel.numerics.compare(reference, probe.near())
     assert again.gradient == 0.0
     assert other.violation(tfaccel.numerics.TOLERANCES["float32"])
     wide = tfaccel.numerics.widened(tfaccel.numerics.TOLERANCES["float32"], other)
@@ -115,7 +115,7 @@ def test_dropout_is_off_while_steps_are_compared():
     workload = make_workload(layers.Dropout(0.5))
     probe = Probe(workload, Snapshot.of(workload))
     reference = probe.observe(Plan())
-    other = probe.observe(Plan(), reference, otherwise=True)
+    other = probe.near()
     assert tfaccel.numerics.compare(reference, other).gradient < 1e-4
     assert workload.model.layers[1].rate == 0.5
 

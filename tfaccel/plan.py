@@ -11,6 +11,7 @@ import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
+from tfaccel.numerics import SIXTEEN_BITS
 from tfaccel.timing import Clock
 from tfaccel.workload import Workload
 
@@ -108,6 +109,14 @@ class Pass(abc.ABC):
         """The dtype that the pass computes in; None when it keeps the model's."""
         return None
 
+    def sparing(self, layer: str) -> "Pass | None":
+        """This pass with one layer left as it is; None where it can't tell layers apart.
+
+        Args:
+            layer: the layer's name.
+        """
+        return None
+
     def rescues(self, error: Exception) -> str:
         """Why a step fails as it is written, where it would not under this pass.
 
@@ -196,6 +205,11 @@ class Plan:
     def without(self, name: str) -> "Plan":
         """This plan less the pass called `name`."""
         return Plan(tuple(item for item in self.passes if item.name != name))
+
+    def without_16_bits(self, workload: Workload) -> "Plan":
+        """This plan less the passes that compute in a 16-bit dtype."""
+        exact = [p for p in self.passes if p.compute_dtype(workload) not in SIXTEEN_BITS]
+        return Plan(tuple(exact))
 
     @property
     def needs_batch(self) -> bool:

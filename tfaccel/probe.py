@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from tfaccel import keras_private
 from tfaccel.numerics import Observation
 from tfaccel.plan import Plan
 from tfaccel.replicas import local_values, on_replicas, replica_id
-from tfaccel.rounding import round_otherwise
+from tfaccel.rounding import round_once, round_otherwise, rounded_inputs
 from tfaccel.scoped import SharedContext, instance_attribute
 from tfaccel.state import Snapshot, known_variables
 from tfaccel.workload import Workload
@@ -40,9 +41,7 @@ class Probe:
         self._snapshot = snapshot
         self._names = _Names(workload)
 
-    def observe(
-        self, plan: Plan, reference: Observation | None = None, otherwise: bool = False
-    ) -> Observation:
+    def observe(self, plan: Plan, reference: Observation | None = None) -> Observation:
         """One step under `plan`.
 
         Args:
@@ -50,13 +49,46 @@ class Probe:
             reference: the untouched step; where given, optimizers are handed its
                 gradients in place of the plan's own, so that their updates can be
                 compared exactly.
-            otherwise: whether to draw other random numbers than the reference drew, and
-                to round every weight otherwise (`tfaccel.rounding`).
 
         Returns:
             The observation.
         """
         given = {} if reference is None else dict(reference.handed)
+        step = self._untouched if plan.is_baseline else self._traced(plan)
+        return self._one(step, self._workload.batches[0], given)
+
+    def near(self, dtype: str | None = None) -> Observation:
+        """The untouched step with other roundings, and other random numbers. Traces nothing.
+
+        Args:
+            dtype: 16 bits to which weights and inputs are rounded once; None to move each
+                weight by as much as rounding may in its own dtype (`tfaccel.rounding`).
+        """
+        workload, weights = self._workload, self._names.weights.values()
+        batch = workload.batches[0]
+        if dtype is not None:
+            batch = rounded_inputs(batch, dtype, workload.strategy)
+
+        def perturb() -> None:
+            self._snapshot.reseed()
+            if dtype is None:
+                round_otherwise(weights, workload.layers)
+            else:
+                round_once(weights, dtype)
+
+        return self._one(self._untouched, batch, {}, perturb)
+
+    def other(self) -> Observation | None:
+        """The untouched step on another batch; None where no other was kept. Traces nothing."""
+        batches = self._workload.batches
+        return self._one(self._untouched, batches[1], {}) if len(batches) > 1 else None
+
+    @functools.cached_property
+    def _untouched(self) -> Callable[..., Any]:
+        return self._traced(Plan())
+
+    def _traced(self, plan: Plan) -> Callable[..., Any]:
+        """A step under a plan, to be traced when it is called first."""
         workload = self._workload.for_step()
         tape = _Tape(self._names)
         under_plan = SharedContext(lambda: _under(plan, workload, tape))
@@ -72,16 +104,23 @@ class Probe:
         def step(batch: Any, given: Mapping[str, Any]) -> Any:
             return on_replicas(workload.strategy, on_replica, batch, given)
 
+        return step
+
+    def _one(
+        self,
+        step: Callable[..., Any],
+        batch: Any,
+        given: Mapping[str, Any],
+        perturb: Callable[[], None] = lambda: None,
+    ) -> Observation:
         try:
-            with _quiet(workload):
+            with _quiet(self._workload):
                 self._snapshot.restore()
-                workload.model.reset_metrics()
-                if otherwise:
-                    self._snapshot.reseed()
-                    round_otherwise(self._names.weights.values(), workload.layers)
-                before = self._names.trained()
-                logs, found = step(workload.batches[0], given)
-                return self._observation(logs, found, before)
+                self._workload.model.reset_metrics()
+                perturb()
+                before = self._names.trained(), self._names.state()
+                logs, found = step(batch, given)
+                return self._observation(logs, found, *before)
         finally:
             self._snapshot.restore()
 
@@ -94,18 +133,20 @@ class Probe:
         try:
             self._snapshot.restore()
             self._workload.model.reset_metrics()
-            before = self._names.trained()
+            before = self._names.trained(), self._names.state()
             logs = run()
             losses = {
                 f"{name} of step {index}": value
                 for index, step in enumerate(logs)
                 for name, value in _losses(step).items()
             }
-            return dataclasses.replace(self._observation(logs[-1], {}, before), losses=losses)
+            return dataclasses.replace(self._observation(logs[-1], {}, *before), losses=losses)
         finally:
             self._snapshot.restore()
 
-    def _observation(self, logs: Any, found: Mapping[str, Any], before: Mapping) -> Observation:
+    def _observation(
+        self, logs: Any, found: Mapping[str, Any], before: Mapping, state_before: Mapping
+    ) -> Observation:
         gradients = {name: _array(value) for name, value in _each(found)}
         trained = self._names.trained()
         if not gradients:
@@ -114,10 +155,10 @@ class Probe:
         return Observation(
             losses=_losses(logs),
             gradients=gradients,
-            groups={name: name.rpartition("/")[0] for name in gradients},
             trained=trained,
             before=before,
             state=self._names.state(),
+            state_before=state_before,
             counters=self._names.counters(),
             handed=dict(found),
         )

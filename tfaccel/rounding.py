@@ -1,4 +1,4 @@
-"""A model's weights as another rounding might have left them.
+"""A model's weights, and its inputs, as another rounding might have left them.
 
 What a net makes of that is its own sensitivity to rounding, and no mistake of a plan.
 """
@@ -8,6 +8,9 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
+
+from tfaccel.replicas import on_replicas
 
 # A sum of n products is off by about sqrt(n) unit roundoffs when its terms come in another
 # order, and a layer's sums have about a thousand terms (Higham and Mary, A New Approach to
@@ -36,3 +39,38 @@ def round_otherwise(weights: Iterable[Any], layers: Iterable[keras.layers.Layer]
         usual = ROUNDINGS * float(np.finfo(value.dtype).eps) / 2
         most = _UNIT_ROUNDOFFS.get(dtypes.get(id(variable), ""), usual)
         variable.assign(value * (1 + most * generator.uniform(-1, 1, value.shape)))
+
+
+def round_once(weights: Iterable[Any], dtype: str) -> None:
+    """Rounds each float variable to a 16-bit dtype, and keeps it as it is otherwise.
+
+    Args:
+        weights: variables.
+        dtype: `"bfloat16"` or `"float16"`.
+    """
+    for variable in weights:
+        variable.assign(_rounded(tf.convert_to_tensor(variable), dtype))
+
+
+def rounded_inputs(batch: Any, dtype: str, strategy: tf.distribute.Strategy | None) -> Any:
+    """A batch whose inputs are rounded to a 16-bit dtype; targets and weights stay.
+
+    Args:
+        batch: as a step is given it: inputs, or a tuple that begins with them.
+        dtype: `"bfloat16"` or `"float16"`.
+        strategy: what the batch was distributed by; None where it was not.
+    """
+
+    @tf.function(autograph=False)
+    def rounded(batch: Any) -> Any:
+        inputs, *others = batch if isinstance(batch, tuple | list) else (batch,)
+        near = tf.nest.map_structure(
+            lambda leaf: _rounded(leaf, dtype), inputs, expand_composites=True
+        )
+        return (near, *others) if isinstance(batch, tuple | list) else near
+
+    return on_replicas(strategy, rounded, batch)
+
+
+def _rounded(value: Any, dtype: str) -> Any:
+    return tf.cast(tf.cast(value, dtype), value.dtype) if value.dtype.is_floating else value

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfaccel import numerics, timing
 from tfaccel.consensus import Consensus
 from tfaccel.memory import is_out_of_memory
-from tfaccel.numerics import Drift
+from tfaccel.numerics import SIXTEEN_BITS, Drift
 from tfaccel.plan import Plan
 from tfaccel.state import Snapshot
 from tfaccel.step import unheard_traces
@@ -271,6 +271,12 @@ def compute_dtype(plan: Plan, workload: Workload) -> str:
     """The dtype that a plan's products are computed in on this workload."""
     chosen = [item.compute_dtype(workload) for item in plan.passes]
     return next((dtype for dtype in chosen if dtype), str(workload.model.compute_dtype))
+
+
+def rounded_dtype(plan: Plan, workload: Workload) -> str | None:
+    """The 16-bit dtype in which a plan computes what the user's own step does not."""
+    chosen = (item.compute_dtype(workload) for item in plan.passes)
+    return next((dtype for dtype in chosen if dtype in SIXTEEN_BITS), None)
 
 
 def coarsest_dtype(plan: Plan, workload: Workload) -> str:

@@ -16,6 +16,8 @@ from tfaccel.workload import Workload
 
 # Trials in a row without a new best plan after which the search ends.
 PATIENCE = 4
+# Layers at most that a search leaves in their own dtype for being off too far in 16 bits.
+MOST_REPAIRS = 3
 # What the first step takes for each layer, and for each variable that is trained. Measured on
 # two cores of a Zen 3: 0.18 to 0.23 s a trained variable in all, under Adam
 # (benchmarks/results/training-*.md), of which simpler optimizers take half.
@@ -218,6 +220,7 @@ class _Search:
         self.best: Trial | None = None
         self.ending = ""
         self.complete = True
+        self.repairs = 0
 
     def note(self, trial: Trial) -> None:
         self.trials.append(trial)
@@ -241,7 +244,19 @@ class _Search:
                 queue = [*variations(plan, usable), *queue]
             else:
                 without_gain += 1
-                queue = [*self._with_less_memory(), *queue]
+                queue = [*self._repaired(), *self._with_less_memory(), *queue]
+
+    def _repaired(self) -> Iterator[Plan]:
+        """The plan that was tried last, the layer that was too far off left in its own dtype."""
+        trial = self.trials[-1]
+        unfaithful = trial.outcome is Outcome.UNFAITHFUL and trial.drift is not None
+        layer = layer_of(trial.drift.worst, self.workload) if unfaithful else ""
+        if not layer or self.repairs == MOST_REPAIRS:
+            return
+        spared = tuple(item.sparing(layer) or item for item in trial.plan.passes)
+        if spared != trial.plan.passes:
+            self.repairs += 1
+            yield Plan(spared)
 
     def _with_less_memory(self) -> Iterator[Plan]:
         """The plan that was tried last with what it needs to fit, if it did not."""
@@ -291,6 +306,14 @@ class _Search:
         self.ending = f"{self.best.plan} won once but not when it was measured again."
         self.best = None
         return Speedup()
+
+
+def layer_of(variable: str, workload: Workload) -> str:
+    """The name of the innermost layer with a variable of this path; empty where there is none."""
+    for layer in reversed(workload.layers):
+        if any(variable == getattr(own, "path", None) for own in layer.variables):
+            return str(layer.name)
+    return ""
 
 
 def variations(plan: Plan, usable: list[tuple[Pass, bool]]) -> Iterator[Plan]:

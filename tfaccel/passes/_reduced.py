@@ -2,9 +2,9 @@
 
 import keras
 
-_DTYPES = ("bfloat16", "float16")
+from tfaccel.numerics import SIXTEEN_BITS
 
 
 def is_reduced(layer: keras.layers.Layer) -> bool:
     """Whether a layer computes in 16 bits, as it is configured at the moment."""
-    return str(layer.compute_dtype) in _DTYPES
+    return str(layer.compute_dtype) in SIXTEEN_BITS

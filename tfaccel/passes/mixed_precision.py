@@ -85,6 +85,9 @@ class MixedPrecision(Pass):
             return Refusal("no layer of the model computes in float32 and could do otherwise")
         return None
 
+    def sparing(self, layer: str) -> "MixedPrecision":
+        return dataclasses.replace(self, keep=(*self.keep, layer))
+
     @contextlib.contextmanager
     def applied(self, workload: Workload) -> Iterator[None]:
         dtype = self.compute_dtype(workload)
