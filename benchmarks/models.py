@@ -26,6 +26,7 @@ class Benchmark:
         input_high: inputs are uniform in [0, input_high).
         vocabulary: where it is not 0, inputs are token ids below it.
         policy: the dtype policy of its layers.
+        label_shape: the shape of one sample's labels.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Benchmark:
     input_high: float = 1.0
     vocabulary: int = 0
     policy: str = "float32"
+    label_shape: tuple[int, ...] = ()
 
     def model(self, seed: int = 0) -> keras.Model:
         """The model, fresh and compiled; the seed decides its weights and dropout."""
@@ -59,7 +61,8 @@ class Benchmark:
             inputs = random.integers(0, self.vocabulary, shape, dtype=np.int32)
         else:
             inputs = random.random(shape, dtype=np.float32) * np.float32(self.input_high)
-        return inputs, random.integers(0, self.classes, count, dtype=np.int32)
+        labels = random.integers(0, self.classes, (count, *self.label_shape), dtype=np.int32)
+        return inputs, labels
 
     def dataset(self, seed: int = 0) -> tf.data.Dataset:
         """Batches without end.
@@ -175,6 +178,81 @@ def _transformer(input_shape: tuple[int, ...], classes: int) -> keras.Model:
     return keras.Model(tokens, outputs, name="transformer")
 
 
+def _lstm(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            keras.layers.LSTM(64, return_sequences=True),
+            keras.layers.LSTM(64),
+            keras.layers.Dense(classes, activation="softmax"),
+        ],
+        name="lstm",
+    )
+
+
+def _unet_1d(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """Three levels of convolutions over a signal, and back; a class for the whole signal."""
+    x = inputs = keras.Input(input_shape)
+    skips = []
+    for filters in (32, 64, 128):
+        x = keras.layers.Conv1D(filters, 9, padding="same", use_bias=False)(x)
+        x = keras.layers.Activation("swish")(keras.layers.BatchNormalization()(x))
+        skips.append(x)
+        x = keras.layers.MaxPooling1D(4)(x)
+    for filters, skip in zip((128, 64, 32), reversed(skips), strict=True):
+        x = keras.layers.Conv1DTranspose(filters, 4, strides=4, padding="same")(x)
+        x = keras.layers.Concatenate()([x, skip])
+        x = keras.layers.Conv1D(filters, 9, padding="same", activation="relu")(x)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    return keras.Model(inputs, keras.layers.Dense(classes, activation="softmax")(x), name="unet_1d")
+
+
+def _unet(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """Segmentation: a class for every pixel."""
+    x = inputs = keras.Input(input_shape)
+    skips = []
+    for filters in (16, 32, 64):
+        x = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
+        x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+        skips.append(x)
+        x = keras.layers.MaxPooling2D()(x)
+    x = keras.layers.Conv2D(128, 3, padding="same", activation="relu")(x)
+    for filters, skip in zip((64, 32, 16), reversed(skips), strict=True):
+        x = keras.layers.Conv2DTranspose(filters, 2, strides=2)(x)
+        x = keras.layers.Concatenate()([x, skip])
+        x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
+    outputs = keras.layers.Conv2D(classes, 1, activation="softmax")(x)
+    return keras.Model(inputs, outputs, name="unet")
+
+
+def _gru_tagger(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """A class for every token."""
+    tokens = keras.Input(input_shape, dtype="int32")
+    x = keras.layers.Embedding(_VOCABULARY, 64)(tokens)
+    x = keras.layers.Bidirectional(keras.layers.GRU(64, return_sequences=True))(x)
+    return keras.Model(
+        tokens, keras.layers.Dense(classes, activation="softmax")(x), name="gru_tagger"
+    )
+
+
+def _vit_tiny(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """A vision transformer of 4 layers of 192 with 3 heads, on patches of 4x4."""
+    width, heads, patch = 192, 3, 4
+    inputs = keras.Input(input_shape)
+    x = keras.layers.Conv2D(width, patch, strides=patch)(inputs)
+    x = _Positions()(keras.layers.Reshape((-1, width))(x))
+    for _ in range(4):
+        y = keras.layers.LayerNormalization()(x)
+        x = keras.layers.Add()([x, keras.layers.MultiHeadAttention(heads, width // heads)(y, y)])
+        y = keras.layers.LayerNormalization()(x)
+        y = keras.layers.Dense(4 * width, activation="gelu")(y)
+        x = keras.layers.Add()([x, keras.layers.Dense(width)(y)])
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.LayerNormalization()(x))
+    return keras.Model(
+        inputs, keras.layers.Dense(classes, activation="softmax")(x), name="vit_tiny"
+    )
+
+
 MODELS: tuple[Benchmark, ...] = (
     Benchmark("resnet50", _resnet50, 32, (64, 64, 3)),
     Benchmark("mobilenet_v2", _mobilenet_v2, 32, (96, 96, 3)),
@@ -185,6 +263,11 @@ MODELS: tuple[Benchmark, ...] = (
     Benchmark("conv_lstm", _conv_lstm, 64, (98, 40), classes=12),
     Benchmark("mlp", _mlp, 128, (784,)),
     Benchmark("transformer", _transformer, 32, (128,), vocabulary=_VOCABULARY),
+    Benchmark("lstm", _lstm, 64, (60, 16)),
+    Benchmark("unet_1d", _unet_1d, 16, (2048, 4)),
+    Benchmark("unet", _unet, 16, (64, 64, 3), label_shape=(64, 64)),
+    Benchmark("gru_tagger", _gru_tagger, 32, (64,), vocabulary=_VOCABULARY, label_shape=(64,)),
+    Benchmark("vit_tiny", _vit_tiny, 64, (32, 32, 3)),
 )
 
 

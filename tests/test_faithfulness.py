@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import models
+
 import tfaccel
 from tfaccel import faithfulness, numerics
 from tfaccel.bench import Bench
@@ -250,3 +252,22 @@ def test_the_layer_of_a_variable_can_be_spared():
         str(x.name) for x, why in SIXTEEN.obstacles(workload) if why
     ]
     assert layer_of("no such variable", spared) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", models.MODELS, ids=lambda benchmark: benchmark.name)
+def test_real_models_in_16_bits(benchmark):
+    """What Keras's own mixed policy trains without loss is accepted; mistakes are not."""
+    model = benchmark.model()
+    model.optimizer.build(model.trainable_variables)
+    data = benchmark.dataset()
+    workload = Workload(model, tuple(data.take(2)), data.element_spec)
+    plans = [Plan((SIXTEEN,)), Plan((*EXACT, SIXTEEN))]
+    plans = [
+        Plan(tuple(item for item in plan.passes if not item.refusal(workload))) for plan in plans
+    ]
+    with Bench(workload, lambda iterator: {}, time.perf_counter) as bench:
+        for plan in plans:
+            assert bench.compared(plan)[1] is None
+        for mistake in ("scale", "lost"):
+            assert bench.compared(Plan((Planted(mistake), SIXTEEN)))[1] is not None

@@ -249,8 +249,9 @@ class _Search:
     def _repaired(self) -> Iterator[Plan]:
         """The plan that was tried last, the layer that was too far off left in its own dtype."""
         trial = self.trials[-1]
-        unfaithful = trial.outcome is Outcome.UNFAITHFUL and trial.drift is not None
-        layer = layer_of(trial.drift.worst, self.workload) if unfaithful else ""
+        if trial.outcome is not Outcome.UNFAITHFUL or trial.drift is None:
+            return
+        layer = layer_of(trial.drift.worst, self.workload)
         if not layer or self.repairs == MOST_REPAIRS:
             return
         spared = tuple(item.sparing(layer) or item for item in trial.plan.passes)
