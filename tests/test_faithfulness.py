@@ -6,11 +6,10 @@ import functools
 import time
 
 import keras
+import models
 import numpy as np
 import pytest
 import tensorflow as tf
-
-import models
 
 import tfaccel
 from tfaccel import faithfulness, numerics
