@@ -15,9 +15,9 @@ import tensorflow as tf
 from packaging.requirements import Requirement
 
 from tfaccel import cli, device
+from tfaccel.cgroup import cpu_quota_cores, memory_limit_bytes
 from tfaccel.commands import _doctor_products as products
 from tfaccel.commands import doctor
-from tfaccel.commands._cgroup import cpu_quota_cores, memory_limit_bytes
 from tfaccel.commands._doctor_gpu import check_cuda, check_gpus, check_memory_growth
 from tfaccel.commands._doctor_machine import (
     check_cpu,

@@ -159,7 +159,26 @@ def test_a_gru_that_resets_before_is_off_cudnn():
 def test_recurrent_layers_on_a_cpu():
     found = row(layers.LSTM(8, return_sequences=True), CPU, shape=(5, 4))
     assert found.now == "a loop over time steps, float32"
-    assert found.why_not == ("a CPU has no kernel for the whole sequence",)
+    assert "fused_rnn" in found.would and found.why_not == ()
+    kept = row(layers.LSTM(8, recurrent_dropout=0.2), CPU, shape=(5, 4))
+    assert "fused_rnn" not in kept.would
+    assert "a CPU has no kernel for the whole sequence" in kept.why_not
+
+
+@pytest.mark.parametrize("kind", [layers.MultiHeadAttention, layers.GroupQueryAttention])
+def test_attention_is_known_and_not_said_to_lack_what_a_pass_has(kind):
+    heads = (
+        {"num_heads": 2}
+        if kind is layers.MultiHeadAttention
+        else {"num_query_heads": 4, "num_key_value_heads": 2}
+    )
+    size = {"key_dim": 3} if kind is layers.MultiHeadAttention else {"head_dim": 3}
+    x = keras.Input((5, 8))
+    model = keras.Model(x, kind(name="attention", **heads, **size)(x, x))
+    found = rows(model)["attention"]
+    assert found.now == "two batched products around a softmax, float32"
+    assert "fused_attention" in found.would
+    assert not [text for text in found.why_not if "no fused attention" in text]
 
 
 def test_a_large_dense_layer():

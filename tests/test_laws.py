@@ -1,4 +1,4 @@
-"""The laws of DESIGN: every pass, every kind of model and feed."""
+"""The laws of CONTRIBUTING: every pass, every kind of model and feed."""
 
 import ast
 import dataclasses
@@ -162,6 +162,7 @@ LAYERS = (
         "tables",
         "records",
         "memory",
+        "cgroup",
         "replicas",
         "rounding",
     },

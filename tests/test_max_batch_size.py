@@ -330,6 +330,6 @@ def test_bad_samples_and_models():
 
 
 def test_a_system_that_does_not_tell(monkeypatch, tmp_path):
-    monkeypatch.setattr(steps, "meter_for", lambda device: memory.ProcessMeter(tmp_path / "none"))
+    monkeypatch.setattr(steps, "meter_for", lambda device: memory.ProcessMeter(tmp_path))
     with pytest.raises(RuntimeError, match="this system does not tell"):
         max_batch_size(make(), SAMPLE, verbose=0)

@@ -241,7 +241,7 @@ def test_a_real_step_that_asks_for_too_much():
     assert memory.is_out_of_memory(caught.value)
 
 
-linux = pytest.mark.skipif(not memory.PROC.joinpath("self/clear_refs").exists(), reason="no /proc")
+linux = pytest.mark.skipif(not (memory.ROOT / "proc/self/clear_refs").exists(), reason="no /proc")
 
 
 @linux
@@ -258,18 +258,22 @@ def test_the_peak_of_a_process():
 
 
 def test_a_containers_limit_counts(tmp_path):
-    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
+    proc, cgroup = tmp_path / "proc", tmp_path / "sys" / "fs" / "cgroup" / "box"
     (proc / "self").mkdir(parents=True)
-    cgroup.mkdir()
+    cgroup.mkdir(parents=True)
+    (proc / "self" / "cgroup").write_text("0::/box/inner\n")
     (proc / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:    500 kB\n")
     (proc / "self" / "status").write_text("VmHWM:\t  90 kB\nVmRSS:\t  70 kB\n")
-    meter = memory.ProcessMeter(proc, cgroup)
+    meter = memory.ProcessMeter(tmp_path)
     assert meter.available_bytes() == 500 * 1024
     (cgroup / "memory.max").write_text("max\n")
     (cgroup / "memory.current").write_text("100\n")
     assert meter.available_bytes() == 500 * 1024
     (cgroup / "memory.max").write_text("1000\n")
     assert meter.available_bytes() == 900
+    # What the kernel can drop at once is not taken.
+    (cgroup / "memory.stat").write_text("anon 40\ninactive_file 60\n")
+    assert meter.available_bytes() == 960
     with meter.measured() as peak:
         assert peak.bytes is None
     assert peak.bytes == 20 * 1024

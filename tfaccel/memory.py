@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Protocol
 
 import tensorflow as tf
 
+from tfaccel.cgroup import memory_left_bytes
 from tfaccel.device import Device
 
 # What other errors than ResourceExhaustedError say when a GPU's memory is full: cuDNN's
@@ -23,8 +25,7 @@ _OUT_OF_MEMORY = (
     # https://github.com/tensorflow/tensorflow/issues/19308: a copy to a full GPU.
     "Dst tensor is not initialized",
 )
-PROC = pathlib.Path("/proc")
-CGROUP = pathlib.Path("/sys/fs/cgroup")
+ROOT = pathlib.Path("/")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -90,8 +91,7 @@ class ProcessMeter:
     the process's own record of it, `VmHWM`, and nothing else).
 
     Args:
-        proc: where the kernel's files are.
-        cgroup: where the limits of a container are.
+        root: where `proc` and `sys` are: `/` but in tests.
 
     Raises:
         OSError: the system does not tell.
@@ -99,9 +99,9 @@ class ProcessMeter:
     Source: https://docs.kernel.org/filesystems/proc.html (status, clear_refs)
     """
 
-    def __init__(self, proc: pathlib.Path = PROC, cgroup: pathlib.Path = CGROUP):
-        self._proc = proc
-        self._cgroup = cgroup
+    def __init__(self, root: pathlib.Path = ROOT):
+        self._root = root
+        self._process = root / "proc" / "self"
         self._forget_peak()
         self._base = self._status("VmRSS")
 
@@ -115,19 +115,16 @@ class ProcessMeter:
             peak.bytes = max(0, self._status("VmHWM") - self._base)
 
     def available_bytes(self) -> int | None:
-        """What programs can still take without swapping: the machine's, or the container's."""
-        found = [_kib(self._proc / "meminfo", "MemAvailable")]
-        limit = _number(self._cgroup / "memory.max")
-        used = _number(self._cgroup / "memory.current")
-        if limit is not None and used is not None:
-            found.append(limit - used)
-        return max(0, min(found))
+        return available_bytes(self._root)
 
     def _forget_peak(self) -> None:
-        (self._proc / "self" / "clear_refs").write_text("5", encoding="ascii")
+        (self._process / "clear_refs").write_text("5", encoding="ascii")
 
     def _status(self, name: str) -> int:
-        return _kib(self._proc / "self" / "status", name)
+        sizes = _sizes(self._process / "status")
+        if name not in sizes:
+            raise OSError(f"{self._process / 'status'} has no {name}")
+        return sizes[name]
 
 
 def meter_for(device: Device) -> Meter:
@@ -139,18 +136,30 @@ def meter_for(device: Device) -> Meter:
     return GpuMeter() if device.kind == "GPU" else ProcessMeter()
 
 
-def _kib(path: pathlib.Path, name: str) -> int:
-    """The bytes of an entry such as `VmRSS:   1234 kB`."""
-    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        if key == name:
-            return int(value.split()[0]) * 1024
-    raise OSError(f"{path} has no {name}")
+def available_bytes(root: pathlib.Path = ROOT) -> int | None:
+    """What can still be taken without swapping: of the machine, or of what a container may have.
+
+    The one place that says how much memory is free. None where the system doesn't tell.
+
+    Args:
+        root: where `proc` and `sys` are: `/` but in tests.
+
+    Source: https://docs.kernel.org/filesystems/proc.html (MemAvailable)
+    """
+    found = [meminfo(root).get("MemAvailable"), memory_left_bytes(root)]
+    return min((size for size in found if size is not None), default=None)
 
 
-def _number(path: pathlib.Path) -> int | None:
-    """The number in a file; None where there is none, such as `max`."""
+def meminfo(root: pathlib.Path = ROOT) -> dict[str, int]:
+    """The kernel's listing of the machine's memory, in bytes; empty where there is none."""
+    return _sizes(root / "proc" / "meminfo")
+
+
+def _sizes(path: pathlib.Path) -> dict[str, int]:
+    """The entries such as `VmRSS:   1234 kB` of a file, in bytes."""
     try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
+        text = path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return {}
+    found = re.findall(r"(?m)^(\w+):\s+(\d+) kB$", text)
+    return {name: 1024 * int(kib) for name, kib in found}

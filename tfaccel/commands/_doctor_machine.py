@@ -1,15 +1,14 @@
 """doctor's look at the machine: CPU, memory, disk, threads."""
 
 import math
-import pathlib
-import re
 from collections.abc import Iterator
 
-from tfaccel.commands._cgroup import cpu_quota_cores, memory_limit_bytes
+from tfaccel.cgroup import cpu_quota_cores, memory_limit_bytes
 from tfaccel.commands._finding import Finding, Level
 from tfaccel.commands._surroundings import Surroundings
 from tfaccel.device import read_cpu
 from tfaccel.machine import isa, total_memory_bytes
+from tfaccel.memory import available_bytes, meminfo
 
 # TensorFlow alone takes about half a GiB; with less than this no model trains.
 _LEAST_MEMORY_BYTES = 2**30
@@ -41,28 +40,16 @@ def check_cpu(here: Surroundings) -> Iterator[Finding]:
 
 def check_memory(here: Surroundings) -> Iterator[Finding]:
     """The memory, what of it is free, and a container's limit."""
-    sizes = _meminfo(here.root / "proc" / "meminfo")
-    total = sizes.get("MemTotal", total_memory_bytes())
-    limit = memory_limit_bytes(here.root)
-    free = sizes.get("MemAvailable")
+    total = meminfo(here.root).get("MemTotal", total_memory_bytes())
+    limit, free = memory_limit_bytes(here.root), available_bytes(here.root)
     said = f"{gib(total)} of memory" + ("" if free is None else f", {gib(free)} of it free")
     if limit is not None and (total is None or limit < total):
         said += f"; this process may take {gib(limit)}"
-        free = limit if free is None else min(free, limit)
     if free is not None and free < _LEAST_MEMORY_BYTES:
         remedy = "End other programs, or raise the container's limit."
         yield Finding("memory", said, Level.WARNING, remedy)
     else:
         yield Finding("memory", said)
-
-
-def _meminfo(path: pathlib.Path) -> dict[str, int]:
-    """The kernel's listing, in bytes; empty where there is none."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    return {name: 1024 * int(kib) for name, kib in re.findall(r"(?m)^(\w+):\s+(\d+) kB$", text)}
 
 
 def check_disk(here: Surroundings) -> Iterator[Finding]:

@@ -16,7 +16,6 @@ from tfaccel.data._components import is_batched
 from tfaccel.data._log import Log
 from tfaccel.data._look import look_at_arrays, look_at_mapped
 from tfaccel.data._measure import Timings, measure
-from tfaccel.data._memory import free_bytes
 from tfaccel.data._pipeline import Layout, Map, Pipeline
 from tfaccel.data._screen import Screen
 from tfaccel.data._sources import Arrays
@@ -24,6 +23,7 @@ from tfaccel.data.findings import Findings
 from tfaccel.data.prepared import Account, Prepared
 from tfaccel.data.rules import Rules
 from tfaccel.dataset_graph import effect, lasting_effect, stages
+from tfaccel.memory import available_bytes
 from tfaccel.timing import Clock
 
 # TensorFlow's random operations: what they have drawn is forgotten with each iterator.
@@ -203,7 +203,7 @@ def _is_cached(
     if pipeline.length is None:
         notes.append("No cache, as the length of the data is unknown or without end.")
         return False
-    bound = int(_CACHE_SHARE * free_bytes()) if most is None else most
+    bound = int(_CACHE_SHARE * (available_bytes() or 0)) if most is None else most
     needed = timings.sample_bytes * pipeline.length
     if needed > bound:
         notes.append(f"No cache: {needed / 2**20:,.0f} MiB, beyond {bound / 2**20:,.0f} MiB.")

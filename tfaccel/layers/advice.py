@@ -1,6 +1,6 @@
 """What of a layer's own arguments keeps it from running faster."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -15,15 +15,19 @@ _TENSOR_CORE_MULTIPLE = 8
 _LARGE_DENSE = 1_000_000
 
 
-def advice(layer: keras.layers.Layer, device: Device, model_weights: int) -> list[str]:
+def advice(
+    layer: keras.layers.Layer, device: Device, model_weights: int, served: Collection[str] = ()
+) -> list[str]:
     """A clause for each thing that keeps the layer slow, with a remedy where there is one.
 
     Args:
         layer: the layer.
         device: where it runs.
         model_weights: how many weights the whole model has.
+        served: the names of the passes that serve the layer, so that what it lacks is there.
     """
-    said = [rule(layer, device) for rule in _RULES]
+    lacks = [rule for name, rule in _LACKS.items() if name not in served]
+    said = [rule(layer, device) for rule in (*_RULES, *lacks)]
     said.append(_large_dense(layer, model_weights))
     return [text for text in said if text]
 
@@ -88,10 +92,13 @@ def _large_dense(layer: keras.layers.Layer, model_weights: int) -> str:
 
 
 _RULES: tuple[Callable[[Any, Device], str], ...] = (
-    _recurrence,
     _odd_width,
     _channels_first,
     _float64,
-    _attention,
     _groups,
 )
+# What Keras lacks for a layer, by the pass that has it.
+_LACKS: dict[str, Callable[[Any, Device], str]] = {
+    "fused_rnn": _recurrence,
+    "fused_attention": _attention,
+}

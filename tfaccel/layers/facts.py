@@ -29,7 +29,7 @@ _OPS: Mapping[str, str] = {
     ),
     **dict.fromkeys(("LSTM", "GRU", "RNN", "TimeDistributed"), _LOOP),
     **dict.fromkeys(
-        ("MultiHeadAttention", "GroupedQueryAttention", "Attention"),
+        ("MultiHeadAttention", "GroupQueryAttention", "Attention"),
         "two batched products around a softmax",
     ),
     "BatchNormalization": _BATCH_NORM,

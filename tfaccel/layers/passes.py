@@ -140,10 +140,13 @@ class Look:
         return self._row(path, layer, str(now), str(under), would, why_not)
 
     def _serves(self, item: Pass, layer: keras.layers.Layer) -> bool:
-        return (item.name, id(layer)) in self._obstacles and not self._refusals[item.name]
+        told = (item.name, id(layer)) in self._obstacles
+        kept = self._obstacles.get((item.name, id(layer)))
+        return told and kept is None and not self._refusals[item.name]
 
     def _advice(self, layer: keras.layers.Layer) -> list[str]:
-        said = advice(layer, self._workload.device, self._weights)
+        served = {item.name for item in self._items if self._serves(item, layer)}
+        said = advice(layer, self._workload.device, self._weights, served)
         if isinstance(layer, _NORMS) and FusedNorm.name not in self._refusals:
             said.append(_not_in_plan(FusedNorm))
         return said

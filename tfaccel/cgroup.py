@@ -7,6 +7,12 @@ https://docs.kernel.org/scheduler/sched-bwc.html (version 1).
 import pathlib
 from collections.abc import Iterator
 
+# The files with the limit and with what is taken: of version 2, of version 1.
+_MEMORY_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+
 
 def cpu_quota_cores(root: pathlib.Path) -> float | None:
     """How many cores' worth of time the process may take; None for no limit.
@@ -35,11 +41,39 @@ def memory_limit_bytes(root: pathlib.Path) -> int | None:
     limits = [
         int(word)
         for folder in _folders(root, "memory")
-        for name in ("memory.max", "memory.limit_in_bytes")
+        for name, _ in _MEMORY_FILES
         for word in _words(folder / name)
         if word.isdecimal()
     ]
     return min(limits, default=None)
+
+
+def memory_left_bytes(root: pathlib.Path) -> int | None:
+    """What may still be taken before a limit is met; None for no limit.
+
+    What the kernel can drop at once (files that nobody has read lately) is not counted as taken.
+
+    Args:
+        root: as above.
+    """
+    left = []
+    for folder in _folders(root, "memory"):
+        for limit, used in _MEMORY_FILES:
+            most, taken = _number(folder / limit), _number(folder / used)
+            if most is not None and taken is not None:
+                left.append(most - max(0, taken - _droppable(folder)))
+    return None if not left else max(0, min(left))
+
+
+def _droppable(folder: pathlib.Path) -> int:
+    entries = dict(line.split() for line in _lines(folder / "memory.stat") if line.count(" ") == 1)
+    return int(entries.get("inactive_file", 0))
+
+
+def _number(path: pathlib.Path) -> int | None:
+    """The number in a file; None where there is none, such as `max`."""
+    (word, *_) = [*_words(path), ""]
+    return int(word) if word.isdecimal() else None
 
 
 def _folders(root: pathlib.Path, controller: str) -> Iterator[pathlib.Path]:
