@@ -177,7 +177,7 @@ LAYERS = (
     {"trial", "accelerated"},
     {"report", "layers", "bench"},
     {"rescue", "given_plan"},
-    {"tuner", "validation", "train_function"},
+    {"tuner", "validation", "train_function", "remembered"},
     {"cache"},
     {"settings", "progress"},
     {"session", "profiling", "html_report"},

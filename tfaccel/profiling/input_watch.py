@@ -19,6 +19,8 @@ _SKIPPED_STEPS = 8
 _STEPS = 4
 # A pipeline with a cache is slow in the first epoch only, so the second is watched, too.
 _EPOCHS = 2
+# A fit of no more calls ends before a verdict.
+LEAST_CALLS = _SKIPPED_STEPS + _STEPS
 
 
 class InputWatch:
