@@ -65,9 +65,16 @@ class Bench(Contest):
         self._iterator = iter(self._dataset)
         return functools.partial(self._functions[plan], self._iterator)
 
-    def _calls(self, plan: Plan) -> Callable[[], Any]:
-        """Makes as many steps under a plan as it runs in one call, and hands out their logs."""
-        return functools.partial(self._functions[plan].run, self._iterator, plan.steps_per_call)
+    def _calls(self, plan: Plan, count: int) -> Callable[[], Any]:
+        """Makes so many steps under a plan in one call, and hands out their logs."""
+        return functools.partial(self._functions[plan].run, self._iterator, count)
+
+    def _judging_seconds(self, trial: Trial) -> float:
+        """A trace of the plan's step, and one of the baseline's where there was none yet."""
+        if not trial.plan.changes_step:
+            return 0.0
+        first = max(self.workload.first_step_seconds, self.workload.trace_seconds)
+        return trial.compile_seconds + (0.0 if "_reference" in vars(self) else first)
 
     def _own_calls(self, count: int) -> Callable[[], Any]:
         """As many of the user's own steps, each called from Python as Keras does."""
