@@ -34,6 +34,7 @@ from tfaccel.tuner import (
     tune_workload,
 )
 from tfaccel.validation import Validation, serves_validation
+from tfaccel.waiting import Waiting
 from tfaccel.workload import Workload, shapes
 
 # Baseline steps that are timed and whose batches are kept. The first is traced, the
@@ -87,6 +88,8 @@ class Session:
         # Unless the first step shows it.
         self._trace_seconds = self._memory.trace_seconds
         self._prepared: dict[str, Any] = {}
+        self._waiting = Waiting(self._clock)
+        self._is_told = True
         self._element_spec: Any = None
         self._accelerated: AcceleratedStep | None = None
         self._decided = False  # by trials, or by a plan that failed; a short fit decides nothing
@@ -147,7 +150,7 @@ class Session:
                     TracedStep(self.plan, self._element_spec, function, self._prepared)
                 )
             accelerated.release()
-        self._validation, self._callbacks = None, ()
+        self._callbacks = ()
         self._batches.clear()
 
     def _settle_too_few(self, steps: int) -> None:
@@ -174,6 +177,7 @@ class Session:
     def begin_epoch(self, epoch: int) -> None:
         """An epoch begins."""
         self._progress.begin_epoch(epoch)
+        self._waiting.begin_epoch()
         if self._accelerated is not None:
             self._accelerated.function.ahead.clear()  # of an epoch that was broken off
 
@@ -185,7 +189,17 @@ class Session:
     def _run(self, iterator: tf.data.Iterator) -> Any:
         if not is_plain(iterator):
             return self.baseline(iterator)
+        self._count_wait(self._waiting.begin_steps())
+        if self._waiting.is_over and self._accelerated is None:
+            self.stop()
+            return self.baseline(iterator)
         return self._step(iterator)
+
+    def _count_wait(self, seconds: float) -> None:
+        """The training waited on account of trials."""
+        if self.report is not None and seconds > 0:
+            total = self.report.tuning_seconds + seconds
+            self.report = dataclasses.replace(self.report, tuning_seconds=total)
 
     def _first(self, iterator: tf.data.Iterator) -> Any:
         self._element_spec = iterator.element_spec
@@ -254,9 +268,9 @@ class Session:
             self._settle("Batches change their kind.")
             return self._step(iterator)
         if len(self._seconds) == COLLECTED_STEPS or (self._seconds and self.settings.plan):
-            self._decide()
-            return self._step(iterator)
+            return self._decided_step(iterator)
         batches = pull(iterator, self.model.steps_per_execution)
+        begun = self._clock()
         feeding = self._feed(batches, iterator)
         knowable = self.model.built or self.workload().strategy is None
         may_fail = knowable and not self._seconds and self._rescuers()
@@ -273,6 +287,7 @@ class Session:
                 raise
             return self._step(self._feed(batches, iterator))
         self._seconds.append(self._clock() - start)
+        self._waiting.add(start - begun)
         if len(self._seconds) == 1 and 0 < traces_before == traces():
             self._trace_seconds = self._trace_seconds or expected_trace_seconds(self.model)
         if len(self._batches) < _KEPT_BATCHES:
@@ -305,6 +320,32 @@ class Session:
         self._on_report(report)
         self._start_explicit(report.plan)
         return True
+
+    def _decided_step(self, iterator: tf.data.Iterator) -> Any:
+        """Decides, and makes the first step under the choice.
+
+        What that takes longer than a step is what tuning cost. It is told when it is known.
+        """
+        start, self._is_told = self._clock(), False
+        try:
+            self._decide()
+            logs = self._step(iterator)
+            if self.report is not None:
+                wait_for(logs)
+                usual = min(self._seconds[1:], default=0.0)
+                waited = self._clock() - start - usual + self._waiting.taken()
+                self.report = dataclasses.replace(self.report, tuning_seconds=max(0.0, waited))
+            return logs
+        finally:
+            self._is_told = True
+            if self.report is not None:
+                self._on_report(self.report)
+
+    def _announce(self, report: Report) -> None:
+        """It is decided how the training goes on."""
+        self.report = report
+        if self._is_told:
+            self._on_report(report)
 
     def _decide(self) -> None:
         """Enough is known to choose how the training goes on."""
@@ -379,33 +420,32 @@ class Session:
     def _await_length(self, iterator: tf.data.Iterator) -> Any:
         """Baseline steps until the first epoch has shown how long an epoch is."""
         if self._progress.length_is_known:
-            self._decide()
-            return self._step(iterator)
+            return self._decided_step(iterator)
         return self.baseline(iterator)
 
     def _accept(self, report: Report, workload: Workload, bench: Bench) -> None:
         if report.plan.is_baseline:
             self._stay(report)
         else:
-            self.report = report
-            self._on_report(report)
+            self._announce(report)
+            self._waiting.is_expected = True
             self._start_plan(report.plan, bench.step_function(report.plan), workload)
 
     def _use_cached(self, known: Report, workload: Workload) -> None:
         """Goes on with a plan that won before, if it saves more than its trace costs."""
         note = "From the cache: this model was tuned on this machine before."
-        self.report = dataclasses.replace(known, tuning_seconds=0.0, note=note)
+        report = dataclasses.replace(known, tuning_seconds=0.0, note=note, cached=True)
         trace = next((t.compile_seconds for t in known.trials if t.plan == known.plan), 0.0)
         trace = 0.0 if self._remembered(known.plan) else trace
         steps = workload.steps_to_come
         saved = (steps or 0) * workload.step_seconds * (1 - 1 / known.speedup)
         if known.plan.is_baseline:
-            self._stay(self.report)
+            self._stay(report)
             return
         if steps is not None and saved < trace:
             self._settle(f"{note} The rest is too short to pay for {known.plan}.", workload)
             return
-        self._on_report(self.report)
+        self._announce(report)
         self._start_plan(known.plan, None, workload)
 
     def _start_explicit(self, plan: Plan) -> None:
@@ -449,7 +489,7 @@ class Session:
         self._train_function.built = self._accelerated.function
         if serves_validation(plan) and workload.strategy is None:
             gain = _HOPED_GAIN if self.report is None else self.report.speedup
-            self._validation = Validation(workload, plan, gain, tolerance, clock)
+            self._validation = Validation(workload, plan, gain, tolerance, clock, self._count_wait)
             self._validation.install()
 
     def _abandoned(self) -> None:
@@ -464,9 +504,10 @@ class Session:
         self._stay(Report(trials=trials, plan=Plan(), note=note))
 
     def _stay(self, report: Report) -> None:
-        self.report = report
         self._decided = len(report.trials) > 1
         self._step = self.baseline
         self._batches.clear()
-        self.stop()
-        self._on_report(report)
+        self._waiting.is_expected = self._decided and not report.cached
+        if not self._waiting.is_expected:
+            self.stop()
+        self._announce(report)

@@ -83,7 +83,7 @@ class InputWatch:
     def _judge(self, iterator: tf.data.Iterator) -> None:
         latest = self._measured[-_STEPS:]
         waited, stepped = sum(w for w, _ in latest), sum(s for _, s in latest)
-        if len(latest) == _STEPS and waited >= INPUT_BOUND_SHARE * (waited + stepped):
+        if len(latest) == _STEPS and 0 < waited >= INPUT_BOUND_SHARE * (waited + stepped):
             self.end()
             self._tell(bottleneck(waited / _STEPS, stepped / _STEPS, dataset_of(iterator)))
 
