@@ -15,6 +15,7 @@ from keras import layers
 
 import tfaccel
 from tfaccel import keras_private, session
+from tfaccel.profiling import profile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +178,23 @@ def test_a_longer_fit_tries_all_the_same(traces):
     tried = auto(clock=FakeClock(step=0.1), tuning_share=None, max_tuning_seconds=1e6)
     assert len(fit(model, tried, batches=6).report.trials) == 2
     assert traces
+
+
+def test_a_profiler_counts_flops_once_for_each_kind_of_batch(monkeypatch):
+    counted, count = [], profile.work_of
+
+    def work_of(model, batch, plan):
+        counted.append(plan)
+        return count(model, batch, plan)
+
+    monkeypatch.setattr(profile, "work_of", work_of)
+    model = make_model()
+    summaries = [fit(model, tfaccel.ProfilerCallback(verbose=0)).summary() for _ in range(3)]
+    assert len(counted) == 1
+    assert len({summary["flops_per_step"] for summary in summaries}) == 1
+    compiled(model)
+    fit(model, tfaccel.ProfilerCallback(verbose=0))
+    assert len(counted) == 2
 
 
 @pytest.mark.slow

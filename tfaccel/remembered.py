@@ -61,10 +61,12 @@ class Memory:
 
     Attributes:
         trace_seconds: the longest first step so far; 0.0 where none was timed.
+        work: how much a step computes, by what it was counted for.
     """
 
     def __init__(self, model: keras.Model, era: int):
         self.trace_seconds = 0.0
+        self.work: dict[Any, Any] = {}
         self._model = weakref.ref(model)
         self._era = era
         self._steps: list[TracedStep] = []
