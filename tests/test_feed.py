@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.feed import feed, is_plain, pull
+from tfaccel.feed import feed, is_plain, kept, pull
 from tfaccel.workload import CannotReplayError, batch_size, replay, shapes
 
 Pair = collections.namedtuple("Pair", ["x", "y"])
@@ -96,3 +96,35 @@ def test_plain_iterators():
 def test_shapes_tell_partial_batches_apart():
     batches = list(dataset_of("dictionaries"))
     assert shapes(batches[0]) == shapes(batches[1]) != shapes(batches[2])
+
+
+def autotunes(dataset):
+    """Whether iterators of a dataset have a thread for autotuning; TensorFlow's default is yes."""
+    return dataset.options().autotune.enabled is not False
+
+
+def slow_kept(batches, spec, **forever):
+    """What is kept where tf.data can't hold the batches as they are."""
+    return kept((*batches, object()), spec, **forever)
+
+
+@pytest.mark.parametrize("make, forever", [(kept, False), (kept, True), (slow_kept, False)])
+def test_kept_batches_are_not_autotuned(make, forever):
+    dataset = dataset_of("a pair")
+    made = make(tuple(dataset), dataset.element_spec, forever=forever)
+    assert autotunes(dataset) and not autotunes(made)
+    assert made.element_spec == dataset.element_spec
+
+
+def test_batches_kept_for_replicas_are_not_autotuned(monkeypatch):
+    strategy, made = tf.distribute.MirroredStrategy(["CPU:0"]), []
+    distribute = strategy.distribute_datasets_from_function
+    monkeypatch.setattr(
+        strategy,
+        "distribute_datasets_from_function",
+        lambda function: distribute(lambda context: made.append(function(context)) or made[-1]),
+    )
+    iterator = iter(strategy.experimental_distribute_dataset(dataset_of("a pair")))
+    fed = feed(pull(iterator, 2), iterator, strategy)
+    assert fed.element_spec == iterator.element_spec
+    assert made and not any(map(autotunes, made))

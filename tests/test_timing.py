@@ -81,5 +81,23 @@ def test_compare_steps_respects_the_deadline(clock):
     assert len(slow) == len(fast) == 3
 
 
+@pytest.mark.parametrize(
+    ("expected_seconds", "pairs"),
+    [(0.0, 2), (4.0, 1), (6.0, 0)],
+)
+def test_no_pair_is_begun_that_would_end_after_the_deadline(clock, expected_seconds, pairs):
+    """A pair takes two seconds; what was expected of one is believed until one took longer."""
+    found = timing.compare_steps(
+        scripted(clock, [1.0] * 50),
+        scripted(clock, [1.0] * 50),
+        clock,
+        deadline=5.0,
+        fewest=0,
+        expected_seconds=expected_seconds,
+    )
+    assert found == ([1.0] * pairs, [1.0] * pairs)
+    assert clock() <= 5.0
+
+
 def test_speedup_in_words():
     assert str(timing.Speedup(1.5, 1.4, 1.62, 7)) == "1.50x [1.40-1.62]"

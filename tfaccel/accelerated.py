@@ -65,6 +65,16 @@ class AcceleratedStep:
     def __call__(self, iterator: tf.data.Iterator) -> Any:
         return self._step(iterator)
 
+    @property
+    def has_run(self) -> bool:
+        """Whether a step under the plan went well, and none failed."""
+        return self._step == self._run
+
+    def release(self) -> None:
+        """The fit has ended: lets go of copies of its state, but not of the traced step."""
+        self.function.ahead.clear()
+        self._guard, self._last_logs = None, None
+
     def _first(self, iterator: tf.data.Iterator) -> Any:
         """The first step of a plan that was not tried here: whatever happens, nothing is lost."""
         batches = pull(iterator, self._workload.model.steps_per_execution)

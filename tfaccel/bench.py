@@ -51,6 +51,7 @@ class Bench(Contest):
         )
         self._own = baseline
         self._own_iterator = iter(self._dataset)
+        self._iterator = self._own_iterator
         self._probe = Probe(workload, self._snapshot)
         self._verdicts: dict[Plan, tuple[Drift, str | None]] = {}
         self._nears: dict[str | None, Observation] = {}
@@ -63,13 +64,20 @@ class Bench(Contest):
         return build_step(self.workload, plan, on_trace=self._snapshot.include_graph)
 
     def _first(self, plan: Plan) -> Callable[[], Any]:
-        return functools.partial(self._functions[plan], iter(self._dataset))
+        # One for each trial: a step that fails may leave replicas at different batches.
+        self._iterator = iter(self._dataset)
+        return functools.partial(self._functions[plan], self._iterator)
 
-    def _calls(self, plan: Plan) -> Callable[[], Any]:
-        """Makes as many steps under a plan as it runs in one call, and hands out their logs."""
-        return functools.partial(
-            self._functions[plan].run, iter(self._dataset), plan.steps_per_call
-        )
+    def _calls(self, plan: Plan, count: int) -> Callable[[], Any]:
+        """Makes so many steps under a plan in one call, and hands out their logs."""
+        return functools.partial(self._functions[plan].run, self._iterator, count)
+
+    def _judging_seconds(self, trial: Trial) -> float:
+        """A trace of the plan's step, and one of the baseline's where there was none yet."""
+        if not trial.plan.changes_step:
+            return 0.0
+        first = max(self.workload.first_step_seconds, self.workload.trace_seconds)
+        return trial.compile_seconds + (0.0 if "_reference" in vars(self) else first)
 
     def _own_calls(self, count: int) -> Callable[[], Any]:
         """As many of the user's own steps, each called from Python as Keras does."""

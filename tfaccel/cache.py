@@ -88,7 +88,7 @@ def workload_key(
         "loss": _described(model.loss),
         "batch": [str(workload.element_spec), shapes(workload.batches[0])],
         "allowed": [list(names), str(tolerance)],
-        "watched": _is_watched(workload),
+        "watched": is_watched(workload),
     }
     if not workload.training:
         parts["work"] = "predictions"
@@ -96,7 +96,7 @@ def workload_key(
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _is_watched(workload: Workload) -> bool:
+def is_watched(workload: Workload) -> bool:
     """Whether a callback acts at every batch."""
     callbacks = workload.callbacks
     return callbacks is None or any(map(acts_per_batch, callbacks))

@@ -5,7 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.replicas import local_batches, replica_spec
-from tfaccel.workload import CannotReplayError, replay
+from tfaccel.workload import CannotReplayError, replay, unattended
 
 # How an iterator says that it has no more batches, in Python and in a graph.
 END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
@@ -79,4 +79,5 @@ def _in_any_way(batches: tuple[Any, ...], element_spec: Any) -> tf.data.Dataset:
         return replay(batches, element_spec)
     except CannotReplayError:
         # Slower by tens of milliseconds, but it takes whatever tf.data can hold.
-        return tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=element_spec)
+        slow = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=element_spec)
+        return unattended(slow)

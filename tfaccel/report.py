@@ -16,6 +16,8 @@ from tfaccel.trial import Outcome, Trial
 SCHEMA = 1
 # Lines of findings on a terminal; a deep net has one a layer.
 _SHOWN_FINDINGS = 6
+# What is less is no time that anybody waited.
+_LEAST_TOLD_SECONDS = 0.05
 _NUMBERS = ("step", "speedup", "drift", "compile")
 _HEADINGS = ("plan", *_NUMBERS, "verdict")
 
@@ -28,10 +30,12 @@ class Report:
         trials: what was tried, in order; the first is the baseline.
         plan: the chosen plan; `Plan()` when the step stays as it was.
         gain: the chosen plan's speedup, measured again after it was chosen.
-        tuning_seconds: all that tuning cost, traces and compiling included.
+        tuning_seconds: all that was waited for: trials, traces and compiling, and what is to be
+            done before and after them, up to the first step under the choice.
         note: one sentence on how the choice came about.
         complete: whether nothing was left untried for want of time.
         predicts: whether it is about batches to predict and not about steps of training.
+        cached: whether the trials took place in another training.
     """
 
     trials: tuple[Trial, ...]
@@ -41,6 +45,7 @@ class Report:
     note: str = ""
     complete: bool = True
     predicts: bool = False
+    cached: bool = False
 
     @property
     def speedup(self) -> float:
@@ -73,6 +78,7 @@ class Report:
             "note": self.note,
             "complete": self.complete,
             "predicts": self.predicts,
+            "cached": self.cached,
             "trials": [_trial_to_dict(trial) for trial in self.trials],
         }
 
@@ -99,6 +105,7 @@ class Report:
                 note=str(data["note"]),
                 complete=bool(data["complete"]),
                 predicts=bool(data.get("predicts", False)),
+                cached=bool(data.get("cached", False)),
             )
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"This is not a tfaccel report: {error!r}") from error
@@ -127,7 +134,8 @@ class Report:
             even = self.break_even_steps
             paid = f"; tuning is paid back after {even} {one}{'s' if one == 'step' else 'es'}"
             said = f"{goes_on} {self.plan}{gain}{paid if even else ''}."
-        cost = f" Tuning took {self.tuning_seconds:.1f} s." if self.tuning_seconds else ""
+        told = self.tuning_seconds >= _LEAST_TOLD_SECONDS
+        cost = f" Tuning took {self.tuning_seconds:.1f} s." if told else ""
         return f"{said}{cost}" + (f" {self.note}" if self.note else "")
 
     def reasons(self) -> list[str]:
@@ -152,7 +160,7 @@ class Report:
 
     def __rich__(self) -> rich.console.Group:
         shown: list[rich.console.RenderableType] = []
-        if len(self.trials) > 1 and self.tuning_seconds:
+        if len(self.trials) > 1 and self.tuning_seconds and not self.cached:
             chosen = [i for i, trial in enumerate(self.tried()) if trial.plan == self.plan]
             table = terminal_table(_HEADINGS, self.rows(), numbers=_NUMBERS, bold=chosen)
             shown += [table, *(f"  {escape(r)}" for r in self.reasons()), ""]

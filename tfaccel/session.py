@@ -11,13 +11,14 @@ import tensorflow as tf
 from tfaccel import keras_private
 from tfaccel.accelerated import AcceleratedStep
 from tfaccel.bench import Bench
-from tfaccel.cache import workload_key
+from tfaccel.cache import is_watched, workload_key
 from tfaccel.consensus import consensus_of
 from tfaccel.feed import feed, is_plain, pull
 from tfaccel.given_plan import prepared, served
 from tfaccel.hindrance import hindrance, too_short
 from tfaccel.plan import Pass, Plan
 from tfaccel.progress import Progress
+from tfaccel.remembered import Memory, TooShort, TracedStep
 from tfaccel.report import Report
 from tfaccel.rescue import rescue, rescuers
 from tfaccel.settings import Settings
@@ -33,6 +34,7 @@ from tfaccel.tuner import (
     tune_workload,
 )
 from tfaccel.validation import Validation, serves_validation
+from tfaccel.waiting import Waiting
 from tfaccel.workload import Workload, shapes
 
 # Baseline steps that are timed and whose batches are kept. The first is traced, the
@@ -82,7 +84,12 @@ class Session:
         self._callbacks = callbacks
         self._batches: list[Any] = []
         self._seconds: list[float] = []
-        self._trace_seconds = 0.0  # unless the first step shows it
+        self._memory = Memory.of(model, self.baseline)
+        # Unless the first step shows it.
+        self._trace_seconds = self._memory.trace_seconds
+        self._prepared: dict[str, Any] = {}
+        self._waiting = Waiting(self._clock)
+        self._is_told = True
         self._element_spec: Any = None
         self._accelerated: AcceleratedStep | None = None
         self._decided = False  # by trials, or by a plan that failed; a short fit decides nothing
@@ -104,7 +111,21 @@ class Session:
         if obstacle:
             self._settle(obstacle)
             return
+        if self._has_too_few_steps and keras_private.trace_counter(self.baseline)():
+            self._settle_too_few(self._progress.steps_to_come or 0)
+            return
         self._train_function.run(self._run, on_end=self._remove_validation)
+
+    @property
+    def _has_too_few_steps(self) -> bool:
+        """Whether the fit will end before anything is decided."""
+        steps = self._progress.steps_to_come
+        return self.settings.plan is None and steps is not None and steps <= COLLECTED_STEPS
+
+    def is_at_most(self, calls: int) -> bool:
+        """Whether Keras is known to call the train function no more often than that."""
+        steps = self._progress.steps_to_come
+        return steps is not None and steps <= calls
 
     def stop(self) -> None:
         """Gives the train function (and the test function) back."""
@@ -116,18 +137,32 @@ class Session:
 
     def finish(self) -> None:
         """The fit has ended."""
+        accelerated = self._accelerated
         self.stop()
         if self.report is None and self.settings.plan is None:
-            self._settle(f"{len(self._seconds)} steps are too few to try anything.")
+            self._settle_too_few(len(self._seconds))
+        if self._seconds:
+            self._memory.trace_seconds = max(self._memory.trace_seconds, self._seconds[0])
+        if accelerated is not None:
+            if accelerated.has_run:
+                function = accelerated.function
+                self._memory.keep(
+                    TracedStep(self.plan, self._element_spec, function, self._prepared)
+                )
+            accelerated.release()
+        self._callbacks = ()
+        self._batches.clear()
+
+    def _settle_too_few(self, steps: int) -> None:
+        self._settle(f"{steps} steps are too few to try anything.")
 
     def resume(self, earlier: "Session") -> bool:
         """Goes on with what an earlier fit of the same compiled model decided, if it did."""
         same = earlier.model is self.model and earlier.baseline is self.baseline
-        if same:
-            self._trace_seconds = max(earlier._trace_seconds, *earlier._seconds[:1], 0.0)
         if not same or not earlier._decided or self._refuses(earlier.plan, earlier.workload()):
             return False
         self.report, self._decided = earlier.report, True
+        self._element_spec, self._prepared = earlier._element_spec, earlier._prepared
         if earlier._accelerated is None:
             self.stop()
         else:
@@ -142,6 +177,7 @@ class Session:
     def begin_epoch(self, epoch: int) -> None:
         """An epoch begins."""
         self._progress.begin_epoch(epoch)
+        self._waiting.begin_epoch()
         if self._accelerated is not None:
             self._accelerated.function.ahead.clear()  # of an epoch that was broken off
 
@@ -153,13 +189,28 @@ class Session:
     def _run(self, iterator: tf.data.Iterator) -> Any:
         if not is_plain(iterator):
             return self.baseline(iterator)
+        self._count_wait(self._waiting.begin_steps())
+        if self._waiting.is_over and self._accelerated is None:
+            self.stop()
+            return self.baseline(iterator)
         return self._step(iterator)
+
+    def _count_wait(self, seconds: float) -> None:
+        """The training waited on account of trials."""
+        if self.report is not None and seconds > 0:
+            total = self.report.tuning_seconds + seconds
+            self.report = dataclasses.replace(self.report, tuning_seconds=total)
 
     def _first(self, iterator: tf.data.Iterator) -> Any:
         self._element_spec = iterator.element_spec
         explicit = self.settings.plan
-        self._build(explicit)
-        if explicit is None or not self.model.built or self._makes_variables(explicit):
+        if not keras_private.trace_counter(self.baseline)():
+            self._build(explicit)
+        if explicit is None and self._is_too_short():
+            return self.baseline(iterator)
+        if explicit is not None and self._remembered(explicit):
+            self._decide()
+        elif explicit is None or not self.model.built or self._makes_variables(explicit):
             self._step = self._collect
         elif explicit.needs_batch:
             batches = pull(iterator, self.model.steps_per_execution)
@@ -169,6 +220,29 @@ class Session:
         else:
             self._decide()
         return self._step(iterator)
+
+    def _remembered(self, plan: Plan) -> TracedStep | None:
+        """The step that an earlier fit of this compiled model traced under a plan."""
+        return self._memory.step(plan, self._element_spec)
+
+    def _is_too_short(self) -> bool:
+        """Settles where nothing can pay, by what is known before any step is timed."""
+        if self._has_too_few_steps:
+            self._settle_too_few(self._progress.steps_to_come or 0)
+            return True
+        settings, workload = self.settings, self.workload()
+        steps = workload.steps_to_come
+        known = self._memory.too_short(settings.names, is_watched(workload), self._element_spec)
+        if known is None or steps is None:
+            return False
+        workload = dataclasses.replace(workload, step_seconds=known.step_seconds)
+        seconds = settings.budget.seconds(workload)
+        # A plan from the cache costs its trace alone.
+        may_be_cached = settings.cache and steps * known.step_seconds > known.trace_seconds
+        if may_be_cached or (known.least is not None and known.least <= seconds):
+            return False
+        self._settle(too_short(workload, known.least, seconds, settings.budget.max_seconds))
+        return True
 
     def _build(self, explicit: Plan | None) -> None:
         """Spares the first step a second trace, where Keras's own step is not all that is asked."""
@@ -194,9 +268,9 @@ class Session:
             self._settle("Batches change their kind.")
             return self._step(iterator)
         if len(self._seconds) == COLLECTED_STEPS or (self._seconds and self.settings.plan):
-            self._decide()
-            return self._step(iterator)
+            return self._decided_step(iterator)
         batches = pull(iterator, self.model.steps_per_execution)
+        begun = self._clock()
         feeding = self._feed(batches, iterator)
         knowable = self.model.built or self.workload().strategy is None
         may_fail = knowable and not self._seconds and self._rescuers()
@@ -213,6 +287,7 @@ class Session:
                 raise
             return self._step(self._feed(batches, iterator))
         self._seconds.append(self._clock() - start)
+        self._waiting.add(start - begun)
         if len(self._seconds) == 1 and 0 < traces_before == traces():
             self._trace_seconds = self._trace_seconds or expected_trace_seconds(self.model)
         if len(self._batches) < _KEPT_BATCHES:
@@ -245,6 +320,32 @@ class Session:
         self._on_report(report)
         self._start_explicit(report.plan)
         return True
+
+    def _decided_step(self, iterator: tf.data.Iterator) -> Any:
+        """Decides, and makes the first step under the choice.
+
+        What that takes longer than a step is what tuning cost. It is told when it is known.
+        """
+        start, self._is_told = self._clock(), False
+        try:
+            self._decide()
+            logs = self._step(iterator)
+            if self.report is not None:
+                wait_for(logs)
+                usual = min(self._seconds[1:], default=0.0)
+                waited = self._clock() - start - usual + self._waiting.taken()
+                self.report = dataclasses.replace(self.report, tuning_seconds=max(0.0, waited))
+            return logs
+        finally:
+            self._is_told = True
+            if self.report is not None:
+                self._on_report(self.report)
+
+    def _announce(self, report: Report) -> None:
+        """It is decided how the training goes on."""
+        self.report = report
+        if self._is_told:
+            self._on_report(report)
 
     def _decide(self) -> None:
         """Enough is known to choose how the training goes on."""
@@ -290,6 +391,17 @@ class Session:
             if workload.steps_to_come is None and self._progress.epochs_left > 1:
                 self._step = self._await_length
             else:
+                trace = max(workload.first_step_seconds, workload.trace_seconds)
+                self._memory.note_too_short(
+                    TooShort(
+                        settings.names,
+                        is_watched(workload),
+                        self._element_spec,
+                        least,
+                        workload.step_seconds,
+                        trace,
+                    )
+                )
                 bound = settings.budget.max_seconds
                 self._settle(too_short(workload, least, seconds, bound), workload)
             return
@@ -308,32 +420,32 @@ class Session:
     def _await_length(self, iterator: tf.data.Iterator) -> Any:
         """Baseline steps until the first epoch has shown how long an epoch is."""
         if self._progress.length_is_known:
-            self._decide()
-            return self._step(iterator)
+            return self._decided_step(iterator)
         return self.baseline(iterator)
 
     def _accept(self, report: Report, workload: Workload, bench: Bench) -> None:
         if report.plan.is_baseline:
             self._stay(report)
         else:
-            self.report = report
-            self._on_report(report)
+            self._announce(report)
+            self._waiting.is_expected = True
             self._start_plan(report.plan, bench.step_function(report.plan), workload)
 
     def _use_cached(self, known: Report, workload: Workload) -> None:
         """Goes on with a plan that won before, if it saves more than its trace costs."""
         note = "From the cache: this model was tuned on this machine before."
-        self.report = dataclasses.replace(known, tuning_seconds=0.0, note=note)
+        report = dataclasses.replace(known, tuning_seconds=0.0, note=note, cached=True)
         trace = next((t.compile_seconds for t in known.trials if t.plan == known.plan), 0.0)
+        trace = 0.0 if self._remembered(known.plan) else trace
         steps = workload.steps_to_come
         saved = (steps or 0) * workload.step_seconds * (1 - 1 / known.speedup)
         if known.plan.is_baseline:
-            self._stay(self.report)
+            self._stay(report)
             return
         if steps is not None and saved < trace:
             self._settle(f"{note} The rest is too short to pay for {known.plan}.", workload)
             return
-        self._on_report(self.report)
+        self._announce(report)
         self._start_plan(known.plan, None, workload)
 
     def _start_explicit(self, plan: Plan) -> None:
@@ -346,6 +458,10 @@ class Session:
             self._start_plan(plan, None, workload)
 
     def _start_plan(self, plan: Plan, traced: BuiltStep | None, workload: Workload) -> None:
+        known = self._remembered(plan) if traced is None else None
+        if known is not None:
+            traced = known.built
+            workload.prepared.update(known.prepared)
         if traced is None:
             deadline = self._clock() + self.settings.budget.max_seconds
             plan = prepared(plan, workload, self._clock, deadline)
@@ -353,6 +469,7 @@ class Session:
                 self._step = self.baseline
                 return
         self.plan, self._decided = plan, True
+        self._prepared = workload.prepared
         workload = dataclasses.replace(workload, batches=())  # no data is held any longer
         self._batches.clear()
         build_optimizer(self.model)
@@ -372,11 +489,12 @@ class Session:
         self._train_function.built = self._accelerated.function
         if serves_validation(plan) and workload.strategy is None:
             gain = _HOPED_GAIN if self.report is None else self.report.speedup
-            self._validation = Validation(workload, plan, gain, tolerance, clock)
+            self._validation = Validation(workload, plan, gain, tolerance, clock, self._count_wait)
             self._validation.install()
 
     def _abandoned(self) -> None:
         """The plan failed; the user's own step has taken over."""
+        self._memory.drop(self.plan, self._element_spec)
         self.plan, self._accelerated = Plan(), None
         self.stop()
 
@@ -386,9 +504,10 @@ class Session:
         self._stay(Report(trials=trials, plan=Plan(), note=note))
 
     def _stay(self, report: Report) -> None:
-        self.report = report
         self._decided = len(report.trials) > 1
         self._step = self.baseline
         self._batches.clear()
-        self.stop()
-        self._on_report(report)
+        self._waiting.is_expected = self._decided and not report.cached
+        if not self._waiting.is_expected:
+            self.stop()
+        self._announce(report)

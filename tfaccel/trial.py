@@ -125,8 +125,8 @@ class Contest(abc.ABC):
         """Makes one step under a plan, by the function that was built for it."""
 
     @abc.abstractmethod
-    def _calls(self, plan: Plan) -> Callable[[], Any]:
-        """Makes as many steps under a plan as it runs in one call."""
+    def _calls(self, plan: Plan, count: int) -> Callable[[], Any]:
+        """Makes so many steps under a plan in one call; `count` is what it runs in one at most."""
 
     @abc.abstractmethod
     def _own_calls(self, count: int) -> Callable[[], Any]:
@@ -197,7 +197,12 @@ class Contest(abc.ABC):
             trial = dataclasses.replace(
                 trial, peak_memory_bytes=peak(), findings=self._findings(plan)
             )
-            return self._judged(trial) if trial.outcome is Outcome.FASTER else trial
+            if trial.outcome is not Outcome.FASTER:
+                return trial
+            if self.clock() + self._judging_seconds(trial) > deadline:
+                reason = "faster, but there was no time left to compare it"
+                return dataclasses.replace(trial, outcome=Outcome.STOPPED, reason=reason)
+            return self._judged(trial)
         except Exception as error:
             reason = error_line(error)
             if is_out_of_memory(error):
@@ -207,7 +212,12 @@ class Contest(abc.ABC):
     def time_again(self, plan: Plan, deadline: float = math.inf) -> Speedup:
         """A fresh measurement of a plan that was tried, free of the luck that made it win."""
         with self._restored():
-            return timing.speedup(*self._pairs(plan, deadline))
+            # It is known to be fast, so that these few cost little.
+            return timing.speedup(*self._pairs(plan, deadline, timing.FEWEST))
+
+    def _judging_seconds(self, trial: Trial) -> float:
+        """What comparing a plan that was timed is expected to take; by default nothing."""
+        return 0.0
 
     def step_function(self, plan: Plan) -> Any:
         """The function that was traced for a plan, so that nobody need trace it again."""
@@ -235,36 +245,68 @@ class Contest(abc.ABC):
     def _timed(self, step: Callable[[], Any]) -> float:
         return timing.timed(step, self.clock)
 
-    def _pairs(self, plan: Plan, deadline: float) -> tuple[list[float], list[float]]:
+    def _pairs(
+        self, plan: Plan, deadline: float, fewest: int = 0, step_seconds: float = 0.0
+    ) -> tuple[list[float], list[float]]:
         """Seconds of a step, the user's own and the plan's, in turns.
 
         Either side makes the same number of steps in a turn: as many as the plan runs in
         one call, so that what lies between steps counts on both.
+
+        Args:
+            plan: what was traced.
+            deadline: the clock's value at which all should have ended.
+            fewest: pairs that are made whatever the deadline is.
+            step_seconds: what a step under the plan took so far.
         """
         steps = plan.steps_per_call
         pairs = timing.compare_steps(
-            self._own_calls(steps), self._calls(plan), self.clock, deadline
+            self._own_calls(steps),
+            self._calls(plan, steps),
+            self.clock,
+            deadline,
+            fewest=fewest,
+            expected_seconds=steps * (self.workload.step_seconds + step_seconds),
         )
         own_seconds, seconds = ([turn / steps for turn in side] for side in pairs)
         return own_seconds, seconds
 
     def _timed_trial(self, plan: Plan, compile_seconds: float, deadline: float) -> Trial:
-        step, steps = self._calls(plan), plan.steps_per_call
-        first, usual = self._timed(step) / steps, self.workload.step_seconds
-        if usual and first > CLEARLY_SLOWER * usual:
+        usual = self.workload.step_seconds
+        first = self._first_seconds(plan, usual)
+        if usual and first > CLEARLY_SLOWER * usual and self.clock() + first + usual < deadline:
             # Both get a second chance: the machine may have been busy for a moment.
-            usual = max(usual, self._timed(self._own_calls(steps)) / steps)
-            first = min(first, self._timed(step) / steps)
+            usual = max(usual, self._timed(self._own_calls(1)))
+            first = min(first, self._first_seconds(plan, usual))
         if usual and first > CLEARLY_SLOWER * usual:
             reason = f"its first traced step took {first / usual:.1f} times the baseline's"
             return Trial(plan, Outcome.STOPPED, reason, compile_seconds, first)
-        baseline_seconds, seconds = self._pairs(plan, deadline)
+        baseline_seconds, seconds = self._pairs(plan, deadline, step_seconds=first)
+        if len(seconds) < timing.FEWEST:
+            reason = "there was no time left to measure it"
+            return Trial(plan, Outcome.STOPPED, reason, compile_seconds, first)
         gain = timing.speedup(baseline_seconds, seconds)
         faster = gain.low > 1.0 and gain.median >= WORTHWHILE
         reason = "" if faster else _why_not(gain)
         outcome = Outcome.FASTER if faster else Outcome.SLOWER
         median = timing.median_interval(seconds)[0]
         return Trial(plan, outcome, reason, compile_seconds, median, gain)
+
+    def _first_seconds(self, plan: Plan, usual: float) -> float:
+        """What a step takes, from as few steps as show it.
+
+        One in a call by itself. Where that is clearly slower, what lies around the steps of a
+        call may be the reason: twice as many then, and so on up to what the plan runs in one,
+        as long as the call takes no longer than that many clearly slower steps would.
+        """
+        count, most = 1, CLEARLY_SLOWER * usual * plan.steps_per_call
+        seconds = self._timed(self._calls(plan, count))
+        while count < plan.steps_per_call and seconds / count > CLEARLY_SLOWER * usual:
+            if 2 * seconds > most:
+                break
+            count = min(2 * count, plan.steps_per_call)
+            seconds = self._timed(self._calls(plan, count))
+        return seconds / count
 
 
 def compute_dtype(plan: Plan, workload: Workload) -> str:

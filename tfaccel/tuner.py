@@ -10,7 +10,7 @@ import keras
 from tfaccel import keras_private, passes, priors
 from tfaccel.plan import Pass, Plan, make_pass
 from tfaccel.report import Report
-from tfaccel.timing import LOOKS, Speedup
+from tfaccel.timing import FEWEST, LOOKS, Speedup
 from tfaccel.trial import WORTHWHILE, Contest, Outcome, Trial
 from tfaccel.workload import Workload
 
@@ -67,17 +67,39 @@ class Budget:
         return min(self.max_seconds, self.share * to_come)
 
 
-def trial_seconds(plan: Plan, workload: Workload) -> float:
+def trial_seconds(plan: Plan, workload: Workload, earlier: Sequence[Trial] = ()) -> float:
     """An estimate of what trying a plan takes if it wins.
 
     Its trace, one more to look at its gradients, one to look at the baseline's (where
     it changes what is computed), and the timed pairs.
+
+    Args:
+        plan: what to try.
+        workload: with its baseline times.
+        earlier: trials on this workload. They show how long traces take here, most of all
+            that of the plan that has most in common with this one, and whether the
+            baseline's gradients are known by now.
     """
-    factor = math.prod(item.compile_factor for item in plan.passes)
-    traces = 2 * factor + 1 if plan.changes_step else factor
-    steps = 2 * LOOKS[0] * plan.steps_per_call
     first = max(workload.first_step_seconds, workload.trace_seconds)
-    return first * traces + steps * workload.step_seconds
+    trace = first * _compile_factor(plan) * _pace(plan, first, earlier)
+    seconds = trace
+    if plan.changes_step:
+        looked_at = any(t.drift is not None and t.plan.changes_step for t in earlier)
+        seconds += trace + (0.0 if looked_at else first)
+    return seconds + 2 * LOOKS[0] * plan.steps_per_call * workload.step_seconds
+
+
+def _compile_factor(plan: Plan) -> float:
+    return math.prod(item.compile_factor for item in plan.passes)
+
+
+def _pace(plan: Plan, first: float, earlier: Sequence[Trial]) -> float:
+    """How much longer the trace of the most similar plan took than was expected of it."""
+    traced = [t for t in earlier if t.plan.passes and t.compile_seconds > 0]
+    if not traced or not first:
+        return 1.0
+    nearest = min(traced, key=lambda trial: len({*trial.plan.names} ^ {*plan.names}))
+    return nearest.compile_seconds / (first * _compile_factor(nearest.plan))
 
 
 def expected_trace_seconds(model: keras.Model) -> float:
@@ -268,7 +290,7 @@ class _Search:
                 yield Plan(tuple(sorted(items, key=lambda one: self.order.index(one.name))))
 
     def _seconds(self, plan: Plan) -> float:
-        return trial_seconds(plan, self.workload)
+        return trial_seconds(plan, self.workload, self.trials)
 
     def _affordable(self, plan: Plan) -> bool:
         needed = self._seconds(plan)
@@ -283,7 +305,7 @@ class _Search:
 
     def _try(self, plan: Plan) -> bool:
         """Tries a plan; whether it is the new best."""
-        trial = self.bench.try_plan(plan, self.deadline)
+        trial = self.bench.try_plan(plan, self.deadline - self._confirming_seconds(plan))
         self.note(trial)
         if trial.outcome is not Outcome.FASTER or not _better(trial, self.best):
             self.bench.forget(plan)
@@ -292,6 +314,10 @@ class _Search:
             self.bench.forget(self.best.plan)
         self.best = trial
         return True
+
+    def _confirming_seconds(self, plan: Plan) -> float:
+        """What it takes to time a plan again, which is faster than the baseline if it is timed."""
+        return 2 * FEWEST * plan.steps_per_call * self.workload.step_seconds
 
     def confirmed(self) -> Speedup:
         """The best plan's speedup, measured anew: the one that won was lucky, too.

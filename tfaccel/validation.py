@@ -1,6 +1,7 @@
 """The validation inside `fit`, accelerated where that pays."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -32,6 +33,7 @@ class Validation:
         gain: how much faster a training step is under it, as far as that is known.
         tolerance: the user's; None for the table's.
         clock: seconds.
+        on_wait: told the seconds that tracing and comparing the accelerated step took.
     """
 
     def __init__(
@@ -41,12 +43,14 @@ class Validation:
         gain: float,
         tolerance: Tolerance | float | None,
         clock: Clock,
+        on_wait: Callable[[float], None] = lambda seconds: None,
     ):
         self._workload = workload
         self._plan = plan
         self._gain = gain
         self._tolerance = numerics.as_tolerance(tolerance, coarsest_dtype(plan, workload))
         self._clock = clock
+        self._on_wait = on_wait
         self._original = workload.model.test_function
         self._chosen: StepFunction | None = None
         self._fast: StepFunction | None = None
@@ -136,6 +140,7 @@ class Validation:
     def _first_fast(self, iterator: tf.data.Iterator) -> Any:
         """Compares the two steps on one batch; the user's own step counts."""
         batches = pull(iterator, self._workload.model.steps_per_execution)
+        start = self._clock()
         metrics = Snapshot(v for m in self._workload.model.metrics for v in m.variables)
         try:
             self._fast = build_step(self._workload, self._plan, kind="test")
@@ -146,6 +151,7 @@ class Validation:
             warnings.warn(f"tfaccel leaves validation as it is: {why}", stacklevel=2)
             self._chosen = self._user
         metrics.restore()
+        self._on_wait(self._clock() - start)
         return self._user(feed(batches, iterator))
 
     def _alike(self, batches: Any, iterator: tf.data.Iterator, fast: StepFunction) -> bool:

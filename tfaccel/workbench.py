@@ -16,7 +16,7 @@ from tfaccel.scoped import set_attribute
 from tfaccel.session import COLLECTED_STEPS
 from tfaccel.state import Snapshot, build_optimizer
 from tfaccel.timing import Clock, timed
-from tfaccel.workload import Workload, shapes
+from tfaccel.workload import Workload, shapes, unattended
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def workbench(
         ValueError: the dataset is empty.
     """
     count = model.steps_per_execution
-    iterator = iter(dataset)
+    iterator = iter(unattended(dataset))  # a few batches are taken, and nobody waits
     try:
         batches = pull(iterator, COLLECTED_STEPS * count)
     except END_OF_DATA:

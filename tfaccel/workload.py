@@ -106,7 +106,21 @@ def replay(batches: tuple[Any, ...], element_spec: Any) -> tf.data.Dataset:
         ]
     except (TypeError, ValueError) as error:
         raise CannotReplayError(f"batches of {element_spec} can't be kept: {error}") from error
-    return functools.reduce(lambda joined, more: joined.concatenate(more), datasets)
+    return unattended(functools.reduce(lambda joined, more: joined.concatenate(more), datasets))
+
+
+def unattended(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The same dataset without tf.data's autotuning, for batches that are at hand anyway.
+
+    Its iterators have no thread that looks at their pace now and then. Destroying an iterator
+    joins that thread, which sleeps for up to a minute between two looks.
+
+    Source: https://www.tensorflow.org/api_docs/python/tf/data/experimental/AutotuneOptions;
+    RootDataset::Iterator in tensorflow/core/data/root_dataset.cc
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def default_strategy() -> tf.distribute.Strategy:

@@ -520,9 +520,9 @@ def test_both_sides_of_a_trial_make_as_many_steps():
         bench._functions[plan] = build_step(bench.workload, plan)
         bench._own_calls(4)()
         assert int(made) == before + 4
-        assert len(bench._calls(plan)()) == 4
+        assert len(bench._calls(plan, 4)()) == 4
         assert int(made) == before + 8
-        assert bench._pairs(plan, deadline=0.0)[0][0] == 0.25
+        assert bench._pairs(plan, deadline=0.0, fewest=1)[0] == [0.25]
 
 
 def test_it_costs_no_probe():

@@ -13,7 +13,7 @@ from tfaccel.consensus import consensus_of
 from tfaccel.hindrance import hindrance
 from tfaccel.numerics import Tolerance
 from tfaccel.plan import Pass, Plan
-from tfaccel.profiling.input_watch import InputWatch
+from tfaccel.profiling.input_watch import LEAST_CALLS, InputWatch
 from tfaccel.report import Report, show
 from tfaccel.session import Session
 from tfaccel.settings import make_settings
@@ -135,7 +135,8 @@ class AccelCallback(keras.callbacks.Callback):
     def _watching(self) -> InputWatch | None:
         """Watches how long steps wait for their input, where that can be seen."""
         distributed = self.model.distribute_strategy is not default_strategy()
-        if distributed or hindrance(self.model):
+        short = self._session is not None and self._session.is_at_most(LEAST_CALLS)
+        if distributed or short or hindrance(self.model):
             return None
         function = TrainFunction.of(self.model)
         if function.is_watched:  # ProfilerCallback says it itself
@@ -159,6 +160,7 @@ class AccelCallback(keras.callbacks.Callback):
         """Gives the train function back."""
         if self._watch is not None:
             self._watch.end()
+            self._watch = None
         if self._session is not None:
             self._session.finish()
 

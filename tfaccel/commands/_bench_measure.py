@@ -60,8 +60,10 @@ class RecordingBench(Bench):
         self.seconds[plan] = self._latest
         return gain
 
-    def _pairs(self, plan: Plan, deadline: float) -> tuple[list[float], list[float]]:
-        baseline, self._latest = super()._pairs(plan, deadline)
+    def _pairs(
+        self, plan: Plan, deadline: float, fewest: int = 0, step_seconds: float = 0.0
+    ) -> tuple[list[float], list[float]]:
+        baseline, self._latest = super()._pairs(plan, deadline, fewest, step_seconds)
         self.baseline_seconds += baseline
         return baseline, self._latest
 

@@ -107,7 +107,7 @@ def measure(spec: CallSpec, clock: Clock, deadline: float = math.inf) -> Ranking
         refusal = kernel.refusal(spec)
         if refusal is not None:
             candidates.append(Candidate(kernel.name, Verdict.REFUSED, reason=str(refusal)))
-        elif clock() > deadline:
+        elif clock() + race.least_seconds > deadline:
             candidates.append(Candidate(kernel.name, Verdict.UNTRIED, reason="out of time"))
         else:
             candidates.append(race.run(kernel, deadline))
@@ -145,6 +145,11 @@ class _Race:
         first, second, *shape = self._operands
         return native(self._spec, tf.cast(first, wide), tf.cast(second, wide), *shape).numpy()
 
+    @property
+    def least_seconds(self) -> float:
+        """What it takes to hold any kernel against TensorFlow's own."""
+        return timing.FEWEST * self._own_seconds
+
     def own(self) -> Candidate:
         """TensorFlow's own."""
         return Candidate(REFERENCE, Verdict.REFERENCE, self._own_seconds, Speedup())
@@ -159,7 +164,11 @@ class _Race:
             if not drift <= bound:
                 reason = f"off by {drift:.2g}, {bound:.2g} allowed"
                 return Candidate(kernel.name, Verdict.UNFAITHFUL, drift=drift, reason=reason)
-            seconds, gain = self._gain(self._runner(kernel, function), deadline)
+            found = self._gain(self._runner(kernel, function), deadline)
+            if found is None:
+                reason = "out of time"
+                return Candidate(kernel.name, Verdict.UNTRIED, drift=drift, reason=reason)
+            seconds, gain = found
         except Exception as error:
             line = (str(error).strip().splitlines() or [""])[0][:120]
             reason = f"{type(error).__name__}: {line}"
@@ -169,17 +178,26 @@ class _Race:
         reason = "" if faster else _why_not(gain)
         return Candidate(kernel.name, verdict, seconds, gain, drift, reason, kernel.reduces)
 
-    def _gain(self, step: Callable[[], None], deadline: float) -> tuple[float, Speedup]:
-        seconds = min(self._timed(step) for _ in range(2))
-        if seconds > _CLEARLY_SLOWER * self._own_seconds:
+    def _gain(self, step: Callable[[], None], deadline: float) -> tuple[float, Speedup] | None:
+        """Seconds and speedup; None where there is no time to see them."""
+        seconds = self._timed(step)
+        if not self._is_slow(seconds) or self._clock() + seconds < deadline:
+            seconds = min(seconds, self._timed(step))
+        if self._is_slow(seconds) and self._clock() + seconds < deadline:
             # The machine may have been busy for a moment.
             self._own_seconds = max(self._own_seconds, self._timed(self._own))
             seconds = min(seconds, self._timed(step))
-        if seconds > _CLEARLY_SLOWER * self._own_seconds:
+        if self._is_slow(seconds):
             return seconds, timing.speedup([self._own_seconds], [seconds])
-        until = min(deadline, self._clock() + _MOST_SECONDS_A_KERNEL)
+        now = self._clock()
+        if now + timing.FEWEST * (seconds + self._own_seconds) > deadline:
+            return None
+        until = min(deadline, now + _MOST_SECONDS_A_KERNEL)
         own, other = timing.compare_steps(self._own, step, self._clock, until)
         return timing.median_interval(other)[0], timing.speedup(own, other)
+
+    def _is_slow(self, seconds: float) -> bool:
+        return seconds > _CLEARLY_SLOWER * self._own_seconds
 
     def _runner(
         self, kernel: Kernel, function: Callable[..., tf.Tensor] | None = None

@@ -19,6 +19,8 @@ _SKIPPED_STEPS = 8
 _STEPS = 4
 # A pipeline with a cache is slow in the first epoch only, so the second is watched, too.
 _EPOCHS = 2
+# A fit of no more calls ends before a verdict.
+LEAST_CALLS = _SKIPPED_STEPS + _STEPS
 
 
 class InputWatch:
@@ -81,7 +83,7 @@ class InputWatch:
     def _judge(self, iterator: tf.data.Iterator) -> None:
         latest = self._measured[-_STEPS:]
         waited, stepped = sum(w for w, _ in latest), sum(s for _, s in latest)
-        if len(latest) == _STEPS and waited >= INPUT_BOUND_SHARE * (waited + stepped):
+        if len(latest) == _STEPS and 0 < waited >= INPUT_BOUND_SHARE * (waited + stepped):
             self.end()
             self._tell(bottleneck(waited / _STEPS, stepped / _STEPS, dataset_of(iterator)))
 

@@ -185,12 +185,17 @@ class Meter:
         before: _State,
     ) -> Call:
         report, tuning_seconds = self._function.report, 0.0
-        if report is not None and report is not before.report and report.tuning_seconds:
-            self._ledger.note_tuning(report)
-            tuning_seconds = report.tuning_seconds
+        if report is not None and report is not before.report and _had_trials(report):
+            if before.report is None or report.trials is not before.report.trials:
+                self._ledger.note_tuning(report)
+                tuning_seconds = report.tuning_seconds
+            else:  # the training waited once more on account of the same trials, between calls
+                more = report.tuning_seconds - before.report.tuning_seconds
+                self._ledger.tuning_seconds += more
         batches, samples, waited = self._size(sample)
         plan = Plan() if own else self._function.plan
-        seconds = end - start - tuning_seconds
+        # Some of it may have been waited for before this call.
+        seconds = max(0.0, end - start - tuning_seconds)
         return Call(seconds, start, end, batches, samples, waited, plan, own, profiled)
 
     def _size(self, sample: Sample | None) -> tuple[int, int | None, float | None]:
@@ -219,3 +224,9 @@ def _described(iterator: Any, sample: Sample | None) -> list[str]:
     structure = getattr(iterator, "element_spec", ()) if sample is None else sample.first
     leaves = [leaf for leaf in tf.nest.flatten(structure) if hasattr(leaf, "shape")]
     return [f"{tuple(leaf.shape)} {leaf.dtype.name}" for leaf in leaves]
+
+
+def _had_trials(report: Report) -> bool:
+    """Whether plans were tried in this fit, or one was taken that must be paid back."""
+    tried = len(report.trials) > 1 or not report.plan.is_baseline
+    return tried and not report.cached and report.tuning_seconds > 0

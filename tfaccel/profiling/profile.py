@@ -21,8 +21,10 @@ from tfaccel.profiling.window import TraceWindow
 from tfaccel.profiling.words import sentence, table
 from tfaccel.profiling.work import Work, work_of
 from tfaccel.records import FILE_NAME, SCHEMA, JsonLines
+from tfaccel.remembered import Memory
 from tfaccel.timing import Clock
 from tfaccel.train_function import TrainFunction
+from tfaccel.workload import shapes
 
 # Counting FLOPs traces the forward pass once more: about this share of a first step,
 # which traces the backward pass and the updates too.
@@ -178,7 +180,10 @@ class Profile:
         if batch is None:
             return
         start = self._clock()
-        self._work = work_of(self._model, batch, self._ledger.plan)
+        memory, key = Memory.of(self._model, self._function.own), (shapes(batch), self._ledger.plan)
+        self._work = memory.work.get(key) or work_of(self._model, batch, self._ledger.plan)
+        if self._work.flops_per_step is not None:
+            memory.work[key] = self._work
         self._analysis_seconds += self._clock() - start
         if self._scaling.replicas > 1:
             self._shared_batch = batch

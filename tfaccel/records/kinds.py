@@ -52,7 +52,7 @@ KINDS: dict[str, tuple[Key, ...]] = {
     ),
     TUNING: (
         Key("step", "steps", "steps of the run before the trials"),
-        Key("seconds", "s", "time that the trials took"),
+        Key("seconds", "s", "time that the training waited for its tuning"),
         Key("report", "object", "what `tfaccel.Report.to_json` says"),
     ),
     COMPARISON: (
@@ -119,6 +119,6 @@ KINDS: dict[str, tuple[Key, ...]] = {
         Key("compiles", "count", "compilations by XLA"),
         Key("plan", "text", "the plan in use at the end"),
         Key("break_even_steps", "steps", "after which tuning is paid back; null for never"),
-        Key("tuning_seconds", "s", "time that the trials took"),
+        Key("tuning_seconds", "s", "time that the training waited for its tuning"),
     ),
 }
