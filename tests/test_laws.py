@@ -164,6 +164,7 @@ LAYERS = (
         "memory",
         "replicas",
         "rounding",
+        "notices",
     },
     {"onednn", "workload", "machine", "strategy"},
     {"state", "hindrance", "plan", "feed", "consensus", "dataset_graph", "forward"},

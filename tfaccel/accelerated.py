@@ -1,11 +1,11 @@
 """A step under a plan, with the way back to the user's own."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
+from tfaccel import notices
 from tfaccel.consensus import Consensus
 from tfaccel.feed import END_OF_DATA, feed, pull
 from tfaccel.guard import Guard, is_finite
@@ -154,4 +154,4 @@ class AcceleratedStep:
 
 
 def _warn(why: str) -> None:
-    warnings.warn(f"tfaccel goes on with your own step: {why}", RuntimeWarning, stacklevel=3)
+    notices.warn(f"tfaccel goes on with your own step: {why}", RuntimeWarning, stacklevel=3)

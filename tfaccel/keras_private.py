@@ -288,6 +288,24 @@ def running_callbacks(model: keras.Model) -> tuple[keras.callbacks.Callback, ...
     return tuple(found.values()) or None
 
 
+def uses_train_function(model: keras.Model | None) -> bool:
+    """Whether a fit begins, which calls `model.train_function`; to be asked in `on_train_begin`.
+
+    Keras's `fit` is in the stack of calls then. A copy of it has made the train function, and
+    has a `History` of its own among its callbacks; a loop around `train_on_batch` has not.
+    """
+    if model is None or getattr(model, "train_function", None) is None:
+        return False
+    frame = inspect.currentframe()
+    while frame is not None:
+        from_keras = str(frame.f_globals.get("__name__", "")).startswith("keras.")
+        if from_keras and frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model:
+            return True
+        frame = frame.f_back
+    history = getattr(model, "history", None)
+    return any(callback is history for callback in running_callbacks(model) or ())
+
+
 def traces_batches(callback: keras.callbacks.TensorBoard) -> bool:
     """Whether a TensorBoard was made with `profile_batch`: it keeps no public note of it."""
     return bool(getattr(callback, "_should_trace", True))

@@ -7,6 +7,7 @@ from typing import Any
 import rich.console
 from rich.markup import escape
 
+from tfaccel import notices
 from tfaccel.numerics import Drift
 from tfaccel.plan import Plan
 from tfaccel.tables import markdown_table, terminal_table
@@ -167,9 +168,7 @@ class Report:
 
 def show(report: Report) -> None:
     """Prints a report, on a line of its own beside Keras's progress bar."""
-    console = rich.console.Console()
-    console.print()
-    console.print(report)
+    notices.show("", report)
 
 
 def _row(trial: Trial, chosen: bool) -> tuple[str, ...]:

@@ -1,14 +1,13 @@
 """One `fit` under acceleration: collect batches, tune, run, fall back if need be."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfaccel import keras_private
+from tfaccel import keras_private, notices
 from tfaccel.accelerated import AcceleratedStep
 from tfaccel.bench import Bench
 from tfaccel.cache import workload_key
@@ -178,7 +177,7 @@ class Session:
             build_all(self.model, self._element_spec)
         except Exception as error:
             why = error_line(error)
-            warnings.warn(f"tfaccel leaves all variables to the first step: {why}", stacklevel=2)
+            notices.warn(f"tfaccel leaves all variables to the first step: {why}", stacklevel=2)
 
     def _makes_variables(self, plan: Plan) -> bool:
         """Whether the user's own step may make some, and must run once before it is looked at."""
@@ -255,7 +254,7 @@ class Session:
                 self._choose()
         except Exception as error:
             why = error_line(error)
-            warnings.warn(f"tfaccel gave up and left the training as it is: {why}", stacklevel=2)
+            notices.warn(f"tfaccel gave up and left the training as it is: {why}", stacklevel=2)
             self._settle(f"It could not be accelerated: {why}.")
 
     def workload(self) -> Workload:
@@ -370,7 +369,7 @@ class Session:
         )
         self._train_function.plan = plan
         self._train_function.built = self._accelerated.function
-        if serves_validation(plan) and workload.strategy is None:
+        if serves_validation(plan, workload):
             gain = _HOPED_GAIN if self.report is None else self.report.speedup
             self._validation = Validation(workload, plan, gain, tolerance, clock)
             self._validation.install()

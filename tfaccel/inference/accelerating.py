@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel import passes
+from tfaccel import keras_private, passes
 from tfaccel.cache import workload_key
 from tfaccel.forward import unmarked
 from tfaccel.inference.accelerated_model import AcceleratedModel
@@ -154,6 +154,9 @@ def _hindrance(model: keras.Model) -> str:
     if model.distribute_strategy is not default_strategy():
         name = type(model.distribute_strategy).__name__
         return f"Predictions under {name} are left as they are."
+    maker = keras_private.overridden(model, keras.Model, "make_predict_function")
+    if maker is not None:
+        return f"{type(model).__name__} has a {maker} of its own, so predictions are left to it."
     return ""
 
 

@@ -1,0 +1,116 @@
+"""Trainings unlike most: whatever they do, they train as without tfaccel, or faster."""
+
+import io
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfaccel
+
+layers = keras.layers
+
+
+def make_net(units=4):
+    return keras.Sequential(
+        [keras.Input((4,)), layers.Dense(units, activation="gelu"), layers.Dense(1)]
+    )
+
+
+def make_data(batches=6, size=8):
+    x = np.random.default_rng(3).normal(size=(batches * size, 4)).astype("float32")
+    return {"x": x, "y": x.sum(axis=1, keepdims=True), "batch_size": size, "shuffle": False}
+
+
+def own_function(*names):
+    """A model class that makes functions of its own, without `force`, and keeps them."""
+
+    def make(self, name):
+        if getattr(self, f"{name}_function") is None:
+            step = tf.function(getattr(self, f"{name}_step"))
+            data = (lambda it: next(it)) if name != "predict" else (lambda it: it[0])
+            setattr(self, f"{name}_function", lambda it: step(data(it)))
+        return getattr(self, f"{name}_function")
+
+    methods = {f"make_{name}_function": lambda self, n=name: make(self, n) for name in names}
+    return type("Own", (keras.Sequential,), methods)
+
+
+@pytest.mark.parametrize("plan", ["auto", ["fused_optimizer"]])
+def test_a_model_with_a_train_function_of_its_own_is_left_alone(plan):
+    model = own_function("train")(make_net().layers)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    accel = tfaccel.AccelCallback(plan, tuning_share=None, cache_dir=False, verbose=0)
+    before = set(vars(model))
+    model.fit(**make_data(), verbose=0, callbacks=[accel])
+    assert accel.plan.is_baseline
+    assert "make_train_function of its own" in accel.report.note
+    assert model.test_function is None
+    assert set(vars(model)) - before <= {"history", "_eval_epoch_iterator"}
+
+
+def test_a_model_with_other_functions_of_its_own():
+    """Trained under the plan, validated and asked for predictions as it is."""
+    model = own_function("test", "predict")(make_net().layers)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    data = make_data()
+    accel = tfaccel.AccelCallback(["fused_activation", "fused_optimizer"], verbose=0)
+    again = (data["x"], data["y"])
+    model.fit(**data, epochs=3, verbose=0, callbacks=[accel], validation_data=again)
+    assert "fused_optimizer" in accel.plan.names
+    fast = tfaccel.accelerate(model, data["x"], max_tuning_seconds=5, cache_dir=False, verbose=0)
+    assert "make_predict_function of its own" in fast.report.note
+    predicted = fast.predict(data["x"], verbose=0)
+    np.testing.assert_allclose(predicted, model(data["x"]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("after_a_fit", [False, True])
+def test_in_a_loop_of_ones_own_callbacks_say_so_and_do_nothing(after_a_fit, capsys):
+    model, data = make_net(), make_data()
+    model.compile("sgd", "mse")
+    if after_a_fit:
+        model.fit(**data, verbose=0)
+    accel, profiler = tfaccel.AccelCallback(), tfaccel.ProfilerCallback()
+    own = model.train_function
+    for _ in range(2):
+        running = keras.callbacks.CallbackList([accel, profiler], model=model, epochs=1, steps=4)
+        running.on_train_begin()
+        running.on_epoch_begin(0)
+        assert model.train_function is own
+        for batch in range(4):
+            running.on_train_batch_begin(batch)
+            logs = model.train_on_batch(data["x"], data["y"], return_dict=True)
+            running.on_train_batch_end(batch, logs)
+        running.on_epoch_end(0, logs)
+        running.on_train_end(logs)
+        own = model.train_function
+    assert accel.plan.is_baseline
+    assert "not `model.fit`'s" in accel.report.note
+    assert capsys.readouterr().out.lower().count("this loop is not") == 2
+    model.fit(**data, verbose=0, callbacks=[accel, profiler])
+    assert profiler.summary()["steps"] == 6
+
+
+@pytest.mark.parametrize("stdout", ["closed", "none"])
+def test_without_a_standard_output_it_trains_in_silence(stdout, monkeypatch):
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stdout", closed if stdout == "closed" else None)
+    model = make_net()
+    model.compile("sgd", "mse")
+    model.fit(
+        **make_data(),
+        verbose=0,
+        callbacks=[tfaccel.AccelCallback(), tfaccel.ProfilerCallback()],
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_warnings_are_errors_they_go_to_the_log(caplog):
+    model = make_net()
+    model.compile("sgd", "mse")
+    accel = tfaccel.AccelCallback(["recompute", "xla", "fused_attention"], verbose=0)
+    model.fit(**make_data(), verbose=0, callbacks=[accel])
+    assert "tfaccel leaves out fused_attention" in caplog.text
