@@ -1,5 +1,7 @@
 """Trainings unlike most: whatever they do, they train as without tfaccel, or faster."""
 
+import contextlib
+import dataclasses
 import io
 import sys
 
@@ -9,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
+from tfaccel.scoped import instance_attribute
 
 layers = keras.layers
 
@@ -114,3 +117,103 @@ def test_where_warnings_are_errors_they_go_to_the_log(caplog):
     accel = tfaccel.AccelCallback(["recompute", "xla", "fused_attention"], verbose=0)
     model.fit(**make_data(), verbose=0, callbacks=[accel])
     assert "tfaccel leaves out fused_attention" in caplog.text
+
+
+class Peculiar(keras.Model):
+    """A step with state of every kind, and a log that is NaN until an epoch ends."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = make_net()
+        self.steps = tf.Variable(0, trainable=False)
+        self.table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)
+        self.generator = tf.random.Generator.from_seed(7)
+        self.mean = keras.metrics.Mean(name="squares")
+        self.late = keras.metrics.Mean(name="late")
+
+    @property
+    def metrics(self):
+        return [self.mean, self.late]
+
+    def call(self, x):
+        return self.net(x)
+
+    def train_step(self, data):
+        x, y = data
+        x = x + 0.01 * self.generator.normal(tf.shape(x))
+        with tf.GradientTape() as tape:
+            squares = self.compute_loss(x, y, self.net(x))
+        weights = self.net.trainable_weights
+        self.optimizer.apply(tape.gradient(squares, weights), weights)
+        count = tf.cast(self.steps, tf.int64) % 2
+
+        def odd():
+            self.table.insert([count], self.table.lookup([count]) + 1.0)
+            return tf.constant(0)
+
+        tf.cond(count > 0, odd, lambda: tf.constant(0))
+        self.steps.assign_add(1)
+        self.mean.update_state(squares)
+        return {"squares": self.mean.result(), "late": self.late.total / self.late.count}
+
+
+@dataclasses.dataclass(frozen=True)
+class Poison(tfaccel.Pass):
+    """Weights turn NaN, or the step fails, from an iteration of the optimizer on."""
+
+    name = "cases_poison"
+    iteration: int = 0
+    fails: bool = False
+
+    def refusal(self, workload):
+        return None
+
+    @contextlib.contextmanager
+    def applied(self, workload):
+        optimizer = workload.model.optimizer
+        apply = optimizer.apply
+
+        def poisoned(grads, variables=None):
+            good = optimizer.iterations.value < self.iteration
+            if self.fails:
+                tf.debugging.Assert(good, ["this step fails"])
+            return apply([g * tf.where(good, 1.0, np.float32(np.nan)) for g in grads], variables)
+
+        with instance_attribute(optimizer, "apply", poisoned):
+            yield
+
+
+def peculiar(callbacks=(), epochs=2):
+    keras.utils.set_random_seed(5)
+    model = Peculiar()
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse")
+    model.optimizer.build(model.net.trainable_weights)
+    model.build((None, 4))
+    history = model.fit(**make_data(), epochs=epochs, verbose=0, callbacks=list(callbacks)).history
+    state = [v.numpy() for v in (*model.variables, *model.optimizer.variables)]
+    table = sorted(zip(*(part.numpy().tolist() for part in model.table.export()), strict=True))
+    extra = [model.steps.numpy(), model.generator.state.numpy(), np.array(table)]
+    return [*state, *extra], history["squares"]
+
+
+@pytest.mark.parametrize("plan", [["fused_optimizer"], ["step_batching"]])
+def test_a_log_that_is_nan_by_design_is_no_fault_of_the_plan(plan):
+    accel = tfaccel.AccelCallback(plan, verbose=0)
+    found, squares = peculiar([accel])
+    assert list(accel.plan.names) == plan
+    expected, own_squares = peculiar()
+    np.testing.assert_allclose(squares, own_squares, rtol=1e-5)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.filterwarnings("ignore:tfaccel")
+def test_a_plan_that_is_left_at_once_leaves_no_trace(fails):
+    accel = tfaccel.AccelCallback([Poison(fails=fails)], verbose=0)
+    found, squares = peculiar([accel])
+    assert accel.plan.is_baseline
+    expected, own_squares = peculiar()
+    assert squares == own_squares
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -165,6 +165,7 @@ LAYERS = (
         "replicas",
         "rounding",
         "notices",
+        "resources",
     },
     {"onednn", "workload", "machine", "strategy"},
     {"state", "hindrance", "plan", "feed", "consensus", "dataset_graph", "forward"},

@@ -1,6 +1,6 @@
 """A step under a plan, with the way back to the user's own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import tensorflow as tf
@@ -8,13 +8,16 @@ import tensorflow as tf
 from tfaccel import notices
 from tfaccel.consensus import Consensus
 from tfaccel.feed import END_OF_DATA, feed, pull
-from tfaccel.guard import Guard, is_finite
+from tfaccel.guard import Guard, not_finite, tells_loss, weights_are_finite
 from tfaccel.plan import Plan
 from tfaccel.state import Snapshot
 from tfaccel.step import BuiltStep, StepFunction, build_step, unheard_traces
 from tfaccel.timing import Clock, wait_for
 from tfaccel.trial import error_line
 from tfaccel.workload import Workload
+
+# Stands for the weights among the names of what is not finite; no log is called so.
+_WEIGHTS = "the weights"
 
 
 class AcceleratedStep:
@@ -35,6 +38,7 @@ class AcceleratedStep:
             be its.
         room: how many calls Keras is sure to make from now on before anybody looks at
             the model; what runs ahead never goes beyond.
+        excused: the names of logs that are not finite under the user's own step.
     """
 
     def __init__(
@@ -48,44 +52,69 @@ class AcceleratedStep:
         on_abandon: Callable[[], None],
         consensus: Consensus | None = None,
         room: Callable[[], int] = lambda: 1,
+        excused: Collection[str] = (),
     ):
         self.function = traced or build_step(workload, plan)
         self.function.ahead.clear()
         self._workload = workload
         self._plan = plan
         self._baseline = baseline
-        self._guard = Guard(workload, clock) if guard else None
+        self._guard = Guard(workload, clock, self.function.touched) if guard else None
+        self._before: Snapshot | None = None  # the state before the first step, while it runs
+        self.function.touched.on_more = self._learn
         self._on_abandon = on_abandon
         self._consensus = consensus or Consensus()
         self._room = room
         self._last_logs: Any = None
-        self._excused = False  # the user's own data made the loss what it is
+        self._bad_data = False  # the user's own data made the loss what it is
+        self._excused = set(excused)
         self._step: StepFunction = self._first if traced is None else self._run
 
     def __call__(self, iterator: tf.data.Iterator) -> Any:
         return self._step(iterator)
 
+    def begin_epoch(self) -> None:
+        """An epoch begins; the one before may have been broken off."""
+        self.function.ahead.clear()
+        if self._guard is not None:
+            self._guard.begin_epoch()
+
+    def _learn(self) -> None:
+        """The step was traced, and is about to run."""
+        if self._before is not None:
+            self._before.include(self.function.touched.assigned())
+        if self._guard is not None:
+            self._guard.learn()
+
     def _first(self, iterator: tf.data.Iterator) -> Any:
         """The first step of a plan that was not tried here: whatever happens, nothing is lost."""
         batches = pull(iterator, self._workload.model.steps_per_execution)
-        state = Snapshot.of(self._workload)
+        before = self._before = Snapshot.of(self._workload)
+        broken: frozenset[str] = frozenset()
         try:
             with unheard_traces():
                 logs = self.function(self._feed(batches, iterator))
                 wait_for(logs)
-            why = "the loss is not finite" if self._is_broken(logs) else ""
+            broken = self._broken(logs) | self._broken_weights()
+            why = "the loss or a weight is not finite" if broken else ""
         except Exception as error:
             why = error_line(error)
-        if self._consensus.any(bool(why)):
-            why = why or "it failed on another worker"
-            state.restore()
-            self._leave()
-            logs = self._baseline(self._feed(batches, iterator))
-            # Where the user's own step fails, too, that says it all.
-            _warn(f"{self._plan} does not work here: {why}")
+        finally:
+            self._before = None
+        if not self._consensus.any(bool(why)):
+            self._step = self._run
+            return self._checked(logs)
+        before.restore()
+        logs = self._baseline(self._feed(batches, iterator))
+        is_the_same = bool(broken) and broken <= not_finite(logs) | self._broken_weights()
+        if not self._consensus.any(not is_the_same):
+            self._excused |= broken  # it is the same without the plan
+            self._step = self._run
             return logs
-        self._step = self._run
-        return self._checked(logs)
+        self._leave()
+        # Where the user's own step fails, too, that says it all.
+        _warn(f"{self._plan} does not work here: {why or 'it failed on another worker'}")
+        return logs
 
     def _feed(self, batches: tuple[Any, ...], like: Any) -> Any:
         return feed(batches, like, self._workload.strategy)
@@ -113,28 +142,38 @@ class AcceleratedStep:
 
     def _checked(self, logs: Any) -> Any:
         """The logs, or the last good ones if these are not finite."""
-        if self._is_broken(logs):
+        if self._broken(logs):
             self._fall_back("the loss turned non-finite")
             last = self._last_logs
             return self._workload.model.get_metrics_result() if last is None else last
-        if self._guard is not None and not self._excused:
+        if self._guard is not None and not self._bad_data:
             self._last_logs = logs
             self._guard.passed(is_latest=not self.function.ahead)
         return logs
 
-    def _is_broken(self, logs: Any) -> bool:
-        """Whether the loss is not finite, and the user's data are not the reason.
+    def _broken(self, logs: Any) -> frozenset[str]:
+        """The logs that are not finite, where that is the plan's doing.
 
         Keras's loss is a mean over the epoch, so one bad batch makes the losses after
-        it NaN too.
+        it NaN too. What is no loss may be infinite by design, at times: it counts where
+        the weights are not finite either.
         """
-        if self._guard is None:
-            return False
-        if is_finite(logs):
-            self._excused = False
-            return False
-        self._excused = self._excused or self._consensus.any(self.function.took_bad_data())
-        return not self._excused
+        found = not_finite(logs) if self._guard is not None else frozenset()
+        self._excused -= {name for name in self._excused - found if tells_loss(name)}
+        found -= self._excused
+        if found and not any(map(tells_loss, found)) and weights_are_finite(self._workload):
+            self._excused |= found
+            found = frozenset()
+        if not found:
+            self._bad_data = False
+            return found
+        self._bad_data = self._bad_data or self._consensus.any(self.function.took_bad_data())
+        return frozenset() if self._bad_data else found
+
+    def _broken_weights(self) -> frozenset[str]:
+        """As the broken logs, of the weights."""
+        unguarded = self._guard is None or weights_are_finite(self._workload)
+        return frozenset() if unguarded else frozenset({_WEIGHTS})
 
     def _fall_back(self, why: str) -> None:
         """Back to the last good state, and on with the user's own step."""

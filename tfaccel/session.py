@@ -14,6 +14,7 @@ from tfaccel.cache import workload_key
 from tfaccel.consensus import consensus_of
 from tfaccel.feed import feed, is_plain, pull
 from tfaccel.given_plan import prepared, served
+from tfaccel.guard import not_finite
 from tfaccel.hindrance import hindrance, too_short
 from tfaccel.plan import Pass, Plan
 from tfaccel.progress import Progress
@@ -81,6 +82,7 @@ class Session:
         self._callbacks = callbacks
         self._batches: list[Any] = []
         self._seconds: list[float] = []
+        self._not_finite: frozenset[str] = frozenset()  # logs that are not under the own step
         self._trace_seconds = 0.0  # unless the first step shows it
         self._element_spec: Any = None
         self._accelerated: AcceleratedStep | None = None
@@ -142,7 +144,7 @@ class Session:
         """An epoch begins."""
         self._progress.begin_epoch(epoch)
         if self._accelerated is not None:
-            self._accelerated.function.ahead.clear()  # of an epoch that was broken off
+            self._accelerated.begin_epoch()
 
     def begin_validation(self) -> None:
         """A validation begins."""
@@ -212,6 +214,7 @@ class Session:
                 raise
             return self._step(self._feed(batches, iterator))
         self._seconds.append(self._clock() - start)
+        self._not_finite |= not_finite(logs)
         if len(self._seconds) == 1 and 0 < traces_before == traces():
             self._trace_seconds = self._trace_seconds or expected_trace_seconds(self.model)
         if len(self._batches) < _KEPT_BATCHES:
@@ -366,6 +369,7 @@ class Session:
             self._abandoned,
             self._consensus,
             lambda: self._progress.room,
+            self._not_finite,
         )
         self._train_function.plan = plan
         self._train_function.built = self._accelerated.function

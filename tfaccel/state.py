@@ -9,30 +9,31 @@ import tensorflow as tf
 
 from tfaccel import keras_private
 from tfaccel.replicas import local_values
+from tfaccel.resources import Resource, resources_of
 from tfaccel.workload import Workload
 
 _ANOTHER_SEED = 7919  # any number that no step draws its way to
 
 
 class Snapshot:
-    """The values of a set of variables at one moment, kept in host memory.
+    """The values of a set of variables and tables at one moment, kept in host memory.
 
     Holds the model's variables (weights, BatchNormalization statistics, seed
     generators), the metrics', and every optimizer's (slots, iterations, learning
     rate, a LossScaleOptimizer's scale). What a step touches beyond these (Keras's
-    global seed generator, TensorFlow's global generator, a tf.Variable of the
-    user's own) is known once a step is traced, and joins through `include_graph`.
+    global seed generator, TensorFlow's global generator, a tf.Variable or a table of
+    the user's own) is known once a step is traced, and joins through `include_graph`.
 
     The values that stateful random ops (`tf.random.normal` and its like) keep
     inside their kernels cannot be read, so they are not restored.
     """
 
     def __init__(self, variables: Iterable[Any]):
-        self._values: dict[int, tuple[tf.Tensor, tf.Tensor]] = {}  # handle and value, by handle
+        self._values: dict[int, tuple[Resource, tuple[tf.Tensor, ...]]] = {}  # by handle
         for variable in variables:
             native = variable.value if isinstance(variable, keras.Variable) else variable
             for copy in local_values(native):
-                self._include(copy.handle, copy.dtype)
+                self._include(Resource(copy.handle, (copy.dtype,)))
 
     @classmethod
     def of(cls, workload: Workload) -> "Snapshot":
@@ -40,50 +41,39 @@ class Snapshot:
         return cls(known_variables(workload))
 
     def include_graph(self, graph: Any) -> None:
-        """Adds the variables that a traced graph uses, at their present values."""
-        for handle, _ in graph.captures:
-            if handle.dtype == tf.resource:
-                dtype = _variable_dtype(handle)
-                if dtype is not None:
-                    self._include(handle, dtype)
+        """Adds what a traced graph uses, at its present value."""
+        self.include(resources_of(graph))
 
-    def _include(self, handle: tf.Tensor, dtype: tf.DType) -> None:
-        if id(handle) in self._values:
+    def include(self, resources: Iterable[Resource]) -> None:
+        """Adds resources at their present values; those that are held keep theirs."""
+        for resource in resources:
+            self._include(resource)
+
+    def _include(self, resource: Resource) -> None:
+        if id(resource.handle) in self._values:
             return
         with tf.init_scope():
-            if not tf.raw_ops.VarIsInitializedOp(resource=handle):
-                return  # made by this very trace, and given its value when that has ended
-            value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
-            with tf.device("CPU:0"):
-                # A plain read may share the variable's buffer, and the next step
-                # would pay for the copy.
-                self._values[id(handle)] = handle, tf.raw_ops.DeepCopy(x=value)
+            value = resource.read()
+        if value is not None:  # else made by this very trace, and given its value when it ends
+            self._values[id(resource.handle)] = resource, value
 
     def restore(self) -> None:
-        """Puts every variable back, bit for bit."""
-        for handle, value in self._values.values():
-            tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+        """Puts everything back, bit for bit."""
+        for resource, value in self._values.values():
+            resource.write(value)
 
     def reseed(self) -> None:
         """Moves every seed generator on from here, as if another seed had been set.
 
         Keras's generators hold two integers, TensorFlow's three.
         """
-        for handle, value in self._values.values():
-            if value.dtype.is_integer and value.shape in ((2,), (3,)):
+        for resource, (value, *more) in self._values.values():
+            if not more and value.dtype.is_integer and value.shape in ((2,), (3,)):
                 other = value + tf.cast(tf.fill(value.shape, _ANOTHER_SEED), value.dtype)
-                tf.raw_ops.AssignVariableOp(resource=handle, value=other)
+                resource.write((other,))
 
     def __len__(self) -> int:
         return len(self._values)
-
-
-def _variable_dtype(handle: tf.Tensor) -> tf.DType | None:
-    """The dtype of the variable behind a resource handle; None for tables and iterators."""
-    data = getattr(handle, "_handle_data", None)
-    if data is None or not data.is_set or not data.shape_and_type:
-        return None
-    return tf.as_dtype(data.shape_and_type[0].dtype)
 
 
 def known_variables(workload: Workload) -> list[Any]:
