@@ -168,7 +168,7 @@ LAYERS = (
         "resources",
     },
     {"onednn", "workload", "machine", "strategy"},
-    {"state", "hindrance", "plan", "feed", "consensus", "dataset_graph", "forward"},
+    {"state", "hindrance", "plan", "feed", "consensus", "dataset_graph", "forward", "repeatable"},
     {"data"},
     {"loss_scale", "kernels", "attention", "chains"},
     {"batch_norm"},

@@ -128,13 +128,30 @@ def trace_counter(train_function: Callable[..., Any]) -> Callable[[], int]:
 
     Source: https://www.tensorflow.org/api_docs/python/tf/types/experimental/PolymorphicFunction
     """
-    cells = getattr(train_function, "__closure__", None) or ()
-    held = [train_function, *(cell.cell_contents for cell in cells)]
-    for function in held:
+    for function in _held(train_function):
         count = getattr(function, "experimental_get_tracing_count", None)
         if count is not None:
             return lambda: int(count())
     return lambda: 0
+
+
+def traced_graph(train_function: Callable[..., Any], iterator: Any) -> Any | None:
+    """The graph of a train function (or test function) for an iterator like those it ran on.
+
+    It is traced where it was not yet, and runs nothing. None where the function is no
+    `tf.function` and holds none.
+    """
+    for function in _held(train_function):
+        concrete = getattr(function, "get_concrete_function", None)
+        if concrete is not None:
+            return concrete(iterator).graph
+    return None
+
+
+def _held(train_function: Callable[..., Any]) -> list[Any]:
+    """A train function and what it holds in its closure."""
+    cells = getattr(train_function, "__closure__", None) or ()
+    return [train_function, *(cell.cell_contents for cell in cells)]
 
 
 def mask_of(tensor: Any) -> Any:

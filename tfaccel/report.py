@@ -64,6 +64,10 @@ class Report:
         saved = self.baseline_step_seconds * (1 - 1 / self.speedup) if self.speedup > 0 else 0.0
         return None if saved <= 0 else -int(-self.tuning_seconds // saved)
 
+    def with_note(self, more: str) -> "Report":
+        """The report with a sentence more in its note; itself where there is none."""
+        return dataclasses.replace(self, note=f"{self.note} {more}".strip()) if more else self
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
         return {

@@ -12,12 +12,13 @@ from tfaccel.accelerated import AcceleratedStep
 from tfaccel.bench import Bench
 from tfaccel.cache import workload_key
 from tfaccel.consensus import consensus_of
-from tfaccel.feed import feed, is_plain, pull
+from tfaccel.feed import feed, is_plain, kept, pull
 from tfaccel.given_plan import prepared, served
 from tfaccel.guard import not_finite
 from tfaccel.hindrance import hindrance, too_short
 from tfaccel.plan import Pass, Plan
 from tfaccel.progress import Progress
+from tfaccel.repeatable import unrepeatable, unrestorable
 from tfaccel.report import Report
 from tfaccel.rescue import rescue, rescuers
 from tfaccel.settings import Settings
@@ -183,7 +184,8 @@ class Session:
 
     def _makes_variables(self, plan: Plan) -> bool:
         """Whether the user's own step may make some, and must run once before it is looked at."""
-        if not keras_private.overridden(self.model, keras.Model, "train_step"):
+        names = ("train_step", "compute_loss", "compute_metrics")
+        if not keras_private.overridden(self.model, keras.Model, *names):
             return False
         optimizers = self.workload().optimizers
         unbuilt = len(optimizers) > 1 and not all(item.built for item in optimizers)
@@ -295,6 +297,11 @@ class Session:
                 bound = settings.budget.max_seconds
                 self._settle(too_short(workload, least, seconds, bound), workload)
             return
+        iterator = iter(kept(workload.batches, self._element_spec, workload.strategy))
+        stopped = unrepeatable(self.baseline, iterator)
+        if stopped:
+            self._settle(stopped, workload)
+            return
         self._on_tuning(seconds)
         with Bench(
             workload, self.baseline, self._clock, settings.tolerance, self._consensus
@@ -302,6 +309,7 @@ class Session:
             report = tune_workload(
                 workload, bench, settings.names, seconds, reserve=settings.reserve
             )
+        report = report.with_note(unrestorable(self.baseline, iterator))
         worth_keeping = report.complete or not report.plan.is_baseline
         if settings.cache and worth_keeping and self._consensus.is_chief:
             settings.cache.save(key, report)

@@ -9,6 +9,7 @@ from tfaccel import keras_private, notices, numerics, timing
 from tfaccel.feed import feed, pull
 from tfaccel.numerics import Tolerance
 from tfaccel.plan import Plan
+from tfaccel.repeatable import unrepeatable
 from tfaccel.state import Snapshot
 from tfaccel.step import StepFunction, build_step
 from tfaccel.timing import Clock
@@ -137,7 +138,12 @@ class Validation:
         batches = pull(iterator, self._workload.model.steps_per_execution)
         metrics = Snapshot(v for m in self._workload.model.metrics for v in m.variables)
         try:
-            self._fast = build_step(self._workload, self._plan, kind="test")
+            if unrepeatable(self._user, feed(batches, iterator)):
+                self._chosen = self._user
+                return self._user(feed(batches, iterator))
+            self._fast = build_step(
+                self._workload, self._plan, kind="test", on_trace=metrics.include_graph
+            )
             if not self._alike(batches, iterator, self._fast):
                 self._chosen = self._user
         except Exception as error:
