@@ -340,3 +340,59 @@ def test_a_trace_that_fails_leaves_nothing_half_built(optimizer):
     assert not hasattr(adam, "_momentums")
     model.fit(*batch, verbose=0)
     assert int(adam.iterations) == 1
+
+
+class Starting(keras.optimizers.SGD):
+    """Its slots begin as the weights, where `build` is no part of a trace."""
+
+    def build(self, variables):
+        if not self.built:
+            super().build(variables)
+            for slot, variable in zip(self.momentums, variables, strict=True):
+                slot.assign(variable)
+
+
+OPTIMIZERS = {
+    "theirs": lambda: Starting(0.01, momentum=0.9),
+    "scaled": lambda: keras.optimizers.LossScaleOptimizer(Starting(0.01, momentum=0.9)),
+}
+if hasattr(keras.optimizers, "ScheduleFreeAdamW"):
+    OPTIMIZERS["keras"] = lambda: keras.optimizers.ScheduleFreeAdamW(0.01)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_slots_that_begin_as_the_weights_begin_as_in_keras_s_trace(kind):
+    def losses(callbacks):
+        keras.utils.set_random_seed(3)
+        model = make_net()
+        model.compile(OPTIMIZERS[kind](), "mse")
+        return model.fit(**make_data(), verbose=0, callbacks=callbacks).history["loss"]
+
+    accel = tfaccel.AccelCallback(["fused_activation"], verbose=0)
+    np.testing.assert_allclose(losses([accel]), losses([]), rtol=1e-5)
+    assert not accel.plan.is_baseline
+
+
+class Elsewhere(keras.Sequential):
+    """Trains by an optimizer that is no attribute of its own; compile makes one that idles."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean(keras.ops.square(self(x) - y))
+        used = self.held["used"]
+        used.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("plan", ["auto", ["fused_activation"]])
+def test_an_optimizer_that_the_step_does_not_use_stays_unbuilt(plan):
+    model = Elsewhere(make_net().layers)
+    model.held = {"used": keras.optimizers.SGD(0.01, momentum=0.9)}
+    model.compile()
+    accel = tfaccel.AccelCallback(
+        plan, includes=["fused_activation"], tuning_share=None, cache_dir=False, verbose=0
+    )
+    model.fit(**make_data(), verbose=0, callbacks=[accel])
+    assert not model.optimizer.built
+    assert model.held["used"].built

@@ -88,12 +88,8 @@ def _no_variables(*args: Any, **kwargs: Any) -> Any:
 def _parts(model: keras.Model) -> list[Any]:
     """All that a step calls, once each."""
     found: list[Any] = list(keras_private.flatten_layers(model))
-    waiting: list[Any] = list(Workload(model).optimizers)
-    while waiting:
-        optimizer = waiting.pop()
-        found.append(optimizer)
-        waiting += [x for x in (getattr(optimizer, "inner_optimizer", None),) if x is not None]
-        waiting += getattr(optimizer, "optimizers", ())
+    for optimizer in Workload(model).optimizers:
+        found += keras_private.flatten_optimizers(optimizer)
     if getattr(model, "compiled", False):
         found += [*keras_private.losses_and_metrics(model), *model.metrics]
     return list({id(part): part for part in found}.values())

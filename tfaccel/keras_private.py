@@ -64,6 +64,13 @@ def trained_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     return list(found)
 
 
+def flatten_optimizers(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """An optimizer and those inside it (LossScaleOptimizer, MultiOptimizer)."""
+    inner = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", ())]
+    nested = [flatten_optimizers(one) for one in inner if one is not None]
+    return [optimizer, *(part for parts in nested for part in parts)]
+
+
 def losses_and_metrics(model: keras.Model) -> list[Any]:
     """What holds a compiled model's losses and metrics, and makes their variables by `build`."""
     found = []

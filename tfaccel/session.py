@@ -22,7 +22,7 @@ from tfaccel.repeatable import unrepeatable, unrestorable
 from tfaccel.report import Report
 from tfaccel.rescue import rescue, rescuers
 from tfaccel.settings import Settings
-from tfaccel.state import Snapshot, build_all, build_optimizer
+from tfaccel.state import Snapshot, build_all, build_used_optimizer
 from tfaccel.step import BuiltStep, StepFunction, unheard_traces
 from tfaccel.timing import wait_for
 from tfaccel.train_function import TrainFunction
@@ -185,11 +185,10 @@ class Session:
     def _makes_variables(self, plan: Plan) -> bool:
         """Whether the user's own step may make some, and must run once before it is looked at."""
         names = ("train_step", "compute_loss", "compute_metrics")
-        if not keras_private.overridden(self.model, keras.Model, *names):
-            return False
-        optimizers = self.workload().optimizers
-        unbuilt = len(optimizers) > 1 and not all(item.built for item in optimizers)
-        return plan.needs_batch or unbuilt
+        if plan.needs_batch and keras_private.overridden(self.model, keras.Model, *names):
+            return True
+        own = keras_private.overridden(self.model, keras.Model, "train_step")
+        return own is not None and not all(item.built for item in self.workload().optimizers)
 
     def _collect(self, iterator: tf.data.Iterator) -> Any:
         """One baseline step that is timed and whose batches are kept."""
@@ -231,7 +230,7 @@ class Session:
         if not self.model.built:
             x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
             tf.function(lambda x: self.model(x, training=True)).get_concrete_function(x)
-        build_optimizer(self.model)
+        build_used_optimizer(self.model)
         return Snapshot.of(self.workload())
 
     def _rescuers(self) -> list[Pass]:
@@ -365,7 +364,7 @@ class Session:
         self.plan, self._decided = plan, True
         workload = dataclasses.replace(workload, batches=())  # no data is held any longer
         self._batches.clear()
-        build_optimizer(self.model)
+        build_used_optimizer(self.model)
         clock, tolerance = self._clock, self.settings.tolerance
         self._step = self._accelerated = AcceleratedStep(
             workload,

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfaccel import keras_private
 from tfaccel.replicas import local_values
 from tfaccel.resources import Resource, resources_of
+from tfaccel.scoped import instance_attribute
 from tfaccel.workload import Workload
 
 _ANOTHER_SEED = 7919  # any number that no step draws its way to
@@ -93,8 +94,49 @@ def build_optimizer(model: keras.Model) -> None:
     Not where the model has others: GANs leave the one unused that `compile` makes by default.
     """
     optimizer = model.optimizer
-    if optimizer is not None and not optimizer.built and len(Workload(model).optimizers) == 1:
-        optimizer.build(model.trainable_variables)
+    if optimizer is None or optimizer.built or len(Workload(model).optimizers) > 1:
+        return
+    if Workload(model).strategy is not None:
+        optimizer.build(model.trainable_variables)  # Keras does, too
+    else:
+        _build_as_traced(optimizer, model.trainable_variables)
+
+
+def build_used_optimizer(model: keras.Model) -> None:
+    """As `build_optimizer`, where it is sure that the step uses the optimizer.
+
+    A `train_step` of the user's own may use another, or none; the first step shows it.
+    """
+    if keras_private.overridden(model, keras.Model, "train_step") is None:
+        build_optimizer(model)
+
+
+def _build_as_traced(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> None:
+    """Builds an optimizer as the trace of Keras's first step does: what `build` assigns is lost.
+
+    That trace makes the variables and is thrown away, and in the one that runs `build` is
+    over. So slots that begin as copies of the weights (ScheduleFreeAdamW) begin as zeros.
+    Keras's classes assign by their own methods; another class is built in a trace,
+    which takes ten times as long.
+    """
+    parts = keras_private.flatten_optimizers(optimizer)
+    if not all(map(keras_private.is_from_keras, parts)):
+        tf.function(lambda: _built(optimizer, variables), autograph=False)()
+        return
+    with contextlib.ExitStack() as stack:
+        for part in parts:
+            for name in ("assign", "assign_add", "assign_sub"):
+                stack.enter_context(instance_attribute(part, name, _assigns_nothing))
+        optimizer.build(variables)
+
+
+def _built(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> None:
+    if not optimizer.built:
+        optimizer.build(variables)
+
+
+def _assigns_nothing(variable: Any, value: Any) -> None:
+    """Stands in for `Optimizer.assign` while an optimizer is built."""
 
 
 def build_all(model: keras.Model, element_spec: Any) -> None:
@@ -115,7 +157,7 @@ def build_all(model: keras.Model, element_spec: Any) -> None:
     built = all(layer.built for layer in keras_private.flatten_layers(model))
     if graph is None or not built or _steps_otherwise(model):
         return
-    build_optimizer(model)
+    build_used_optimizer(model)
     _, targets, _ = keras.utils.unpack_x_y_sample_weight(element_spec)
     if targets is None:
         return
