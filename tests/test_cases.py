@@ -1,8 +1,10 @@
 """Trainings unlike most: whatever they do, they train as without tfaccel, or faster."""
 
 import contextlib
+import copy
 import dataclasses
 import io
+import pickle
 import sys
 
 import keras
@@ -396,3 +398,25 @@ def test_an_optimizer_that_the_step_does_not_use_stays_unbuilt(plan):
     model.fit(**make_data(), verbose=0, callbacks=[accel])
     assert not model.optimizer.built
     assert model.held["used"].built
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda callback: pickle.loads(pickle.dumps(callback)),
+}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_callbacks_are_copied_after_a_fit_as_before_it(kind):
+    """Tuners of hyperparameters copy them for each trial."""
+    data = make_data()
+    callbacks = [tfaccel.AccelCallback(["step_batching"], verbose=0)]
+    callbacks.append(tfaccel.ProfilerCallback(verbose=0))
+    for _ in range(2):
+        model = make_net()
+        model.compile("sgd", "mse")
+        model.fit(**data, verbose=0, callbacks=callbacks)
+        callbacks = [COPIES[kind](callback) for callback in callbacks]
+    assert callbacks[0].plan.is_baseline  # until its fit begins
+    assert callbacks[0].report is None

@@ -106,6 +106,10 @@ class AccelCallback(keras.callbacks.Callback):
         self._watch: InputWatch | None = None
         self._idle: Report | None = None  # in a loop that has no use for this callback
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: the arguments. It has no part in the fit of the original."""
+        return vars(self) | {"_session": None, "_watch": None, "_model": None}
+
     @property
     def plan(self) -> Plan:
         """The plan in use."""

@@ -72,6 +72,10 @@ class ProfilerCallback(keras.callbacks.Callback):
         self._profile: Profile | None = None
         self._said_idle = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: the arguments. It has no part in the fit of the original."""
+        return vars(self) | {"_profile": None, "_model": None}
+
     def summary(self) -> dict[str, Any]:
         """What was measured so far, by the keys of the `summary` record (`docs/report.md`).
 
