@@ -26,7 +26,7 @@ from tfaccel.state import Snapshot, build_all, build_used_optimizer
 from tfaccel.step import BuiltStep, StepFunction, unheard_traces
 from tfaccel.timing import wait_for
 from tfaccel.train_function import TrainFunction
-from tfaccel.trial import error_line
+from tfaccel.trial import Outcome, error_line
 from tfaccel.tuner import (
     baseline_trial,
     cheapest_trial_seconds,
@@ -284,8 +284,7 @@ class Session:
             else ""
         )
         known = self._consensus.same(settings.cache.load(key) if settings.cache else None)
-        if known is not None:
-            self._use_cached(known, workload)
+        if known is not None and self._use_cached(known, workload):
             return
         seconds = settings.budget.seconds(workload)
         least = cheapest_trial_seconds(workload, settings.names)
@@ -296,19 +295,14 @@ class Session:
                 bound = settings.budget.max_seconds
                 self._settle(too_short(workload, least, seconds, bound), workload)
             return
-        iterator = iter(kept(workload.batches, self._element_spec, workload.strategy))
-        stopped = unrepeatable(self.baseline, iterator)
-        if stopped:
-            self._settle(stopped, workload)
+        if self._cannot_repeat(workload):
             return
         self._on_tuning(seconds)
-        with Bench(
-            workload, self.baseline, self._clock, settings.tolerance, self._consensus
-        ) as bench:
+        with self._bench(workload) as bench:
             report = tune_workload(
                 workload, bench, settings.names, seconds, reserve=settings.reserve
             )
-        report = report.with_note(unrestorable(self.baseline, iterator))
+        report = report.with_note(unrestorable(self.baseline, self._replay(workload)))
         worth_keeping = report.complete or not report.plan.is_baseline
         if settings.cache and worth_keeping and self._consensus.is_chief:
             settings.cache.save(key, report)
@@ -329,21 +323,49 @@ class Session:
             self._on_report(report)
             self._start_plan(report.plan, bench.step_function(report.plan), workload)
 
-    def _use_cached(self, known: Report, workload: Workload) -> None:
-        """Goes on with a plan that won before, if it saves more than its trace costs."""
+    def _bench(self, workload: Workload) -> Bench:
+        settings = self.settings
+        return Bench(workload, self.baseline, self._clock, settings.tolerance, self._consensus)
+
+    def _replay(self, workload: Workload) -> Any:
+        """An iterator over the kept batches, like the one that the step runs on."""
+        return iter(kept(workload.batches, self._element_spec, workload.strategy))
+
+    def _cannot_repeat(self, workload: Workload) -> bool:
+        """Whether no step may be repeated; then the training stays as it is, with the reason."""
+        why = unrepeatable(self.baseline, self._replay(workload))
+        if why:
+            self._settle(why, workload)
+        return bool(why)
+
+    def _use_cached(self, known: Report, workload: Workload) -> bool:
+        """Goes on with what won before, if it is faithful here; whether that settles it.
+
+        The cache knows a loss, a layer or a train_step by its name, behind which there may be
+        another by now.
+        """
         note = "From the cache: this model was tuned on this machine before."
-        self.report = dataclasses.replace(known, tuning_seconds=0.0, note=note)
-        trace = next((t.compile_seconds for t in known.trials if t.plan == known.plan), 0.0)
+        report = dataclasses.replace(known, tuning_seconds=0.0, note=note)
+        if known.plan.is_baseline:
+            self._stay(report)
+            return True
         steps = workload.steps_to_come
         saved = (steps or 0) * workload.step_seconds * (1 - 1 / known.speedup)
-        if known.plan.is_baseline:
-            self._stay(self.report)
-            return
-        if steps is not None and saved < trace:
+        if steps is not None and saved < _check_seconds(known, workload):
             self._settle(f"{note} The rest is too short to pay for {known.plan}.", workload)
-            return
-        self._on_report(self.report)
-        self._start_plan(known.plan, None, workload)
+            return True
+        if self._cannot_repeat(workload):
+            return True
+        start = self._clock()
+        with self._bench(workload) as bench:
+            trial = bench.check(known.plan, start + self.settings.budget.max_seconds)
+        if trial.outcome is not Outcome.FASTER:
+            why = f"tfaccel tunes anew: {known.plan} is in the cache, but does not serve here"
+            notices.warn(f"{why}: {trial.reason}", stacklevel=2)
+            return False
+        seconds = self._clock() - start
+        self._accept(dataclasses.replace(report, tuning_seconds=seconds), workload, bench)
+        return True
 
     def _start_explicit(self, plan: Plan) -> None:
         """The plan that the user gave, less the passes that can't serve this model."""
@@ -402,3 +424,10 @@ class Session:
         self._batches.clear()
         self.stop()
         self._on_report(report)
+
+
+def _check_seconds(known: Report, workload: Workload) -> float:
+    """What it costs to use a plan from the cache: its trace, and those that compare it."""
+    trace = next((t.compile_seconds for t in known.trials if t.plan == known.plan), 0.0)
+    own = max(workload.first_step_seconds, workload.trace_seconds)
+    return 2 * trace + own if known.plan.changes_step else trace

@@ -199,7 +199,8 @@ def _remembered(report: Report, bench: InferenceBench) -> Report:
     """A report from the cache. Its plan is compared with these weights; it is not timed again."""
     note = "From the cache."
     if not report.plan.is_baseline:
-        trial = bench.check(report.plan)
+        # What was measured before is on disk; there is no time for anything new.
+        trial = bench.check(report.plan, bench.clock())
         if trial.outcome is not Outcome.FASTER:
             note = f"{report.plan} is in the cache, but does not serve now: {trial.reason}."
             return Report((baseline_trial(bench.workload), trial), Plan(), note=note)
