@@ -14,6 +14,7 @@ import tensorflow as tf
 
 import tfaccel
 from tfaccel.forward import UntraceableError, trace_step
+from tfaccel.held import HeldBatches
 from tfaccel.resources import side_effects, stateful_random_ops
 from tfaccel.scoped import instance_attribute
 
@@ -420,3 +421,52 @@ def test_callbacks_are_copied_after_a_fit_as_before_it(kind):
         callbacks = [COPIES[kind](callback) for callback in callbacks]
     assert callbacks[0].plan.is_baseline  # until its fit begins
     assert callbacks[0].report is None
+
+
+@pytest.mark.parametrize("passes", [[], [tfaccel.passes.StepBatching(4)]])
+@pytest.mark.parametrize("iteration", [3, 8])
+def test_steps_that_are_rolled_back_are_trained_again(passes, iteration):
+    """In the first epoch and in the second: as without the plan."""
+    accel = tfaccel.AccelCallback([*passes, Poison(iteration)], verbose=0)
+    with pytest.warns(RuntimeWarning, match="batches are trained again"):
+        found, squares = peculiar([accel])
+    assert accel.plan.is_baseline
+    expected, own_squares = peculiar()
+    np.testing.assert_allclose(squares, own_squares, rtol=1e-6)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_that_fails_costs_its_own_batch_at_most():
+    accel = tfaccel.AccelCallback([Poison(8, fails=True)], verbose=0)
+    with pytest.warns(RuntimeWarning, match="this step fails.* is put back"):
+        (*_, steps, _, _), _ = peculiar([accel])
+    assert accel.plan.is_baseline
+    assert steps in (11, 12)
+
+
+def test_batches_of_any_structure_are_held():
+    held, seen = HeldBatches(), []
+
+    @tf.function
+    def step(batch):
+        batch = held.hold(batch)
+        seen.append(batch)
+        return tf.reduce_sum(batch["x"][0])
+
+    def batch(number):
+        ragged = tf.ragged.constant([[float(number)], [1.0, 2.0]])
+        return {"x": (tf.fill([2, number], 1.0), tf.constant(["a"])), "y": ragged}
+
+    for number in range(1, 9):
+        step(batch(number))
+        if number == 2:
+            held.widen(batch(2))
+        if number == 4:
+            held.mark_good()
+        if number == 6:
+            held.mark_epoch()
+    (first, second) = held.since_good()
+    assert [len(first), len(second)] == [2, 2]
+    assert [int(item["x"][0].shape[1]) for item in (*first, *second)] == [5, 6, 7, 8]
+    assert second[1]["y"].to_list() == [[8.0], [1.0, 2.0]]

@@ -174,7 +174,7 @@ LAYERS = (
     {"batch_norm"},
     {"ops"},
     {"passes"},
-    {"step_group", "probe", "guard", "priors"},
+    {"step_group", "probe", "guard", "priors", "held"},
     {"step"},
     {"trial", "accelerated"},
     {"report", "layers", "bench"},

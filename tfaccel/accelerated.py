@@ -9,6 +9,7 @@ from tfaccel import notices
 from tfaccel.consensus import Consensus
 from tfaccel.feed import END_OF_DATA, feed, pull
 from tfaccel.guard import Guard, not_finite, tells_loss, weights_are_finite
+from tfaccel.held import HeldBatches
 from tfaccel.plan import Plan
 from tfaccel.state import Snapshot
 from tfaccel.step import BuiltStep, StepFunction, build_step, unheard_traces
@@ -54,12 +55,16 @@ class AcceleratedStep:
         room: Callable[[], int] = lambda: 1,
         excused: Collection[str] = (),
     ):
-        self.function = traced or build_step(workload, plan)
+        self.function = traced or build_step(workload, plan, holds=guard)
+        self._held = self.function.held or HeldBatches()
         self.function.ahead.clear()
         self._workload = workload
         self._plan = plan
         self._baseline = baseline
-        self._guard = Guard(workload, clock, self.function.touched) if guard else None
+        self._guard: Guard | None = None
+        if guard:
+            touched, on_keep = self.function.touched, self._held.mark_good
+            self._guard = Guard(workload, clock, touched, on_keep)
         self._before: Snapshot | None = None  # the state before the first step, while it runs
         self.function.touched.on_more = self._learn
         self._on_abandon = on_abandon
@@ -78,6 +83,7 @@ class AcceleratedStep:
         self.function.ahead.clear()
         if self._guard is not None:
             self._guard.begin_epoch()
+        self._held.mark_epoch()
 
     def _learn(self) -> None:
         """The step was traced, and is about to run."""
@@ -103,7 +109,8 @@ class AcceleratedStep:
             self._before = None
         if not self._consensus.any(bool(why)):
             self._step = self._run
-            return self._checked(logs)
+            self._held.widen(batches[0])
+            return self._checked(logs, iterator)
         before.restore()
         logs = self._baseline(self._feed(batches, iterator))
         is_the_same = bool(broken) and broken <= not_finite(logs) | self._broken_weights()
@@ -121,7 +128,7 @@ class AcceleratedStep:
 
     def _run(self, iterator: tf.data.Iterator) -> Any:
         if self.function.ahead:
-            return self._checked(self.function.ahead.popleft())
+            return self._checked(self.function.ahead.popleft(), iterator)
         try:
             logs, *later = self.function.run(iterator, self._room())
             self.function.ahead.extend(later)
@@ -133,17 +140,19 @@ class AcceleratedStep:
         except tf.errors.OpError as error:
             if "IteratorGetNext" in str(error):
                 raise  # the user's own input pipeline failed, as it would have anyway
-            self._fall_back(f"a step failed: {error_line(error)}")
-            return self._baseline(iterator)
+            logs = self._fall_back(f"a step failed: {error_line(error)}", iterator)
+            return self._baseline(iterator) if logs is None else logs
         except Exception as error:  # while tracing a new shape: no batch was taken
             self._abandon(f"a step could not be traced: {error_line(error)}")
             return self._baseline(iterator)
-        return self._checked(logs)
+        return self._checked(logs, iterator)
 
-    def _checked(self, logs: Any) -> Any:
-        """The logs, or the last good ones if these are not finite."""
+    def _checked(self, logs: Any, iterator: tf.data.Iterator) -> Any:
+        """The logs; if these are not finite, those of the user's own step or the last good ones."""
         if self._broken(logs):
-            self._fall_back("the loss turned non-finite")
+            again = self._fall_back("the loss turned non-finite", iterator)
+            if again is not None:
+                return again
             last = self._last_logs
             return self._workload.model.get_metrics_result() if last is None else last
         if self._guard is not None and not self._bad_data:
@@ -175,13 +184,36 @@ class AcceleratedStep:
         unguarded = self._guard is None or weights_are_finite(self._workload)
         return frozenset() if unguarded else frozenset({_WEIGHTS})
 
-    def _fall_back(self, why: str) -> None:
-        """Back to the last good state, and on with the user's own step."""
-        if self._guard is not None:
-            steps = self._guard.steps_since_good + 1
-            why += f"; the state of {steps} step{'s' * (steps > 1)} ago is put back"
-            self._guard.restore()
-        self._abandon(why)
+    def _fall_back(self, why: str, iterator: tf.data.Iterator) -> Any:
+        """Back to the last good state, and on with the user's own step.
+
+        Returns:
+            The logs of its last step, where it was trained again on the batches since then;
+            None where the batch of this step is gone (it may not be held where a step fails).
+        """
+        if self._guard is None:
+            self._abandon(why)
+            return None
+        steps = self._guard.steps_since_good + 1
+        parts = self._held.since_good() or []
+        held = sum(map(len, parts))
+        count = self._workload.model.steps_per_execution
+        done = f"{held} batches are trained again by it" if held else "their batches are gone"
+        put_back = f"the state of {steps} step{'s' * (steps > 1)} ago is put back"
+        self._guard.restore()
+        self._abandon(f"{why}; {put_back}, and {done}")
+        logs = self._trained_again(parts, iterator)
+        return logs if held > (steps - 1) * count else None
+
+    def _trained_again(self, parts: list[list[Any]], iterator: tf.data.Iterator) -> Any:
+        """The user's own step on batches that were held, an epoch's in each list."""
+        logs, count = None, self._workload.model.steps_per_execution
+        for index, batches in enumerate(parts):
+            if index:
+                self._workload.model.reset_metrics()
+            for start in range(0, len(batches), count):
+                logs = self._baseline(self._feed(tuple(batches[start : start + count]), iterator))
+        return logs
 
     def _abandon(self, why: str) -> None:
         _warn(why)

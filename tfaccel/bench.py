@@ -57,7 +57,7 @@ class Bench(Contest):
         return self._probe.observe(Plan())
 
     def _build(self, plan: Plan) -> BuiltStep:
-        return build_step(self.workload, plan, on_trace=self._snapshot.include_graph)
+        return build_step(self.workload, plan, on_trace=self._snapshot.include_graph, holds=True)
 
     def _first(self, plan: Plan) -> Callable[[], Any]:
         return functools.partial(self._functions[plan], iter(self._dataset))

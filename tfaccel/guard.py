@@ -1,7 +1,7 @@
 """The last good point of a training, and the way back to it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,17 @@ class Guard:
         clock: seconds.
         touched: the state that the guarded step uses. Once it is known, what the step
             assigns is kept, and nothing else: what callbacks set (a learning rate) is theirs.
+        on_keep: told when a copy was made.
     """
 
-    def __init__(self, workload: Workload, clock: Clock, touched: Touched):
+    def __init__(
+        self,
+        workload: Workload,
+        clock: Clock,
+        touched: Touched,
+        on_keep: Callable[[], None] = lambda: None,
+    ):
+        self._on_keep = on_keep
         self._workload = workload
         self._clock = clock
         self._touched = touched
@@ -73,6 +81,7 @@ class Guard:
         # The loss is of the weights before the step; those after it may be broken already.
         if finite := at_first or weights_are_finite(self._workload):
             self._copy()
+            self._on_keep()
         self._taken = self._clock()
         self._copy_seconds = self._taken - start
         self._look_at = self.steps_since_good + 1

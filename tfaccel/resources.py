@@ -84,7 +84,7 @@ def resources_of(graph: Any) -> Iterator[Resource]:
         dtype = _variable_dtype(handle)
         if dtype is not None:
             yield Resource(handle, (dtype,), id(inside) in assigned)
-        elif id(inside) in assigned:
+        elif id(inside) in assigned and not _is_queue(inside):
             functions = _functions(graph) if functions is None else functions
             dtypes = _table_dtypes(_uses(inside, functions))
             if dtypes is not None and None not in dtypes:
@@ -148,6 +148,11 @@ def side_effects(graph: Any) -> tuple[str, ...]:
 def stateful_random_ops(graph: Any) -> tuple[str, ...]:
     """The types of a graph's random ops that keep a state which nobody can read."""
     return tuple(sorted(_op_types(graph, _functions(graph)) & _RANDOM))
+
+
+def _is_queue(tensor: Any) -> bool:
+    """Whether it can be seen at once, without a look into functions, that this is no table."""
+    return all(operation.type.startswith("Queue") for operation in tensor.consumers())
 
 
 def _is_opaque(handle: tf.Tensor) -> bool:

@@ -384,6 +384,8 @@ class Session:
                 self._step = self.baseline
                 return
         self.plan, self._decided = plan, True
+        if traced is not None and traced.held is not None and workload.batches:
+            traced.held.widen(workload.batches[0])
         workload = dataclasses.replace(workload, batches=())  # no data is held any longer
         self._batches.clear()
         build_used_optimizer(self.model)
