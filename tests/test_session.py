@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import math
 import warnings
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -593,6 +594,46 @@ def test_a_plan_that_won_is_found_again(monkeypatch):
     trained([short], epochs=1)
     assert short.plan.is_baseline
     assert "too short to pay for serving" in short.report.note
+
+
+@dataclasses.dataclass(frozen=True)
+class Halving(_Serving):
+    """Faithful, but for one loss."""
+
+    name = "halving"
+    of: ClassVar = ()
+
+    @contextlib.contextmanager
+    def applied(self, workload):
+        wrong = workload.model.loss in self.of
+        with Wrong().applied(workload) if wrong else contextlib.nullcontext():
+            yield
+
+
+def test_a_plan_from_the_cache_is_checked_before_it_trains(monkeypatch):
+    """Two losses of one name."""
+
+    def make_loss():
+        def loss(y, out):
+            return keras.ops.mean(keras.ops.square(y - out))
+
+        return loss
+
+    first, second = make_loss(), make_loss()
+    monkeypatch.setattr(Halving, "of", (second,))
+    with monkeypatch.context() as patch:
+        _let_win(patch, tfaccel.Speedup(2.0, 1.9, 2.1, 6))
+        tuned = tfaccel.AccelCallback(
+            includes=["halving"], tuning_share=None, max_tuning_seconds=1e6, verbose=0
+        )
+        trained([tuned], loss=first)
+    assert tuned.plan.names == ("halving",)
+    # On this clock a step takes so long that the plan's trace is soon paid for.
+    again = tfaccel.AccelCallback(includes=["halving"], verbose=0, clock=FakeClock(step=1.0))
+    with pytest.warns(UserWarning, match="in the cache, but does not serve here: gradient off"):
+        model = trained([again], loss=second)
+    assert again.plan.is_baseline
+    assert_same(state(model), state(trained(loss=second)))
 
 
 @pytest.mark.parametrize(

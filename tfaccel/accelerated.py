@@ -1,20 +1,24 @@
 """A step under a plan, with the way back to the user's own."""
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import tensorflow as tf
 
+from tfaccel import notices
 from tfaccel.consensus import Consensus
 from tfaccel.feed import END_OF_DATA, feed, pull
-from tfaccel.guard import Guard, is_finite
+from tfaccel.guard import Guard, not_finite, tells_loss, weights_are_finite
+from tfaccel.held import HeldBatches
 from tfaccel.plan import Plan
 from tfaccel.state import Snapshot
 from tfaccel.step import BuiltStep, StepFunction, build_step, unheard_traces
 from tfaccel.timing import Clock, wait_for
 from tfaccel.trial import error_line
 from tfaccel.workload import Workload
+
+# Stands for the weights among the names of what is not finite; no log is called so.
+_WEIGHTS = "the weights"
 
 
 class AcceleratedStep:
@@ -35,6 +39,7 @@ class AcceleratedStep:
             be its.
         room: how many calls Keras is sure to make from now on before anybody looks at
             the model; what runs ahead never goes beyond.
+        excused: the names of logs that are not finite under the user's own step.
     """
 
     def __init__(
@@ -48,18 +53,26 @@ class AcceleratedStep:
         on_abandon: Callable[[], None],
         consensus: Consensus | None = None,
         room: Callable[[], int] = lambda: 1,
+        excused: Collection[str] = (),
     ):
-        self.function = traced or build_step(workload, plan)
+        self.function = traced or build_step(workload, plan, holds=guard)
+        self._held = self.function.held or HeldBatches()
         self.function.ahead.clear()
         self._workload = workload
         self._plan = plan
         self._baseline = baseline
-        self._guard = Guard(workload, clock) if guard else None
+        self._guard: Guard | None = None
+        if guard:
+            touched, on_keep = self.function.touched, self._held.mark_good
+            self._guard = Guard(workload, clock, touched, on_keep)
+        self._before: Snapshot | None = None  # the state before the first step, while it runs
+        self.function.touched.on_more = self._learn
         self._on_abandon = on_abandon
         self._consensus = consensus or Consensus()
         self._room = room
         self._last_logs: Any = None
-        self._excused = False  # the user's own data made the loss what it is
+        self._bad_data = False  # the user's own data made the loss what it is
+        self._excused = set(excused)
         self._step: StepFunction = self._first if traced is None else self._run
 
     def __call__(self, iterator: tf.data.Iterator) -> Any:
@@ -75,34 +88,57 @@ class AcceleratedStep:
         self.function.ahead.clear()
         self._guard, self._last_logs = None, None
 
+    def begin_epoch(self) -> None:
+        """An epoch begins; the one before may have been broken off."""
+        self.function.ahead.clear()
+        if self._guard is not None:
+            self._guard.begin_epoch()
+        self._held.mark_epoch()
+
+    def _learn(self) -> None:
+        """The step was traced, and is about to run."""
+        if self._before is not None:
+            self._before.include(self.function.touched.assigned())
+        if self._guard is not None:
+            self._guard.learn()
+
     def _first(self, iterator: tf.data.Iterator) -> Any:
         """The first step of a plan that was not tried here: whatever happens, nothing is lost."""
         batches = pull(iterator, self._workload.model.steps_per_execution)
-        state = Snapshot.of(self._workload)
+        before = self._before = Snapshot.of(self._workload)
+        broken: frozenset[str] = frozenset()
         try:
             with unheard_traces():
                 logs = self.function(self._feed(batches, iterator))
                 wait_for(logs)
-            why = "the loss is not finite" if self._is_broken(logs) else ""
+            broken = self._broken(logs) | self._broken_weights()
+            why = "the loss or a weight is not finite" if broken else ""
         except Exception as error:
             why = error_line(error)
-        if self._consensus.any(bool(why)):
-            why = why or "it failed on another worker"
-            state.restore()
-            self._leave()
-            logs = self._baseline(self._feed(batches, iterator))
-            # Where the user's own step fails, too, that says it all.
-            _warn(f"{self._plan} does not work here: {why}")
+        finally:
+            self._before = None
+        if not self._consensus.any(bool(why)):
+            self._step = self._run
+            self._held.widen(batches[0])
+            return self._checked(logs, iterator)
+        before.restore()
+        logs = self._baseline(self._feed(batches, iterator))
+        is_the_same = bool(broken) and broken <= not_finite(logs) | self._broken_weights()
+        if not self._consensus.any(not is_the_same):
+            self._excused |= broken  # it is the same without the plan
+            self._step = self._run
             return logs
-        self._step = self._run
-        return self._checked(logs)
+        self._leave()
+        # Where the user's own step fails, too, that says it all.
+        _warn(f"{self._plan} does not work here: {why or 'it failed on another worker'}")
+        return logs
 
     def _feed(self, batches: tuple[Any, ...], like: Any) -> Any:
         return feed(batches, like, self._workload.strategy)
 
     def _run(self, iterator: tf.data.Iterator) -> Any:
         if self.function.ahead:
-            return self._checked(self.function.ahead.popleft())
+            return self._checked(self.function.ahead.popleft(), iterator)
         try:
             logs, *later = self.function.run(iterator, self._room())
             self.function.ahead.extend(later)
@@ -114,45 +150,80 @@ class AcceleratedStep:
         except tf.errors.OpError as error:
             if "IteratorGetNext" in str(error):
                 raise  # the user's own input pipeline failed, as it would have anyway
-            self._fall_back(f"a step failed: {error_line(error)}")
-            return self._baseline(iterator)
+            logs = self._fall_back(f"a step failed: {error_line(error)}", iterator)
+            return self._baseline(iterator) if logs is None else logs
         except Exception as error:  # while tracing a new shape: no batch was taken
             self._abandon(f"a step could not be traced: {error_line(error)}")
             return self._baseline(iterator)
-        return self._checked(logs)
+        return self._checked(logs, iterator)
 
-    def _checked(self, logs: Any) -> Any:
-        """The logs, or the last good ones if these are not finite."""
-        if self._is_broken(logs):
-            self._fall_back("the loss turned non-finite")
+    def _checked(self, logs: Any, iterator: tf.data.Iterator) -> Any:
+        """The logs; if these are not finite, those of the user's own step or the last good ones."""
+        if self._broken(logs):
+            again = self._fall_back("the loss turned non-finite", iterator)
+            if again is not None:
+                return again
             last = self._last_logs
             return self._workload.model.get_metrics_result() if last is None else last
-        if self._guard is not None and not self._excused:
+        if self._guard is not None and not self._bad_data:
             self._last_logs = logs
             self._guard.passed(is_latest=not self.function.ahead)
         return logs
 
-    def _is_broken(self, logs: Any) -> bool:
-        """Whether the loss is not finite, and the user's data are not the reason.
+    def _broken(self, logs: Any) -> frozenset[str]:
+        """The logs that are not finite, where that is the plan's doing.
 
         Keras's loss is a mean over the epoch, so one bad batch makes the losses after
-        it NaN too.
+        it NaN too. What is no loss may be infinite by design, at times: it counts where
+        the weights are not finite either.
+        """
+        found = not_finite(logs) if self._guard is not None else frozenset()
+        self._excused -= {name for name in self._excused - found if tells_loss(name)}
+        found -= self._excused
+        if found and not any(map(tells_loss, found)) and weights_are_finite(self._workload):
+            self._excused |= found
+            found = frozenset()
+        if not found:
+            self._bad_data = False
+            return found
+        self._bad_data = self._bad_data or self._consensus.any(self.function.took_bad_data())
+        return frozenset() if self._bad_data else found
+
+    def _broken_weights(self) -> frozenset[str]:
+        """As the broken logs, of the weights."""
+        unguarded = self._guard is None or weights_are_finite(self._workload)
+        return frozenset() if unguarded else frozenset({_WEIGHTS})
+
+    def _fall_back(self, why: str, iterator: tf.data.Iterator) -> Any:
+        """Back to the last good state, and on with the user's own step.
+
+        Returns:
+            The logs of its last step, where it was trained again on the batches since then;
+            None where the batch of this step is gone (it may not be held where a step fails).
         """
         if self._guard is None:
-            return False
-        if is_finite(logs):
-            self._excused = False
-            return False
-        self._excused = self._excused or self._consensus.any(self.function.took_bad_data())
-        return not self._excused
+            self._abandon(why)
+            return None
+        steps = self._guard.steps_since_good + 1
+        parts = self._held.since_good() or []
+        held = sum(map(len, parts))
+        count = self._workload.model.steps_per_execution
+        done = f"{held} batches are trained again by it" if held else "their batches are gone"
+        put_back = f"the state of {steps} step{'s' * (steps > 1)} ago is put back"
+        self._guard.restore()
+        self._abandon(f"{why}; {put_back}, and {done}")
+        logs = self._trained_again(parts, iterator)
+        return logs if held > (steps - 1) * count else None
 
-    def _fall_back(self, why: str) -> None:
-        """Back to the last good state, and on with the user's own step."""
-        if self._guard is not None:
-            steps = self._guard.steps_since_good + 1
-            why += f"; the state of {steps} step{'s' * (steps > 1)} ago is put back"
-            self._guard.restore()
-        self._abandon(why)
+    def _trained_again(self, parts: list[list[Any]], iterator: tf.data.Iterator) -> Any:
+        """The user's own step on batches that were held, an epoch's in each list."""
+        logs, count = None, self._workload.model.steps_per_execution
+        for index, batches in enumerate(parts):
+            if index:
+                self._workload.model.reset_metrics()
+            for start in range(0, len(batches), count):
+                logs = self._baseline(self._feed(tuple(batches[start : start + count]), iterator))
+        return logs
 
     def _abandon(self, why: str) -> None:
         _warn(why)
@@ -164,4 +235,4 @@ class AcceleratedStep:
 
 
 def _warn(why: str) -> None:
-    warnings.warn(f"tfaccel goes on with your own step: {why}", RuntimeWarning, stacklevel=3)
+    notices.warn(f"tfaccel goes on with your own step: {why}", RuntimeWarning, stacklevel=3)

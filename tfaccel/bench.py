@@ -61,7 +61,7 @@ class Bench(Contest):
         return self._probe.observe(Plan())
 
     def _build(self, plan: Plan) -> BuiltStep:
-        return build_step(self.workload, plan, on_trace=self._snapshot.include_graph)
+        return build_step(self.workload, plan, on_trace=self._snapshot.include_graph, holds=True)
 
     def _first(self, plan: Plan) -> Callable[[], Any]:
         # One for each trial: a step that fails may leave replicas at different batches.

@@ -5,13 +5,13 @@ import json
 import os
 import pathlib
 import re
-import warnings
 from collections.abc import Collection
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfaccel import notices
 from tfaccel.disk import default_directory, replace_text
 from tfaccel.numerics import Tolerance
 from tfaccel.passes.step_batching import acts_per_batch
@@ -47,7 +47,7 @@ class PlanCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            warnings.warn(f"tfaccel ignores the cached plan {path}: {error}", stacklevel=2)
+            notices.warn(f"tfaccel ignores the cached plan {path}: {error}", stacklevel=2)
             return None
 
     def save(self, key: str, report: Report) -> None:
@@ -56,7 +56,7 @@ class PlanCache:
         try:
             replace_text(self._path(key), text)
         except OSError as error:
-            warnings.warn(
+            notices.warn(
                 f"tfaccel could not keep the plan in {self.directory}: {error}", stacklevel=2
             )
 

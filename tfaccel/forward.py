@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel import keras_private
+from tfaccel.workload import Workload
 
 
 class UntraceableError(ValueError):
@@ -84,17 +85,28 @@ def _no_variables(*args: Any, **kwargs: Any) -> Any:
     raise UntraceableError("the forward pass makes variables")
 
 
+def _parts(model: keras.Model) -> list[Any]:
+    """All that a step calls, once each."""
+    found: list[Any] = list(keras_private.flatten_layers(model))
+    for optimizer in Workload(model).optimizers:
+        found += keras_private.flatten_optimizers(optimizer)
+    if getattr(model, "compiled", False):
+        found += [*keras_private.losses_and_metrics(model), *model.metrics]
+    return list({id(part): part for part in found}.values())
+
+
 @contextlib.contextmanager
 def unmarked(model: keras.Model) -> Iterator[None]:
-    """Puts every attribute of the model and its layers back.
+    """Puts every attribute of the model, its layers, optimizers, losses and metrics back.
 
     For the time in which the model is traced: calls leave losses behind, and whatever a
-    layer of the user's own keeps of them, tensors of that graph.
+    layer of the user's own keeps of them, tensors of that graph. What a trace that fails
+    has begun to build would never be built again.
     """
     attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
     contents: list[tuple[Any, Any, Any]] = []  # a list or the like, and what is in it
-    for layer in keras_private.flatten_layers(model):
-        namespace = vars(layer)
+    for part in _parts(model):
+        namespace = vars(part)
         attributes.append((namespace, dict(namespace)))
         for value in namespace.values():
             contents += [

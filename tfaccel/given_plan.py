@@ -1,7 +1,6 @@
 """A plan that nobody tried on this training: what of it can serve."""
 
-import warnings
-
+from tfaccel import notices
 from tfaccel.plan import Plan
 from tfaccel.timing import Clock
 from tfaccel.trial import error_line
@@ -40,5 +39,5 @@ def prepared(plan: Plan, workload: Workload, clock: Clock, deadline: float) -> P
 
 def _left_out(plan: Plan, name: str, why: str) -> Plan:
     item = next(item for item in plan.passes if item.name == name)
-    warnings.warn(f"tfaccel leaves out {item}: {why}", stacklevel=3)
+    notices.warn(f"tfaccel leaves out {item}: {why}", stacklevel=3)
     return plan.without(name)

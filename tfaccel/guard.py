@@ -1,12 +1,14 @@
 """The last good point of a training, and the way back to it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.replicas import local_values
+from tfaccel.resources import Touched
 from tfaccel.state import Snapshot
 from tfaccel.timing import Clock
 from tfaccel.workload import Workload
@@ -21,15 +23,29 @@ class Guard:
     """Keeps a copy of the state from time to time, while losses are finite.
 
     Args:
-        workload: whose state to keep.
+        workload: whose state to keep, until a step was traced.
         clock: seconds.
+        touched: the state that the guarded step uses. Once it is known, what the step
+            assigns is kept, and nothing else: what callbacks set (a learning rate) is theirs.
+        on_keep: told when a copy was made.
     """
 
-    def __init__(self, workload: Workload, clock: Clock):
+    def __init__(
+        self,
+        workload: Workload,
+        clock: Clock,
+        touched: Touched,
+        on_keep: Callable[[], None] = lambda: None,
+    ):
+        self._on_keep = on_keep
         self._workload = workload
         self._clock = clock
+        self._touched = touched
         self._look_at = 1
-        self._keep()
+        self._epoch_began = False
+        self.steps_since_good = 0
+        self._taken = self._copy_seconds = 0.0
+        self._keep(at_first=True)
 
     def passed(self, is_latest: bool = True) -> None:
         """A step ended well.
@@ -49,25 +65,76 @@ class Guard:
             to_come = self.steps_since_good * (pause / elapsed - 1) / 2 if elapsed > 0 else 1
             self._look_at = self.steps_since_good + max(1, int(min(to_come, _MOST_STEPS)))
 
-    def _keep(self) -> None:
+    def begin_epoch(self) -> None:
+        """An epoch begins: metrics that are put back would be those of the one before."""
+        self._epoch_began = True
+
+    def learn(self) -> None:
+        """More became known of the state that the step uses; it has not run since."""
+        if self._is_complete:
+            self._snapshot.include(self._touched.assigned())
+        else:
+            self._copy()
+
+    def _keep(self, at_first: bool = False) -> None:
         start = self._clock()
-        self._snapshot = Snapshot.of(self._workload)
+        # The loss is of the weights before the step; those after it may be broken already.
+        if finite := at_first or weights_are_finite(self._workload):
+            self._copy()
+            self._on_keep()
         self._taken = self._clock()
         self._copy_seconds = self._taken - start
-        self.steps_since_good, self._look_at = 0, 1
+        self._look_at = self.steps_since_good + 1
+        if finite:
+            self.steps_since_good, self._look_at, self._epoch_began = 0, 1, False
+
+    def _copy(self) -> None:
+        assigned = self._touched.assigned()
+        self._is_complete = bool(assigned)
+        if assigned:
+            self._snapshot = Snapshot(())
+            self._snapshot.include(assigned)
+        else:
+            self._snapshot = Snapshot.of(self._workload)
 
     def restore(self) -> None:
         """Puts the state of the last good point back."""
         self._snapshot.restore()
+        if self._epoch_began:
+            self._workload.model.reset_metrics()
 
 
-def is_finite(logs: Any) -> bool:
-    """Whether a step's loss is finite: the log `loss`, or all logs where there is none."""
-    if isinstance(logs, Mapping):
-        values = [logs["loss"]] if "loss" in logs else list(logs.values())
-    else:
-        values = tf.nest.flatten(logs)
-    return all(_all_finite(value) for value in values)
+def tells_loss(name: str) -> bool:
+    """Whether a log is called a loss."""
+    return "loss" in name
+
+
+def judged(logs: Any) -> dict[str, Any]:
+    """The logs that a step is judged by.
+
+    The log `loss`; where there is none, those that are called a loss; where none is, all.
+    """
+    named = logs if isinstance(logs, Mapping) else {"loss": logs}
+    names = ["loss"] if "loss" in named else list(filter(tells_loss, named)) or list(named)
+    return {name: named[name] for name in names}
+
+
+def not_finite(logs: Any) -> frozenset[str]:
+    """The names of the logs that a step is judged by and that are not finite."""
+    return frozenset(name for name, log in judged(logs).items() if not _is_finite(log))
+
+
+def _is_finite(log: Any) -> bool:
+    return all(_all_finite(value) for value in tf.nest.flatten(log))
+
+
+def weights_are_finite(workload: Workload) -> bool:
+    """Whether every weight that is trained is finite."""
+    return all(
+        _all_finite(local)
+        for variable in workload.model.trainable_variables
+        for local in local_values(variable.value)
+    )
 
 
 def _all_finite(value: Any) -> bool:

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tfaccel import keras_private
 from tfaccel.workload import Workload
 
 # Not synchronous, or not TensorFlow's kernels.
@@ -19,6 +20,12 @@ def hindrance(model: keras.Model) -> str:
         return (
             "TensorFlow runs functions eagerly (tf.config.run_functions_eagerly(True)), so there "
             "is no compiled step to accelerate."
+        )
+    maker = keras_private.overridden(model, keras.Model, "make_train_function")
+    if maker is not None:
+        return (
+            f"{type(model).__name__} has a {maker} of its own, so its step can't be traced anew "
+            "under a plan."
         )
     strategy = model.distribute_strategy
     if isinstance(strategy, _UNSERVED):

@@ -64,6 +64,13 @@ def trained_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     return list(found)
 
 
+def flatten_optimizers(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """An optimizer and those inside it (LossScaleOptimizer, MultiOptimizer)."""
+    inner = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", ())]
+    nested = [flatten_optimizers(one) for one in inner if one is not None]
+    return [optimizer, *(part for parts in nested for part in parts)]
+
+
 def losses_and_metrics(model: keras.Model) -> list[Any]:
     """What holds a compiled model's losses and metrics, and makes their variables by `build`."""
     found = []
@@ -128,13 +135,30 @@ def trace_counter(train_function: Callable[..., Any]) -> Callable[[], int]:
 
     Source: https://www.tensorflow.org/api_docs/python/tf/types/experimental/PolymorphicFunction
     """
-    cells = getattr(train_function, "__closure__", None) or ()
-    held = [train_function, *(cell.cell_contents for cell in cells)]
-    for function in held:
+    for function in _held(train_function):
         count = getattr(function, "experimental_get_tracing_count", None)
         if count is not None:
             return lambda: int(count())
     return lambda: 0
+
+
+def traced_graph(train_function: Callable[..., Any], iterator: Any) -> Any | None:
+    """The graph of a train function (or test function) for an iterator like those it ran on.
+
+    It is traced where it was not yet, and runs nothing. None where the function is no
+    `tf.function` and holds none.
+    """
+    for function in _held(train_function):
+        concrete = getattr(function, "get_concrete_function", None)
+        if concrete is not None:
+            return concrete(iterator).graph
+    return None
+
+
+def _held(train_function: Callable[..., Any]) -> list[Any]:
+    """A train function and what it holds in its closure."""
+    cells = getattr(train_function, "__closure__", None) or ()
+    return [train_function, *(cell.cell_contents for cell in cells)]
 
 
 def mask_of(tensor: Any) -> Any:
@@ -286,6 +310,24 @@ def running_callbacks(model: keras.Model) -> tuple[keras.callbacks.Callback, ...
                     found[id(callback)] = callback
         frame = frame.f_back
     return tuple(found.values()) or None
+
+
+def uses_train_function(model: keras.Model | None) -> bool:
+    """Whether a fit begins, which calls `model.train_function`; to be asked in `on_train_begin`.
+
+    Keras's `fit` is in the stack of calls then. A copy of it has made the train function, and
+    has a `History` of its own among its callbacks; a loop around `train_on_batch` has not.
+    """
+    if model is None or getattr(model, "train_function", None) is None:
+        return False
+    frame = inspect.currentframe()
+    while frame is not None:
+        from_keras = str(frame.f_globals.get("__name__", "")).startswith("keras.")
+        if from_keras and frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model:
+            return True
+        frame = frame.f_back
+    history = getattr(model, "history", None)
+    return any(callback is history for callback in running_callbacks(model) or ())
 
 
 def traces_batches(callback: keras.callbacks.TensorBoard) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import rich.console
 from rich.markup import escape
 
+from tfaccel import notices
 from tfaccel.numerics import Drift
 from tfaccel.plan import Plan
 from tfaccel.tables import markdown_table, terminal_table
@@ -67,6 +68,10 @@ class Report:
         """Steps after which tuning has paid for itself; None when it never does."""
         saved = self.baseline_step_seconds * (1 - 1 / self.speedup) if self.speedup > 0 else 0.0
         return None if saved <= 0 else -int(-self.tuning_seconds // saved)
+
+    def with_note(self, more: str) -> "Report":
+        """The report with a sentence more in its note; itself where there is none."""
+        return dataclasses.replace(self, note=f"{self.note} {more}".strip()) if more else self
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -175,9 +180,7 @@ class Report:
 
 def show(report: Report) -> None:
     """Prints a report, on a line of its own beside Keras's progress bar."""
-    console = rich.console.Console()
-    console.print()
-    console.print(report)
+    notices.show("", report)
 
 
 def _row(trial: Trial, chosen: bool) -> tuple[str, ...]:

@@ -1,32 +1,33 @@
 """One `fit` under acceleration: collect batches, tune, run, fall back if need be."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfaccel import keras_private
+from tfaccel import keras_private, notices
 from tfaccel.accelerated import AcceleratedStep
 from tfaccel.bench import Bench
 from tfaccel.cache import is_watched, workload_key
 from tfaccel.consensus import consensus_of
-from tfaccel.feed import feed, is_plain, pull
+from tfaccel.feed import feed, is_plain, kept, pull
 from tfaccel.given_plan import prepared, served
+from tfaccel.guard import not_finite
 from tfaccel.hindrance import hindrance, too_short
 from tfaccel.plan import Pass, Plan
 from tfaccel.progress import Progress
 from tfaccel.remembered import Memory, TooShort, TracedStep
+from tfaccel.repeatable import unrepeatable, unrestorable
 from tfaccel.report import Report
 from tfaccel.rescue import rescue, rescuers
 from tfaccel.settings import Settings
-from tfaccel.state import Snapshot, build_all, build_optimizer
+from tfaccel.state import Snapshot, build_all, build_used_optimizer
 from tfaccel.step import BuiltStep, StepFunction, unheard_traces
 from tfaccel.timing import wait_for
 from tfaccel.train_function import TrainFunction
-from tfaccel.trial import error_line
+from tfaccel.trial import Outcome, error_line
 from tfaccel.tuner import (
     baseline_trial,
     cheapest_trial_seconds,
@@ -90,6 +91,7 @@ class Session:
         self._prepared: dict[str, Any] = {}
         self._waiting = Waiting(self._clock)
         self._is_told = True
+        self._not_finite: frozenset[str] = frozenset()  # logs that are not under the own step
         self._element_spec: Any = None
         self._accelerated: AcceleratedStep | None = None
         self._decided = False  # by trials, or by a plan that failed; a short fit decides nothing
@@ -179,7 +181,7 @@ class Session:
         self._progress.begin_epoch(epoch)
         self._waiting.begin_epoch()
         if self._accelerated is not None:
-            self._accelerated.function.ahead.clear()  # of an epoch that was broken off
+            self._accelerated.begin_epoch()
 
     def begin_validation(self) -> None:
         """A validation begins."""
@@ -252,15 +254,15 @@ class Session:
             build_all(self.model, self._element_spec)
         except Exception as error:
             why = error_line(error)
-            warnings.warn(f"tfaccel leaves all variables to the first step: {why}", stacklevel=2)
+            notices.warn(f"tfaccel leaves all variables to the first step: {why}", stacklevel=2)
 
     def _makes_variables(self, plan: Plan) -> bool:
         """Whether the user's own step may make some, and must run once before it is looked at."""
-        if not keras_private.overridden(self.model, keras.Model, "train_step"):
-            return False
-        optimizers = self.workload().optimizers
-        unbuilt = len(optimizers) > 1 and not all(item.built for item in optimizers)
-        return plan.needs_batch or unbuilt
+        names = ("train_step", "compute_loss", "compute_metrics")
+        if plan.needs_batch and keras_private.overridden(self.model, keras.Model, *names):
+            return True
+        own = keras_private.overridden(self.model, keras.Model, "train_step")
+        return own is not None and not all(item.built for item in self.workload().optimizers)
 
     def _collect(self, iterator: tf.data.Iterator) -> Any:
         """One baseline step that is timed and whose batches are kept."""
@@ -288,6 +290,7 @@ class Session:
             return self._step(self._feed(batches, iterator))
         self._seconds.append(self._clock() - start)
         self._waiting.add(start - begun)
+        self._not_finite |= not_finite(logs)
         if len(self._seconds) == 1 and 0 < traces_before == traces():
             self._trace_seconds = self._trace_seconds or expected_trace_seconds(self.model)
         if len(self._batches) < _KEPT_BATCHES:
@@ -302,7 +305,7 @@ class Session:
         if not self.model.built:
             x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
             tf.function(lambda x: self.model(x, training=True)).get_concrete_function(x)
-        build_optimizer(self.model)
+        build_used_optimizer(self.model)
         return Snapshot.of(self.workload())
 
     def _rescuers(self) -> list[Pass]:
@@ -356,7 +359,7 @@ class Session:
                 self._choose()
         except Exception as error:
             why = error_line(error)
-            warnings.warn(f"tfaccel gave up and left the training as it is: {why}", stacklevel=2)
+            notices.warn(f"tfaccel gave up and left the training as it is: {why}", stacklevel=2)
             self._settle(f"It could not be accelerated: {why}.")
 
     def workload(self) -> Workload:
@@ -382,8 +385,7 @@ class Session:
             else ""
         )
         known = self._consensus.same(settings.cache.load(key) if settings.cache else None)
-        if known is not None:
-            self._use_cached(known, workload)
+        if known is not None and self._use_cached(known, workload):
             return
         seconds = settings.budget.seconds(workload)
         least = cheapest_trial_seconds(workload, settings.names)
@@ -405,13 +407,14 @@ class Session:
                 bound = settings.budget.max_seconds
                 self._settle(too_short(workload, least, seconds, bound), workload)
             return
+        if self._cannot_repeat(workload):
+            return
         self._on_tuning(seconds)
-        with Bench(
-            workload, self.baseline, self._clock, settings.tolerance, self._consensus
-        ) as bench:
+        with self._bench(workload) as bench:
             report = tune_workload(
                 workload, bench, settings.names, seconds, reserve=settings.reserve
             )
+        report = report.with_note(unrestorable(self.baseline, self._replay(workload)))
         worth_keeping = report.complete or not report.plan.is_baseline
         if settings.cache and worth_keeping and self._consensus.is_chief:
             settings.cache.save(key, report)
@@ -431,22 +434,53 @@ class Session:
             self._waiting.is_expected = True
             self._start_plan(report.plan, bench.step_function(report.plan), workload)
 
-    def _use_cached(self, known: Report, workload: Workload) -> None:
-        """Goes on with a plan that won before, if it saves more than its trace costs."""
+    def _bench(self, workload: Workload) -> Bench:
+        settings = self.settings
+        return Bench(workload, self.baseline, self._clock, settings.tolerance, self._consensus)
+
+    def _replay(self, workload: Workload) -> Any:
+        """An iterator over the kept batches, like the one that the step runs on."""
+        return iter(kept(workload.batches, self._element_spec, workload.strategy))
+
+    def _cannot_repeat(self, workload: Workload) -> bool:
+        """Whether no step may be repeated; then the training stays as it is, with the reason."""
+        why = unrepeatable(self.baseline, self._replay(workload))
+        if why:
+            self._settle(why, workload)
+        return bool(why)
+
+    def _use_cached(self, known: Report, workload: Workload) -> bool:
+        """Goes on with what won before, if it is faithful here; whether that settles it.
+
+        The cache knows a loss, a layer or a train_step by its name, behind which there may be
+        another by now.
+        """
         note = "From the cache: this model was tuned on this machine before."
         report = dataclasses.replace(known, tuning_seconds=0.0, note=note, cached=True)
-        trace = next((t.compile_seconds for t in known.trials if t.plan == known.plan), 0.0)
-        trace = 0.0 if self._remembered(known.plan) else trace
-        steps = workload.steps_to_come
-        saved = (steps or 0) * workload.step_seconds * (1 - 1 / known.speedup)
         if known.plan.is_baseline:
             self._stay(report)
-            return
-        if steps is not None and saved < trace:
+            return True
+        traced = self._remembered(known.plan)
+        needed = 0.0 if traced else _check_seconds(known, workload)
+        steps = workload.steps_to_come
+        saved = (steps or 0) * workload.step_seconds * (1 - 1 / known.speedup)
+        if steps is not None and saved < needed:
             self._settle(f"{note} The rest is too short to pay for {known.plan}.", workload)
-            return
-        self._announce(report)
-        self._start_plan(known.plan, None, workload)
+            return True
+        if traced:
+            self._announce(report)
+            self._start_plan(known.plan, None, workload)
+            return True
+        if self._cannot_repeat(workload):
+            return True
+        with self._bench(workload) as bench:
+            trial = bench.check(known.plan, self._clock() + self.settings.budget.max_seconds)
+        if trial.outcome is not Outcome.FASTER:
+            why = f"tfaccel tunes anew: {known.plan} is in the cache, but does not serve here"
+            notices.warn(f"{why}: {trial.reason}", stacklevel=2)
+            return False
+        self._accept(report, workload, bench)
+        return True
 
     def _start_explicit(self, plan: Plan) -> None:
         """The plan that the user gave, less the passes that can't serve this model."""
@@ -470,9 +504,11 @@ class Session:
                 return
         self.plan, self._decided = plan, True
         self._prepared = workload.prepared
+        if traced is not None and traced.held is not None and workload.batches:
+            traced.held.widen(workload.batches[0])
         workload = dataclasses.replace(workload, batches=())  # no data is held any longer
         self._batches.clear()
-        build_optimizer(self.model)
+        build_used_optimizer(self.model)
         clock, tolerance = self._clock, self.settings.tolerance
         self._step = self._accelerated = AcceleratedStep(
             workload,
@@ -484,10 +520,11 @@ class Session:
             self._abandoned,
             self._consensus,
             lambda: self._progress.room,
+            self._not_finite,
         )
         self._train_function.plan = plan
         self._train_function.built = self._accelerated.function
-        if serves_validation(plan) and workload.strategy is None:
+        if serves_validation(plan, workload):
             gain = _HOPED_GAIN if self.report is None else self.report.speedup
             self._validation = Validation(workload, plan, gain, tolerance, clock, self._count_wait)
             self._validation.install()
@@ -511,3 +548,10 @@ class Session:
         if not self._waiting.is_expected:
             self.stop()
         self._announce(report)
+
+
+def _check_seconds(known: Report, workload: Workload) -> float:
+    """What it costs to use a plan from the cache: its trace, and those that compare it."""
+    trace = next((t.compile_seconds for t in known.trials if t.plan == known.plan), 0.0)
+    own = max(workload.first_step_seconds, workload.trace_seconds)
+    return 2 * trace + own if known.plan.changes_step else trace

@@ -9,30 +9,32 @@ import tensorflow as tf
 
 from tfaccel import keras_private
 from tfaccel.replicas import local_values
+from tfaccel.resources import Resource, resources_of
+from tfaccel.scoped import instance_attribute
 from tfaccel.workload import Workload
 
 _ANOTHER_SEED = 7919  # any number that no step draws its way to
 
 
 class Snapshot:
-    """The values of a set of variables at one moment, kept in host memory.
+    """The values of a set of variables and tables at one moment, kept in host memory.
 
     Holds the model's variables (weights, BatchNormalization statistics, seed
     generators), the metrics', and every optimizer's (slots, iterations, learning
     rate, a LossScaleOptimizer's scale). What a step touches beyond these (Keras's
-    global seed generator, TensorFlow's global generator, a tf.Variable of the
-    user's own) is known once a step is traced, and joins through `include_graph`.
+    global seed generator, TensorFlow's global generator, a tf.Variable or a table of
+    the user's own) is known once a step is traced, and joins through `include_graph`.
 
     The values that stateful random ops (`tf.random.normal` and its like) keep
     inside their kernels cannot be read, so they are not restored.
     """
 
     def __init__(self, variables: Iterable[Any]):
-        self._values: dict[int, tuple[tf.Tensor, tf.Tensor]] = {}  # handle and value, by handle
+        self._values: dict[int, tuple[Resource, tuple[tf.Tensor, ...]]] = {}  # by handle
         for variable in variables:
             native = variable.value if isinstance(variable, keras.Variable) else variable
             for copy in local_values(native):
-                self._include(copy.handle, copy.dtype)
+                self._include(Resource(copy.handle, (copy.dtype,)))
 
     @classmethod
     def of(cls, workload: Workload) -> "Snapshot":
@@ -40,50 +42,39 @@ class Snapshot:
         return cls(known_variables(workload))
 
     def include_graph(self, graph: Any) -> None:
-        """Adds the variables that a traced graph uses, at their present values."""
-        for handle, _ in graph.captures:
-            if handle.dtype == tf.resource:
-                dtype = _variable_dtype(handle)
-                if dtype is not None:
-                    self._include(handle, dtype)
+        """Adds what a traced graph uses, at its present value."""
+        self.include(resources_of(graph))
 
-    def _include(self, handle: tf.Tensor, dtype: tf.DType) -> None:
-        if id(handle) in self._values:
+    def include(self, resources: Iterable[Resource]) -> None:
+        """Adds resources at their present values; those that are held keep theirs."""
+        for resource in resources:
+            self._include(resource)
+
+    def _include(self, resource: Resource) -> None:
+        if id(resource.handle) in self._values:
             return
         with tf.init_scope():
-            if not tf.raw_ops.VarIsInitializedOp(resource=handle):
-                return  # made by this very trace, and given its value when that has ended
-            value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
-            with tf.device("CPU:0"):
-                # A plain read may share the variable's buffer, and the next step
-                # would pay for the copy.
-                self._values[id(handle)] = handle, tf.raw_ops.DeepCopy(x=value)
+            value = resource.read()
+        if value is not None:  # else made by this very trace, and given its value when it ends
+            self._values[id(resource.handle)] = resource, value
 
     def restore(self) -> None:
-        """Puts every variable back, bit for bit."""
-        for handle, value in self._values.values():
-            tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+        """Puts everything back, bit for bit."""
+        for resource, value in self._values.values():
+            resource.write(value)
 
     def reseed(self) -> None:
         """Moves every seed generator on from here, as if another seed had been set.
 
         Keras's generators hold two integers, TensorFlow's three.
         """
-        for handle, value in self._values.values():
-            if value.dtype.is_integer and value.shape in ((2,), (3,)):
+        for resource, (value, *more) in self._values.values():
+            if not more and value.dtype.is_integer and value.shape in ((2,), (3,)):
                 other = value + tf.cast(tf.fill(value.shape, _ANOTHER_SEED), value.dtype)
-                tf.raw_ops.AssignVariableOp(resource=handle, value=other)
+                resource.write((other,))
 
     def __len__(self) -> int:
         return len(self._values)
-
-
-def _variable_dtype(handle: tf.Tensor) -> tf.DType | None:
-    """The dtype of the variable behind a resource handle; None for tables and iterators."""
-    data = getattr(handle, "_handle_data", None)
-    if data is None or not data.is_set or not data.shape_and_type:
-        return None
-    return tf.as_dtype(data.shape_and_type[0].dtype)
 
 
 def known_variables(workload: Workload) -> list[Any]:
@@ -103,8 +94,49 @@ def build_optimizer(model: keras.Model) -> None:
     Not where the model has others: GANs leave the one unused that `compile` makes by default.
     """
     optimizer = model.optimizer
-    if optimizer is not None and not optimizer.built and len(Workload(model).optimizers) == 1:
-        optimizer.build(model.trainable_variables)
+    if optimizer is None or optimizer.built or len(Workload(model).optimizers) > 1:
+        return
+    if Workload(model).strategy is not None:
+        optimizer.build(model.trainable_variables)  # Keras does, too
+    else:
+        _build_as_traced(optimizer, model.trainable_variables)
+
+
+def build_used_optimizer(model: keras.Model) -> None:
+    """As `build_optimizer`, where it is sure that the step uses the optimizer.
+
+    A `train_step` of the user's own may use another, or none; the first step shows it.
+    """
+    if keras_private.overridden(model, keras.Model, "train_step") is None:
+        build_optimizer(model)
+
+
+def _build_as_traced(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> None:
+    """Builds an optimizer as the trace of Keras's first step does: what `build` assigns is lost.
+
+    That trace makes the variables and is thrown away, and in the one that runs `build` is
+    over. So slots that begin as copies of the weights (ScheduleFreeAdamW) begin as zeros.
+    Keras's classes assign by their own methods; another class is built in a trace,
+    which takes ten times as long.
+    """
+    parts = keras_private.flatten_optimizers(optimizer)
+    if not all(map(keras_private.is_from_keras, parts)):
+        tf.function(lambda: _built(optimizer, variables), autograph=False)()
+        return
+    with contextlib.ExitStack() as stack:
+        for part in parts:
+            for name in ("assign", "assign_add", "assign_sub"):
+                stack.enter_context(instance_attribute(part, name, _assigns_nothing))
+        optimizer.build(variables)
+
+
+def _built(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> None:
+    if not optimizer.built:
+        optimizer.build(variables)
+
+
+def _assigns_nothing(variable: Any, value: Any) -> None:
+    """Stands in for `Optimizer.assign` while an optimizer is built."""
 
 
 def build_all(model: keras.Model, element_spec: Any) -> None:
@@ -125,7 +157,7 @@ def build_all(model: keras.Model, element_spec: Any) -> None:
     built = all(layer.built for layer in keras_private.flatten_layers(model))
     if graph is None or not built or _steps_otherwise(model):
         return
-    build_optimizer(model)
+    build_used_optimizer(model)
     _, targets, _ = keras.utils.unpack_x_y_sample_weight(element_spec)
     if targets is None:
         return

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
+from tfaccel.held import HeldBatches
 from tfaccel.plan import Plan
+from tfaccel.resources import Touched
 from tfaccel.scoped import SharedContext, instance_attribute
 from tfaccel.step_group import StepGroup
 from tfaccel.workload import Workload
@@ -28,6 +30,8 @@ class BuiltStep:
         function: runs one step; a `StepGroup` where the plan runs several in a call.
         bad_data: set by a step whose results and whose own batch are not finite.
         scratch: the variables that the plan's passes keep from step to step.
+        touched: the state that the step uses, as far as it was traced.
+        held: its latest batches; None where they are not held.
         steps_per_call: how many steps one call may run.
         ahead: the logs of steps that ran and that nobody was handed yet, in order.
     """
@@ -35,6 +39,8 @@ class BuiltStep:
     function: StepFunction | StepGroup
     bad_data: tf.Variable
     scratch: dict[str, Any]
+    touched: Touched = dataclasses.field(default_factory=Touched)
+    held: HeldBatches | None = None
     steps_per_call: int = 1
     ahead: collections.deque[Any] = dataclasses.field(default_factory=collections.deque)
 
@@ -59,6 +65,7 @@ def build_step(
     plan: Plan,
     kind: Kind = "train",
     on_trace: OnTrace | None = None,
+    holds: bool = False,
 ) -> BuiltStep:
     """A function like `model.train_function`, traced under `plan`.
 
@@ -72,12 +79,16 @@ def build_step(
         plan: what to apply.
         kind: `"train"` or `"test"`.
         on_trace: called with the graph at the end of each trace.
+        holds: whether the step should hold its latest batches, where that costs little:
+            without a strategy, on a CPU, and not under XLA, which can't.
 
     Returns:
         A function of an iterator that runs one step (`steps_per_execution` of
         them) and returns the logs. Building does not trace; the first call does.
     """
-    bad_data = tf.Variable(False, trainable=False)
+    bad_data, touched = tf.Variable(False, trainable=False), Touched()
+    can_hold = holds and workload.strategy is None and workload.device.kind == "CPU"
+    holding = HeldBatches() if can_hold else None
     workload = workload.for_step()
     model = workload.model
     step, function = f"{kind}_step", f"{kind}_function"
@@ -87,10 +98,13 @@ def build_step(
 
     def step_under_plan(data: Any) -> Any:
         with under_plan:
-            outputs = user_step(data)
+            held = data if holding is None else holding.hold(data, bool(model.jit_compile))
+            outputs = user_step(held)
         _note_bad_data(data, outputs, bad_data)
+        graph = tf.compat.v1.get_default_graph()
+        touched.add(graph)
         if on_trace is not None:
-            on_trace(tf.compat.v1.get_default_graph())
+            on_trace(graph)
         return outputs
 
     with contextlib.ExitStack() as stack:
@@ -101,7 +115,7 @@ def build_step(
         built = getattr(model, function)
     most = plan.steps_per_call if kind == "train" else 1
     made = StepGroup(built, model.steps_per_execution) if most > 1 else built
-    return BuiltStep(made, bad_data, workload.scratch, most)
+    return BuiltStep(made, bad_data, workload.scratch, touched, holding, most)
 
 
 @contextlib.contextmanager

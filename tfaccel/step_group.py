@@ -1,9 +1,11 @@
 """Several training steps in one call, and the logs of each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
+
+from tfaccel.guard import judged
 
 
 class StepGroup:
@@ -14,8 +16,8 @@ class StepGroup:
     itself is Keras's, one after the other, on batches that are taken from the iterator
     one by one, so no more than one batch is held.
 
-    A group ends early where the data end, and after the first step whose loss is not
-    finite: whoever ends a training for that reason (Keras's `TerminateOnNaN`, tfaccel's
+    A group ends early where the data end, and after the first step whose loss turned
+    non-finite: whoever ends a training for that reason (Keras's `TerminateOnNaN`, tfaccel's
     guard) does so in time.
 
     Args:
@@ -32,6 +34,7 @@ class StepGroup:
         self._step = step
         self._stride = steps_per_execution
         self._structure: Any = None
+        self._finite: tf.Tensor | None = None  # which logs were, at the end of the last group
         self._one = tf.function(self._one_step, reduce_retracing=True, autograph=False)
         self._loop = tf.function(self._traced, reduce_retracing=True, autograph=False)
 
@@ -52,7 +55,11 @@ class StepGroup:
         Raises:
             StopIteration: there is no batch left, as Keras's own function does.
         """
-        done, columns = self._loop(iterator, tf.constant(most * self._stride))
+        if self._finite is None:
+            self._log_specs(iterator)
+            self._finite = tf.fill([len(tf.nest.flatten(judged(self._structure)))], True)
+        steps = tf.constant(most * self._stride)
+        done, self._finite, columns = self._loop(iterator, steps, self._finite)
         count = int(done)
         if not count:
             raise StopIteration
@@ -68,10 +75,10 @@ class StepGroup:
     def _one_step(self, batch: Any) -> Any:
         return self._step([batch])
 
-    def _traced(self, iterator: tf.data.Iterator, most: tf.Tensor) -> Any:
+    def _traced(self, iterator: tf.data.Iterator, most: tf.Tensor, finite: tf.Tensor) -> Any:
         specs = self._log_specs(iterator)
 
-        def body(done: tf.Tensor, going: tf.Tensor, columns: Any) -> Any:
+        def body(done: tf.Tensor, going: tf.Tensor, finite: tf.Tensor, columns: Any) -> Any:
             batch = iterator.get_next_as_optional()
 
             def run() -> Any:
@@ -81,18 +88,22 @@ class StepGroup:
                     for column, value in zip(columns, tf.nest.flatten(logs), strict=True)
                 )
                 ends_call = (done + 1) % self._stride == 0
-                stops = ends_call & ~_is_finite(logs)
-                return done + 1, (done + 1 < most) & ~stops, written
+                now = _are_finite(logs)
+                stops = ends_call & tf.reduce_any(finite & ~now)
+                finite_till = tf.where(ends_call, now, finite)
+                return done + 1, (done + 1 < most) & ~stops, finite_till, written
 
-            return tf.cond(batch.has_value(), run, lambda: (done, tf.constant(False), columns))
+            return tf.cond(
+                batch.has_value(), run, lambda: (done, tf.constant(False), finite, columns)
+            )
 
-        done, _, columns = tf.while_loop(
-            lambda done, going, columns: going,
+        done, _, finite, columns = tf.while_loop(
+            lambda done, going, finite, columns: going,
             body,
-            (tf.constant(0), tf.constant(True), tuple(_column(spec, most) for spec in specs)),
+            (tf.constant(0), tf.constant(True), finite, tuple(_column(s, most) for s in specs)),
             parallel_iterations=1,
         )
-        return done, [column.stack() for column in columns]
+        return done, finite, [column.stack() for column in columns]
 
     def _log_specs(self, iterator: tf.data.Iterator) -> list[tf.TensorSpec]:
         """What the step's logs are, from a trace of it that the loop shares."""
@@ -122,8 +133,11 @@ def _values(column: tf.Tensor, rows: Sequence[int]) -> list[Any]:
     return [numbers[row] for row in rows]
 
 
-def _is_finite(logs: Any) -> tf.Tensor:
-    """As `guard.is_finite`: the log `loss`, or all logs where there is none."""
-    loss = logs["loss"] if isinstance(logs, Mapping) and "loss" in logs else logs
-    floats = [value for value in tf.nest.flatten(loss) if value.dtype.is_floating]
-    return tf.reduce_all([True, *(tf.reduce_all(tf.math.is_finite(value)) for value in floats)])
+def _are_finite(logs: Any) -> tf.Tensor:
+    """Whether each of the logs is finite by which a step is judged."""
+    return tf.stack([_is_finite(value) for value in tf.nest.flatten(judged(logs))])
+
+
+def _is_finite(value: tf.Tensor) -> tf.Tensor:
+    floating = value.dtype.is_floating
+    return tf.reduce_all(tf.math.is_finite(value)) if floating else tf.constant(True)

@@ -41,7 +41,7 @@ class TrainFunction:
         self.report: Report | None = None
         self.calls = 0
         self._model = model
-        self._history = model.history
+        self._history = _history(model)
         self._meter: Meter | None = None
         self._on_end: Callable[[], None] = _nothing
 
@@ -50,14 +50,14 @@ class TrainFunction:
         """The one of this fit; installed if there is none yet."""
         present = model.train_function
         if isinstance(present, cls):
-            if present._history is model.history:
+            if present._history is _history(model):
                 return present
             present._remove()  # a fit before this one ended by an exception outside any step
         model.train_function = made = cls(model)
         return made
 
     def __call__(self, iterator: Any) -> Any:
-        if self._model.history is not self._history:
+        if _history(self._model) is not self._history:
             self._remove()
             return self._model.train_function(iterator)
         if not (is_plain(iterator) or isinstance(iterator, tf.distribute.DistributedIterator)):
@@ -108,6 +108,11 @@ class TrainFunction:
     def _remove(self) -> None:
         self._meter = None
         self.give_back()
+
+
+def _history(model: keras.Model) -> Any:
+    """What tells one fit from the next; a fit that was given a CallbackList may have none."""
+    return getattr(model, "history", None)
 
 
 def _nothing() -> None:

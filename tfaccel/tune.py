@@ -10,6 +10,7 @@ from tfaccel.cache import workload_key
 from tfaccel.hindrance import hindrance
 from tfaccel.numerics import Tolerance
 from tfaccel.plan import Pass, Plan
+from tfaccel.repeatable import CannotRepeatError
 from tfaccel.report import Report, show
 from tfaccel.rescue import rescue, rescuers
 from tfaccel.settings import Settings, make_settings
@@ -95,6 +96,8 @@ def _report(model: keras.Model, dataset: tf.data.Dataset, settings: Settings) ->
     """What tuning finds; where the model's own step can't run, what does."""
     try:
         return _tuned(model, dataset, settings)
+    except CannotRepeatError as error:
+        return Report((), Plan(), note=str(error))
     except tf.errors.OpError as error:
         able = rescuers(Workload(model), settings.considered, settings.plan)
         report = rescue(able, error, settings.plan)

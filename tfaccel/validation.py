@@ -1,16 +1,16 @@
 """The validation inside `fit`, accelerated where that pays."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfaccel import numerics, timing
+from tfaccel import keras_private, notices, numerics, timing
 from tfaccel.feed import feed, pull
 from tfaccel.numerics import Tolerance
 from tfaccel.plan import Plan
+from tfaccel.repeatable import unrepeatable
 from tfaccel.state import Snapshot
 from tfaccel.step import StepFunction, build_step
 from tfaccel.timing import Clock
@@ -143,12 +143,17 @@ class Validation:
         start = self._clock()
         metrics = Snapshot(v for m in self._workload.model.metrics for v in m.variables)
         try:
-            self._fast = build_step(self._workload, self._plan, kind="test")
+            if unrepeatable(self._user, feed(batches, iterator)):
+                self._chosen = self._user
+                return self._user(feed(batches, iterator))
+            self._fast = build_step(
+                self._workload, self._plan, kind="test", on_trace=metrics.include_graph
+            )
             if not self._alike(batches, iterator, self._fast):
                 self._chosen = self._user
         except Exception as error:
             why = error_line(error)
-            warnings.warn(f"tfaccel leaves validation as it is: {why}", stacklevel=2)
+            notices.warn(f"tfaccel leaves validation as it is: {why}", stacklevel=2)
             self._chosen = self._user
         metrics.restore()
         self._on_wait(self._clock() - start)
@@ -166,6 +171,13 @@ class Validation:
         return error <= self._tolerance.loss
 
 
-def serves_validation(plan: Plan) -> bool:
-    """Whether a plan changes the forward computation, and not the optimizer alone."""
-    return any(item.serves_validation for item in plan.passes)
+def serves_validation(plan: Plan, workload: Workload) -> bool:
+    """Whether a plan changes the forward computation, of steps that can be traced under it.
+
+    Not where it changes the optimizer alone, under a strategy, or where the model has a
+    make_test_function of its own: Keras's traces a step anew, another need not.
+    """
+    if workload.strategy is not None:
+        return False
+    own = keras_private.overridden(workload.model, keras.Model, "make_test_function")
+    return own is None and any(item.serves_validation for item in plan.passes)

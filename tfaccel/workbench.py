@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfaccel.bench import Bench
 from tfaccel.feed import END_OF_DATA, feed, pull
 from tfaccel.numerics import Tolerance
+from tfaccel.repeatable import CannotRepeatError, unrepeatable
 from tfaccel.scoped import set_attribute
 from tfaccel.session import COLLECTED_STEPS
 from tfaccel.state import Snapshot, build_optimizer
@@ -44,6 +45,7 @@ def workbench(
 
     Raises:
         ValueError: the dataset is empty.
+        CannotRepeatError: the step does what can't be undone.
     """
     count = model.steps_per_execution
     iterator = iter(unattended(dataset))  # a few batches are taken, and nobody waits
@@ -58,6 +60,9 @@ def workbench(
     try:
         with set_attribute(model, "train_function", None):
             model.make_train_function()
+            stopped = unrepeatable(model.train_function, feed(batches[:count], iterator))
+            if stopped:
+                raise CannotRepeatError(stopped)
             workload = _timed_workload(model, batches, iterator, clock)
             with kind(workload, model.train_function, clock, tolerance) as bench:
                 yield bench

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from tfaccel import keras_private
+from tfaccel import keras_private, notices
 from tfaccel.consensus import consensus_of
 from tfaccel.hindrance import hindrance
 from tfaccel.numerics import Tolerance
@@ -20,6 +20,10 @@ from tfaccel.settings import make_settings
 from tfaccel.timing import Clock
 from tfaccel.train_function import TrainFunction
 from tfaccel.workload import default_strategy
+
+_NO_FIT = (
+    "This loop is not `model.fit`'s: `train_on_batch` and steps of your own are left as they are."
+)
 
 
 class AccelCallback(keras.callbacks.Callback):
@@ -100,6 +104,11 @@ class AccelCallback(keras.callbacks.Callback):
         self._verbose = verbose
         self._session: Session | None = None
         self._watch: InputWatch | None = None
+        self._idle: Report | None = None  # in a loop that has no use for this callback
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: the arguments. It has no part in the fit of the original."""
+        return vars(self) | {"_session": None, "_watch": None, "_model": None}
 
     @property
     def plan(self) -> Plan:
@@ -109,11 +118,14 @@ class AccelCallback(keras.callbacks.Callback):
     @property
     def report(self) -> Report | None:
         """What the last tuning found."""
-        return None if self._session is None else self._session.report
+        return self._idle if self._session is None else self._session.report
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Takes the place of the model's train function."""
         if self._settings.plan is not None and self._settings.plan.is_baseline:
+            return
+        if not keras_private.uses_train_function(self.model):
+            self._stay_idle()
             return
         earlier, params = self._session, self.params or {}
         self._session = Session(
@@ -131,6 +143,13 @@ class AccelCallback(keras.callbacks.Callback):
         if self._watch is not None:  # of a fit that broke off, or of this one: it has us twice
             self._watch.end()
         self._watch = self._watching()
+
+    def _stay_idle(self) -> None:
+        """In a loop of the user's own there is nothing to do, which is said once."""
+        self._session = self._watch = None
+        if self._idle is None:
+            self._idle = Report((), Plan(), note=_NO_FIT)
+            self._tell(self._idle)
 
     def _watching(self) -> InputWatch | None:
         """Watches how long steps wait for their input, where that can be seen."""
@@ -167,11 +186,15 @@ class AccelCallback(keras.callbacks.Callback):
     @property
     def _speaks(self) -> bool:
         """Of several workers, which all decide the same, one says so."""
+        if self.model is None:
+            return bool(self._verbose)
         return bool(self._verbose) and consensus_of(self.model.distribute_strategy).is_chief
 
     def _tell_tuning(self, seconds: float) -> None:
         if self._speaks:
-            print(f"\ntfaccel: trying accelerations on your batches, for {seconds:.0f} s at most")
+            notices.say(
+                f"\ntfaccel: trying accelerations on your batches, for {seconds:.0f} s at most"
+            )
 
     def _tell(self, report: Report) -> None:
         if self._speaks:
@@ -184,4 +207,4 @@ class AccelCallback(keras.callbacks.Callback):
             note = f"{session.report.note} {said}".strip()
             session.report = dataclasses.replace(session.report, note=note)
         if self._speaks:
-            print(f"\ntfaccel: {said}")
+            notices.say(f"\ntfaccel: {said}")

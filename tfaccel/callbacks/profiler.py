@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import keras
 
+from tfaccel import keras_private, notices
 from tfaccel.profiling.live import Every
 from tfaccel.profiling.profile import Profile
 from tfaccel.timing import Clock
@@ -69,6 +70,11 @@ class ProfilerCallback(keras.callbacks.Callback):
             "clock": clock,
         }
         self._profile: Profile | None = None
+        self._said_idle = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: the arguments. It has no part in the fit of the original."""
+        return vars(self) | {"_profile": None, "_model": None}
 
     def summary(self) -> dict[str, Any]:
         """What was measured so far, by the keys of the `summary` record (`docs/report.md`).
@@ -82,10 +88,20 @@ class ProfilerCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Starts afresh."""
+        if not keras_private.uses_train_function(self.model):
+            self._stay_idle()
+            return
         params = self.params or {}
         self._profile = Profile(
             self.model, params.get("epochs"), params.get("steps"), **self._settings
         )
+
+    def _stay_idle(self) -> None:
+        """In a loop of the user's own no step can be seen, which is said once."""
+        self._profile = None
+        if self._settings["verbose"] and not self._said_idle:
+            notices.say("\ntfaccel: this loop is not `model.fit`'s, so nothing is measured in it.")
+        self._said_idle = True
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Tells the profile that an epoch begins."""

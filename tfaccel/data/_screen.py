@@ -1,11 +1,11 @@
 """Looks at a dataset's elements as they pass, and leaves faulty ones out where asked."""
 
-import warnings
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfaccel import notices
 from tfaccel.data._components import Component, Role, components, rule_for
 from tfaccel.data._log import Log
 from tfaccel.data._values import examine_parts
@@ -168,7 +168,7 @@ class Screen:
             self._told = 10 * count
             last = findings.faults[-1]
             done = "left out" if self._drop else "passed on"
-            warnings.warn(
+            notices.warn(
                 f"tfaccel.data: {count} fault{'s' * (count > 1)} so far, {done}; the last: "
                 f"{last.where}: {last.reason}. `.findings` has all.",
                 stacklevel=2,

@@ -1,12 +1,12 @@
 """Looks at batches and predictions as they pass."""
 
-import warnings
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfaccel import notices
 from tfaccel.data._components import Component, Role
 from tfaccel.data._log import Log
 from tfaccel.data._values import examine, examine_parts
@@ -72,7 +72,7 @@ class Watch:
                 "model's own function has none: its predictions were taken for these batches"
             )
         if said:
-            warnings.warn(f"tfaccel: {'; '.join(said)}.", RuntimeWarning, stacklevel=3)
+            notices.warn(f"tfaccel: {'; '.join(said)}.", RuntimeWarning, stacklevel=3)
         return found
 
 

@@ -3,12 +3,12 @@
 import collections
 import os
 import threading
-import warnings
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfaccel import notices
 from tfaccel.data.findings import Findings
 from tfaccel.data.watching import Watch, is_finite
 from tfaccel.inference.predict_function import PredictFunction, own_function
@@ -169,7 +169,7 @@ class AcceleratedModel:
 
     def _abandon(self, function: PredictFunction, error: Exception) -> None:
         self._function = None
-        warnings.warn(
+        notices.warn(
             f"tfaccel goes on with the model's own function: {function.plan} failed: "
             f"{type(error).__name__}: {error}",
             RuntimeWarning,

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel import passes
+from tfaccel import keras_private, passes
 from tfaccel.cache import workload_key
 from tfaccel.forward import unmarked
 from tfaccel.inference.accelerated_model import AcceleratedModel
@@ -154,6 +154,9 @@ def _hindrance(model: keras.Model) -> str:
     if model.distribute_strategy is not default_strategy():
         name = type(model.distribute_strategy).__name__
         return f"Predictions under {name} are left as they are."
+    maker = keras_private.overridden(model, keras.Model, "make_predict_function")
+    if maker is not None:
+        return f"{type(model).__name__} has a {maker} of its own, so predictions are left to it."
     return ""
 
 
@@ -196,7 +199,8 @@ def _remembered(report: Report, bench: InferenceBench) -> Report:
     """A report from the cache. Its plan is compared with these weights; it is not timed again."""
     note = "From the cache."
     if not report.plan.is_baseline:
-        trial = bench.check(report.plan)
+        # What was measured before is on disk; there is no time for anything new.
+        trial = bench.check(report.plan, bench.clock())
         if trial.outcome is not Outcome.FASTER:
             note = f"{report.plan} is in the cache, but does not serve now: {trial.reason}."
             return Report((baseline_trial(bench.workload), trial), Plan(), note=note)

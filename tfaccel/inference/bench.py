@@ -17,7 +17,7 @@ from tfaccel.numerics import Drift, Tolerance
 from tfaccel.plan import Plan
 from tfaccel.rounding import round_otherwise
 from tfaccel.timing import Clock
-from tfaccel.trial import Contest, Outcome, Trial, coarsest_dtype, error_line
+from tfaccel.trial import Contest, Outcome, Trial, coarsest_dtype
 from tfaccel.workload import Workload
 
 Outputs = dict[str, np.ndarray]
@@ -48,20 +48,6 @@ class InferenceBench(Contest):
         self._own = own
         self._tolerance = tolerance
         self._data = list(workload.batches)
-
-    def check(self, plan: Plan) -> Trial:
-        """A trial without times, for a plan that is known to be faster."""
-        refused = self._refused(plan)
-        if refused is not None:
-            return refused
-        try:
-            with self._restored():
-                # What was measured before is on disk; there is no time for anything new.
-                plan.prepare(self.workload, self.clock, self.clock())
-                self._built(plan)()
-            return self._judged(Trial(plan, Outcome.FASTER))
-        except Exception as error:
-            return Trial(plan, Outcome.FAILED, error_line(error))
 
     def drift(self, plan: Plan) -> Drift:
         """How far a plan's outputs are from the model's own, at most."""

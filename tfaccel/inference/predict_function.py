@@ -87,7 +87,7 @@ def _is_compiled(operation: tf.Operation) -> bool:
 
 
 def own_function(model: keras.Model) -> Any:
-    """Keras's own predict function for a model, which keeps the one that it has."""
+    """The model's own predict function; the model keeps the one that it has."""
     with instance_attribute(model, "predict_function", None):
-        model.make_predict_function(force=True)
+        model.make_predict_function()  # as Keras asks for it; there is none, so it is made
         return model.predict_function

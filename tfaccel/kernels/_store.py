@@ -5,12 +5,11 @@ import hashlib
 import json
 import os
 import pathlib
-import warnings
 from collections.abc import Iterable
 
 import tensorflow as tf
 
-from tfaccel import onednn
+from tfaccel import notices, onednn
 from tfaccel.device import current_device, onednn_is_on
 from tfaccel.disk import default_directory, replace_text
 from tfaccel.kernels._ranking import Ranking
@@ -62,7 +61,7 @@ class Store:
         try:
             replace_text(self.path, json.dumps(data))
         except OSError as error:
-            warnings.warn(f"tfaccel could not keep its kernels' times: {error}", stacklevel=2)
+            notices.warn(f"tfaccel could not keep its kernels' times: {error}", stacklevel=2)
 
     def _read(self) -> Iterable[Ranking]:
         try:
@@ -73,7 +72,7 @@ class Store:
         except FileNotFoundError:
             return []
         except (OSError, KeyError, TypeError, ValueError) as error:
-            warnings.warn(f"tfaccel ignores {self.path}: {error!r}", stacklevel=2)
+            notices.warn(f"tfaccel ignores {self.path}: {error!r}", stacklevel=2)
             return []
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import keras
 import numpy as np
-import rich.console
 import tensorflow as tf
 
+from tfaccel import notices
 from tfaccel.hindrance import hindrance
 from tfaccel.memory import Meter, is_out_of_memory, meter_for
 from tfaccel.memory_search.report import BatchSizeReport
@@ -91,7 +91,7 @@ def max_batch_size(
         probe = _Probe(workload, chosen, rows, time.perf_counter)
         report = probe.report(start, limit, headroom, memory_limit_bytes)
     if verbose:
-        rich.console.Console().print(report)
+        notices.show(report)
     return report
 
 
@@ -101,7 +101,7 @@ def _check(
     if not getattr(model, "compiled", False):
         raise ValueError("`model` must be compiled: call model.compile(optimizer, loss) first.")
     if stopped := hindrance(model):
-        raise ValueError(f"`model` must have a compiled step on one device. {stopped}")
+        raise ValueError(f"`model` must have a compiled step of Keras's, on one device. {stopped}")
     for name, value in (("start", start), ("limit", limit)):
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`{name}` must be a whole number above 0. Received: {value!r}")

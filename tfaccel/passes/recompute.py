@@ -2,13 +2,12 @@
 
 import contextlib
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import keras
 
-from tfaccel import keras_private
+from tfaccel import keras_private, notices
 from tfaccel.memory import is_out_of_memory
 from tfaccel.passes import _recompute_parts
 from tfaccel.passes._recompute_parts import DOMINANT
@@ -81,7 +80,7 @@ class Recompute(Pass):
                 stack.enter_context(instance_attribute(owner, name, replacement))
             yield
         if recomputer.left and not recomputer.done:
-            warnings.warn(
+            notices.warn(
                 f"tfaccel recomputes nothing: {'; '.join(dict.fromkeys(recomputer.left))}",
                 RuntimeWarning,
                 stacklevel=4,

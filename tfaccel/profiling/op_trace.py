@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import os
 import pathlib
-import warnings
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +11,7 @@ import rich.box
 import rich.table
 import tensorflow as tf
 
+from tfaccel import notices
 from tfaccel.profiling._op_kinds import KINDS
 from tfaccel.profiling._xplane import XLA_PROGRAM, TraceError, read_space, work
 
@@ -196,7 +196,7 @@ class OpTrace:
 
     def _warn(self, error: Exception) -> None:
         cause = str(error).strip() or type(error).__name__
-        warnings.warn(f"tfaccel takes no trace in {self._log_dir}: {cause}", stacklevel=3)
+        notices.warn(f"tfaccel takes no trace in {self._log_dir}: {cause}", stacklevel=3)
 
 
 def ops_table(profile: OpProfile, steps: int, limit: int = 10) -> rich.table.Table:

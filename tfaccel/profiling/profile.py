@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
-import rich.console
 
+from tfaccel import notices
 from tfaccel.consensus import consensus_of
 from tfaccel.loss_scale import loss_scale_of
 from tfaccel.machine import machine_facts
@@ -132,10 +132,7 @@ class Profile:
                 output.close()
         if self._verbose:
             self._say_line()
-            console = rich.console.Console()
-            console.print(table(summary, self._ledger.shapes))
-            for traced in self._window.tables():
-                console.print(traced)
+            notices.show(table(summary, self._ledger.shapes), *self._window.tables())
 
     def _step(self, iterator: Any) -> Any:
         logs = self._meter(iterator)
@@ -202,5 +199,5 @@ class Profile:
 
     def _say_line(self) -> None:
         if self._verbose and self._line:
-            print(self._line)
+            notices.say(self._line)
         self._line = ""

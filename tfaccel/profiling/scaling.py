@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import statistics
-import warnings
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfaccel import notices
 from tfaccel.feed import kept
 from tfaccel.plan import Plan
 from tfaccel.replicas import local_batches, replica_spec
@@ -75,7 +75,7 @@ def measure_scaling(
             seconds = [timed(step, clock) for _ in range(_TIMED_STEPS)]
     except Exception as error:
         # A model that can't be copied, or whose copy can't be compiled, for one.
-        warnings.warn(
+        notices.warn(
             f"tfaccel could not measure a replica alone: {error!r}", RuntimeWarning, stacklevel=2
         )
         return Scaling(replicas)

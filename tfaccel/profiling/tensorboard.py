@@ -2,11 +2,12 @@
 
 import importlib.util
 import os
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
+
+from tfaccel import notices
 
 
 class Scalars:
@@ -52,4 +53,4 @@ class Scalars:
 
     def _stop(self, error: Exception) -> None:
         self._writer = None
-        warnings.warn(f"tfaccel writes no more to TensorBoard: {error}", RuntimeWarning, 2)
+        notices.warn(f"tfaccel writes no more to TensorBoard: {error}", RuntimeWarning, 2)

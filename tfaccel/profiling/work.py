@@ -1,11 +1,11 @@
 """How much a training step computes, and how much the device could."""
 
 import dataclasses
-import warnings
 from typing import Any
 
 import keras
 
+from tfaccel import notices
 from tfaccel.plan import Plan
 from tfaccel.profiling.flops import model_flops_per_step
 from tfaccel.profiling.peaks import peak_flops
@@ -48,7 +48,7 @@ def work_of(model: keras.Model, batch: Any, plan: Plan) -> Work:
         flops = model_flops_per_step(model, local_batches(batch)[0])
         peak = peak_flops(workload.device, compute_dtype(plan, workload))
     except Exception as error:
-        warnings.warn(f"tfaccel could not count FLOPs: {error!r}", RuntimeWarning, stacklevel=2)
+        notices.warn(f"tfaccel could not count FLOPs: {error!r}", RuntimeWarning, stacklevel=2)
         return Work()
     replicas = workload.num_replicas
     flops = None if flops is None else flops * replicas

@@ -5,9 +5,10 @@ import json
 import math
 import os
 import pathlib
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from tfaccel import notices
 
 
 class JsonLines:
@@ -36,7 +37,7 @@ class JsonLines:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], warn: Callable[..., object] = warnings.warn
+        self, path: str | os.PathLike[str], warn: Callable[..., object] = notices.warn
     ) -> None:
         self.path = pathlib.Path(path)
         self._warn = warn

@@ -1,0 +1,43 @@
+"""What is said beside a training: it never breaks the training."""
+
+import logging
+import warnings
+
+import rich.console
+
+_LOGGER = logging.getLogger("tfaccel")
+
+
+def warn(message: str, category: type[Warning] = UserWarning, stacklevel: int = 1) -> None:
+    """`warnings.warn`, but for those who made warnings errors: then the log has it.
+
+    A warning of tfaccel's says that something was left as it was. As an error, in the middle
+    of a step, it would end the training that it says is going on.
+
+    Args:
+        message: the text.
+        category: the warning's class.
+        stacklevel: as for `warnings.warn`, seen from the caller.
+    """
+    try:
+        warnings.warn(message, category, stacklevel + 1)
+    except Warning:
+        _LOGGER.warning(message)
+
+
+def show(*shown: rich.console.RenderableType) -> None:
+    """Prints, each on lines of its own, if there is a standard output to print to."""
+    try:
+        console = rich.console.Console()
+        for one in shown:
+            console.print(one)
+    except (AttributeError, OSError, ValueError):
+        return  # closed, or none
+
+
+def say(line: str) -> None:
+    """Prints a line as it is, if there is a standard output to print to."""
+    try:
+        print(line)
+    except (AttributeError, OSError, ValueError):
+        return
