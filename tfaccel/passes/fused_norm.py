@@ -27,11 +27,12 @@ class FusedNorm(Pass):
     variance, any epsilon, float32 statistics.
 
     A layer keeps its own `call` where that would not be so: masks, `renorm`,
-    `synchronized`, float64, a `call` of the user's. Two
-    things differ from Keras on purpose. A gradient of a gradient is the true one
-    (Keras's misses a term, as `tf.nn.moments` stops the gradient of the mean in
-    the variance). The gradient of gamma for an empty batch is 0, where Keras's
-    is NaN.
+    `synchronized`, float64, a `call` of the user's. One thing differs from Keras on
+    purpose: the gradient of gamma for an empty batch is 0, where Keras's is NaN.
+
+    Derivatives of higher order are Keras's too, and those lack a term: `tf.nn.moments`
+    stops the gradient of the mean in the variance, which is zero, while its derivative
+    is not. A plan must not change what a loss with a gradient in it trains.
 
     Args:
         loops: whether BatchNormalization may be compiled loops; if not, it is
