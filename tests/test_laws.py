@@ -150,6 +150,37 @@ def test_derivatives_of_every_order_are_those_of_the_layers(row, built, plain_de
         assert np.linalg.norm(order - plain) <= bound * np.linalg.norm(plain)
 
 
+def compiled_for_its_size(workload, item):
+    """Whether XLA compiles anything of a forward and backward pass whose batch is not known."""
+    model, x = workload.model, workload.batches[0][0]
+
+    @tf.function(autograph=False)
+    def run(x):
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(model(x, training=True))
+        return tape.gradient(total, [v.value for v in model.trainable_variables])
+
+    with item.applied(workload):
+        graph = run.get_concrete_function(tf.TensorSpec((None, *x.shape[1:]))).graph
+        calls = [op for op in graph.get_operations() if op.type.endswith("PartitionedCall")]
+        # An attribute that is absent reads as false.
+        marked = any(op.node_def.attr["_XlaMustCompile"].b for op in calls)
+        return bool(model.jit_compile) or marked
+
+
+@ROWS
+def test_a_pass_says_what_it_compiles_for_each_size(row, built):
+    """And compiles nothing, or refuses, where sizes are many."""
+    workload = built(row.smooth)
+    compiled = compiled_for_its_size(workload, row.item)
+    assert row.item.compiles_sizes(workload) or not compiled
+    assert compiled == (row.item.name in ("fused_norm", "fused_activation", "fused_rnn", "xla")), (
+        "what compiles is tested here; kernels do if one that XLA compiles won a race"
+    )
+    varied = dataclasses.replace(workload, sizes_vary=True)
+    assert row.item.refusal(varied) or not compiled_for_its_size(varied, row.item)
+
+
 def test_every_pass_has_a_row_and_a_section():
     rows = [type(row.item) for row in catalogue.PASS_ROWS]
     assert rows == list(PASSES)
@@ -227,6 +258,7 @@ LAYERS = (
         "replicas",
         "rounding",
         "derivatives",
+        "by_size",
     },
     {"onednn", "workload", "machine", "strategy"},
     {"state", "hindrance", "plan", "feed", "consensus", "dataset_graph", "forward"},

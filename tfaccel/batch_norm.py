@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel.by_size import note
 from tfaccel.chains import IDENTITY, Chain
 from tfaccel.derivatives import with_gradient
 
@@ -56,6 +57,8 @@ class Normalised:
         loops = _loops(chain, self.epsilon, self.of_batch)
         inputs = (self.x, self.scale, self.offset)
         statistics = (self.mean, self.variance)
+
+        note(self.x)
 
         def value() -> tf.Tensor:
             return loops.value(*inputs, *statistics)

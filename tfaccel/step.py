@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
+from tfaccel.by_size import Sizes, collected, shape_of
 from tfaccel.plan import Plan
 from tfaccel.scoped import SharedContext, instance_attribute
 from tfaccel.step_group import StepGroup
@@ -30,6 +31,8 @@ class BuiltStep:
         scratch: the variables that the plan's passes keep from step to step.
         steps_per_call: how many steps one call may run.
         ahead: the logs of steps that ran and that nobody was handed yet, in order.
+        sizes: counts the sizes that XLA compiled some of the step for; None where it compiles
+            none anew.
     """
 
     function: StepFunction | StepGroup
@@ -37,6 +40,7 @@ class BuiltStep:
     scratch: dict[str, Any]
     steps_per_call: int = 1
     ahead: collections.deque[Any] = dataclasses.field(default_factory=collections.deque)
+    sizes: Sizes | None = None
 
     def __call__(self, iterator: Any) -> Any:
         return self.run(iterator, 1)[0]
@@ -80,14 +84,20 @@ def build_step(
     bad_data = tf.Variable(False, trainable=False)
     workload = workload.for_step()
     model = workload.model
+    # Where the user's own step is compiled for each size, there is no way around it.
+    counts = workload.num_replicas == 1 and not workload.model.jit_compile
+    sizes = Sizes() if counts and plan.compiles_sizes(workload) else None
     step, function = f"{kind}_step", f"{kind}_function"
     user_step = getattr(model, step)
 
     under_plan = SharedContext(lambda: plan.applied(workload))
 
     def step_under_plan(data: Any) -> Any:
-        with under_plan:
+        with under_plan, collected() as compiled:
             outputs = user_step(data)
+            whole = compiled.inside or bool(model.jit_compile)
+        if sizes is not None:
+            sizes.note([*compiled.shapes, *(_shapes(data) if whole else ())])
         _note_bad_data(data, outputs, bad_data)
         if on_trace is not None:
             on_trace(tf.compat.v1.get_default_graph())
@@ -101,7 +111,13 @@ def build_step(
         built = getattr(model, function)
     most = plan.steps_per_call if kind == "train" else 1
     made = StepGroup(built, model.steps_per_execution) if most > 1 else built
-    return BuiltStep(made, bad_data, workload.scratch, most)
+    return BuiltStep(made, bad_data, workload.scratch, most, sizes=sizes)
+
+
+def _shapes(data: Any) -> list[tf.Tensor]:
+    """The shapes of a batch's tensors that are not known while tracing."""
+    leaves = tf.nest.flatten(data, expand_composites=True)
+    return [shape for leaf in leaves if isinstance(leaf, tf.Tensor) for shape in shape_of(leaf)]
 
 
 @contextlib.contextmanager

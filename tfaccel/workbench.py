@@ -16,7 +16,7 @@ from tfaccel.scoped import set_attribute
 from tfaccel.session import COLLECTED_STEPS
 from tfaccel.state import Snapshot, build_optimizer
 from tfaccel.timing import Clock, timed
-from tfaccel.workload import Workload, shapes
+from tfaccel.workload import Workload, shapes, sizes_vary
 
 
 @contextlib.contextmanager
@@ -78,6 +78,7 @@ def _timed_workload(
         element_spec=iterator.element_spec,
         first_step_seconds=seconds[0],
         step_seconds=min(seconds[1:]),
+        sizes_vary=sizes_vary([shapes(batch) for batch in batches]),
     )
 
 

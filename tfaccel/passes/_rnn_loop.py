@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.by_size import note
 from tfaccel.derivatives import second_order
 from tfaccel.passes._rnn_cells import Cell, Tensors
 
@@ -36,6 +37,7 @@ def run(
         The first state after each step, `(steps, batch, units)`, and all states after the
         last.
     """
+    note(z)
     inputs = (z, *weights, *states)
 
     # The functions use the tensors outside, not their arguments, so that a gradient of the

@@ -38,7 +38,7 @@ class FusedNorm(Pass):
         loops: whether BatchNormalization may be compiled loops; if not, it is
             FusedBatchNormV3 everywhere. XLA compiles anew for each size, so inputs of
             which more than the batch's size is unknown while tracing get the op in any
-            case, and so do several replicas.
+            case, and so do batches that come in many sizes and several replicas.
 
     Source: https://arxiv.org/abs/1502.03167, https://arxiv.org/abs/1607.06450,
     https://www.tensorflow.org/api_docs/python/tf/raw_ops/FusedBatchNormV3,
@@ -66,7 +66,14 @@ class FusedNorm(Pass):
 
     def compiles(self, workload: Workload) -> bool:
         """Whether BatchNormalization in float32 runs by loops that XLA compiles."""
-        return self.loops and workload.device.kind == "CPU" and workload.num_replicas == 1
+        usual = workload.num_replicas == 1 and not workload.sizes_vary
+        return self.loops and workload.device.kind == "CPU" and usual
+
+    def compiles_sizes(self, workload: Workload) -> bool:
+        return self.compiles(workload) and any(
+            obstacle is None and isinstance(layer, keras.layers.BatchNormalization)
+            for layer, obstacle in _norms(workload)
+        )
 
     @contextlib.contextmanager
     def applied(self, workload: Workload) -> Iterator[None]:
