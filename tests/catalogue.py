@@ -300,12 +300,54 @@ def attention_workload() -> Workload:
     return Workload(model, (next(iter(data)),), data.element_spec)
 
 
+def _smooth(inputs: Any, outputs: Any) -> Workload:
+    """A model of layers with derivatives of every order, and a batch, nothing run yet."""
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", "mse")
+    rng = np.random.default_rng(8)
+    for weight in model.trainable_variables:
+        weight.assign(rng.uniform(-0.5, 0.5, weight.shape) + (weight.name == "gamma"))
+    x = rng.normal(size=(5, *inputs.shape[1:])).astype("float32")
+    y = rng.normal(size=(5, *outputs.shape[1:])).astype("float32")
+    batch, spec = (tf.constant(x), tf.constant(y)), (tf.TensorSpec((None, *x.shape[1:])),) * 2
+    return Workload(model, (batch,), spec, device=Device("CPU", "a chip without 16 bits"))
+
+
+def smooth_workload(policy: str = "float32") -> Workload:
+    """A small model that is smooth, with a layer for every pass but that for recurrent ones."""
+    keras.config.set_dtype_policy(policy)
+    try:
+        x = inputs = keras.Input((2, 2, 2))
+        x = layers.Conv2D(3, 2, padding="same", use_bias=False)(x)
+        x = layers.Activation("silu")(layers.BatchNormalization()(x))
+        x = layers.AveragePooling2D(1, data_format="channels_first")(layers.Permute((3, 1, 2))(x))
+        x = layers.Dense(4, activation="gelu")(layers.Reshape((3, 4))(x))
+        x = layers.LayerNormalization()(x)
+        x = layers.MultiHeadAttention(2, 2, use_bias=False)(x, x)
+        return _smooth(inputs, layers.Dense(2)(layers.Flatten()(x)))
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def smooth_in_16_bits() -> Workload:
+    """The same in bfloat16."""
+    return smooth_workload("mixed_bfloat16")
+
+
+def smooth_and_recurrent() -> Workload:
+    """A recurrent layer; unrolled, as Keras's own loop takes ten times as long to trace."""
+    inputs = keras.Input((2, 2))
+    return _smooth(inputs, layers.Dense(1)(layers.LSTM(2, unroll=True)(inputs)))
+
+
 @dataclasses.dataclass(frozen=True)
 class PassRow:
     """A pass as the laws are checked on it: with fields that serve its workload."""
 
     item: Pass
     workload: Callable[[], Workload] = image_workload
+    # What derivatives of every order are checked on.
+    smooth: Callable[[], Workload] = smooth_workload
 
 
 PASS_ROWS: tuple[PassRow, ...] = (
@@ -313,8 +355,8 @@ PASS_ROWS: tuple[PassRow, ...] = (
     PassRow(FusedAttention(), attention_workload),
     PassRow(FusedActivation(), attention_workload),
     PassRow(FusedOptimizer()),
-    PassRow(FusedRNN(), sequence_workload),
-    PassRow(FullPrecision(), reduced_workload),
+    PassRow(FusedRNN(), sequence_workload, smooth_and_recurrent),
+    PassRow(FullPrecision(), reduced_workload, smooth_in_16_bits),
     PassRow(MixedPrecision("bfloat16")),
     PassRow(Layout()),
     PassRow(Recompute()),

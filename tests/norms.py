@@ -114,15 +114,3 @@ def second_order(call, x, gamma, jit_compile=False):
         return outer.gradient(total, [x, gamma])
 
     return [t.numpy() for t in penalty(x)]
-
-
-def plain_norm(layer, axes):
-    """The textbook formula, with no gradient stopped anywhere."""
-
-    def call(x):
-        mean = tf.reduce_mean(x, axes, keepdims=True)
-        variance = tf.reduce_mean(tf.square(x - mean), axes, keepdims=True)
-        normal = (x - mean) / tf.sqrt(variance + layer.epsilon)
-        return normal * layer.gamma.value + layer.beta.value
-
-    return call

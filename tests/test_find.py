@@ -9,6 +9,7 @@ from clocks import FakeClock
 
 from tfaccel import ops
 from tfaccel.kernels import CallSpec, Candidate, Ranking, Store, Verdict, measure
+from tfaccel.passes._selection import Selection
 from tfaccel.timing import Speedup
 
 SPEC = CallSpec("matmul", "forward", "float32", (4, 3), (3, 2))
@@ -213,6 +214,16 @@ def test_what_xla_can_not_compile_is_used_only_where_it_need_not():
     ranking = Ranking(SPEC, rows)
     assert ranking.kernel().name == "xla"
     assert ranking.kernel(in_xla=False).name == "onednn"
+
+
+def test_what_xla_compiles_is_not_for_batches_of_many_sizes():
+    speedup = Speedup(2.0, 2.0, 2.0, 6)
+    ranking = Ranking(SPEC, (Candidate("xla", Verdict.FASTER, 1e-3, speedup),))
+    assert ranking.kernel(in_xla=False).name == "xla"
+    assert ranking.kernel(in_xla=False, compiled=False).name == "tensorflow"
+    selection = Selection()
+    selection._rankings[SPEC] = ranking
+    assert selection.wanted("dense", [SPEC]) and not selection.wanted("dense", [SPEC], False)
 
 
 @pytest.mark.parametrize("direction", ["forward", "input_gradient", "weight_gradient"])

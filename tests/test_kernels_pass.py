@@ -118,10 +118,10 @@ class Forced(Selection):
         self.name = name
         self.used = set()
 
-    def wanted(self, layer, specs):
+    def wanted(self, layer, specs, compiled=True):
         return True
 
-    def choose(self, spec):
+    def choose(self, spec, compiled=True):
         for kernel in KERNELS:
             same = (kernel.op, kernel.direction, kernel.name) == (
                 spec.op,

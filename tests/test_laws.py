@@ -1,6 +1,7 @@
 """The laws of CONTRIBUTING: every pass, every kind of model and feed."""
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import json
@@ -88,6 +89,98 @@ def test_a_pass_is_faithful(row, built, untouched):
     assert drift.violation(tfaccel.numerics.TOLERANCES[dtype]) is None
 
 
+def derivatives(workload, item):
+    """Three orders of derivatives under a pass, or of the layers as they are.
+
+    By inputs and weights; the third by inputs alone, as it is much to trace.
+    """
+    model, x = workload.model, workload.batches[0][0]
+    weights = [variable.value for variable in model.trainable_variables]
+
+    @tf.function(autograph=False)
+    def run(x):
+        def sum_of_sines(tensors):
+            return tf.add_n([tf.reduce_sum(tf.sin(tensor)) for tensor in tensors])
+
+        with tf.GradientTape() as third, tf.GradientTape() as second:
+            third.watch(x), second.watch(x)
+            with tf.GradientTape() as first:
+                first.watch(x)
+                total = sum_of_sines([model(x, training=True)])
+            one = first.gradient(total, [x, *weights])
+            total = sum_of_sines(one)
+            two = second.gradient(total, [x, *weights], unconnected_gradients="zero")
+            total = sum_of_sines(two[:1])
+        return one, two, [third.gradient(total, x)]
+
+    state = Snapshot.of(workload)
+    with item.applied(workload) if item else contextlib.nullcontext():
+        function = run.get_concrete_function(tf.TensorSpec((None, *x.shape[1:])))
+    found = [np.concatenate([np.ravel(t) for t in order]) for order in function(x)]
+    state.restore()
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain_derivatives(built):
+    return functools.cache(lambda row_workload: derivatives(built(row_workload), None))
+
+
+@pytest.fixture
+def _unoptimised():
+    """Graphs that run once are run as they are: TensorFlow's look at them takes longer."""
+    before = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    restored = {"disable_meta_optimizer": False} | before
+    tf.config.optimizer.set_experimental_options(restored)
+
+
+@ROWS
+@pytest.mark.usefixtures("_unoptimised")
+def test_derivatives_of_every_order_are_those_of_the_layers(row, built, plain_derivatives):
+    """What gradient penalties, differential equations and the like are trained by."""
+    workload = built(row.smooth)
+    assert row.item.refusal(workload) is None
+    bounds = (1e-4, 1e-4, 1e-3)
+    if coarsest_dtype(Plan((row.item,)), workload) == "bfloat16":
+        bounds = (0.02, 0.1, 0.3)
+    found = derivatives(workload, row.item)
+    for bound, order, plain in zip(bounds, found, plain_derivatives(row.smooth), strict=True):
+        assert np.linalg.norm(order - plain) <= bound * np.linalg.norm(plain)
+
+
+def compiled_for_its_size(workload, item):
+    """Whether XLA compiles anything of a forward and backward pass whose batch is not known."""
+    model, x = workload.model, workload.batches[0][0]
+
+    @tf.function(autograph=False)
+    def run(x):
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(model(x, training=True))
+        return tape.gradient(total, [v.value for v in model.trainable_variables])
+
+    with item.applied(workload):
+        graph = run.get_concrete_function(tf.TensorSpec((None, *x.shape[1:]))).graph
+        calls = [op for op in graph.get_operations() if op.type.endswith("PartitionedCall")]
+        # An attribute that is absent reads as false.
+        marked = any(op.node_def.attr["_XlaMustCompile"].b for op in calls)
+        return bool(model.jit_compile) or marked
+
+
+@ROWS
+def test_a_pass_says_what_it_compiles_for_each_size(row, built):
+    """And compiles nothing, or refuses, where sizes are many."""
+    workload = built(row.smooth)
+    compiled = compiled_for_its_size(workload, row.item)
+    assert row.item.compiles_sizes(workload) or not compiled
+    assert compiled == (row.item.name in ("fused_norm", "fused_activation", "fused_rnn", "xla")), (
+        "what compiles is tested here; kernels do if one that XLA compiles won a race"
+    )
+    varied = dataclasses.replace(workload, sizes_vary=True)
+    assert row.item.refusal(varied) or not compiled_for_its_size(varied, row.item)
+
+
 def test_every_pass_has_a_row_and_a_section():
     rows = [type(row.item) for row in catalogue.PASS_ROWS]
     assert rows == list(PASSES)
@@ -168,6 +261,8 @@ LAYERS = (
         "waiting",
         "notices",
         "resources",
+        "derivatives",
+        "by_size",
     },
     {"onednn", "workload", "machine", "strategy"},
     {

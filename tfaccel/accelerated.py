@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel import notices
+from tfaccel.by_size import MOST_SIZES
 from tfaccel.consensus import Consensus
 from tfaccel.feed import END_OF_DATA, feed, pull
 from tfaccel.guard import Guard, not_finite, tells_loss, weights_are_finite
@@ -19,6 +20,8 @@ from tfaccel.workload import Workload
 
 # Stands for the weights among the names of what is not finite; no log is called so.
 _WEIGHTS = "the weights"
+# The first calls, after each of which the count of sizes is looked at, and how often later.
+_CALLS_LOOKED_AT, _CALLS_A_LOOK = 32, 16
 
 
 class AcceleratedStep:
@@ -40,6 +43,8 @@ class AcceleratedStep:
         room: how many calls Keras is sure to make from now on before anybody looks at
             the model; what runs ahead never goes beyond.
         excused: the names of logs that are not finite under the user's own step.
+        on_many_sizes: called where XLA would have to compile the step for ever more sizes of
+            batches, and something else is to run; None for the user's own step.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class AcceleratedStep:
         consensus: Consensus | None = None,
         room: Callable[[], int] = lambda: 1,
         excused: Collection[str] = (),
+        on_many_sizes: Callable[[], None] | None = None,
     ):
         self.function = traced or build_step(workload, plan, holds=guard)
         self._held = self.function.held or HeldBatches()
@@ -70,6 +76,8 @@ class AcceleratedStep:
         self._on_abandon = on_abandon
         self._consensus = consensus or Consensus()
         self._room = room
+        self._on_many_sizes = on_many_sizes
+        self._calls = 0
         self._last_logs: Any = None
         self._bad_data = False  # the user's own data made the loss what it is
         self._excused = set(excused)
@@ -156,6 +164,22 @@ class AcceleratedStep:
             self._abandon(f"a step could not be traced: {error_line(error)}")
             return self._baseline(iterator)
         return self._checked(logs, iterator)
+        logs = self._checked(logs)
+        self._look_at_sizes()
+        return logs
+
+    def _look_at_sizes(self) -> None:
+        """Leaves a step that XLA would have to compile for ever more sizes."""
+        self._calls += 1
+        sizes, is_due = self.function.sizes, _is_due(self._calls)
+        if sizes is None or not is_due or self.function.ahead or self._step == self._baseline:
+            return
+        if not sizes.too_many():
+            return
+        if self._on_many_sizes is None:
+            self._abandon(f"batches come in more than {MOST_SIZES} sizes; XLA compiles each anew")
+        else:
+            self._on_many_sizes()
 
     def _checked(self, logs: Any, iterator: tf.data.Iterator) -> Any:
         """The logs; if these are not finite, those of the user's own step or the last good ones."""
@@ -232,6 +256,11 @@ class AcceleratedStep:
     def _leave(self) -> None:
         self._step = self._baseline
         self._on_abandon()
+
+
+def _is_due(calls: int) -> bool:
+    """Whether to look at the count of sizes after so many calls: a look takes microseconds."""
+    return calls <= _CALLS_LOOKED_AT or calls % _CALLS_A_LOOK == 0
 
 
 def _warn(why: str) -> None:

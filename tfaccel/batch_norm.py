@@ -12,9 +12,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import tensorflow as tf
 
+from tfaccel.by_size import note
 from tfaccel.chains import IDENTITY, Chain
+from tfaccel.derivatives import with_gradient
 
 Function = Callable[..., Any]
 
@@ -43,8 +46,8 @@ class Normalised:
     def then(self, chain: Chain = IDENTITY) -> tf.Tensor:
         """`chain((x - mean) * scale / sqrt(variance + epsilon) + offset)`.
 
-        Its gradients of every order are right: those of the first by the formulas below,
-        others by TensorFlow's differentiation of these.
+        Its derivatives of every order are those of Keras's layer: the first by the formulas
+        below, others, where they go through the batch's statistics, by `by_keras`.
 
         >>> x = tf.constant([[1.0], [3.0]])
         >>> one, zero = tf.ones(1), tf.zeros(1)
@@ -52,18 +55,43 @@ class Normalised:
         array([-1.,  1.], dtype=float32)
         """
         loops = _loops(chain, self.epsilon, self.of_batch)
-        x, scale, offset = self.x, self.scale, self.offset
+        inputs = (self.x, self.scale, self.offset)
         statistics = (self.mean, self.variance)
 
-        # The gradient uses the tensors outside, so that a gradient of it finds them.
-        @tf.custom_gradient
-        def run(*_: tf.Tensor) -> Any:
-            def gradient(dy: tf.Tensor) -> Any:
-                return loops.gradient(dy, x, scale, offset, *statistics)
+        note(self.x)
 
-            return loops.value(x, scale, offset, *statistics), gradient
+        def value() -> tf.Tensor:
+            return loops.value(*inputs, *statistics)
 
-        return run(x, scale, offset)
+        def gradient(dy: tf.Tensor) -> Any:
+            return loops.gradient(dy, *inputs, *statistics)
+
+        def plain(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+            y = chain.value(by_keras(x, scale, offset, self.epsilon))
+            return tf.cast(y, x.dtype)
+
+        if self.of_batch:
+            return with_gradient(inputs, value, gradient, plain)
+        return tf.custom_gradient(lambda *_: (value(), gradient))(*inputs)
+
+
+def by_keras(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """Batch normalization by the ops of Keras's layer, in float32, with the channels last.
+
+    `keras.ops.moments` stops the gradient of the mean in the variance (TensorFlow's
+    `tf.nn.moments` does). That gradient is zero, but its derivative is not: second
+    derivatives lack a term, and with it a step under Keras trains as it does.
+
+    Args:
+        x: `(..., channels)`.
+        scale, offset: gamma and beta, `(channels,)`, float32.
+        epsilon: added to the variance.
+    """
+    wide = _wide(x)
+    mean, variance = keras.ops.moments(wide, axes=list(range(x.shape.rank - 1)))
+    return keras.ops.batch_normalization(
+        wide, mean, variance, axis=-1, offset=offset, scale=scale, epsilon=epsilon
+    )
 
 
 def moments(x: tf.Tensor, jit_compile: bool = True) -> tuple[tf.Tensor, tf.Tensor]:
@@ -180,33 +208,7 @@ def _loops(chain: Chain, epsilon: float, of_batch: bool) -> _Loops:
 
     compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
     if of_batch:
-        return _Loops(compiled(value), _twice_differentiable(of_all, compiled(of_all)))
+        return _Loops(compiled(value), compiled(of_all))
     # Apart, as a frozen layer has no use for its weights' gradients.
     inputs, weights = compiled(of_input), compiled(of_weights)
     return _Loops(compiled(value), lambda *tensors: (inputs(*tensors), *weights(*tensors)))
-
-
-def _twice_differentiable(formula: Function, compiled: Function) -> Function:
-    """A gradient through the batch's statistics, whose own gradient goes through them, too.
-
-    Args:
-        formula: of `(dy, x, scale, offset, mean, variance)`.
-        compiled: the same by XLA.
-    """
-
-    def gradient(*tensors: tf.Tensor) -> Any:
-        *inputs, mean, variance = tensors
-
-        @tf.custom_gradient
-        def run(*_: tf.Tensor) -> Any:
-            def again(*upstream: tf.Tensor) -> Any:
-                with tf.GradientTape() as tape:
-                    tape.watch(inputs)
-                    found = formula(*inputs, *_moments(inputs[1]))
-                return tape.gradient(found, inputs, output_gradients=list(upstream))
-
-            return compiled(*inputs, mean, variance), again
-
-        return run(*inputs)
-
-    return gradient

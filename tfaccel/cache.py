@@ -90,6 +90,8 @@ def workload_key(
         "allowed": [list(names), str(tolerance)],
         "watched": is_watched(workload),
     }
+    if workload.sizes_vary:
+        parts["sizes"] = "vary"
     if not workload.training:
         parts["work"] = "predictions"
     text = json.dumps(parts, sort_keys=True, default=_described)

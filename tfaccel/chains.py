@@ -13,6 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.by_size import note
+
 Function = Callable[..., tf.Tensor]
 
 
@@ -48,6 +50,8 @@ class Chain:
         # The gradient uses the tensor outside, so that a gradient of it finds it.
         @tf.custom_gradient
         def run(_: tf.Tensor) -> Any:
+            if compiled:
+                note(x)
             return forward(x), lambda dy: backward(x, dy)
 
         return run(x)

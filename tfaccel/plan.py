@@ -105,6 +105,10 @@ class Pass(abc.ABC):
         """How many steps the pass would run in one call of the train function."""
         return 1
 
+    def compiles_sizes(self, workload: Workload) -> bool:
+        """Whether XLA would compile some of a step anew for each size of a batch."""
+        return False
+
     def compute_dtype(self, workload: Workload) -> str | None:
         """The dtype that the pass computes in; None when it keeps the model's."""
         return None
@@ -215,6 +219,10 @@ class Plan:
     def needs_batch(self) -> bool:
         """Whether a pass must see a batch before the step is traced."""
         return any(item.needs_batch for item in self.passes)
+
+    def compiles_sizes(self, workload: Workload) -> bool:
+        """Whether XLA would compile some of a step anew for each size of a batch."""
+        return any(item.compiles_sizes(workload) for item in self.passes)
 
     def prepare(self, workload: Workload, clock: Clock, deadline: float = math.inf) -> None:
         """Has every pass find out what it must know before a step is traced under the plan.

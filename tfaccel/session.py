@@ -1,6 +1,8 @@
 """One `fit` under acceleration: collect batches, tune, run, fall back if need be."""
 
+import collections
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ import tensorflow as tf
 from tfaccel import keras_private, notices
 from tfaccel.accelerated import AcceleratedStep
 from tfaccel.bench import Bench
+from tfaccel.by_size import MOST_SIZES
 from tfaccel.cache import is_watched, workload_key
 from tfaccel.consensus import consensus_of
 from tfaccel.feed import feed, is_plain, kept, pull
@@ -36,7 +39,7 @@ from tfaccel.tuner import (
 )
 from tfaccel.validation import Validation, serves_validation
 from tfaccel.waiting import Waiting
-from tfaccel.workload import Workload, shapes
+from tfaccel.workload import Workload, shapes, sizes_vary
 
 # Baseline steps that are timed and whose batches are kept. The first is traced, the
 # second still fills caches.
@@ -45,6 +48,11 @@ COLLECTED_STEPS = 3
 _HOPED_GAIN = 2.0
 # Batches kept at most, whatever steps_per_execution is.
 _KEPT_BATCHES = 8
+
+
+def _is_known(specs: list[Any]) -> bool:
+    """Whether all batches have one shape, as far as their specs say."""
+    return all(isinstance(s, tf.TensorSpec) and s.shape.is_fully_defined() for s in specs)
 
 
 class Session:
@@ -84,6 +92,9 @@ class Session:
         self._on_report = on_report
         self._callbacks = callbacks
         self._batches: list[Any] = []
+        self._sizes: list[Any] = []  # of all batches that were looked at
+        self._many_sizes = False  # as the training has shown since
+        self._taken: collections.deque[tuple[Any, ...]] = collections.deque()  # to be fed
         self._seconds: list[float] = []
         self._memory = Memory.of(model, self.baseline)
         # Unless the first step shows it.
@@ -192,8 +203,10 @@ class Session:
         if not is_plain(iterator):
             return self.baseline(iterator)
         self._count_wait(self._waiting.begin_steps())
+        if self._taken:
+            iterator = self._feed(self._taken.popleft(), iterator)
         if self._waiting.is_over and self._accelerated is None:
-            self.stop()
+            self._leave()
             return self.baseline(iterator)
         return self._step(iterator)
 
@@ -214,11 +227,10 @@ class Session:
             self._decide()
         elif explicit is None or not self.model.built or self._makes_variables(explicit):
             self._step = self._collect
-        elif explicit.needs_batch:
-            batches = pull(iterator, self.model.steps_per_execution)
-            self._batches.extend(batches)
+        elif calls := self._calls_to_look_at(explicit):
+            self._take(iterator, calls)
             self._decide()
-            return self._step(self._feed(batches, iterator))
+            return self._run(iterator)
         else:
             self._decide()
         return self._step(iterator)
@@ -246,6 +258,22 @@ class Session:
         self._settle(too_short(workload, known.least, seconds, settings.budget.max_seconds))
         return True
 
+    def _calls_to_look_at(self, plan: Plan) -> int:
+        """Of how many calls a given plan must know the batches before it is begun."""
+        workload = self.workload()
+        specs = tf.nest.flatten(self._element_spec)
+        if workload.num_replicas == 1 and plan.compiles_sizes(workload) and not _is_known(specs):
+            return math.ceil(COLLECTED_STEPS / self.model.steps_per_execution)
+        return int(plan.needs_batch)
+
+    def _take(self, iterator: tf.data.Iterator, calls: int) -> None:
+        """Takes the batches of the next calls out, to look at them; each is fed in its turn."""
+        stride = self.model.steps_per_execution
+        batches = pull(iterator, calls * stride)
+        self._batches.extend(batches)
+        self._sizes.extend(map(shapes, batches))
+        self._taken.extend(batches[i : i + stride] for i in range(0, len(batches), stride))
+
     def _build(self, explicit: Plan | None) -> None:
         """Spares the first step a second trace, where Keras's own step is not all that is asked."""
         if explicit is not None and explicit.is_baseline:
@@ -272,6 +300,7 @@ class Session:
         if len(self._seconds) == COLLECTED_STEPS or (self._seconds and self.settings.plan):
             return self._decided_step(iterator)
         batches = pull(iterator, self.model.steps_per_execution)
+        self._sizes.extend(map(shapes, batches))
         begun = self._clock()
         feeding = self._feed(batches, iterator)
         knowable = self.model.built or self.workload().strategy is None
@@ -374,6 +403,7 @@ class Session:
             trace_seconds=self._trace_seconds,
             step_seconds=min(self._seconds[1:], default=0.0),
             callbacks=self._callbacks,
+            sizes_vary=self._many_sizes or sizes_vary(self._sizes),
         )
 
     def _choose(self) -> None:
@@ -521,6 +551,7 @@ class Session:
             self._consensus,
             lambda: self._progress.room,
             self._not_finite,
+            None if self.settings.plan is None else self._go_on_for_any_size,
         )
         self._train_function.plan = plan
         self._train_function.built = self._accelerated.function
@@ -533,7 +564,28 @@ class Session:
         """The plan failed; the user's own step has taken over."""
         self._memory.drop(self.plan, self._element_spec)
         self.plan, self._accelerated = Plan(), None
-        self.stop()
+        self._leave()
+
+    def _go_on_for_any_size(self) -> None:
+        """The plan that the user gave, less what XLA would compile for ever more sizes."""
+        why = f"batches come in more than {MOST_SIZES} sizes"
+        notices.warn(f"tfaccel compiles nothing for each size any longer: {why}", stacklevel=2)
+        self._many_sizes = True
+        self._remove_validation()
+        self.plan, self._accelerated, self._validation = Plan(), None, None
+        assert self.settings.plan is not None
+        self._start_explicit(self.settings.plan)
+
+    def _leave(self) -> None:
+        """Gives the train function back, once the batches that were taken out are used up."""
+        if self._taken:
+            self._step = self._use_up
+        else:
+            self.stop()
+
+    def _use_up(self, iterator: tf.data.Iterator) -> Any:
+        self._leave()
+        return self.baseline(iterator)
 
     def _settle(self, note: str, workload: Workload | None = None) -> None:
         """The training stays as it is."""
@@ -546,7 +598,7 @@ class Session:
         self._batches.clear()
         self._waiting.is_expected = self._decided and not report.cached
         if not self._waiting.is_expected:
-            self.stop()
+            self._leave()
         self._announce(report)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
+from tfaccel.by_size import Sizes, collected, shape_of
 from tfaccel.held import HeldBatches
 from tfaccel.plan import Plan
 from tfaccel.resources import Touched
@@ -34,6 +35,8 @@ class BuiltStep:
         held: its latest batches; None where they are not held.
         steps_per_call: how many steps one call may run.
         ahead: the logs of steps that ran and that nobody was handed yet, in order.
+        sizes: counts the sizes that XLA compiled some of the step for; None where it compiles
+            none anew.
     """
 
     function: StepFunction | StepGroup
@@ -43,6 +46,7 @@ class BuiltStep:
     held: HeldBatches | None = None
     steps_per_call: int = 1
     ahead: collections.deque[Any] = dataclasses.field(default_factory=collections.deque)
+    sizes: Sizes | None = None
 
     def __call__(self, iterator: Any) -> Any:
         return self.run(iterator, 1)[0]
@@ -91,15 +95,21 @@ def build_step(
     holding = HeldBatches() if can_hold else None
     workload = workload.for_step()
     model = workload.model
+    # Where the user's own step is compiled for each size, there is no way around it.
+    counts = workload.num_replicas == 1 and not workload.model.jit_compile
+    sizes = Sizes() if counts and plan.compiles_sizes(workload) else None
     step, function = f"{kind}_step", f"{kind}_function"
     user_step = getattr(model, step)
 
     under_plan = SharedContext(lambda: plan.applied(workload))
 
     def step_under_plan(data: Any) -> Any:
-        with under_plan:
+        with under_plan, collected() as compiled:
             held = data if holding is None else holding.hold(data, bool(model.jit_compile))
             outputs = user_step(held)
+            whole = compiled.inside or bool(model.jit_compile)
+        if sizes is not None:
+            sizes.note([*compiled.shapes, *(_shapes(data) if whole else ())])
         _note_bad_data(data, outputs, bad_data)
         graph = tf.compat.v1.get_default_graph()
         touched.add(graph)
@@ -115,7 +125,13 @@ def build_step(
         built = getattr(model, function)
     most = plan.steps_per_call if kind == "train" else 1
     made = StepGroup(built, model.steps_per_execution) if most > 1 else built
-    return BuiltStep(made, bad_data, workload.scratch, touched, holding, most)
+    return BuiltStep(made, bad_data, workload.scratch, touched, holding, most, sizes=sizes)
+
+
+def _shapes(data: Any) -> list[tf.Tensor]:
+    """The shapes of a batch's tensors that are not known while tracing."""
+    leaves = tf.nest.flatten(data, expand_composites=True)
+    return [shape for leaf in leaves if isinstance(leaf, tf.Tensor) for shape in shape_of(leaf)]
 
 
 @contextlib.contextmanager

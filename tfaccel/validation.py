@@ -12,7 +12,7 @@ from tfaccel.numerics import Tolerance
 from tfaccel.plan import Plan
 from tfaccel.repeatable import unrepeatable
 from tfaccel.state import Snapshot
-from tfaccel.step import StepFunction, build_step
+from tfaccel.step import BuiltStep, StepFunction, build_step
 from tfaccel.timing import Clock
 from tfaccel.trial import coarsest_dtype, error_line
 from tfaccel.workload import Workload
@@ -91,12 +91,20 @@ class Validation:
 
     def _run(self, iterator: Any) -> Any:
         if self._chosen is not None:
-            return self._chosen(iterator)
+            return self._run_chosen(iterator)
         if not self._first_seconds and isinstance(iterator, tf.data.Iterator):
             return self._first_user(iterator)
         if self._validations < 2 or not isinstance(iterator, tf.data.Iterator):
             return self._timed(self._user, iterator, self._first_seconds)
         return self._alternate(iterator)
+
+    def _run_chosen(self, iterator: Any) -> Any:
+        step = self._chosen
+        assert step is not None
+        logs = step(iterator)
+        if isinstance(step, BuiltStep) and step.sizes is not None and step.sizes.too_many():
+            self._chosen = self._user  # XLA would compile for ever more sizes
+        return logs
 
     def _first_user(self, iterator: tf.data.Iterator) -> Any:
         """The user's own step for the first time: there may be none that runs here."""

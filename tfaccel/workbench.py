@@ -17,7 +17,7 @@ from tfaccel.scoped import set_attribute
 from tfaccel.session import COLLECTED_STEPS
 from tfaccel.state import Snapshot, build_optimizer
 from tfaccel.timing import Clock, timed
-from tfaccel.workload import Workload, shapes, unattended
+from tfaccel.workload import Workload, shapes, sizes_vary, unattended
 
 
 @contextlib.contextmanager
@@ -83,6 +83,7 @@ def _timed_workload(
         element_spec=iterator.element_spec,
         first_step_seconds=seconds[0],
         step_seconds=min(seconds[1:]),
+        sizes_vary=sizes_vary([shapes(batch) for batch in batches]),
     )
 
 

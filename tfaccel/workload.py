@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -10,6 +11,8 @@ import tensorflow as tf
 from tfaccel import keras_private
 from tfaccel.device import Device, current_device
 from tfaccel.replicas import local_batches
+
+_USUAL_SIZES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Workload:
         prepared: what passes found out before a step was traced, by pass name; kept for
             every step that is built.
         training: whether steps train; in predictions they do not.
+        sizes_vary: whether batches come in so many sizes that nothing is worth compiling for
+            each.
     """
 
     model: keras.Model
@@ -52,6 +57,7 @@ class Workload:
     scratch: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     prepared: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     training: bool = True
+    sizes_vary: bool = False
 
     @functools.cached_property
     def layers(self) -> list[keras.layers.Layer]:
@@ -162,6 +168,15 @@ def varies(spec: Any) -> bool:
     if not isinstance(spec, tf.TensorSpec):
         return spec is not None
     return spec.shape.rank is None or None in spec.shape.as_list()[1:]
+
+
+def sizes_vary(seen: Collection[Any]) -> bool:
+    """Whether batches come in many sizes, as far as the first ones show it.
+
+    Args:
+        seen: their `shapes`. Two are as usual: the last batch of an epoch is a smaller one.
+    """
+    return len(set(seen)) > _USUAL_SIZES
 
 
 def shapes(batch: Any) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.by_size import note
 from tfaccel.kernels._spec import CallSpec
 from tfaccel.plan import Refusal
 
@@ -79,6 +80,8 @@ class Kernel:
         if tf.executing_eagerly():
             # A tape would have the function make a gradient, which not every op has.
             tensors = tuple(tf.stop_gradient(tensor) for tensor in tensors)
+        if self.jit_compile:
+            note(tensors[0])
         if tf.executing_eagerly() or self.jit_compile:
             result = _function(self, spec)(*tensors)
         else:

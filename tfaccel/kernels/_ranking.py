@@ -86,7 +86,9 @@ class Ranking:
 
         object.__setattr__(self, "candidates", tuple(sorted(self.candidates, key=place)))
 
-    def best(self, reduced: bool = False, in_xla: bool = True) -> Candidate | None:
+    def best(
+        self, reduced: bool = False, in_xla: bool = True, compiled: bool = True
+    ) -> Candidate | None:
         """The fastest faithful kernel that beats TensorFlow's; None where none does.
 
         One that XLA compiles must be clearly ahead of those that it doesn't, as it is
@@ -95,20 +97,21 @@ class Ranking:
         Args:
             reduced: whether it may multiply in fewer bits than the operands have.
             in_xla: whether XLA may compile what it becomes part of.
+            compiled: whether it may be one that XLA compiles for each size.
         """
         faster = [c for c in self.candidates if c.verdict is Verdict.FASTER]
         allowed = [c for c in faster if reduced or not c.reduces]
         winners = [c for c in allowed if not in_xla or self._kernel(c).in_xla]
         plain = next((c for c in winners if not self._kernel(c).jit_compile), None)
-        first = next(iter(winners), None)
+        first = next(iter(winners), None) if compiled else plain
         if first is None or plain is None or first.speedup is None or plain.speedup is None:
             return first
         ahead = first.speedup.median > _WORTH_COMPILING * plain.speedup.median
         return first if ahead else plain
 
-    def kernel(self, reduced: bool = False, in_xla: bool = True) -> Kernel:
+    def kernel(self, reduced: bool = False, in_xla: bool = True, compiled: bool = True) -> Kernel:
         """The kernel to use: the best, as `best` has it, or TensorFlow's."""
-        best = self.best(reduced, in_xla)
+        best = self.best(reduced, in_xla, compiled)
         return self._kernel(best) if best else reference(self.spec.op, self.spec.direction)
 
     def _kernel(self, candidate: Candidate) -> Kernel:

@@ -1,6 +1,6 @@
 """`keras.layers.BatchNormalization.call` by few loops, or as one FusedBatchNormV3."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -8,8 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel import keras_private
-from tfaccel.batch_norm import Normalised, moments
+from tfaccel.batch_norm import Normalised, by_keras, moments
 from tfaccel.chains import GELU, RELU, RELU6, SILU, Chain
+from tfaccel.derivatives import with_gradient
 from tfaccel.plan import Refusal
 
 # What the op takes: 16-bit or float32 inputs, float32 statistics.
@@ -193,22 +194,33 @@ def _by_op(layer: Any, x: tf.Tensor, training: bool, data_format: str) -> tf.Ten
 def _by_batch_statistics(
     layer: Any, x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, data_format: str
 ) -> tf.Tensor:
-    y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=x,
-        scale=scale,
-        offset=offset,
-        mean=tf.zeros([0]),
-        variance=tf.zeros([0]),
-        epsilon=layer.epsilon,
-        data_format=data_format,
-        is_training=True,
+    settings = {"epsilon": layer.epsilon, "data_format": data_format, "is_training": True}
+    none = tf.zeros([0])
+    y, mean, variance, *reserved = tf.raw_ops.FusedBatchNormV3(
+        x=x, scale=scale, offset=offset, mean=none, variance=none, **settings
     )
     # The op divides the squares by n - 1 (by 1 where n is 1), Keras by n.
     size = tf.cast(tf.size(x, out_type=tf.int64), tf.float32)
     variance = variance * (1.0 - scale.shape[0] / size)
     _move(layer.moving_mean, mean, layer.momentum)
     _move(layer.moving_variance, variance, layer.momentum)
-    return y
+
+    def gradient(dy: tf.Tensor) -> Sequence[tf.Tensor]:
+        dx, dscale, doffset, *_ = tf.raw_ops.FusedBatchNormGradV3(
+            y_backprop=dy,
+            x=x,
+            scale=scale,
+            **{f"reserve_space_{i}": tensor for i, tensor in enumerate(reserved, 1)},
+            **settings,
+        )
+        return dx, dscale, doffset
+
+    def plain(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+        turned = data_format == "NCHW"
+        y = by_keras(_channels_last(x) if turned else x, scale, offset, layer.epsilon)
+        return tf.cast(_channels_first(y) if turned else y, x.dtype)
+
+    return with_gradient([x, scale, offset], lambda: y, gradient, plain)
 
 
 def _move(variable: Any, value: tf.Tensor, momentum: float) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.by_size import note
+from tfaccel.derivatives import second_order
 from tfaccel.passes._rnn_cells import Cell, Tensors
 
 
@@ -35,6 +37,7 @@ def run(
         The first state after each step, `(steps, batch, units)`, and all states after the
         last.
     """
+    note(z)
     inputs = (z, *weights, *states)
 
     # The functions use the tensors outside, not their arguments, so that a gradient of the
@@ -74,7 +77,7 @@ def _gradient(
         d_weights = cell.weight_gradients(dz, saved, before[0])
 
         def second(*gradients: tf.Tensor) -> Any:
-            return _second_order(plain, inputs, upstream, gradients)
+            return second_order(plain, inputs, upstream, gradients)
 
         return (dz, *d_weights, *d_states), second
 
@@ -151,21 +154,6 @@ def _back(
     dz = _arrays(1, steps, tf.TensorShape([None, cell.gates * upstream[0].shape[-1]]))
     _, gradients, dz = _loop(body, steps, (steps - 1, tuple(upstream[1:]), dz))
     return _stack(dz)[0], gradients
-
-
-def _second_order(
-    plain: Callable[..., Tensors], inputs: Tensors, upstream: Tensors, gradients: Tensors
-) -> Tensors:
-    """The gradients of a gradient, with respect to its inputs and its upstream gradients."""
-    zero = tf.UnconnectedGradients.ZERO
-    with tf.GradientTape() as outer:
-        outer.watch([*inputs, *upstream])
-        with tf.GradientTape() as inner:
-            inner.watch(inputs)
-            outputs = plain(*inputs)
-        first = inner.gradient(outputs, inputs, upstream, unconnected_gradients=zero)
-    sources = [*inputs, *upstream]
-    return tuple(outer.gradient(first, sources, gradients, unconnected_gradients=zero))
 
 
 def _loop(body: Callable[..., Any], steps: int, variables: Any) -> Any:

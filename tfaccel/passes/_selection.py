@@ -59,20 +59,28 @@ class Selection:
         """All calls under a kind of plan have been noted."""
         self._looked_at.add(key)
 
-    def wanted(self, layer: str, specs: list[CallSpec]) -> bool:
-        """Whether a kernel of tfaccel's is to compute any direction of a layer's products."""
+    def wanted(self, layer: str, specs: list[CallSpec], compiled: bool = True) -> bool:
+        """Whether a kernel of tfaccel's is to compute any direction of a layer's products.
+
+        Args:
+            layer: its name.
+            specs: its products.
+            compiled: whether a kernel may be one that XLA compiles for each size.
+        """
         if self._recording:
             noted = self.seen.setdefault(layer, [])
             noted += [spec for spec in specs if spec not in noted]
             return False
         ways = (spec.along(direction) for spec in specs for direction in self._directions)
-        return any(self.choose(spec).name != REFERENCE for spec in ways)
+        return any(self.choose(spec, compiled).name != REFERENCE for spec in ways)
 
-    def choose(self, spec: CallSpec) -> Kernel:
+    def choose(self, spec: CallSpec, compiled: bool = True) -> Kernel:
         """The kernel for a call: what was measured for this workload, else on this machine."""
         ranking = self.ranking(spec)
         own = reference(spec.op, spec.direction)
-        kernel = own if ranking is None else ranking.kernel(self._reduced, in_xla=False)
+        kernel = own
+        if ranking is not None:
+            kernel = ranking.kernel(self._reduced, in_xla=False, compiled=compiled)
         # What won for known sizes may refuse where they are not known.
         return kernel if kernel.refusal(spec) is None else own
 

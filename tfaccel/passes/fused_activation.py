@@ -31,7 +31,8 @@ class FusedActivation(Pass):
     `activation="gelu"`, `"silu"` or `"swish"` are served, and `keras.layers.Activation`.
 
     XLA compiles once for every size that it meets. Where more than the batch is unknown
-    while tracing, and under several replicas, the same formulas are TensorFlow's ops.
+    while tracing, where batches come in many sizes, and under several replicas, the same
+    formulas are TensorFlow's ops.
 
     Source: Hendrycks and Gimpel, https://arxiv.org/abs/1606.08415; Elfwing et al.,
     https://arxiv.org/abs/1702.03118; https://openxla.org/xla/tf2xla/tutorials/jit_compile
@@ -53,9 +54,12 @@ class FusedActivation(Pass):
             if _chain_of(layer) is not None:
                 yield layer, _obstacle(layer)
 
+    def compiles_sizes(self, workload: Workload) -> bool:
+        return workload.num_replicas == 1 and not workload.sizes_vary
+
     @contextlib.contextmanager
     def applied(self, workload: Workload) -> Iterator[None]:
-        jit_compile = workload.num_replicas == 1
+        jit_compile = self.compiles_sizes(workload)
         with contextlib.ExitStack() as stack:
             for layer, obstacle in self.obstacles(workload):
                 if obstacle is None:

@@ -27,17 +27,18 @@ class FusedNorm(Pass):
     variance, any epsilon, float32 statistics.
 
     A layer keeps its own `call` where that would not be so: masks, `renorm`,
-    `synchronized`, float64, a `call` of the user's. Two
-    things differ from Keras on purpose. A gradient of a gradient is the true one
-    (Keras's misses a term, as `tf.nn.moments` stops the gradient of the mean in
-    the variance). The gradient of gamma for an empty batch is 0, where Keras's
-    is NaN.
+    `synchronized`, float64, a `call` of the user's. One thing differs from Keras on
+    purpose: the gradient of gamma for an empty batch is 0, where Keras's is NaN.
+
+    Derivatives of higher order are Keras's too, and those lack a term: `tf.nn.moments`
+    stops the gradient of the mean in the variance, which is zero, while its derivative
+    is not. A plan must not change what a loss with a gradient in it trains.
 
     Args:
         loops: whether BatchNormalization may be compiled loops; if not, it is
             FusedBatchNormV3 everywhere. XLA compiles anew for each size, so inputs of
             which more than the batch's size is unknown while tracing get the op in any
-            case, and so do several replicas.
+            case, and so do batches that come in many sizes and several replicas.
 
     Source: https://arxiv.org/abs/1502.03167, https://arxiv.org/abs/1607.06450,
     https://www.tensorflow.org/api_docs/python/tf/raw_ops/FusedBatchNormV3,
@@ -65,7 +66,14 @@ class FusedNorm(Pass):
 
     def compiles(self, workload: Workload) -> bool:
         """Whether BatchNormalization in float32 runs by loops that XLA compiles."""
-        return self.loops and workload.device.kind == "CPU" and workload.num_replicas == 1
+        usual = workload.num_replicas == 1 and not workload.sizes_vary
+        return self.loops and workload.device.kind == "CPU" and usual
+
+    def compiles_sizes(self, workload: Workload) -> bool:
+        return self.compiles(workload) and any(
+            obstacle is None and isinstance(layer, keras.layers.BatchNormalization)
+            for layer, obstacle in _norms(workload)
+        )
 
     @contextlib.contextmanager
     def applied(self, workload: Workload) -> Iterator[None]:

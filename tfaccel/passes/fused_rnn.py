@@ -58,7 +58,15 @@ class FusedRNN(Pass):
                 "pad them to one length, and say it with `tf.ensure_shape` in a `map`, as for "
                 "`keras.utils.timeseries_dataset_from_array`",
             )
+        if workload.sizes_vary:
+            return Refusal(
+                "batches come in many sizes, and XLA compiles the loops anew for each",
+                "make batches of one size, such as by `batch(size, drop_remainder=True)`",
+            )
         return obstacles[0] if all(obstacles) else None
+
+    def compiles_sizes(self, workload: Workload) -> bool:
+        return True
 
     def obstacles(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Refusal | None]]:
         """Every recurrent layer, with what keeps its own loop; None where it is replaced."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -85,15 +86,21 @@ class Kernels(Pass):
         selection.looked_at(key)
         selection.measure(workload.step_seconds, clock, deadline)
 
+    def compiles_sizes(self, workload: Workload) -> bool:
+        return not workload.sizes_vary
+
     @contextlib.contextmanager
     def applied(self, workload: Workload) -> Iterator[None]:
         selection = self._selection(workload)
 
         def wanted(layer: str, specs: list[CallSpec]) -> bool:
             # Read while tracing: the pass `xla` may be entered after this one.
-            return not workload.model.jit_compile and selection.wanted(layer, specs)
+            if workload.model.jit_compile:
+                return False
+            return selection.wanted(layer, specs, compiled=not workload.sizes_vary)
 
-        chooser = Chooser(wanted, selection.choose)
+        choose = functools.partial(selection.choose, compiled=not workload.sizes_vary)
+        chooser = Chooser(wanted, choose)
         with contextlib.ExitStack() as stack:
             # For passes that make products of their own, such as fused_attention.
             stack.enter_context(instance_attribute(workload, "chooser", chooser))

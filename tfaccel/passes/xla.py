@@ -50,6 +50,9 @@ class XLA(Pass):
         for layer in workload.layers:
             yield layer, _blocked(layer) if self.jit_compile else None
 
+    def compiles_sizes(self, workload: Workload) -> bool:
+        return self.jit_compile
+
     def applied(self, workload: Workload) -> contextlib.AbstractContextManager[None]:
         return set_attribute(workload.model, "jit_compile", self.jit_compile)
 
@@ -66,6 +69,11 @@ def _obstacle(workload: Workload) -> Refusal | None:
         return Refusal(
             "batches differ in more than their number of samples, and XLA compiles each shape anew",
             "pad them to one shape",
+        )
+    if workload.sizes_vary:
+        return Refusal(
+            "batches come in many sizes, and XLA compiles the step anew for each",
+            "make batches of one size, such as by `batch(size, drop_remainder=True)`",
         )
     return None
 

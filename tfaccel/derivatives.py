@@ -1,0 +1,82 @@
+"""First gradients by formulas of tfaccel's, and those of every higher order by the plain ops.
+
+A gradient written by hand is a formula for the first order, and TensorFlow would differentiate
+that formula for the second. Where the layer's own ops stop a gradient that is zero in the first
+order and not in the second (`tf.nn.moments` does), the two differ, and a loss with a gradient
+in it (a gradient penalty, a differential equation) would be trained otherwise. So the second
+order is taken of the ops that the layer itself would run.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+
+def with_gradient(
+    inputs: Sequence[tf.Tensor],
+    value: Callable[[], tf.Tensor],
+    gradient: Callable[[tf.Tensor], Sequence[tf.Tensor]],
+    plain: Callable[..., tf.Tensor],
+) -> tf.Tensor:
+    """`value()`, with one formula for its gradient and another for the gradients of that.
+
+    Args:
+        inputs: what is differentiated with respect to. The functions use these very tensors.
+        value: computes the result.
+        gradient: of the result's gradient, as those of the inputs.
+        plain: of the inputs: the same result by ops whose derivatives of every order are to
+            be had. It is called only where a second derivative is taken.
+
+    >>> x = tf.constant(3.0)
+    >>> with tf.GradientTape() as tape:
+    ...     tape.watch(x)
+    ...     y = with_gradient([x], lambda: x**3, lambda dy: [3 * x**2 * dy], lambda x: x**3)
+    >>> float(tape.gradient(y, x))
+    27.0
+    """
+
+    # The functions use the tensors outside, not their arguments, so that a gradient of the
+    # gradient finds them.
+    @tf.custom_gradient
+    def run(*_: tf.Tensor) -> Any:
+        def first(dy: tf.Tensor) -> Any:
+            @tf.custom_gradient
+            def by_hand(*_: tf.Tensor) -> Any:
+                def second(*upstream: tf.Tensor) -> Any:
+                    return second_order(plain, inputs, [dy], upstream)
+
+                return gradient(dy), second
+
+            return by_hand(*inputs, dy)
+
+        return value(), first
+
+    return run(*inputs)
+
+
+def second_order(
+    plain: Callable[..., Any],
+    inputs: Sequence[tf.Tensor],
+    upstream: Sequence[tf.Tensor],
+    gradients: Sequence[tf.Tensor],
+) -> tuple[tf.Tensor, ...]:
+    """The gradients of a gradient, with respect to its inputs and its upstream gradients.
+
+    They are TensorFlow's ops again, so derivatives of them are what they would be anyway.
+
+    Args:
+        plain: of the inputs, what was differentiated; one tensor for each of `upstream`.
+        inputs: what it was differentiated with respect to.
+        upstream: the gradients that came in.
+        gradients: those of the gradients that went out, one for each of `inputs`.
+    """
+    zero = tf.UnconnectedGradients.ZERO
+    sources = [*inputs, *upstream]
+    with tf.GradientTape() as outer:
+        outer.watch(sources)
+        with tf.GradientTape() as inner:
+            inner.watch(inputs)
+            outputs = tf.nest.flatten(plain(*inputs))
+        first = inner.gradient(outputs, inputs, list(upstream), unconnected_gradients=zero)
+    return tuple(outer.gradient(first, sources, list(gradients), unconnected_gradients=zero))
