@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfaccel.device import Device
 from tfaccel.passes import (
     XLA,
+    ExactReductions,
     FullPrecision,
     FusedActivation,
     FusedAttention,
@@ -316,6 +317,7 @@ PASS_ROWS: tuple[PassRow, ...] = (
     PassRow(FusedRNN(), sequence_workload),
     PassRow(FullPrecision(), reduced_workload),
     PassRow(MixedPrecision("bfloat16")),
+    PassRow(ExactReductions(), reduced_workload),
     PassRow(Layout()),
     PassRow(Recompute()),
     PassRow(XLA()),
