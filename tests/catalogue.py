@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfaccel.device import Device
 from tfaccel.passes import (
     XLA,
+    ExactReductions,
     FullPrecision,
     FusedActivation,
     FusedAttention,
@@ -358,6 +359,7 @@ PASS_ROWS: tuple[PassRow, ...] = (
     PassRow(FusedRNN(), sequence_workload, smooth_and_recurrent),
     PassRow(FullPrecision(), reduced_workload, smooth_in_16_bits),
     PassRow(MixedPrecision("bfloat16")),
+    PassRow(ExactReductions(), reduced_workload),
     PassRow(Layout()),
     PassRow(Recompute()),
     PassRow(XLA()),

@@ -31,7 +31,8 @@ def marks(workload):
     objects = [*workload.layers, *workload.optimizers]
     seen = [(id(o), sorted(vars(o)), {k: id(v) for k, v in vars(o).items()}) for o in objects]
     policies = [layer.dtype_policy for layer in workload.layers]
-    return seen, policies, workload.model.jit_compile, keras.config.dtype_policy()
+    functions = [{k: id(v) for k, v in vars(module).items()} for module in (tf, tf.nn, tf.math)]
+    return seen, policies, workload.model.jit_compile, keras.config.dtype_policy(), functions
 
 
 @pytest.fixture(scope="module")

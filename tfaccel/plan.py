@@ -60,6 +60,8 @@ class Pass(abc.ABC):
     changes_step: ClassVar[bool] = True
     # Whether tuning tries the pass when the user names none in `includes`.
     tried_by_default: ClassVar[bool] = True
+    # Whether the pass helps a plan that runs out of memory.
+    saves_memory: ClassVar[bool] = False
 
     # Whether `prepare` needs a batch of the user's.
     needs_batch: ClassVar[bool] = False

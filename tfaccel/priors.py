@@ -92,6 +92,11 @@ PRIORS: tuple[Prior, ...] = (
         "cells on a CPU lose more by casts than they win",
     ),
     Prior(
+        lambda workload: passes.ExactReductions(),
+        lambda workload: False,
+        "it changes no time; it serves the gradients of models written in bfloat16",
+    ),
+    Prior(
         lambda workload: passes.Layout(),
         lambda workload: not _on_gpu(workload) or workload.device.fast_dtype is not None,
         "CPU kernels want the channels last, and without oneDNN run no channels_first convolution; "

@@ -139,7 +139,7 @@ def pass_names(includes: Collection[str] | None, excludes: Collection[str]) -> t
 
 def reserve_names(includes: Collection[str] | None, excludes: Collection[str]) -> tuple[str, ...]:
     """The names of the passes that help a plan which runs out of memory."""
-    kinds = [item for item in passes.PASSES if not item.tried_by_default]
+    kinds = [item for item in passes.PASSES if item.saves_memory]
     allowed = [item.name for item in kinds if includes is None or item.name in includes]
     return tuple(name for name in allowed if name not in set(excludes))
 

@@ -1,5 +1,6 @@
 """The passes. Adding one: its file, a line here, a row in tests/catalogue.py, docs/passes.md."""
 
+from tfaccel.passes.exact_reductions import ExactReductions
 from tfaccel.passes.folded_norm import FoldedNorm
 from tfaccel.passes.frozen_weights import FrozenWeights
 from tfaccel.passes.full_precision import FullPrecision
@@ -24,6 +25,7 @@ PASSES: tuple[type[Pass], ...] = (
     FusedRNN,
     FullPrecision,
     MixedPrecision,
+    ExactReductions,
     Layout,
     Recompute,
     XLA,
@@ -38,6 +40,7 @@ __all__ = [
     "INFERENCE_PASSES",
     "PASSES",
     "XLA",
+    "ExactReductions",
     "FoldedNorm",
     "FrozenWeights",
     "FullPrecision",

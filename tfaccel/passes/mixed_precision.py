@@ -10,13 +10,14 @@ import tensorflow as tf
 
 from tfaccel import keras_private
 from tfaccel.loss_scale import LossScale
+from tfaccel.passes._exact_sums import exact_sums
 from tfaccel.passes._reduced import is_reduced
 from tfaccel.plan import Pass, Refusal
 from tfaccel.scoped import instance_attribute, set_attribute
 from tfaccel.workload import Workload
 
 _SOFTMAX = (keras.activations.softmax, keras.activations.log_softmax)
-_FLOAT32_LAYERS = (keras.layers.Softmax, keras.layers.Normalization, keras.layers.Rescaling)
+_FLOAT32_LAYERS = (keras.layers.Normalization, keras.layers.Rescaling)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,8 @@ class MixedPrecision(Pass):
         dtype = self.compute_dtype(workload)
         policy = keras.DTypePolicy(f"mixed_{dtype}")
         with contextlib.ExitStack() as stack:
+            if dtype == "bfloat16" and workload.device.kind == "CPU":
+                stack.enter_context(exact_sums())
             for layer in self._changed_layers(workload):
                 stack.enter_context(set_attribute(layer, "dtype_policy", policy))
                 if _is_plain_dropout(layer):
@@ -139,7 +142,7 @@ def _obstacle(layer: keras.layers.Layer) -> Refusal | None:
         return Refusal(f"{who} has a {type(layer.dtype_policy).__name__}")
     if layer.dtype_policy.name != "float32":
         return Refusal(f"{who} has the policy {layer.dtype_policy.name!r}")
-    if isinstance(layer, _FLOAT32_LAYERS):
+    if isinstance(layer, _FLOAT32_LAYERS) or not _is_one_softmax(layer):
         return Refusal(f"{who} is of a kind that stays in float32")
     if hasattr(layer, "seed_generator") and not _is_plain_dropout(layer):
         # Draws in its compute dtype; recurrent cells draw through a method of their own.
@@ -149,6 +152,19 @@ def _obstacle(layer: keras.layers.Layer) -> Refusal | None:
     if getattr(layer, "activation", None) in _SOFTMAX:
         return Refusal(f"{who} ends in a softmax, which stays in float32")
     return None
+
+
+def _is_one_softmax(layer: Any) -> bool:
+    """Whether a softmax layer is TensorFlow's one op, which has float32 inside for 16 bits.
+
+    Along several axes Keras makes it of exponentials and sums in the layer's dtype. True
+    for layers that are no softmax.
+    """
+    kind = keras.layers.Softmax
+    if not isinstance(layer, kind):
+        return True
+    several = isinstance(layer.axis, list | tuple) and len(layer.axis) > 1
+    return keras_private.overridden(layer, kind, "call") is None and not several
 
 
 def _float32_mask(layer: keras.layers.Layer) -> Callable[..., Any]:

@@ -53,6 +53,7 @@ class Recompute(Pass):
     compile_factor: ClassVar[float] = 1.5
     serves_validation: ClassVar[bool] = False
     tried_by_default: ClassVar[bool] = False
+    saves_memory: ClassVar[bool] = True
 
     segments: int | None = None
 
