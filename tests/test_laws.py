@@ -250,6 +250,7 @@ LAYERS = (
         "scoped",
         "keras_private",
         "device",
+        "empty_batch",
         "disk",
         "numerics",
         "timing",

@@ -275,6 +275,7 @@ def test_a_gpu(space, host, compiled):
         ("Conv2D", "", "convolution"),
         ("_FusedConv2D", "model/conv/Relu", "convolution"),
         ("_MklNativeConv2DBackpropFilter", "", "convolution"),
+        ("_MklNativePadWithFusedConv2D", "", "convolution"),
         ("DepthwiseConv2dNativeBackpropInput", "", "convolution"),
         ("Conv3DBackpropInputV2", "", "convolution"),
         ("MatMul", "", "matmul"),
@@ -361,6 +362,29 @@ def test_reading_adds_up_and_sorts(space, host, tmp_path):
         OpCost("MatMul", "matmul", 2, pytest.approx(0.003)),
         OpCost("Mul", "elementwise", 1, pytest.approx(0.002)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("onednn", "plain"),
+    [
+        ("_MklMatMul", "MatMul"),
+        ("_MklNativeFusedMatMul", "_FusedMatMul"),
+        ("_MklFusedBatchMatMulV2", "_FusedBatchMatMulV2"),
+        ("_MklNativeConv2D", "Conv2D"),
+        ("_MklNativePadWithConv2D", "Conv2D"),
+        ("_MklNativePadWithFusedConv2D", "_FusedConv2D"),
+        ("_MklNativeConv2DBackpropFilterWithBias", "Conv2DBackpropFilter"),
+        ("_MklNativeConv3DBackpropInputV2", "Conv3DBackpropInputV2"),
+        ("_MklNativeDepthwiseConv2dNative", "DepthwiseConv2dNative"),
+        ("_MklNativeFusedBatchNormGradV3", "FusedBatchNormGradV3"),
+        ("_MklFusedBatchNormEx", "_FusedBatchNormEx"),
+        ("_MklQuantizedConv2DWithBiasAndRelu", "QuantizedConv2DWithBiasAndRelu"),
+    ],
+)
+def test_onednn_s_ops_and_plain_ones_are_one(host, space, onednn, plain):
+    """The profile adds up one op under one name, whichever kernel a CPU takes."""
+    host.line("tf_Compute/1", (f"model/a:{onednn}", 0, 2), (f"model/b:{plain}", 5, 3))
+    assert seconds(space) == {(plain, _op_kinds.op_kind(plain)): 5.0}
 
 
 def test_the_newest_trace_is_read(space, host, tmp_path):

@@ -85,3 +85,17 @@ def set_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
+
+
+@contextlib.contextmanager
+def class_attribute(owner: type, name: str, value: Any) -> Iterator[None]:
+    """Sets `owner.name` to `value` for a class; on leaving it is inherited again if it was."""
+    before = vars(owner).get(name, _ABSENT)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is _ABSENT:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)

@@ -251,3 +251,47 @@ def test_no_auto_sharding(strategy):
     dataset = strategy.distribute(tf.data.Dataset.range(4).batch(4), auto_shard_policy="off")
     first = strategy.experimental_local_results(next(iter(dataset)))
     assert [v.numpy().tolist() for v in first] == [[0, 1], [2, 3]]
+
+
+def convolutional():
+    """Every kind of operation that some kernel on a CPU can't do with an empty batch."""
+    keras.utils.set_random_seed(7)
+    layers = keras.layers
+    body = [
+        layers.Conv2D(6, 3, activation="relu"),
+        layers.DepthwiseConv2D(3, padding="same"),
+        layers.Conv2DTranspose(4, 3),
+        layers.MaxPooling2D(2),
+        layers.SeparableConv2D(5, 3),
+        layers.Flatten(),
+        layers.Dense(3),
+    ]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *body])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"])
+    return model
+
+
+def test_a_replica_without_data(strategy):
+    """TensorFlow gives the one sample to the first replica, and none to the second."""
+    x, y = images(1)
+    with strategy.scope():
+        model = convolutional()
+    reference = convolutional()
+    before = model.get_weights()
+    data = strategy.distribute(tf.data.Dataset.from_tensor_slices((x, y)).batch(4), "off")
+    evaluation = reference.evaluate(x, y, verbose=0)
+    np.testing.assert_allclose(model.evaluate(data, verbose=0), evaluation, rtol=1e-5)
+    losses = reference.fit(x, y, verbose=0).history["loss"]
+    np.testing.assert_allclose(model.fit(data, verbose=0).history["loss"], losses, rtol=1e-5)
+    # The step's gradient is the mean of the replicas', and the second's is zero.
+    for old, new, alone in zip(before, model.get_weights(), reference.get_weights(), strict=True):
+        np.testing.assert_allclose(new - old, (alone - old) / 2, rtol=1e-3, atol=1e-6)
+    reference.set_weights(model.get_weights())
+    x, _ = images(33)
+    np.testing.assert_allclose(
+        model.predict(x, batch_size=32, verbose=0),
+        reference.predict(x, verbose=0),
+        rtol=1e-4,
+        atol=1e-5,
+    )

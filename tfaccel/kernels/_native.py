@@ -4,11 +4,14 @@ Each function has a kernel's signature. Where an op of TensorFlow does not serve
 (grouped convolutions on a CPU, strides together with dilation), the nearest that does.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.device import current_device, onednn_is_on
+from tfaccel.empty_batch import filled
 from tfaccel.kernels._geometry import padded as with_padding
 from tfaccel.kernels._geometry import seen_by, sizes, taps
 from tfaccel.kernels._spec import CONVOLUTIONS, CallSpec
@@ -42,6 +45,19 @@ def _needs_wide_filters(spec: CallSpec) -> bool:
     return max(spec.strides) > 1 and max(spec.dilation) > 1
 
 
+def _for_empty_batches(forward: Function) -> Function:
+    """A forward convolution with the right shape for empty batches, which oneDNN's lacks."""
+
+    @functools.wraps(forward)
+    def run(spec: CallSpec, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+        if onednn_is_on() and current_device().kind == "CPU":
+            return filled(lambda x: forward(spec, x, w), x)
+        return forward(spec, x, w)
+
+    return run
+
+
+@_for_empty_batches
 def convolution(spec: CallSpec, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
     """The forward convolution of one to three dimensions."""
     dilation = spec.dilation
@@ -133,6 +149,7 @@ def _is_plain_depthwise(spec: CallSpec) -> bool:
     return len(set(spec.strides)) == 1 and not _needs_wide_filters(spec)
 
 
+@_for_empty_batches
 def depthwise(spec: CallSpec, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
     """The forward depthwise convolution."""
     if not _is_plain_depthwise(spec):

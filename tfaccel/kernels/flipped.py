@@ -1,7 +1,10 @@
 """The input gradient of a convolution as a forward convolution with turned filters."""
 
+import dataclasses
+
 import tensorflow as tf
 
+from tfaccel.kernels import _native
 from tfaccel.kernels._geometry import paddings
 from tfaccel.kernels._kernel import Kernel
 from tfaccel.kernels._spec import CONVOLUTIONS, CallSpec
@@ -26,7 +29,8 @@ def _input_gradient(spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tenso
         for k, (before, after) in zip(spec.kernel_size, paddings(spec, spatial), strict=True)
     ]
     turned = tf.transpose(tf.reverse(w, list(range(rank))), [*range(rank), rank + 1, rank])
-    return tf.nn.convolution(tf.pad(dy, [(0, 0), *around, (0, 0)]), turned, padding="VALID")
+    whole = tf.pad(dy, [(0, 0), *around, (0, 0)])
+    return _native.convolution(dataclasses.replace(spec, padding="valid"), whole, turned)
 
 
 KERNELS = tuple(

@@ -18,6 +18,10 @@ KINDS = (CONVOLUTION, MATMUL, NORMALISATION, ELEMENTWISE, OPTIMIZER, LAYOUT, INP
 # Graph optimisers replace an op by one with such prefixes and suffixes that does the
 # same: _FusedConv2D, _MklNativeFusedMatMul, _FusedBatchNormEx.
 _REPLACEMENT = re.compile(r"^_(Mkl|Native|Fused|XlaHost)*(?=[A-Z])|Ex$")
+# oneDNN's: _MklMatMul, _MklNativeConv2D, and those that do a neighbour's work with their own:
+# _MklNativePadWithConv2D, _MklNativeConv2DBackpropFilterWithBias.
+_ONEDNN = re.compile(r"_Mkl(Native)?(PadWith)?(?P<fused>Fused)?(?P<type>[A-Z]\w*)")
+_WITH_BIAS = re.compile(r"(?<=^Conv2D)WithBias$|(?<=BackpropFilter)WithBias$")
 
 # A kind, and the beginnings of the op types that are of it.
 _PREFIXES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -124,8 +128,25 @@ def op_kind(op_type: str, op_name: str = "") -> str:
     return NORMALISATION if normalises and kind not in (CONVOLUTION, MATMUL) else kind
 
 
+def plain_type(op_type: str) -> str:
+    """The type that an op has where TensorFlow runs without oneDNN; so one op has one name.
+
+    >>> plain_type("_MklMatMul"), plain_type("_MklNativeFusedConv2D"), plain_type("Relu")
+    ('MatMul', '_FusedConv2D', 'Relu')
+    """
+    found = _ONEDNN.fullmatch(op_type)
+    if found is None:
+        return op_type
+    plain = _WITH_BIAS.sub("", found["type"])
+    if not found["fused"]:
+        return plain
+    # FusedBatchNorm is an op of its own; its fusion with an activation ends in "Ex".
+    whole = plain.startswith("BatchNorm") and not plain.endswith("Ex")
+    return f"Fused{plain}" if whole else f"_Fused{plain}"
+
+
 def _type_kind(op_type: str) -> str:
-    plain = _REPLACEMENT.sub("", op_type)
+    plain = _REPLACEMENT.sub("", plain_type(op_type))
     if "Iterator" in plain or "Dataset" in plain:
         return INPUT
     if plain in _ELEMENTWISE:

@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.profiling._op_kinds import CALLS, INPUT, OTHER, op_kind
+from tfaccel.profiling._op_kinds import CALLS, INPUT, OTHER, op_kind, plain_type
 from tfaccel.profiling._xla_programs import Programs
 
 _PICOSECOND = 1e-12
@@ -171,7 +171,7 @@ def _operation(event: str) -> tuple[str, str] | None:
     """The type and the kind of an op, from its event's name."""
     op = _OP_EVENT.fullmatch(event)
     if op is not None:
-        return op["type"], op_kind(op["type"], op["name"])
+        return plain_type(op["type"]), op_kind(op["type"], op["name"])
     eager = _EAGER_EVENT.fullmatch(event)
     return None if eager is None else (eager["type"], op_kind(eager["type"]))
 

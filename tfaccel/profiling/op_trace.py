@@ -32,8 +32,8 @@ class OpCost:
     """What one type of operation took in a trace.
 
     Attributes:
-        name: its type, such as `"Conv2DBackpropFilter"`; XLA's name for an instruction of
-            a compiled program.
+        name: its type, such as `"Conv2DBackpropFilter"`, whether oneDNN's kernel ran or
+            another; XLA's name for an instruction of a compiled program.
         op_kind: one of `KINDS`.
         count: how often it ran.
         seconds: what all runs took together, without operations that they ran. On a CPU

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel.strategy.no_data import mended
 from tfaccel.strategy.splitting import can_split, even_shares
 
 # Running statistics, by the names that Keras's normalisation layers give them.
@@ -22,6 +23,8 @@ class SynchronizedReplicas:
       replica, and each worker, would otherwise keep its own.
     - Batches are cut into nearly equal shares, none of them empty, unless the
       dataset's auto-shard policy is FILE, HINT or OFF: then TensorFlow distributes it.
+    - A replica that is left without data gets an empty batch, and results of the right shape
+      and gradients of zero from convolutions and poolings, which oneDNN's kernels don't give.
     - Keras 3 asks its strategy for reductions that TensorFlow's does not do: of a batch,
       to build the model by, and of scalar metrics along an axis (keras#20585, #19246).
       Here they are what Keras means.
@@ -34,6 +37,12 @@ class SynchronizedReplicas:
         """Makes this strategy the current one; new statistics will be averaged."""
         with super().scope(), tf.variable_creator_scope(_averaged_statistics):  # type: ignore[misc]
             yield self
+
+    def run(self, fn: Callable[..., Any], args: Any = (), kwargs: Any = None, options: Any = None):
+        """Runs `fn` on every replica, as `tf.distribute.Strategy.run` does."""
+        devices = self.extended.worker_devices  # type: ignore[attr-defined]
+        with mended(on_cpu=any("CPU" in device for device in devices)):
+            return super().run(fn, args, kwargs, options)  # type: ignore[misc]
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
         """Distributes global batches: every replica gets its share of each.
