@@ -44,6 +44,7 @@ check: $(VENV)/.check
 	@$(VENV)/bin/python -m ruff check .
 	@$(VENV)/bin/python -m ruff format --check .
 	@$(VENV)/bin/python -m mypy
+	@$(VENV)/bin/lint-imports --no-logo
 
 conformance: $(VENV_CONFORMANCE)/.conformance
 	@$(VENV_CONFORMANCE)/bin/python conformance/run.py $(ARGS)

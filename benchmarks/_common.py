@@ -28,7 +28,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 # benchmark trains the example's model.
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "examples")]
 
-from tfaccel.device import current_device, onednn_is_on, read_cpu  # noqa: E402
+from tfaccel.compat.tensorflow_private import onednn_is_on  # noqa: E402
+from tfaccel.system.device import current_device, read_cpu  # noqa: E402
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 SCHEMA = 1

@@ -17,7 +17,7 @@ import models
 from absl import app, flags
 
 import tfaccel
-from tfaccel.timing import median_interval
+from tfaccel.measure.timing import median_interval
 
 _MODELS = flags.DEFINE_list("models", None, "names of models.py; all of them by default")
 _PAIRS = flags.DEFINE_integer("pairs", 7, "pairs of runs for each model", lower_bound=6)

@@ -20,13 +20,13 @@ import tensorflow as tf
 from absl import app, flags
 
 import tfaccel
-from tfaccel.bench import Bench
-from tfaccel.plan import make_pass
-from tfaccel.profiling.flops import model_flops_per_step
-from tfaccel.profiling.op_trace import OpProfile, OpTrace, kinds_table
-from tfaccel.profiling.peaks import peak_flops
-from tfaccel.workbench import workbench
-from tfaccel.workload import Workload
+from tfaccel.autotune.offline import offline_trials
+from tfaccel.autotune.training_trials import TrainingTrials
+from tfaccel.core.plan import make_pass
+from tfaccel.core.workload import Workload
+from tfaccel.profiling.flops.counting import model_flops_per_step
+from tfaccel.profiling.peaks.measured import peak_flops
+from tfaccel.profiling.traces.op_trace import OpProfile, OpTrace, kinds_table
 
 _MODELS = flags.DEFINE_list("models", None, "names of models.py; all of them by default")
 _PLAN = flags.DEFINE_list(
@@ -104,9 +104,9 @@ def _traced(step: Callable[[], Any]) -> OpProfile:
 def measure(benchmark: models.Benchmark) -> dict[str, Any]:
     """Times and traces one model's step, as it is and under the plan."""
     model, dataset = benchmark.model(0), benchmark.dataset(0)
-    with workbench(model, dataset) as bench:
+    with offline_trials(model, dataset) as bench:
         asked = [make_pass(name) for name in _PLAN.value]
-        plan = tfaccel.Plan(tuple(item for item in asked if not item.refusal(bench.workload)))
+        plan = tfaccel.Plan(tuple(item for item in asked if not item.unsupported(bench.workload)))
         trial = bench.try_plan(plan)
         if trial.speedup is None or trial.step_seconds is None:
             raise RuntimeError(f"the plan was not timed: {trial.reason}")
@@ -136,7 +136,7 @@ def _named(profiles: list[OpProfile], plan: tfaccel.Plan) -> list[tuple[str, OpP
     return list(zip(("baseline", str(plan)), profiles, strict=True))
 
 
-def _profiles(bench: Bench, plan: tfaccel.Plan) -> list[OpProfile]:
+def _profiles(bench: TrainingTrials, plan: tfaccel.Plan) -> list[OpProfile]:
     """Of the own step, and of the plan's."""
     if plan.changes_step:
         step = bench.step_function(plan)

@@ -23,8 +23,8 @@ from absl import app, flags
 
 import tfaccel
 from tfaccel.inference.predict_function import own_function
-from tfaccel.numerics import relative_error
-from tfaccel.timing import median_interval, timed
+from tfaccel.measure.numerics import relative_error
+from tfaccel.measure.timing import median_interval, timed
 
 _MODELS = flags.DEFINE_list("models", None, "names of the rows; all by default")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["8", "1"], "samples in a batch")

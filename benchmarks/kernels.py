@@ -17,12 +17,12 @@ import keras
 import models
 from absl import app, flags
 
-from tfaccel.kernels import DIRECTIONS, REFERENCE
-from tfaccel.passes._selection import Selection
-from tfaccel.passes.fused_attention import FusedAttention
-from tfaccel.passes.kernels import Kernels
-from tfaccel.plan import Plan
-from tfaccel.workload import Workload
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.ops.kernels import DIRECTIONS, REFERENCE
+from tfaccel.passes.attention.fused_attention import FusedAttention
+from tfaccel.passes.kernels._selection import Selection
+from tfaccel.passes.kernels.kernels import Kernels
 
 _MODELS = flags.DEFINE_list("models", None, "of models.py; all by default")
 _SECONDS = flags.DEFINE_float("max_seconds", 600.0, "for one model; the largest products first")
@@ -39,7 +39,7 @@ def measured(benchmark: models.Benchmark) -> Selection:
     workload = Workload(model, (batch,))
     item = Kernels(max_seconds=_SECONDS.value)
     # Its products are chosen, too, where the model has attention layers.
-    before = (FusedAttention(),) if FusedAttention().refusal(workload) is None else ()
+    before = (FusedAttention(),) if FusedAttention().unsupported(workload) is None else ()
     plan = Plan((*before, item))
     item.prepare(workload, plan, time.perf_counter, time.perf_counter() + _SECONDS.value)
     return workload.prepared[item.name]

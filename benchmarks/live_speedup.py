@@ -24,7 +24,7 @@ import training
 from absl import app, flags
 
 import tfaccel
-from tfaccel.timing import median_interval
+from tfaccel.measure.timing import median_interval
 
 _PLAN = flags.DEFINE_list("plan", ["xla"], "the passes of the plan")
 _LIVE_BLOCKS = flags.DEFINE_integer("live_blocks", 25, "blocks of the live run", lower_bound=7)
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(flags.FLAGS.output)
     results = _common.Results("live-speedup", title, COLUMNS, folder, flags.FLAGS.resume)
     console = _common.console()
-    plan = tfaccel.plan.as_plan(_PLAN.value)
+    plan = tfaccel.core.plan.as_plan(_PLAN.value)
     for benchmark in models.chosen(flags.FLAGS.models):
         results.add({"model": benchmark.name} | measure(benchmark, plan))
         console.print(results)

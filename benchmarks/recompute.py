@@ -23,12 +23,12 @@ import models
 from absl import app, flags
 
 import tfaccel
-from tfaccel.memory import meter_for
-from tfaccel.plan import Plan
-from tfaccel.state import build_optimizer
-from tfaccel.step import build_step
-from tfaccel.timing import timed
-from tfaccel.workload import Workload
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.measure.timing import timed
+from tfaccel.steps.compiled_step import build_step
+from tfaccel.steps.snapshot import build_optimizer
+from tfaccel.system.memory import meter_for
 
 _MODELS = flags.DEFINE_list("models", ["deep_mlp", "deep_cnn", "resnet50", "transformer"], "which")
 _STEPS = flags.DEFINE_integer("steps", 5, "timed steps", lower_bound=1)

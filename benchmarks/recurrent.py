@@ -20,11 +20,11 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.measure.timing import median_interval, timed
 from tfaccel.passes import FusedNorm, FusedOptimizer, FusedRNN
-from tfaccel.plan import Plan
-from tfaccel.step import build_step
-from tfaccel.timing import median_interval, timed
-from tfaccel.workload import Workload
+from tfaccel.steps.compiled_step import build_step
 
 try:
     import _torch_recurrent

@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
+from tfaccel.core.workload import Workload
 from tfaccel.passes import ExactReductions, MixedPrecision
-from tfaccel.workload import Workload
 
 _SUMS = flags.DEFINE_bool("sums", False, "the errors of single sums")
 _MODELS = flags.DEFINE_list("models", [], "the errors of these models' gradients")

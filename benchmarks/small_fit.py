@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags
 
 import tfaccel
-from tfaccel.timing import median_interval
+from tfaccel.measure.timing import median_interval
 
 _RUNS = flags.DEFINE_integer("runs", 11, "pairs of runs", lower_bound=7)
 _EPOCHS = flags.DEFINE_integer("epochs", 3, "epochs of a run", lower_bound=1)

@@ -24,9 +24,9 @@ import tensorflow as tf
 from absl import app, flags
 
 import tfaccel
+from tfaccel.autotune.offline import offline_trials
+from tfaccel.measure.timing import median_interval
 from tfaccel.passes import StepBatching
-from tfaccel.timing import median_interval
-from tfaccel.workbench import workbench
 
 _RUNS = flags.DEFINE_integer("runs", 5, "pairs of runs", lower_bound=1)
 _EPOCHS = flags.DEFINE_integer("epochs", 10, "epochs of a run", lower_bound=4)
@@ -170,7 +170,7 @@ def _curve(data: tuple[np.ndarray, np.ndarray]) -> Iterator[dict[str, Any]]:
     """A step's time with more and more steps in a call, beside the model's own."""
     inputs, labels = (array[: 8 * _BATCH_SIZE.value] for array in data)
     dataset = tf.data.Dataset.from_tensor_slices((inputs, labels)).batch(_BATCH_SIZE.value)
-    with workbench(_model(), dataset) as bench:
+    with offline_trials(_model(), dataset) as bench:
         for steps in (2, 4, 8, 16, 32, 64, 128):
             trial = bench.try_plan(tfaccel.Plan((StepBatching(steps),)))
             gain = trial.speedup or tfaccel.Speedup()

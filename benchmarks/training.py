@@ -23,8 +23,8 @@ import models
 from absl import app, flags
 
 import tfaccel
-from tfaccel.plan import make_pass
-from tfaccel.timing import median_interval
+from tfaccel.core.plan import make_pass
+from tfaccel.measure.timing import median_interval
 
 _MODELS = flags.DEFINE_list("models", None, "names of models.py; all of them by default")
 _PLAN = flags.DEFINE_list("plan", None, "passes to compare with stock Keras, without tuning")

@@ -18,9 +18,9 @@ import models
 import tensorflow as tf
 from absl import app, flags
 
-from tfaccel.plan import Pass, Plan, make_pass
-from tfaccel.timing import median_interval
-from tfaccel.workload import Workload
+from tfaccel.core.plan import Pass, Plan, make_pass
+from tfaccel.core.workload import Workload
+from tfaccel.measure.timing import median_interval
 
 # Threads of PyTorch's that wait must not slow TensorFlow's turn down.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

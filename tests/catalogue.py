@@ -13,7 +13,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.device import Device
+from tfaccel.core.plan import Pass
+from tfaccel.core.workload import Workload
 from tfaccel.passes import (
     XLA,
     ExactReductions,
@@ -29,8 +30,7 @@ from tfaccel.passes import (
     Recompute,
     StepBatching,
 )
-from tfaccel.plan import Pass
-from tfaccel.workload import Workload
+from tfaccel.system.device import Device
 
 layers = keras.layers
 

@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel import timing, trial
+from tfaccel.autotune import trial
+from tfaccel.measure import timing
 
 layers = keras.layers
 COUNT = 12

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.device import Device
-from tfaccel.passes.fused_norm import FusedNorm
-from tfaccel.workload import Workload
+from tfaccel.core.workload import Workload
+from tfaccel.passes.normalization.fused_norm import FusedNorm
+from tfaccel.system.device import Device
 
 BatchNormalization = keras.layers.BatchNormalization
 LayerNormalization = keras.layers.LayerNormalization

@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 from hypothesis import strategies as st
 
-from tfaccel.device import Device
-from tfaccel.kernels import CallSpec
+from tfaccel.ops.kernels import CallSpec
+from tfaccel.system.device import Device
 
 # Devices on which some kernels serve that others refuse; what runs is the same code.
 DEVICES = (

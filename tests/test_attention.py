@@ -1,4 +1,4 @@
-"""tfaccel.attention against keras.ops.dot_product_attention, with gradients of two orders."""
+"""tfaccel.ops.attention against keras.ops.dot_product_attention, with gradients of two orders."""
 
 import functools
 
@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.attention import ChosenProducts, _blocks, attend
-from tfaccel.kernels import Chooser, kernels, reference
+from tfaccel.ops.attention import ChosenProducts, _blocks, attend
+from tfaccel.ops.kernels import Chooser, kernels, reference
 
 # Batch, queries, keys, heads, channels, value channels.
 SIZES = [(2, 5, 7, 3, 4, 6), (1, 1, 1, 1, 1, 1), (0, 3, 4, 2, 3, 3), (2, 4, 4, 2, 5, 5)]
@@ -84,7 +84,7 @@ def products_by(name):
 
     def choose(spec):
         for kernel in kernels(spec.op, spec.direction):
-            if kernel.name == name and kernel.refusal(spec) is None:
+            if kernel.name == name and kernel.unsupported(spec) is None:
                 served.add(spec.direction)
                 return kernel
         return reference(spec.op, spec.direction)
@@ -93,7 +93,7 @@ def products_by(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "directions"), [("tensorflow", 3), ("onednn", 3), ("xla", 3), ("turned", 1)]
+    ("name", "directions"), [("tensorflow", 3), ("onednn", 3), ("xla", 3), ("transposed", 1)]
 )
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_its_products_by_any_kernel_in_both_orders(blocks, sizes, name, directions, rng):

@@ -10,12 +10,13 @@ from clocks import FakeClock
 from keras import layers
 
 import tfaccel
-from tfaccel import Outcome, Plan, tuner
-from tfaccel.numerics import Drift
-from tfaccel.scoped import instance_attribute
-from tfaccel.trial import Trial
-from tfaccel.workbench import workbench
-from tfaccel.workload import Workload
+from tfaccel import Outcome, Plan
+from tfaccel.autotune import search
+from tfaccel.autotune.offline import offline_trials
+from tfaccel.autotune.trial import Trial
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.workload import Workload
+from tfaccel.measure.numerics import Drift
 
 OWN_SECONDS = 0.1
 
@@ -41,7 +42,7 @@ class Slower(tfaccel.Pass):
     seconds: float = 0.0
     steps: int = 1
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     @property
@@ -68,7 +69,7 @@ def bench():
     model.clock = clock
     model.compile("sgd", "mse")
     data = tf.data.Dataset.from_tensors((tf.ones((4, 2)), tf.ones((4, 1)))).repeat(3)
-    with workbench(model, data, clock=clock) as bench:
+    with offline_trials(model, data, clock=clock) as bench:
         assert bench.workload.step_seconds == pytest.approx(OWN_SECONDS)
         yield bench
 
@@ -99,7 +100,9 @@ def test_timing_ends_in_time(bench):
 
 
 def test_a_plan_that_can_t_be_compared_in_time_is_not_chosen(bench, monkeypatch):
-    monkeypatch.setattr(tfaccel.timing, "speedup", lambda *_: tfaccel.Speedup(2.0, 1.9, 2.1, 6))
+    monkeypatch.setattr(
+        tfaccel.measure.timing, "speedup", lambda *_: tfaccel.Speedup(2.0, 1.9, 2.1, 6)
+    )
     bench.workload = dataclasses.replace(bench.workload, first_step_seconds=50.0)
     trial = bench.try_plan(Plan((Slower(),)), bench.clock() + 40.0)
     assert trial.outcome is Outcome.STOPPED
@@ -130,13 +133,13 @@ def test_the_cost_of_a_trial_is_learned_from_earlier_ones():
     workload = Workload(keras.Sequential([layers.Dense(1)]), first_step_seconds=1.0)
     plain, xla = (traced([name], 0.0).plan for name in ("fused_optimizer", "xla"))
     both = traced(["fused_optimizer", "xla"], 0.0).plan
-    guess = {p: tuner.trial_seconds(p, workload) for p in (plain, xla, both)}
+    guess = {p: search.trial_seconds(p, workload) for p in (plain, xla, both)}
     factor = tfaccel.passes.XLA.compile_factor
     earlier = [traced(["xla"], 10.0 * factor), traced(["fused_optimizer"], 1.0)]
-    learned = {p: tuner.trial_seconds(p, workload, earlier) for p in (plain, xla, both)}
+    learned = {p: search.trial_seconds(p, workload, earlier) for p in (plain, xla, both)}
     assert learned[plain] == guess[plain]
     assert learned[xla] == pytest.approx(10.0 * (guess[xla] - 1.0) + 1.0)
     assert learned[both] > 5 * guess[both]
     # The baseline's own gradients are looked at once.
     compared = [traced(["fused_optimizer"], 1.0, Drift())]
-    assert tuner.trial_seconds(plain, workload, compared) == guess[plain] - 1.0
+    assert search.trial_seconds(plain, workload, compared) == guess[plain] - 1.0

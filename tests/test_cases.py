@@ -13,10 +13,10 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.forward import UntraceableError, trace_step
-from tfaccel.held import HeldBatches
-from tfaccel.resources import side_effects, stateful_random_ops
-from tfaccel.scoped import instance_attribute
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.tracing import UntraceableError, trace_step
+from tfaccel.steps.held_batches import HeldBatches
+from tfaccel.steps.resources import side_effects, stateful_random_ops
 
 layers = keras.layers
 
@@ -170,7 +170,7 @@ class Poison(tfaccel.Pass):
     iteration: int = 0
     fails: bool = False
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     @contextlib.contextmanager

@@ -8,12 +8,12 @@ import sys
 import pytest
 from absl import flags
 
-from tfaccel import cli
-from tfaccel.commands._command import Command, UsageError
+from tfaccel.cli import main
+from tfaccel.cli._command import Command, UsageError
 from tfaccel.version import __version__
 
 ROOT = pathlib.Path(__file__).parent.parent
-COMMANDS = cli.COMMANDS
+COMMANDS = main.COMMANDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ OTHER = Command("other", "", "Does nothing.", define, run)
 
 @pytest.fixture(autouse=True)
 def commands(monkeypatch):
-    monkeypatch.setattr(cli, "COMMANDS", (ECHO, OTHER))
+    monkeypatch.setattr(main, "COMMANDS", (ECHO, OTHER))
 
 
 def one_line(capsys):
@@ -68,7 +68,7 @@ def one_line(capsys):
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
 def test_the_overview(capsys, words):
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     out, err = capsys.readouterr()
     assert out.startswith("Usage: tfaccel COMMAND")
     assert "  echo   Says it again.\n  other  Does nothing." in out
@@ -80,7 +80,7 @@ def test_the_overview(capsys, words):
     [["echo", "--help"], ["echo", "-h"], ["help", "echo"], ["echo", "--wrong", "x", "--help"]],
 )
 def test_the_help_of_a_command(capsys, words):
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     out, err = capsys.readouterr()
     assert out.startswith("Usage: tfaccel echo WORD [flags]\n\nSays it again.\n\nFlags:\n")
     for text in ("--times: how often", "-o,--output: where to", "<table|json|markdown>"):
@@ -88,17 +88,17 @@ def test_the_help_of_a_command(capsys, words):
     # Its own flags come first, and no names of modules.
     assert out.index("--times") < out.index("--format")
     assert "test_cli" not in out
-    assert "tfaccel.cli" not in out
+    assert "tfaccel.cli.main" not in out
     assert err == ""
 
 
 def test_after_two_dashes_help_is_a_word(capsys):
-    assert cli.main(["echo", "--format=json", "--", "--help"]) == 0
+    assert main.main(["echo", "--format=json", "--", "--help"]) == 0
     assert json.loads(capsys.readouterr().out)["words"] == ["--help"]
 
 
 def test_the_version(capsys):
-    assert cli.main(["--version"]) == 0
+    assert main.main(["--version"]) == 0
     assert capsys.readouterr().out == f"tfaccel {__version__}\n"
 
 
@@ -120,14 +120,14 @@ def test_the_version(capsys):
     ],
 )
 def test_words_that_can_t_be_taken(capsys, words, message):
-    assert cli.main(words) == cli.EXIT_USAGE
+    assert main.main(words) == main.EXIT_USAGE
     err = capsys.readouterr().err.replace("noise on the way\n", "")
     assert message in err
     assert len(err.splitlines()) == 1, err
 
 
 def test_a_wrong_flag_says_where_the_right_ones_are(capsys):
-    cli.main(["echo", "--tims=2"])
+    main.main(["echo", "--tims=2"])
     said = one_line(capsys)
     assert "Did you mean: times" in said
     assert "`tfaccel echo --help`" in said
@@ -143,19 +143,19 @@ def test_a_wrong_flag_says_where_the_right_ones_are(capsys):
     ],
 )
 def test_standard_output_holds_the_result_alone(capsys, form, expected):
-    assert cli.main(["echo", "a", "--times", "3", "b", *form]) == 0
+    assert main.main(["echo", "a", "--times", "3", "b", *form]) == 0
     out, err = capsys.readouterr()
     assert out == expected
     assert err == "noise on the way\n"
 
 
 def test_a_result_may_name_a_failure(capsys):
-    assert cli.main(["echo", "problem"]) == 1
+    assert main.main(["echo", "problem"]) == 1
     assert "problem" in capsys.readouterr().out
 
 
 def test_an_unexpected_error_is_one_line(capsys):
-    assert cli.main(["echo", "crash"]) == cli.EXIT_FAILED
+    assert main.main(["echo", "crash"]) == main.EXIT_FAILED
     out, err = capsys.readouterr()
     assert out == ""
     _noise, *said = err.splitlines()
@@ -163,7 +163,7 @@ def test_an_unexpected_error_is_one_line(capsys):
 
 
 def test_debug_shows_the_traceback(capsys):
-    assert cli.main(["echo", "crash", "--debug"]) == cli.EXIT_FAILED
+    assert main.main(["echo", "crash", "--debug"]) == main.EXIT_FAILED
     err = capsys.readouterr().err
     assert "Traceback (most recent call last)" in err
     assert err.endswith("tfaccel echo: ZeroDivisionError: long and on many lines\n")
@@ -173,13 +173,13 @@ def test_an_error_of_many_pages_is_cut(capsys, monkeypatch):
     def shout(positional, values):
         raise ValueError("x" * 10_000)
 
-    monkeypatch.setattr(cli, "COMMANDS", (dataclasses.replace(ECHO, run=shout),))
-    assert cli.main(["echo"]) == cli.EXIT_FAILED
+    monkeypatch.setattr(main, "COMMANDS", (dataclasses.replace(ECHO, run=shout),))
+    assert main.main(["echo"]) == main.EXIT_FAILED
     assert len(one_line(capsys)) < 500
 
 
 def test_ctrl_c(capsys):
-    assert cli.main(["echo", "interrupt"]) == cli.EXIT_INTERRUPTED
+    assert main.main(["echo", "interrupt"]) == main.EXIT_INTERRUPTED
     assert capsys.readouterr().err.endswith("tfaccel: interrupted\n")
 
 
@@ -201,34 +201,34 @@ def test_a_reader_that_leaves_is_no_error(monkeypatch, tmp_path):
 
     with open(tmp_path / "out", "w") as file:
         monkeypatch.setattr(sys, "stdout", Closed(file.fileno()))
-        status = cli.main(["echo", "--format=json"])
+        status = main.main(["echo", "--format=json"])
         monkeypatch.undo()
-        assert status == cli.EXIT_FAILED
+        assert status == main.EXIT_FAILED
         file.write("nobody reads this")
     assert (tmp_path / "out").read_text() == ""
 
 
 def test_a_command_s_flags_are_its_own(capsys):
     """Two commands may have flags of one name, and one run leaves nothing to the next."""
-    assert cli.main(["echo", "--times=5", "--format=json"]) == 0
-    assert cli.main(["other", "--format=json"]) == 0
+    assert main.main(["echo", "--times=5", "--format=json"]) == 0
+    assert main.main(["other", "--format=json"]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert (json.loads(first)["times"], json.loads(second)["times"]) == (5, 1)
 
 
 def test_the_words_of_this_process(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tfaccel", "echo", "--format=json", "word"])
-    assert cli.main() == 0
+    assert main.main() == 0
     assert json.loads(capsys.readouterr().out)["words"] == ["word"]
 
 
 def test_every_command_has_help_and_a_section(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "COMMANDS", COMMANDS)
+    monkeypatch.setattr(main, "COMMANDS", COMMANDS)
     names = [command.name for command in COMMANDS]
     assert names == ["doctor", "bench", "tune", "explain", "report"]
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     for command in COMMANDS:
-        assert cli.main([command.name, "--help"]) == 0
+        assert main.main([command.name, "--help"]) == 0
         out = capsys.readouterr().out
         assert command.summary in out
         assert "--format" in out

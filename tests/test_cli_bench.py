@@ -12,18 +12,18 @@ import tensorflow as tf
 from clocks import FakeClock
 from command_line import call
 
-from tfaccel.commands import _bench_measure, bench
-from tfaccel.commands._bench_measure import Wanted, measure
-from tfaccel.commands._bench_result import BenchResult, BenchRow, machine_line
-from tfaccel.commands._command import UsageError
-from tfaccel.commands._feeds import Feed, random_feed
-from tfaccel.commands._models import Chosen
-from tfaccel.commands._progress import progress
+from tfaccel.autotune.report import Report
+from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.cli import _bench_measure, bench
+from tfaccel.cli._bench_measure import Wanted, measure
+from tfaccel.cli._bench_result import BenchResult, BenchRow, machine_line
+from tfaccel.cli._command import UsageError
+from tfaccel.cli._progress import progress
+from tfaccel.cli.inputs.feeds import Feed, random_feed
+from tfaccel.cli.inputs.models import Chosen
+from tfaccel.core.plan import Plan
+from tfaccel.measure.timing import Speedup
 from tfaccel.passes import FusedNorm, FusedOptimizer
-from tfaccel.plan import Plan
-from tfaccel.report import Report
-from tfaccel.timing import Speedup
-from tfaccel.trial import Outcome, Trial
 
 layers = keras.layers
 FUSED = Plan((FusedOptimizer(),))

@@ -14,16 +14,16 @@ from clocks import FakeClock
 from command_line import call
 
 import tfaccel
-from tfaccel.commands import tune as command
-from tfaccel.commands._command import UsageError
-from tfaccel.commands._feeds import file_feed
-from tfaccel.commands._models import Chosen
+from tfaccel.autotune.offline import offline_trials
+from tfaccel.autotune.report import Report
+from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.cli import tune as command
+from tfaccel.cli._command import UsageError
+from tfaccel.cli.inputs.feeds import file_feed
+from tfaccel.cli.inputs.models import Chosen
+from tfaccel.core.plan import Plan
+from tfaccel.measure.timing import Speedup
 from tfaccel.passes import FusedOptimizer
-from tfaccel.plan import Plan
-from tfaccel.report import Report
-from tfaccel.timing import Speedup
-from tfaccel.trial import Outcome, Trial
-from tfaccel.workbench import workbench
 
 layers = keras.layers
 FUSED = Plan((FusedOptimizer(),))
@@ -360,7 +360,10 @@ def test_the_workbench_leaves_no_trace():
     data = tf.data.Dataset.from_tensor_slices(tuple(arrays().values())).batch(4)
     before = [w.numpy() for w in model.weights]
     own = model.train_function
-    with pytest.raises(ZeroDivisionError), workbench(model, data, clock=FakeClock(1.0)) as bench:
+    with (
+        pytest.raises(ZeroDivisionError),
+        offline_trials(model, data, clock=FakeClock(1.0)) as bench,
+    ):
         assert bench.workload.step_seconds == 1.0
         assert len(bench.workload.batches) == 3
         assert int(model.optimizer.iterations.numpy()) == 3
@@ -373,5 +376,5 @@ def test_the_workbench_leaves_no_trace():
 
 def test_the_workbench_needs_a_batch():
     data = tf.data.Dataset.from_tensor_slices(tuple(arrays().values())).batch(4).take(0)
-    with pytest.raises(ValueError, match="at least one batch"), workbench(make(), data):
+    with pytest.raises(ValueError, match="at least one batch"), offline_trials(make(), data):
         pass

@@ -2,7 +2,7 @@ import pathlib
 
 import pytest
 
-from tfaccel.device import Device, current_device, read_cpu
+from tfaccel.system.device import Device, current_device, read_cpu
 
 
 @pytest.mark.parametrize(

@@ -14,19 +14,20 @@ import rich.console
 import tensorflow as tf
 from packaging.requirements import Requirement
 
-from tfaccel import cli, device
-from tfaccel.cgroup import cpu_quota_cores, memory_limit_bytes
-from tfaccel.commands import _doctor_products as products
-from tfaccel.commands import doctor
-from tfaccel.commands._doctor_gpu import check_cuda, check_gpus, check_memory_growth
-from tfaccel.commands._doctor_machine import (
+from tfaccel.cli import main
+from tfaccel.cli.doctor import _products as products
+from tfaccel.cli.doctor import command
+from tfaccel.cli.doctor._finding import Diagnosis, Finding, Level
+from tfaccel.cli.doctor._gpu import check_cuda, check_gpus, check_memory_growth
+from tfaccel.cli.doctor._machine import (
     check_cpu,
     check_disk,
     check_load,
     check_memory,
     check_threads,
 )
-from tfaccel.commands._doctor_software import (
+from tfaccel.cli.doctor._requirements import unmet
+from tfaccel.cli.doctor._software import (
     EXTRAS,
     check_cache,
     check_extras,
@@ -35,12 +36,12 @@ from tfaccel.commands._doctor_software import (
     check_packages,
     check_versions,
 )
-from tfaccel.commands._finding import Diagnosis, Finding, Level
-from tfaccel.commands._requirements import unmet
-from tfaccel.commands._surroundings import Packages, Surroundings, TensorFlow
-from tfaccel.device import Device
-from tfaccel.machine import Gpu
-from tfaccel.timing import Speedup
+from tfaccel.cli.doctor._surroundings import Packages, Surroundings, TensorFlow
+from tfaccel.compat import tensorflow_private
+from tfaccel.measure.timing import Speedup
+from tfaccel.system.cgroup import cpu_quota_cores, memory_limit_bytes
+from tfaccel.system.device import Device
+from tfaccel.system.machine import Gpu
 
 ROOT = pathlib.Path(__file__).parent.parent
 OK, NOTE, WARNING, PROBLEM = Level
@@ -624,10 +625,10 @@ def test_tensorflow_says_whether_onednn_is_on(monkeypatch):
     def gone(name):
         raise ImportError(name)
 
-    device.onednn_is_on.cache_clear()
+    tensorflow_private.onednn_is_on.cache_clear()
     monkeypatch.setattr("importlib.import_module", gone)
     assert TensorFlow().onednn() is None
-    device.onednn_is_on.cache_clear()
+    tensorflow_private.onednn_is_on.cache_clear()
 
 
 def test_extras(surroundings):
@@ -829,7 +830,7 @@ def test_devices_are_started_with_growing_memory(monkeypatch):
 
 
 def test_a_healthy_machine(surroundings):
-    diagnosis = doctor.diagnose(surroundings(), doctor.CHECKS[:-1])
+    diagnosis = command.diagnose(surroundings(), command.CHECKS[:-1])
     assert {f.level for f in diagnosis.findings if f.area != "extras"} == {OK}
     assert diagnosis.machine["cpu"] == "Some Chip 9000"
     assert diagnosis.exit_code == 0
@@ -843,7 +844,7 @@ def test_a_check_that_fails_is_a_finding(surroundings):
     def works(here):
         yield Finding("area", "last")
 
-    diagnosis = doctor.diagnose(surroundings(), (("disk", breaks), ("area", works)))
+    diagnosis = command.diagnose(surroundings(), (("disk", breaks), ("area", works)))
     first, failed, last = diagnosis.findings
     assert (first.found, last.found) == ("first", "last")
     assert_finding(failed, WARNING, "could not be looked at: OSError: the disk is gone")
@@ -853,7 +854,7 @@ def test_a_check_that_fails_is_a_finding(surroundings):
 def test_this_machine():
     """Nothing breaks off here, wherever here is; products are timed small, to be quick."""
     here = dataclasses.replace(Surroundings(), sizes={"CPU": 16, "GPU": 16})
-    diagnosis = doctor.diagnose(here)
+    diagnosis = command.diagnose(here)
     assert not [f for f in diagnosis.findings if "could not be looked at" in f.found]
     areas = {finding.area for finding in diagnosis.findings}
     assert areas >= {"CPU", "memory", "disk", "threads", "GPU", "CUDA", "versions", "oneDNN"}
@@ -864,37 +865,37 @@ def quick(monkeypatch, surroundings):
     """`tfaccel doctor` in surroundings of a test's choice."""
 
     def choose(*args, **said):
-        monkeypatch.setattr(doctor, "Surroundings", lambda: surroundings(*args, **said))
+        monkeypatch.setattr(command, "Surroundings", lambda: surroundings(*args, **said))
 
     choose()
     return choose
 
 
 def test_the_command_as_json(capsys, quick):
-    assert cli.main(["doctor", "--format=json"]) == 0
+    assert main.main(["doctor", "--format=json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["machine"]["cpu"] == "Some Chip 9000"
     assert {"area", "level", "found", "remedy"} == set(data["findings"][0])
 
 
 def test_the_command_as_markdown(capsys, quick):
-    assert cli.main(["doctor", "--format=markdown"]) == 0
+    assert main.main(["doctor", "--format=markdown"]) == 0
     assert "| CPU | ok | Some Chip 9000" in capsys.readouterr().out
 
 
 def test_the_command_as_a_table(capsys, quick):
-    assert cli.main(["doctor"]) == 0
+    assert main.main(["doctor"]) == 0
     assert "Some Chip 9000" in capsys.readouterr().out
 
 
 def test_the_command_exits_with_1_on_a_problem(capsys, quick):
     quick(versions={"Keras": "3.9.0"})
-    assert cli.main(["doctor"]) == 1
+    assert main.main(["doctor"]) == 1
     assert "keras>=3.10" in capsys.readouterr().out
 
 
 def test_the_command_takes_no_arguments(capsys, quick):
-    assert cli.main(["doctor", "model.keras"]) == 2
+    assert main.main(["doctor", "model.keras"]) == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", "tfaccel doctor: takes no arguments. Received: model.keras\n")
 
@@ -903,6 +904,6 @@ def test_nothing_is_left_behind(surroundings, tmp_path):
     here = surroundings()
     before = sorted(tmp_path.rglob("*")), np.random.get_state()[1].tolist()
     policy = keras.config.dtype_policy()
-    doctor.diagnose(here)
+    command.diagnose(here)
     assert (sorted(tmp_path.rglob("*")), np.random.get_state()[1].tolist()) == before
     assert keras.config.dtype_policy() is policy

@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.ops import gen_nn_ops
 
-from tfaccel.empty_batch import filled
-from tfaccel.strategy import no_data
-from tfaccel.strategy.no_data import mended
+from tfaccel.compat.empty_batch import filled
+from tfaccel.distribute import no_data
+from tfaccel.distribute.no_data import mended
 
 layers = keras.layers
 
@@ -102,8 +102,8 @@ def test_derivatives_of_derivatives():
                 with tf.GradientTape() as inner:
                     inner.watch(x)
                     y = tf.reduce_sum(convolution(x) ** 3)
-                slope = inner.gradient(y, x)
-            return outer.gradient(slope, x)
+                derivative = inner.gradient(y, x)
+            return outer.gradient(derivative, x)
 
         return run
 

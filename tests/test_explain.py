@@ -11,13 +11,13 @@ import rich.console
 from command_line import call
 
 import tfaccel
-from tfaccel.commands import explain as command
-from tfaccel.commands._command import UsageError
-from tfaccel.device import Device
-from tfaccel.explain import explain
-from tfaccel.layers import facts as layer_facts
+from tfaccel.cli import explain as command
+from tfaccel.cli._command import UsageError
+from tfaccel.core.plan import Plan
+from tfaccel.explain import facts as layer_facts
+from tfaccel.explain.api import explain
 from tfaccel.passes import PASSES, XLA, FusedNorm, FusedOptimizer, MixedPrecision
-from tfaccel.plan import Plan
+from tfaccel.system.device import Device
 
 layers = keras.layers
 CPU = Device("CPU", "plain CPU")
@@ -312,7 +312,7 @@ class Quiet(tfaccel.Pass):
 
     name = "quiet"
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     def applied(self, workload):
@@ -327,7 +327,7 @@ class Choosy(Quiet):
 
     def obstacles(self, workload):
         for layer in workload.layers:
-            yield layer, tfaccel.Refusal(f"layer {layer.name!r} is odd", "make it even")
+            yield layer, tfaccel.Unsupported(f"layer {layer.name!r} is odd", "make it even")
 
 
 def test_passes_of_the_users_own():

@@ -12,16 +12,17 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel import faithfulness, numerics
-from tfaccel.bench import Bench
-from tfaccel.faithfulness import Yardsticks
+from tfaccel.autotune import faithfulness
+from tfaccel.autotune.faithfulness import Yardsticks
+from tfaccel.autotune.search import layer_of
+from tfaccel.autotune.step_recorder import StepRecorder
+from tfaccel.autotune.training_trials import TrainingTrials
+from tfaccel.compat.patching import instance_attribute, set_attribute
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.measure import numerics
 from tfaccel.passes import FusedActivation, FusedNorm, FusedOptimizer, MixedPrecision
-from tfaccel.plan import Plan
-from tfaccel.probe import Probe
-from tfaccel.scoped import instance_attribute, set_attribute
-from tfaccel.state import Snapshot
-from tfaccel.tuner import layer_of
-from tfaccel.workload import Workload
+from tfaccel.steps.snapshot import Snapshot
 
 layers = keras.layers
 EXACT = (FusedNorm(), FusedActivation(), FusedOptimizer())
@@ -82,7 +83,7 @@ def seen():
     @functools.cache
     def observed(net):
         workload = workload_of(net)
-        probe = Probe(workload, Snapshot.of(workload))
+        probe = StepRecorder(workload, Snapshot.of(workload))
         reference = probe.observe(Plan())
         return Seen(
             reference,
@@ -194,7 +195,7 @@ class Planted(tfaccel.Pass):
     name = "planted"
     mistake: str = "scale"
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     @contextlib.contextmanager
@@ -217,7 +218,7 @@ class Planted(tfaccel.Pass):
 @pytest.fixture(scope="module")
 def bench():
     workload = workload_of(convolutional)
-    with Bench(workload, baseline=lambda iterator: {}, clock=time.perf_counter) as entered:
+    with TrainingTrials(workload, baseline=lambda iterator: {}, clock=time.perf_counter) as entered:
         yield entered
 
 
@@ -236,7 +237,7 @@ def test_trials_accept_16_bits_and_exact_passes(bench):
 
 def test_a_user_s_tolerance_is_not_widened():
     workload = workload_of(convolutional)
-    with Bench(workload, lambda iterator: {}, time.perf_counter, tolerance=1e-3) as strict:
+    with TrainingTrials(workload, lambda iterator: {}, time.perf_counter, tolerance=1e-3) as strict:
         assert strict.compared(Plan((SIXTEEN,)))[1] is not None
 
 
@@ -263,9 +264,10 @@ def test_real_models_in_16_bits(benchmark):
     workload = Workload(model, tuple(data.take(2)), data.element_spec)
     plans = [Plan((SIXTEEN,)), Plan((*EXACT, SIXTEEN))]
     plans = [
-        Plan(tuple(item for item in plan.passes if not item.refusal(workload))) for plan in plans
+        Plan(tuple(item for item in plan.passes if not item.unsupported(workload)))
+        for plan in plans
     ]
-    with Bench(workload, lambda iterator: {}, time.perf_counter) as bench:
+    with TrainingTrials(workload, lambda iterator: {}, time.perf_counter) as bench:
         for plan in plans:
             assert bench.compared(plan)[1] is None
         for mistake in ("scale", "lost"):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.feed import feed, is_plain, kept, pull
-from tfaccel.workload import CannotReplayError, batch_size, replay, shapes
+from tfaccel.core.workload import CannotReplayError, batch_size, replay, shapes
+from tfaccel.steps.replay import feed, is_plain, kept, pull
 
 Pair = collections.namedtuple("Pair", ["x", "y"])
 

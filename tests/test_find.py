@@ -8,9 +8,9 @@ import tensorflow as tf
 from clocks import FakeClock
 
 from tfaccel import ops
-from tfaccel.kernels import CallSpec, Candidate, Ranking, Store, Verdict, measure
-from tfaccel.passes._selection import Selection
-from tfaccel.timing import Speedup
+from tfaccel.measure.timing import Speedup
+from tfaccel.ops.kernels import CallSpec, Candidate, Ranking, Store, Verdict, measure
+from tfaccel.passes.kernels._selection import Selection
 
 SPEC = CallSpec("matmul", "forward", "float32", (4, 3), (3, 2))
 SHAPES = [(4, 3), (3, 2)]
@@ -44,7 +44,7 @@ def kernels(clock, **costs):
 @pytest.fixture
 def only_slow_reference(monkeypatch, clock):
     """TensorFlow's product takes a second, and other kernels of the table refuse."""
-    from tfaccel.kernels import _measure, _registry
+    from tfaccel.ops.kernels import _measure, _registry
 
     kept = ("tensorflow",)
     table = tuple(k for k in _registry.KERNELS if k.op != "matmul" or k.name in kept)

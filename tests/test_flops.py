@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.profiling import _flops_rules, flops
-from tfaccel.profiling.flops import forward_flops, model_flops_per_step
+from tfaccel.profiling.flops import _rules, counting
+from tfaccel.profiling.flops.counting import forward_flops, model_flops_per_step
 
 layers = keras.layers
 BATCH = 2
@@ -222,12 +222,12 @@ def test_eager_random_numbers_are_not_used_up(subclassed):
 def test_training_goes_on_as_if_nothing_had_been_counted(rng):
     x, y = rng.normal(size=(8, 3)).astype("float32"), np.ones((8, 2), "float32")
     results = []
-    for counting in (False, True):
+    for is_counting in (False, True):
         keras.utils.set_random_seed(3)
         model = Subclassed()
         model.compile("sgd", "mse", jit_compile=False)
         model.train_on_batch(x, y)
-        if counting:
+        if is_counting:
             assert model_flops_per_step(model, (x, y))
         model.train_on_batch(x, y)
         results.append(state(model))
@@ -456,7 +456,7 @@ def test_the_losses_of_layers_count():
     ],
 )
 def test_einsum(equation, left, right, flops):
-    assert _flops_rules.einsum_flops(equation, left, right) == flops
+    assert _rules.einsum_flops(equation, left, right) == counting
 
 
 @pytest.mark.parametrize(
@@ -486,7 +486,7 @@ def test_cudnn_rnn(mode, direction, layer_count, multiplications):
 
     graph = run.get_concrete_function().graph
     (op,) = (op for op in graph.get_operations() if op.type == "CudnnRNNV3")
-    found = _flops_rules.product(op)
+    found = _rules.product(op)
     assert found.flops == 2 * 7 * BATCH * multiplications
 
 
@@ -517,6 +517,6 @@ def test_gradients_inside_the_forward_pass_count():
 )
 def test_published_figures(name, size, multiplications):
     model = getattr(keras.applications, name)(weights=None)
-    found = flops.forward_flops(model, tf.TensorSpec((1, size, size, 3), tf.float32))
+    found = counting.forward_flops(model, tf.TensorSpec((1, size, size, 3), tf.float32))
     assert found.forward / 2 == pytest.approx(multiplications, rel=0.03)
     assert found.uncounted == 0

@@ -9,15 +9,15 @@ import sys
 import pytest
 from absl import flags
 
-from tfaccel.commands._command import UsageError
-from tfaccel.commands.report import COMMAND
-from tfaccel.html_report import facts, key_figures, verdict
+from tfaccel.autotune.report import Report
+from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.cli._command import UsageError
+from tfaccel.cli.report import COMMAND
+from tfaccel.core.plan import Plan
+from tfaccel.measure.timing import Speedup, median_interval
 from tfaccel.passes import XLA, FusedNorm
-from tfaccel.plan import Plan
-from tfaccel.records import Records, read_records
-from tfaccel.report import Report
-from tfaccel.timing import Speedup, median_interval
-from tfaccel.trial import Outcome, Trial
+from tfaccel.profiling.html import facts, key_figures, verdict
+from tfaccel.profiling.records import Records, read_records
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 RATIOS = [1.30, 1.50, 1.42, 1.36, 1.34, 1.45, 1.31, 1.38]

@@ -14,7 +14,7 @@ import tensorflow as tf
 from inference_models import CASES, COUNT, accelerate, assert_alike, image_model, numbers
 
 import tfaccel
-from tfaccel.forward import unmarked
+from tfaccel.core.tracing import unmarked
 from tfaccel.inference import accelerating
 
 layers = keras.layers
@@ -94,7 +94,7 @@ def test_the_clock_decides(clock, monkeypatch):
     """By a clock that moves the same at every reading nothing is faster."""
     model, x = image_model(), numbers(8, 8, 3)
     clock.step = 0.01
-    timed = functools.partial(accelerating.make_settings, clock=clock)
+    timed = functools.partial(accelerating.make_options, clock=clock)
     monkeypatch.setattr(accelerating, "make_settings", timed)
     fast = accelerate(model, x, includes=PLAN)
     assert fast.plan.is_baseline
@@ -250,7 +250,7 @@ def test_a_call_gives_tensors(winning):
 class Failing(tfaccel.Pass):
     name = "failing_to_predict"
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     @contextlib.contextmanager
@@ -267,7 +267,7 @@ class Skewed(tfaccel.Pass):
     factor: float = 1.01
     limit: float = math.inf
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     @contextlib.contextmanager

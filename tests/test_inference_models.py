@@ -71,7 +71,7 @@ class Overflowing(tfaccel.Pass):
 
     name = "overflowing"
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     @contextlib.contextmanager

@@ -7,9 +7,9 @@ import tensorflow as tf
 from clocks import FakeClock
 
 import tfaccel
-from tfaccel.dataset_graph import dataset_of, lasting_effect, stages
+from tfaccel.compat.tf_data import dataset_of, lasting_effect, stages
+from tfaccel.fit.step_dispatcher import StepDispatcher
 from tfaccel.profiling.input_watch import InputWatch, bottleneck
-from tfaccel.train_function import TrainFunction
 
 layers = keras.layers
 
@@ -39,7 +39,7 @@ def told(wait_seconds, step_seconds, calls=40, epochs=1):
     """What the watch says of a pipeline that takes `wait_seconds` a batch."""
     clock, said = FakeClock(), []
     model = Stub(clock, step_seconds)
-    own, function = model.train_function, TrainFunction.of(model)
+    own, function = model.train_function, StepDispatcher.of(model)
     watch = InputWatch(function, 1, clock, said.append)
 
     def wait(i):

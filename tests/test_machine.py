@@ -6,8 +6,8 @@ import keras
 import pytest
 import tensorflow as tf
 
-from tfaccel import machine
-from tfaccel.machine import Gpu, NvidiaDriver, isa, machine_facts, nvidia_driver, with_memory
+from tfaccel.system import machine
+from tfaccel.system.machine import Gpu, NvidiaDriver, isa, machine_facts, nvidia_driver, with_memory
 
 SMI = "NVIDIA H100 80GB HBM3, 81559, 550.54.15\nNVIDIA T4, [N/A], 550.54.15\n"
 KEYS = {"cpu", "cores", "isa", "memory_bytes", "gpus"}

@@ -9,10 +9,10 @@ import pytest
 import rich.console
 import tensorflow as tf
 
-from tfaccel import memory
-from tfaccel.memory_search import BatchSizeReport, SizeTrial, Verdict, max_batch_size, steps
-from tfaccel.memory_search.search import Limits, search
+from tfaccel.batch_size import BatchSizeReport, SizeTrial, Verdict, max_batch_size, steps
+from tfaccel.batch_size.search import Limits, search
 from tfaccel.passes import Recompute
+from tfaccel.system import memory
 
 layers = keras.layers
 

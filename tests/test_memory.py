@@ -12,11 +12,11 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel import bench as train_bench
-from tfaccel import memory
-from tfaccel.scoped import instance_attribute
-from tfaccel.tuner import pass_names, reserve_names, tune_workload
-from tfaccel.workbench import workbench
+from tfaccel.autotune import training_trials as train_bench
+from tfaccel.autotune.offline import offline_trials
+from tfaccel.autotune.search import pass_names, reserve_names, tune_workload
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.system import memory
 
 layers = keras.layers
 
@@ -53,7 +53,7 @@ class _Serving(tfaccel.Pass):
 
     name = "serving_memory"
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     def applied(self, workload):
@@ -122,7 +122,7 @@ def test_a_plan_that_runs_out_is_tried_again_with_less(reserve):
     x = np.ones((32, 4), "float32")
     data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(8)
     names = ["full_while_running_helped", "fused_optimizer"]
-    with workbench(make_model(), data) as bench:
+    with offline_trials(make_model(), data) as bench:
         report = tune_workload(bench.workload, bench, names, 1e6, reserve=reserve)
     tried = {trial.plan.names: trial for trial in report.trials}
     assert tried["fused_optimizer", "full_while_running_helped"].ran_out_of_memory

@@ -7,13 +7,13 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel import numerics
-from tfaccel.numerics import TOLERANCES, Drift, Observation, Tolerance, compare, widened
-from tfaccel.plan import Plan
-from tfaccel.probe import Probe
-from tfaccel.scoped import instance_attribute
-from tfaccel.state import Snapshot
-from tfaccel.workload import Workload
+from tfaccel.autotune.step_recorder import StepRecorder
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.measure import numerics
+from tfaccel.measure.numerics import TOLERANCES, Drift, Observation, Tolerance, compare, widened
+from tfaccel.steps.snapshot import Snapshot
 
 
 def observation(**changes):
@@ -168,7 +168,7 @@ class Scaled(tfaccel.Pass):
     name = "scaled"
     factor: float = 1.0
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     @contextlib.contextmanager
@@ -191,7 +191,7 @@ def test_what_a_net_makes_of_rounding_is_no_mistake_of_a_plan(amplifies, factor,
     model.optimizer.build(model.trainable_variables)
     x = rng.normal(size=(32, 5)).astype("float32")
     workload = Workload(model, batches=((tf.constant(x), tf.zeros((32, 64))),))
-    probe = Probe(workload, Snapshot.of(workload))
+    probe = StepRecorder(workload, Snapshot.of(workload))
     reference = probe.observe(Plan())
     drift = compare(reference, probe.observe(Plan((Scaled(factor),)), reference))
     own = compare(reference, probe.near())

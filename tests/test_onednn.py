@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel import onednn
-from tfaccel.device import Device
-from tfaccel.kernels import CallSpec, kernels
+from tfaccel.compat import onednn
+from tfaccel.ops.kernels import CallSpec, kernels
+from tfaccel.system.device import Device
 
 needs_onednn = pytest.mark.skipif(onednn.missing() is not None, reason=str(onednn.missing()))
 
@@ -36,7 +36,7 @@ def test_who_asks_for_none_gets_none(monkeypatch):
     assert onednn.obstacle() == "TF_ENABLE_ONEDNN_OPTS=0 asks for none of oneDNN's kernels"
     spec = CallSpec("matmul", "forward", "float32", (4, 4), (4, 4), device=Device("CPU", "any"))
     (kernel,) = (k for k in kernels("matmul", "forward") if k.name == "onednn")
-    assert kernel.refusal(spec).cause == onednn.obstacle()
+    assert kernel.unsupported(spec).cause == onednn.obstacle()
 
 
 def test_a_build_without_them_is_told_from_one_with(monkeypatch):

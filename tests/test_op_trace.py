@@ -11,8 +11,8 @@ import tensorflow as tf
 from tensorflow.compiler.xla.service import hlo_pb2
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-from tfaccel.profiling import _op_kinds, _xplane, op_trace
-from tfaccel.profiling.op_trace import OpCost, OpProfile, OpTrace, TraceError, read_ops
+from tfaccel.profiling.traces import _op_kinds, _xplane, op_trace
+from tfaccel.profiling.traces.op_trace import OpCost, OpProfile, OpTrace, TraceError, read_ops
 
 MILLISECOND = 10**9  # in picoseconds
 

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 import tfaccel
 from tfaccel import ops
-from tfaccel.kernels import (
+from tfaccel.measure.timing import Speedup
+from tfaccel.ops.kernels import (
     KERNELS,
     Candidate,
     Ranking,
@@ -20,7 +21,6 @@ from tfaccel.kernels import (
     product,
     reference,
 )
-from tfaccel.timing import Speedup
 
 WINNER = Speedup(2.0, 1.9, 2.1, 6)
 
@@ -88,15 +88,16 @@ def test_causal_padding_is_that_of_the_layer(dilation_rate):
         ((0, 3, 4), (4, 5)),
     ],
 )
-@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True)])
-def test_a_matrix_product_is_that_of_numpy(a, b, turned):
+@pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True)])
+def test_a_matrix_product_is_that_of_numpy(a, b, transposed):
     a, b = numbers(*a), numbers(*b, seed=1)
     bias = numbers(b.shape[-1], seed=2)
     expected = np.tanh(a.numpy() @ b.numpy() + bias.numpy())
     a, b = (
-        tf.linalg.matrix_transpose(t) if turn else t for t, turn in zip((a, b), turned, strict=True)
+        tf.linalg.matrix_transpose(t) if turn else t
+        for t, turn in zip((a, b), transposed, strict=True)
     )
-    found = ops.matmul(a, b, *turned, bias=bias, activation="tanh")
+    found = ops.matmul(a, b, *transposed, bias=bias, activation="tanh")
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -109,7 +110,7 @@ def chosen(name):
     def choose(spec):
         for kernel in KERNELS:
             same = (kernel.op, kernel.direction, kernel.name) == (spec.op, spec.direction, name)
-            if same and kernel.refusal(spec) is None:
+            if same and kernel.unsupported(spec) is None:
                 return kernel
         return reference(spec.op, spec.direction)
 
@@ -124,7 +125,7 @@ PRODUCTS = [
     ("split_groups", "conv2d", (1, 3, 3, 4), (2, 2, 2, 2), {"groups": 2}),
     ("flipped", "conv2d", (1, 3, 3, 2), (3, 3, 2, 1), {"padding": "same"}),
     ("xla", "conv2d", (1, 3, 3, 2), (3, 3, 2, 1), {"padding": "same"}),
-    ("fused_taps", "depthwise_conv2d", (1, 5, 5, 2), (3, 3, 2, 1), {"strides": 2}),
+    ("fused_offsets", "depthwise_conv2d", (1, 5, 5, 2), (3, 3, 2, 1), {"strides": 2}),
     ("tensorflow", "matmul", (2, 3, 4), (4, 2), {}),
     ("tensorflow", "matmul", (2, 1, 3, 4), (3, 4, 2), {}),
     ("xla", "matmul", (3, 4), (4, 2), {}),
@@ -200,14 +201,14 @@ def test_it_runs_everywhere(wrapping, dtype):
     bound = {"float16": 1e-2, "bfloat16": 8e-2}.get(dtype, 1e-5)
     for a, b in zip(run(x, w, v), expected, strict=True):
         assert a.dtype == dtype
-        assert tfaccel.numerics.relative_error(b, tf.cast(a, "float64")) < bound
+        assert tfaccel.measure.numerics.relative_error(b, tf.cast(a, "float64")) < bound
 
 
 def test_batch_and_image_may_be_of_any_size():
     w = numbers(3, 3, 2, 4)
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 2))])
-    def slope(x):
+    def derivative(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = ops.conv2d(x, w, strides=2, padding="same")
@@ -215,7 +216,7 @@ def test_batch_and_image_may_be_of_any_size():
         return tape.gradient(y, x)
 
     for shape in ((2, 5, 6, 2), (1, 1, 1, 2), (0, 4, 4, 2)):
-        assert slope(numbers(*shape)).shape == shape
+        assert derivative(numbers(*shape)).shape == shape
 
 
 def test_the_measured_kernel_is_used(monkeypatch):

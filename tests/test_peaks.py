@@ -1,9 +1,9 @@
 import pytest
 import tensorflow as tf
 
-from tfaccel.device import Device
-from tfaccel.profiling import peaks
-from tfaccel.profiling.peaks import GPU_PEAKS, find_gpu, measured_peak, peak_flops
+from tfaccel.profiling.peaks import measured
+from tfaccel.profiling.peaks.measured import GPU_PEAKS, find_gpu, measured_peak, peak_flops
+from tfaccel.system.device import Device
 
 ROWS = pytest.mark.parametrize("row", GPU_PEAKS, ids=lambda row: row.name)
 
@@ -183,4 +183,4 @@ def test_this_cpu_is_measured_once(clock):
     assert clock.now == readings
     assert peak.flops_per_second == pytest.approx(2 * 256**3 / 0.3)
     assert (tf.random.get_global_generator().state.numpy() == state).all()
-    assert peaks.peak_flops(device, "float64", clock).dtype == "float64"
+    assert measured.peak_flops(device, "float64", clock).dtype == "float64"

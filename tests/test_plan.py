@@ -4,8 +4,8 @@ import json
 import pytest
 
 import tfaccel
+from tfaccel.core.plan import as_plan
 from tfaccel.passes import PASSES, XLA, FusedNorm, FusedOptimizer, MixedPrecision
-from tfaccel.plan import as_plan
 
 
 def test_the_baseline_is_an_empty_plan():
@@ -80,8 +80,8 @@ def test_a_pass_of_the_user_s_own_travels_too():
         name = "own_of_this_test"
         level: int = 1
 
-        def refusal(self, workload):
-            return tfaccel.Refusal("never serves")
+        def unsupported(self, workload):
+            return tfaccel.Unsupported("never serves")
 
         def applied(self, workload):
             raise NotImplementedError

@@ -12,8 +12,8 @@ import tensorflow as tf
 from early import built_early
 
 import tfaccel
-from tfaccel.records import KINDS, read_records
-from tfaccel.scoped import instance_attribute
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.profiling.records import KINDS, read_records
 
 layers = keras.layers
 
@@ -241,7 +241,7 @@ class Hasty(tfaccel.Pass):
 
     name = "hasty"
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     @contextlib.contextmanager

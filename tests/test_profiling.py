@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.plan import Plan
+from tfaccel.core.plan import Plan
+from tfaccel.measure.timing import Speedup
 from tfaccel.profiling import sampling
 from tfaccel.profiling.figures import Figures
 from tfaccel.profiling.ledger import Call, Ledger
@@ -17,7 +18,6 @@ from tfaccel.profiling.meter import Meter
 from tfaccel.profiling.tally import Tally, percentile
 from tfaccel.profiling.words import rows, sentence
 from tfaccel.profiling.work import Work
-from tfaccel.timing import Speedup
 
 FAST = tfaccel.Plan((tfaccel.passes.FusedNorm(),))
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel import records
-from tfaccel.records import JsonLines, plain, read_records
+from tfaccel.profiling import records
+from tfaccel.profiling.records import JsonLines, plain, read_records
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = {"kind": "run", "schema": 1}

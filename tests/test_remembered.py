@@ -14,7 +14,8 @@ from clocks import FakeClock
 from keras import layers
 
 import tfaccel
-from tfaccel import keras_private, session
+from tfaccel.compat import keras_private
+from tfaccel.fit import session
 from tfaccel.profiling import profile
 
 
@@ -25,7 +26,7 @@ class Counted(tfaccel.Pass):
     name = "counted"
     traces: ClassVar[list] = []
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     @contextlib.contextmanager

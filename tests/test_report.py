@@ -2,12 +2,12 @@ import dataclasses
 
 import pytest
 
-from tfaccel.numerics import Drift
+from tfaccel.autotune.report import Report
+from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.core.plan import Plan
+from tfaccel.measure.numerics import Drift
+from tfaccel.measure.timing import Speedup
 from tfaccel.passes import XLA, FusedActivation, FusedNorm, FusedOptimizer, Kernels
-from tfaccel.plan import Plan
-from tfaccel.report import Report
-from tfaccel.timing import Speedup
-from tfaccel.trial import Outcome, Trial
 
 WON = Plan((FusedNorm(),))
 
@@ -51,7 +51,7 @@ def test_text_that_is_no_report_is_told_so(text):
 
 
 def test_the_table_says_what_was_won_and_why_not(report, capsys):
-    from tfaccel.report import show
+    from tfaccel.autotune.report import show
 
     show(report)
     shown = capsys.readouterr().out
@@ -69,7 +69,7 @@ def test_the_table_says_what_was_won_and_why_not(report, capsys):
 
 
 def test_names_of_passes_are_not_broken_on_a_terminal(report, capsys):
-    from tfaccel.report import show
+    from tfaccel.autotune.report import show
 
     plan = Plan((FusedNorm(), FusedActivation(), FusedOptimizer(), Kernels()))
     trial = Trial(plan, Outcome.UNFAITHFUL, "", 123.4, 12.3456, Speedup(10.0, 9.25, 12.5), Drift(1))

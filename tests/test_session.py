@@ -15,8 +15,9 @@ from clocks import FakeClock
 from early import built_early
 
 import tfaccel
-from tfaccel import hindrance, timing, trial
-from tfaccel.scoped import instance_attribute
+from tfaccel.autotune import eligibility, trial
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.measure import timing
 
 layers = keras.layers
 
@@ -43,7 +44,7 @@ class _Serving(tfaccel.Pass):
 
     name = "serving"
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     def applied(self, workload):
@@ -345,7 +346,7 @@ class Broken(tfaccel.Pass):
 
     name = "broken"
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return workload.model.no_such_thing
 
     def applied(self, workload):
@@ -561,7 +562,7 @@ def test_train_on_batch_from_a_callback():
 
 
 def test_a_strategy_without_synchronous_replicas_is_left_alone(monkeypatch):
-    monkeypatch.setattr(hindrance, "_UNSERVED", (tf.distribute.OneDeviceStrategy,))
+    monkeypatch.setattr(eligibility, "_UNSERVED", (tf.distribute.OneDeviceStrategy,))
     with tf.distribute.OneDeviceStrategy("CPU:0").scope():
         model = make_model()
     accel = tfaccel.AccelCallback(verbose=0)
@@ -681,7 +682,7 @@ class Rescuer(_Serving):
 
     name = "rescuer"
 
-    def rescues(self, error):
+    def fallback_reason(self, error):
         return "this device has no such kernel" if "no such kernel" in str(error) else ""
 
     @contextlib.contextmanager

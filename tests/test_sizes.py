@@ -11,14 +11,14 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.accelerated import AcceleratedStep
-from tfaccel.by_size import MOST_SIZES, Sizes, collected, note
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.compiled_sizes import MOST_SIZES, Sizes, collected, note
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload, sizes_vary
+from tfaccel.fit.guarded_step import GuardedStep
+from tfaccel.fit.validation import Validation
 from tfaccel.passes import XLA, FusedNorm, FusedRNN
-from tfaccel.plan import Plan
-from tfaccel.scoped import instance_attribute
-from tfaccel.step import build_step
-from tfaccel.validation import Validation
-from tfaccel.workload import Workload, sizes_vary
+from tfaccel.steps.compiled_step import build_step
 
 USUAL = [8, 8, 8, 5]
 MANY = [8, 3, 7, 5, 9, 4]
@@ -34,7 +34,7 @@ class Compiling(tfaccel.Pass):
     seen: ClassVar[list] = []
     fails: bool = False
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     def compiles_sizes(self, workload):
@@ -139,7 +139,7 @@ def test_a_plan_that_won_on_one_size_is_left_when_many_come():
     model.compile("sgd", "mse")
     model.make_train_function()
     left = []
-    step = AcceleratedStep(
+    step = GuardedStep(
         Workload(model, element_spec=SPEC),
         Plan((Compiling(),)),
         None,
@@ -229,6 +229,6 @@ def test_what_can_only_be_compiled_is_refused(item):
     model = keras.Sequential([keras.Input((3, 2)), keras.layers.LSTM(2)])
     model.compile("sgd", "mse")
     workload = Workload(model, element_spec=tf.TensorSpec((None, 3, 2)))
-    assert item.refusal(workload) is None
-    refusal = item.refusal(dataclasses.replace(workload, sizes_vary=True))
-    assert "many sizes" in refusal.cause and refusal.remedy
+    assert item.unsupported(workload) is None
+    unsupported = item.unsupported(dataclasses.replace(workload, sizes_vary=True))
+    assert "many sizes" in unsupported.cause and unsupported.remedy

@@ -5,11 +5,11 @@ import tensorflow as tf
 from keras.src.random import seed_generator
 
 import tfaccel
-from tfaccel.bench import Bench
-from tfaccel.plan import Plan
-from tfaccel.probe import Probe
-from tfaccel.state import Snapshot, build_all, build_optimizer, known_variables
-from tfaccel.workload import Workload
+from tfaccel.autotune.step_recorder import StepRecorder
+from tfaccel.autotune.training_trials import TrainingTrials
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.steps.snapshot import Snapshot, build_all, build_optimizer, known_variables
 
 layers = keras.layers
 
@@ -71,7 +71,7 @@ def test_trials_restore_what_keras_does_not_know_of(optimizer):
     everything = [*known_variables(workload), layer.secret, generator, keras_state]
     before = [v.numpy().tobytes() for v in everything]
     baseline = workload.model.train_function
-    with Bench(workload, baseline, clock=iter(range(10_000)).__next__) as bench:
+    with TrainingTrials(workload, baseline, clock=iter(range(10_000)).__next__) as bench:
         trial = bench.try_plan(Plan((Nothing(),)))
     assert trial.step_seconds is not None  # steps were run
     assert [v.numpy().tobytes() for v in everything] == before
@@ -80,7 +80,7 @@ def test_trials_restore_what_keras_does_not_know_of(optimizer):
 class Nothing(tfaccel.Pass):
     name = "nothing_of_test_state"
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     def applied(self, workload):
@@ -101,22 +101,22 @@ class Noisy(keras.layers.Layer):
 def test_a_model_that_is_random_by_itself_is_not_refused_for_that():
     """XLA draws other numbers; the bound is then what another seed does."""
     workload = make_workload(Noisy())
-    probe = Probe(workload, Snapshot.of(workload))
+    probe = StepRecorder(workload, Snapshot.of(workload))
     reference = probe.observe(Plan())
-    again = tfaccel.numerics.compare(reference, probe.observe(Plan(), reference))
-    other = tfaccel.numerics.compare(reference, probe.near())
+    again = tfaccel.measure.numerics.compare(reference, probe.observe(Plan(), reference))
+    other = tfaccel.measure.numerics.compare(reference, probe.near())
     assert again.gradient == 0.0
-    assert other.violation(tfaccel.numerics.TOLERANCES["float32"])
-    wide = tfaccel.numerics.widened(tfaccel.numerics.TOLERANCES["float32"], other)
+    assert other.violation(tfaccel.measure.numerics.TOLERANCES["float32"])
+    wide = tfaccel.measure.numerics.widened(tfaccel.measure.numerics.TOLERANCES["float32"], other)
     assert wide.gradient == pytest.approx(1.5 * other.gradient)
 
 
 def test_dropout_is_off_while_steps_are_compared():
     workload = make_workload(layers.Dropout(0.5))
-    probe = Probe(workload, Snapshot.of(workload))
+    probe = StepRecorder(workload, Snapshot.of(workload))
     reference = probe.observe(Plan())
     other = probe.near()
-    assert tfaccel.numerics.compare(reference, other).gradient < 1e-4
+    assert tfaccel.measure.numerics.compare(reference, other).gradient < 1e-4
     assert workload.model.layers[1].rate == 0.5
 
 
@@ -132,11 +132,11 @@ def test_sparse_gradients_are_handed_on_as_they_are(optimizer, item):
     )
     model.fit(data, verbose=0)
     workload = Workload(model, (next(iter(data)),), data.element_spec)
-    probe = Probe(workload, Snapshot.of(workload))
+    probe = StepRecorder(workload, Snapshot.of(workload))
     reference = probe.observe(Plan())
     assert any(isinstance(g, tf.IndexedSlices) for g in reference.handed.values())
-    drift = tfaccel.numerics.compare(reference, probe.observe(Plan((item,)), reference))
-    assert drift.violation(tfaccel.numerics.TOLERANCES["float32"]) is None
+    drift = tfaccel.measure.numerics.compare(reference, probe.observe(Plan((item,)), reference))
+    assert drift.violation(tfaccel.measure.numerics.TOLERANCES["float32"]) is None
     assert drift.gradient < 1e-6
 
 

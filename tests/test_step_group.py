@@ -5,7 +5,7 @@ import math
 import pytest
 import tensorflow as tf
 
-from tfaccel.step_group import StepGroup
+from tfaccel.steps.multi_step import MultiStep
 
 
 def counting(spoiled=None, keep=None):
@@ -36,14 +36,14 @@ def losses(logs):
 
 
 def test_each_step_s_logs_in_order():
-    group, iterator = StepGroup(counting()[0]), numbers()
+    group, iterator = MultiStep(counting()[0]), numbers()
     assert group(iterator, 3) == [{"loss": float(i), "runs": i + 1} for i in range(3)]
     assert losses(group(iterator, 1)) == [3.0]
     assert group.experimental_get_tracing_count() == 1
 
 
 def test_it_ends_where_the_data_end():
-    group, iterator = StepGroup(counting()[0]), numbers()
+    group, iterator = MultiStep(counting()[0]), numbers()
     assert losses(group(iterator, 100)) == [0.0, 1.0, 2.0, 3.0, 4.0]
     with pytest.raises(StopIteration):
         group(iterator, 100)
@@ -51,7 +51,7 @@ def test_it_ends_where_the_data_end():
 
 def test_it_ends_after_a_loss_that_is_not_finite():
     step, runs = counting(spoiled=2.0)
-    group, iterator = StepGroup(step), numbers()
+    group, iterator = MultiStep(step), numbers()
     found = losses(group(iterator, 100))
     assert found[:2] == [0.0, 1.0]
     assert math.isnan(found[2])
@@ -63,13 +63,13 @@ def test_it_ends_after_a_loss_that_is_not_finite():
     ("most", "expected"), [(1, [[1.0], [3.0], [4.0]]), (2, [[1.0, 3.0], [4.0]]), (9, [[1, 3, 4]])]
 )
 def test_of_steps_that_keras_counts_as_one_the_last_logs(most, expected):
-    group, iterator = StepGroup(counting()[0], steps_per_execution=2), numbers()
+    group, iterator = MultiStep(counting()[0], steps_per_execution=2), numbers()
     assert [losses(group(iterator, most)) for _ in expected] == expected
 
 
 def test_a_call_that_keras_counts_as_one_is_not_broken_off():
     step, runs = counting(spoiled=0.0)
-    found = StepGroup(step, steps_per_execution=3)(numbers(), 5)
+    found = MultiStep(step, steps_per_execution=3)(numbers(), 5)
     assert losses(found) == [2.0, 4.0]
     assert runs.numpy() == 5
 
@@ -81,12 +81,12 @@ def test_logs_that_are_no_numbers_stay_tensors():
     def named(batch):
         return {**keep(tf.ensure_shape(batch, (1,)))}
 
-    logs = StepGroup(counting(keep=named)[0])(numbers(), 2)
+    logs = MultiStep(counting(keep=named)[0])(numbers(), 2)
     assert [log["vector"].numpy().tolist() for log in logs] == [[0.0, 0.0], [1.0, 1.0]]
     assert [bool(log["nested"]["bool"]) for log in logs] == [False, True]
 
 
 def test_logs_of_no_fixed_shape_are_told_so():
-    group = StepGroup(counting(keep=lambda batch: {"all": batch})[0])
+    group = MultiStep(counting(keep=lambda batch: {"all": batch})[0])
     with pytest.raises(TypeError, match="logs must be tensors of one shape"):
         group(numbers(), 2)

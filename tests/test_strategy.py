@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.device import Device
-from tfaccel.strategy import AccelStrategy
-from tfaccel.strategy.checkpoints import CheckpointPaths, _packed, _unpack
-from tfaccel.strategy.cluster import find_cluster, local_devices
-from tfaccel.strategy.defaults import check_xla, model_defaults, policy_name
-from tfaccel.strategy.gpu_memory import GpuMemory
-from tfaccel.strategy.splitting import can_split, even_shares
+from tfaccel.distribute import AccelStrategy
+from tfaccel.distribute.checkpoints import CheckpointPaths, _packed, _unpack
+from tfaccel.distribute.cluster import find_cluster, local_devices
+from tfaccel.distribute.defaults import check_xla, model_defaults, policy_name
+from tfaccel.distribute.gpu_memory import GpuMemory
+from tfaccel.distribute.splitting import can_split, even_shares
+from tfaccel.system.device import Device
 
 
 def small_model(**arguments):

@@ -3,7 +3,7 @@ import math
 import pytest
 import tensorflow as tf
 
-from tfaccel import timing
+from tfaccel.measure import timing
 
 
 def scripted(clock, seconds):

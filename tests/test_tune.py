@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.cache import PlanCache
+from tfaccel.autotune.plan_cache import PlanCache
 
 layers = keras.layers
 

@@ -10,8 +10,8 @@ import tensorflow as tf
 from clocks import FakeClock
 
 import tfaccel
-from tfaccel import timing
-from tfaccel.scoped import instance_attribute
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.measure import timing
 
 layers = keras.layers
 
@@ -23,7 +23,7 @@ class Forward(tfaccel.Pass):
     name = "forward"
     bias: float = 0.0
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     @contextlib.contextmanager

@@ -10,15 +10,17 @@ from clocks import FakeClock
 from keras import layers
 
 import tfaccel
-from tfaccel import accelerated, session, timing, trial, validation
-from tfaccel.waiting import Waiting
+from tfaccel.autotune import trial
+from tfaccel.fit import guarded_step, session, validation
+from tfaccel.fit.waiting import Waiting
+from tfaccel.measure import timing
 
 
 @dataclasses.dataclass(frozen=True)
 class Idle(tfaccel.Pass):
     name = "idle_here"
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     def applied(self, workload):
@@ -36,7 +38,11 @@ def wins(monkeypatch):
 @pytest.fixture
 def slow(monkeypatch, clock):
     """Leaving a bench takes 7 s, the first step under a plan 2, a collected batch's feeding 1."""
-    leave, run, feed = session.Bench.__exit__, accelerated.AcceleratedStep.__call__, session.feed
+    leave, run, feed = (
+        session.TrainingTrials.__exit__,
+        guarded_step.GuardedStep.__call__,
+        session.feed,
+    )
     called = []
 
     def leaving(self, *exception):
@@ -52,8 +58,8 @@ def slow(monkeypatch, clock):
         clock.advance(1.0)
         return feed(*args)
 
-    monkeypatch.setattr(session.Bench, "__exit__", leaving)
-    monkeypatch.setattr(accelerated.AcceleratedStep, "__call__", running)
+    monkeypatch.setattr(session.TrainingTrials, "__exit__", leaving)
+    monkeypatch.setattr(guarded_step.GuardedStep, "__call__", running)
     monkeypatch.setattr(session, "feed", feeding)
     yield called
 

@@ -12,18 +12,18 @@ except ModuleNotFoundError as error:
     ) from None
 
 from tfaccel import data, ops, passes
+from tfaccel.autotune.report import Report
+from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.autotune.tune import tune
+from tfaccel.batch_size import max_batch_size
 from tfaccel.callbacks import AccelCallback, ProfilerCallback
+from tfaccel.core.plan import Pass, Plan, Unsupported
+from tfaccel.core.workload import Workload
+from tfaccel.distribute import AccelStrategy
 from tfaccel.inference import AcceleratedModel, accelerate
-from tfaccel.memory_search import max_batch_size
-from tfaccel.numerics import Drift, Tolerance
-from tfaccel.plan import Pass, Plan, Refusal
-from tfaccel.report import Report
-from tfaccel.strategy import AccelStrategy
-from tfaccel.timing import Speedup
-from tfaccel.trial import Outcome, Trial
-from tfaccel.tune import tune
+from tfaccel.measure.numerics import Drift, Tolerance
+from tfaccel.measure.timing import Speedup
 from tfaccel.version import __version__
-from tfaccel.workload import Workload
 
 __all__ = [
     "AccelCallback",
@@ -34,11 +34,11 @@ __all__ = [
     "Pass",
     "Plan",
     "ProfilerCallback",
-    "Refusal",
     "Report",
     "Speedup",
     "Tolerance",
     "Trial",
+    "Unsupported",
     "Workload",
     "__version__",
     "accelerate",

@@ -2,7 +2,7 @@
 
 import sys
 
-from tfaccel.cli import main
+from tfaccel.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,10 +6,10 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.device import Device
+from tfaccel.autotune.search import pass_names, reserve_names
+from tfaccel.core.workload import Workload
 from tfaccel.passes import ExactReductions
-from tfaccel.tuner import pass_names, reserve_names
-from tfaccel.workload import Workload
+from tfaccel.system.device import Device
 
 layers = keras.layers
 CPU = Device("CPU", "test")
@@ -39,8 +39,8 @@ def model_in(policy):
     ],
 )
 def test_what_is_refused(policy, device, cause):
-    refusal = ExactReductions().refusal(Workload(model_in(policy), device=device))
-    assert refusal is None if cause is None else cause in refusal.cause
+    unsupported = ExactReductions().unsupported(Workload(model_in(policy), device=device))
+    assert unsupported is None if cause is None else cause in unsupported.cause
 
 
 def test_it_is_left_to_be_named():

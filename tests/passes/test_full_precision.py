@@ -8,14 +8,14 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel import numerics
-from tfaccel.device import Device
+from tfaccel.autotune.step_recorder import StepRecorder
+from tfaccel.autotune.trial import coarsest_dtype
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.measure import numerics
 from tfaccel.passes import FullPrecision, FusedNorm, Kernels
-from tfaccel.plan import Plan
-from tfaccel.probe import Probe
-from tfaccel.state import Snapshot
-from tfaccel.trial import coarsest_dtype
-from tfaccel.workload import Workload
+from tfaccel.steps.snapshot import Snapshot
+from tfaccel.system.device import Device
 
 layers = keras.layers
 PLAIN = Device("CPU", "plain CPU", 2, frozenset({"avx2"}))
@@ -51,7 +51,7 @@ def workload_of(model, data, device=PLAIN):
 
 def probe_of(workload):
     workload.model.optimizer.build(workload.model.trainable_variables)
-    return Probe(workload, Snapshot.of(workload))
+    return StepRecorder(workload, Snapshot.of(workload))
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -118,11 +118,11 @@ def _named_alike(observation, like):
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_it_serves_where_the_dtype_is_emulated(policy, device, served, data):
-    refusal = FullPrecision().refusal(workload_of(convolutional(policy), data, device))
-    assert (refusal is None) == served
+    unsupported = FullPrecision().unsupported(workload_of(convolutional(policy), data, device))
+    assert (unsupported is None) == served
     if not served:
         said = "no layer" if policy == "float32" else "multiplies fast"
-        assert said in refusal.cause
+        assert said in unsupported.cause
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.chains import GELU, IDENTITY, RELU, RELU6, SILU
-from tfaccel.device import Device
+from tfaccel.core.plan import Plan, Unsupported
+from tfaccel.core.workload import Workload
+from tfaccel.ops.activations import GELU, IDENTITY, RELU, RELU6, SILU
 from tfaccel.passes.fused_activation import FusedActivation
-from tfaccel.plan import Plan, Refusal
-from tfaccel.workload import Workload
+from tfaccel.system.device import Device
 
 CPU = Device("CPU", "test")
 BOTH = pytest.mark.parametrize(
@@ -140,20 +140,20 @@ class Mine(keras.layers.Dense):
 )
 def test_layers_that_keep_keras(make, cause):
     layer = make()
-    refusal = FusedActivation().refusal(workload_of(layer))
-    assert refusal.cause == f"layer {layer.name!r} ({type(layer).__name__}) {cause}"
+    unsupported = FusedActivation().unsupported(workload_of(layer))
+    assert unsupported.cause == f"layer {layer.name!r} ({type(layer).__name__}) {cause}"
     with FusedActivation().applied(workload_of(layer)):
         assert layer.activation is keras.activations.gelu
 
 
 def test_models_without_use_are_refused():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="relu")])
-    assert FusedActivation().refusal(Workload(model, device=CPU)) == Refusal(
+    assert FusedActivation().unsupported(Workload(model, device=CPU)) == Unsupported(
         "the model has no layer with the activation gelu or silu"
     )
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="gelu")])
     model.compile(jit_compile=True)
-    assert FusedActivation().refusal(Workload(model, device=CPU)) == Refusal(
+    assert FusedActivation().unsupported(Workload(model, device=CPU)) == Unsupported(
         "the model uses XLA, which fuses activations already"
     )
 

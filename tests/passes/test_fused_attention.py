@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.attention import _blocks
-from tfaccel.device import Device
-from tfaccel.kernels import Candidate, Ranking, Verdict
-from tfaccel.passes import Kernels, _selection
-from tfaccel.passes.fused_attention import FusedAttention
-from tfaccel.plan import Plan, Refusal
-from tfaccel.timing import Speedup
-from tfaccel.workload import Workload
+from tfaccel.core.plan import Plan, Unsupported
+from tfaccel.core.workload import Workload
+from tfaccel.measure.timing import Speedup
+from tfaccel.ops.attention import _blocks
+from tfaccel.ops.kernels import Candidate, Ranking, Verdict
+from tfaccel.passes import Kernels
+from tfaccel.passes.attention.fused_attention import FusedAttention
+from tfaccel.passes.kernels import _selection
+from tfaccel.system.device import Device
 
 MultiHeadAttention = keras.layers.MultiHeadAttention
 GroupQueryAttention = keras.layers.GroupQueryAttention
@@ -304,8 +305,8 @@ def keeps_its_own(layer, inputs, **kwargs):
 def test_layers_that_keep_keras(make, cause):
     layer = make()
     layer.build((None, QUERIES, WIDTH), (None, QUERIES, WIDTH))
-    refusal = FusedAttention().refusal(workload_of(layer))
-    assert refusal.cause == f"layer {layer.name!r} ({type(layer).__name__}) {cause}"
+    unsupported = FusedAttention().unsupported(workload_of(layer))
+    assert unsupported.cause == f"layer {layer.name!r} ({type(layer).__name__}) {cause}"
     with FusedAttention().applied(workload_of(layer)):
         assert "call" not in vars(layer)
 
@@ -315,8 +316,8 @@ def test_more_than_one_attention_axis_keeps_keras(rng):
     x = tf.cast(rng.normal(size=(2, 3, 4, 5)), tf.float32)
     layer.build(x.shape, x.shape)
     assert keeps_its_own(layer, [x])
-    refusal = FusedAttention().refusal(workload_of(layer))
-    assert refusal.cause.endswith("attends along axes (1, 2)")
+    unsupported = FusedAttention().unsupported(workload_of(layer))
+    assert unsupported.cause.endswith("attends along axes (1, 2)")
 
 
 def test_attention_scores_are_keras_own(rng):
@@ -339,7 +340,7 @@ def test_lora_is_part_of_the_weights(rng):
 
 def test_a_model_without_attention_is_refused():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    assert FusedAttention().refusal(Workload(model, device=CPU)) == Refusal(
+    assert FusedAttention().unsupported(Workload(model, device=CPU)) == Unsupported(
         "the model has no MultiHeadAttention or GroupQueryAttention layer"
     )
 
@@ -388,7 +389,7 @@ def test_with_kernels_its_products_are_chosen(rng, monkeypatch):
 
     def measured(spec, clock, deadline):
         rows = [
-            Candidate("turned", Verdict.FASTER, 1e-3, Speedup(2.0, 1.9, 2.1, 6), 0.0)
+            Candidate("transposed", Verdict.FASTER, 1e-3, Speedup(2.0, 1.9, 2.1, 6), 0.0)
             if spec.direction == "weight_gradient"
             else Candidate("tensorflow", Verdict.REFERENCE, 2e-3, Speedup())
         ]

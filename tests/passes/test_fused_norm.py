@@ -27,9 +27,9 @@ from norms import (
     workload_of,
 )
 
-from tfaccel.passes.fused_norm import FusedNorm
-from tfaccel.plan import Plan, Refusal
-from tfaccel.workload import Workload
+from tfaccel.core.plan import Plan, Unsupported
+from tfaccel.core.workload import Workload
+from tfaccel.passes.normalization.fused_norm import FusedNorm
 
 # How it runs, and what is known of the inputs' sizes while it is traced.
 BOTH_WAYS = pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_float64_keeps_keras(rng):
     layer.build((None, 3))
     assert keeps_its_own(layer, shape, "float64", training=True)
     workload = workload_of(layer)
-    assert FusedNorm().refusal(workload).cause == (
+    assert FusedNorm().unsupported(workload).cause == (
         f"layer {layer.name!r} (BatchNormalization) computes in float64"
     )
 
@@ -333,7 +333,7 @@ def test_channels_first_on_a_cpu_is_served_by_transposing(rng, shape):
     kwargs = {"training": True, "known": "all"}
     fused = compare(lambda: BatchNormalization(axis=1), shape, rng, kwargs)
     assert FUSED in fused.ops()
-    assert FusedNorm().refusal(workload_of(BatchNormalization(axis=1), device=GPU)) is None
+    assert FusedNorm().unsupported(workload_of(BatchNormalization(axis=1), device=GPU)) is None
 
 
 def test_a_positive_last_axis_is_served(rng):
@@ -367,8 +367,10 @@ def test_a_subclass_with_maths_of_its_own_is_left_alone(kind, method, rng):
     x = tf.cast(rng.normal(size=(4, 3)), tf.float32)
     plain = Run(own, (4, 3), training=True)(x, x)
     agree(Run(layer, (4, 3), fused=BY_OP, training=True)(x, x), plain)
-    refusal = FusedNorm().refusal(workload_of(layer))
-    assert refusal.cause == f"layer {layer.name!r} ({kind.__name__}) has a `{method}` of its own"
+    unsupported = FusedNorm().unsupported(workload_of(layer))
+    assert (
+        unsupported.cause == f"layer {layer.name!r} ({kind.__name__}) has a `{method}` of its own"
+    )
 
 
 def test_a_call_that_the_user_replaced_is_left_alone():
@@ -377,15 +379,15 @@ def test_a_call_that_the_user_replaced_is_left_alone():
     vars(layer)["call"] = mine = lambda inputs, training=None, mask=None: inputs
     with BY_OP.applied(workload_of(layer)):
         assert layer.call is mine
-    assert FusedNorm().refusal(workload_of(layer)) is not None
+    assert FusedNorm().unsupported(workload_of(layer)) is not None
 
 
 def test_synchronized_statistics_keep_keras():
     layer = BatchNormalization(synchronized=True)
     layer.build((None, 3))
     assert keeps_its_own(layer, (4, 3), training=True)
-    refusal = FusedNorm().refusal(workload_of(layer))
-    assert refusal == Refusal(
+    unsupported = FusedNorm().unsupported(workload_of(layer))
+    assert unsupported == Unsupported(
         f"layer {layer.name!r} (BatchNormalization) synchronizes its statistics",
         "use synchronized=False",
     )
@@ -398,8 +400,10 @@ def test_renorm_keeps_keras():
         pytest.skip("this Keras version has no renorm")
     layer.build((None, 3))
     assert keeps_its_own(layer, (4, 3), training=True)
-    refusal = FusedNorm().refusal(workload_of(layer))
-    assert refusal.cause == f"layer {layer.name!r} (BatchNormalization) uses batch renormalization"
+    unsupported = FusedNorm().unsupported(workload_of(layer))
+    assert (
+        unsupported.cause == f"layer {layer.name!r} (BatchNormalization) uses batch renormalization"
+    )
 
 
 # LayerNormalization
@@ -503,8 +507,8 @@ def test_layer_norms_that_keep_keras(make, shape, cause):
     layer = make()
     layer.build((None, *shape[1:]))
     kind = type(layer).__name__
-    refusal = FusedNorm().refusal(workload_of(layer))
-    assert refusal.cause == f"layer {layer.name!r} ({kind}) {cause}"
+    unsupported = FusedNorm().unsupported(workload_of(layer))
+    assert unsupported.cause == f"layer {layer.name!r} ({kind}) {cause}"
     with BY_OP.applied(workload_of(layer)):
         assert "call" not in vars(layer)
 
@@ -518,14 +522,14 @@ def test_layer_norm_of_another_axis_keeps_keras(rng):
 
 def test_a_model_without_norms_is_refused():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    assert FusedNorm().refusal(Workload(model, device=CPU)) == Refusal(
+    assert FusedNorm().unsupported(Workload(model, device=CPU)) == Unsupported(
         "the model has no BatchNormalization or LayerNormalization layer"
     )
 
 
 def test_one_layer_that_can_be_served_is_enough():
     first, second = BatchNormalization(dtype="float64"), BatchNormalization()
-    assert FusedNorm().refusal(workload_of(first, second)) is None
+    assert FusedNorm().unsupported(workload_of(first, second)) is None
     with BY_OP.applied(workload_of(first, second)):
         assert "call" not in vars(first)
         assert "call" in vars(second)
@@ -549,7 +553,7 @@ def test_nothing_is_left_behind(kind):
         raise RuntimeError("inside")
     assert "call" not in vars(layer)
     assert layer.call.__func__ is kind.call
-    assert FusedNorm().refusal(workload) is None
+    assert FusedNorm().unsupported(workload) is None
     assert "call" not in vars(layer)
 
 

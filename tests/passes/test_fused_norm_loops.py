@@ -17,10 +17,10 @@ from norms import (
     workload_of,
 )
 
-from tfaccel.batch_norm import moments
-from tfaccel.passes.fused_norm import FusedNorm
-from tfaccel.plan import Plan, make_pass
-from tfaccel.workload import Workload
+from tfaccel.core.plan import Plan, make_pass
+from tfaccel.core.workload import Workload
+from tfaccel.ops.batch_norm import moments
+from tfaccel.passes.normalization.fused_norm import FusedNorm
 
 # The batch is not known while tracing.
 SAMPLES = {"known": "samples"}

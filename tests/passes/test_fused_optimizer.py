@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.device import Device
-from tfaccel.passes.fused_optimizer import FusedOptimizer
-from tfaccel.plan import Plan, Refusal
-from tfaccel.workload import Workload
+from tfaccel.core.plan import Plan, Unsupported
+from tfaccel.core.workload import Workload
+from tfaccel.passes.optimizer.fused_optimizer import FusedOptimizer
+from tfaccel.system.device import Device
 
 opt = keras.optimizers
 CPU = Device("CPU", "test")
@@ -310,7 +310,7 @@ def test_16_bit_variables_keep_keras(name, dtype, rng):
     batches = batches_of(rng, count=3, dtype=dtype)
     fused = compare(lambda: dense_model(make(), dtype), batches, rtol=0.0, atol=0.0)
     assert not fused.ops()
-    assert FusedOptimizer().refusal(fused.workload) == Refusal(
+    assert FusedOptimizer().unsupported(fused.workload) == Unsupported(
         f"all weights are {dtype}", "keep them in float32"
     )
 
@@ -366,7 +366,7 @@ def test_xla_has_no_op_for_amsgrad(rng):
 
     fused = compare(model, batches_of(rng, count=3), jit_compile=True)
     assert not fused.ops()
-    assert FusedOptimizer().refusal(fused.workload) == Refusal(
+    assert FusedOptimizer().unsupported(fused.workload) == Unsupported(
         "XLA lacks the op for Adam(amsgrad=True)", "compile without jit_compile"
     )
 
@@ -492,9 +492,9 @@ UNSERVED = [opt.Adagrad, opt.Ftrl, opt.Nadam, opt.Lion, opt.Lamb, OwnUpdate, Own
 def test_others_are_refused_by_name():
     for kind in UNSERVED:
         for optimizer in (kind(0.01), opt.LossScaleOptimizer(kind(0.01))):
-            refusal = FusedOptimizer().refusal(Workload(dense_model(optimizer), device=CPU))
-            assert refusal.cause == f"no fused op has the maths of {kind.__name__}"
-            assert "Adam" in refusal.remedy
+            unsupported = FusedOptimizer().unsupported(Workload(dense_model(optimizer), device=CPU))
+            assert unsupported.cause == f"no fused op has the maths of {kind.__name__}"
+            assert "Adam" in unsupported.remedy
 
 
 @pytest.mark.parametrize("kind", [opt.Adagrad, OwnUpdate, OwnAssign])
@@ -510,19 +510,19 @@ def test_an_update_step_that_the_user_replaced_is_left_alone():
     workload = Workload(model, device=CPU)
     with FusedOptimizer().applied(workload):
         assert model.optimizer.update_step is mine
-    assert FusedOptimizer().refusal(workload).cause == "no fused op has the maths of Adam"
+    assert FusedOptimizer().unsupported(workload).cause == "no fused op has the maths of Adam"
 
 
 def test_a_model_without_an_optimizer_is_refused():
-    refusal = FusedOptimizer().refusal(Workload(dense_model(None), device=CPU))
-    assert refusal == Refusal("the model has no optimizer", "compile it with one")
+    unsupported = FusedOptimizer().unsupported(Workload(dense_model(None), device=CPU))
+    assert unsupported == Unsupported("the model has no optimizer", "compile it with one")
 
 
 def test_one_optimizer_that_can_be_served_is_enough():
     model = dense_model(opt.Adagrad())
     model.second_optimizer = opt.Adam()
     workload = Workload(model, device=CPU)
-    assert FusedOptimizer().refusal(workload) is None
+    assert FusedOptimizer().unsupported(workload) is None
     with FusedOptimizer().applied(workload):
         assert "update_step" not in vars(model.optimizer)
         assert "update_step" in vars(model.second_optimizer)
@@ -545,7 +545,7 @@ def test_nothing_is_left_behind(wrap, rng):
     with pytest.raises(RuntimeError, match="inside"), FusedOptimizer().applied(workload):
         assert "update_step" in vars(inner)
         raise RuntimeError("inside")
-    assert FusedOptimizer().refusal(workload) is None
+    assert FusedOptimizer().unsupported(workload) is None
     assert marks() == before
 
 

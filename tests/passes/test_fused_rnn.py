@@ -7,11 +7,11 @@ import tensorflow as tf
 from early import built_early
 
 import tfaccel
-from tfaccel.device import Device
-from tfaccel.explain import explain
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.explain.api import explain
 from tfaccel.passes import FusedRNN, MixedPrecision
-from tfaccel.plan import Plan
-from tfaccel.workload import Workload
+from tfaccel.system.device import Device
 
 L = keras.layers
 CPU, TWO_CORES = Device("CPU", "test"), Device("CPU", "test", cores=2)
@@ -346,14 +346,14 @@ def test_what_keeps_keras_own_loop(make, words):
     workload = workload_of(layer)
     (found,) = [o for item, o in FusedRNN().obstacles(workload) if item is layer]
     assert words in str(found) and repr(layer.name) in str(found)
-    assert FusedRNN().refusal(workload) == found
+    assert FusedRNN().unsupported(workload) == found
     with FusedRNN().applied(workload):
         assert "inner_loop" not in vars(layer)
 
 
 def test_one_layer_that_it_serves_is_enough():
     workload = workload_of(L.LSTM(2), L.SimpleRNN(2))
-    assert FusedRNN().refusal(workload) is None
+    assert FusedRNN().unsupported(workload) is None
 
 
 def test_refusals():
@@ -364,23 +364,23 @@ def test_refusals():
         "pad them to one length": workload_of(L.LSTM(2), element_spec=varying),
     }
     for words, workload in causes.items():
-        assert words in str(FusedRNN().refusal(workload))
+        assert words in str(FusedRNN().unsupported(workload))
 
 
 def test_the_length_that_keras_keeps_to_itself_can_be_said():
     """Windows of a time series are of one length, and the dataset does not say so."""
     x = np.zeros((20, 4), "float32")
     data = keras.utils.timeseries_dataset_from_array(x, x[:, :1], sequence_length=5, batch_size=4)
-    said = str(FusedRNN().refusal(workload_of(L.LSTM(2), element_spec=data.element_spec)))
+    said = str(FusedRNN().unsupported(workload_of(L.LSTM(2), element_spec=data.element_spec)))
     assert "tf.ensure_shape" in said
     data = data.map(lambda x, y: (tf.ensure_shape(x, (None, 5, 4)), y))
     data = data.map(lambda x, y: (x, tf.ensure_shape(y, (None, 1))))
-    assert FusedRNN().refusal(workload_of(L.LSTM(2), element_spec=data.element_spec)) is None
+    assert FusedRNN().unsupported(workload_of(L.LSTM(2), element_spec=data.element_spec)) is None
 
 
 def test_several_replicas_are_refused(monkeypatch):
     monkeypatch.setattr(Workload, "num_replicas", 2)
-    assert "several replicas" in str(FusedRNN().refusal(workload_of(L.LSTM(2))))
+    assert "several replicas" in str(FusedRNN().unsupported(workload_of(L.LSTM(2))))
 
 
 def test_an_unknown_number_of_steps_keeps_keras_own_loop(rng):

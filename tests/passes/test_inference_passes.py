@@ -10,10 +10,10 @@ import tensorflow as tf
 from inference_models import image_model, numbers, spread
 
 import tfaccel
+from tfaccel.core.plan import Plan, make_pass
+from tfaccel.core.workload import Workload
 from tfaccel.inference.predict_function import PredictFunction
 from tfaccel.passes import INFERENCE_PASSES, PASSES, FoldedNorm, FrozenWeights
-from tfaccel.plan import Plan, make_pass
-from tfaccel.workload import Workload
 
 layers = keras.layers
 BatchNormalization = layers.BatchNormalization
@@ -190,19 +190,19 @@ REFUSED = [
 
 @pytest.mark.parametrize(("kind", "make", "message"), REFUSED)
 def test_refusals(kind, make, message):
-    refusal = kind().refusal(workload(make()))
-    assert refusal is not None and re.search(message, str(refusal))
+    unsupported = kind().unsupported(workload(make()))
+    assert unsupported is not None and re.search(message, str(unsupported))
 
 
 def test_too_many_weights_are_refused(monkeypatch):
-    monkeypatch.setattr("tfaccel.passes.frozen_weights._MOST_BYTES", 100)
-    assert "GiB of weights" in str(FrozenWeights().refusal(workload(image_model())))
+    monkeypatch.setattr("tfaccel.passes.inference.frozen_weights._MOST_BYTES", 100)
+    assert "GiB of weights" in str(FrozenWeights().unsupported(workload(image_model())))
 
 
 @ITEMS
 def test_they_are_not_for_training(kind):
     model = image_model()
-    assert "tfaccel.accelerate" in str(kind().refusal(workload(model, training=True)))
+    assert "tfaccel.accelerate" in str(kind().unsupported(workload(model, training=True)))
     model.compile("sgd", "mse")
     accel = tfaccel.AccelCallback([kind.name], verbose=0)
     model.fit(numbers(8, 8, 3), numbers(3), verbose=0, callbacks=[accel])

@@ -16,11 +16,11 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.device import Device
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
 from tfaccel.passes import FusedNorm, FusedOptimizer, Layout, MixedPrecision
-from tfaccel.plan import Plan
-from tfaccel.scoped import instance_attribute
-from tfaccel.workload import Workload
+from tfaccel.system.device import Device
 
 layers = keras.layers
 FIRST = {"data_format": "channels_first"}
@@ -707,20 +707,20 @@ class OwnOperation(layers.Conv2D):
 
 
 def test_refusals_name_the_layer():
-    assert "no layer" in str(Layout().refusal(workload_of(layers.Conv2D(1, 1))))
-    assert "no layer" in str(Layout().refusal(workload_of(layers.Flatten(**FIRST))))
+    assert "no layer" in str(Layout().unsupported(workload_of(layers.Conv2D(1, 1))))
+    assert "no layer" in str(Layout().unsupported(workload_of(layers.Flatten(**FIRST))))
     for parts, cause in (
         ([OwnCall(1, 1, name="mine", **FIRST)], "layer 'mine' (OwnCall) has a `call` of its own"),
         ([OwnOperation(1, 1, name="op", **FIRST)], "'op' (OwnOperation) has a `convolution_op`"),
         ([layers.ConvLSTM2D(1, 1, name="rnn", **FIRST)], "'rnn' (ConvLSTM2D) is of a kind"),
     ):
-        refusal = Layout().refusal(workload_of(*parts))
-        assert cause in refusal.cause
-        assert "channels_last" in refusal.remedy
-        assert Layout().refusal(workload_of(*parts, conv())) is None
+        unsupported = Layout().unsupported(workload_of(*parts))
+        assert cause in unsupported.cause
+        assert "channels_last" in unsupported.remedy
+        assert Layout().unsupported(workload_of(*parts, conv())) is None
     shadowed = conv(name="patched")
     shadowed.call = lambda inputs: inputs
-    assert "'patched'" in Layout().refusal(workload_of(shadowed)).cause
+    assert "'patched'" in Layout().unsupported(workload_of(shadowed)).cause
 
 
 def test_obstacles_tell_of_every_channels_first_layer():
@@ -735,8 +735,10 @@ def test_obstacles_tell_of_every_channels_first_layer():
 
 def test_several_replicas_are_refused():
     strategy = types.SimpleNamespace(num_replicas_in_sync=2)
-    refusal = Layout().refusal(Workload(types.SimpleNamespace(distribute_strategy=strategy)))
-    assert "replicas" in refusal.cause
+    unsupported = Layout().unsupported(
+        Workload(types.SimpleNamespace(distribute_strategy=strategy))
+    )
+    assert "replicas" in unsupported.cause
 
 
 @pytest.mark.parametrize(
@@ -749,7 +751,7 @@ def test_several_replicas_are_refused():
     ],
 )
 def test_it_rescues_steps_that_lack_kernels(error, helps):
-    assert bool(Layout().rescues(error)) is helps
+    assert bool(Layout().fallback_reason(error)) is helps
 
 
 def test_a_bias_is_added_along_the_channels(rng):

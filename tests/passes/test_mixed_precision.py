@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.device import Device
+from tfaccel.autotune.step_recorder import StepRecorder
+from tfaccel.core.workload import Workload
 from tfaccel.passes import MixedPrecision
-from tfaccel.probe import Probe
-from tfaccel.state import Snapshot
-from tfaccel.step import build_step
-from tfaccel.workload import Workload
+from tfaccel.steps.compiled_step import build_step
+from tfaccel.steps.snapshot import Snapshot
+from tfaccel.system.device import Device
 
 layers = keras.layers
 ZEN5 = Device("CPU", "EPYC", 2, frozenset({"avx2", "avx512_bf16"}))
@@ -61,12 +61,12 @@ def dense(rng):
 )
 def test_auto_takes_what_the_chip_is_good_at(dense, device, dtype):
     workload = dataclasses.replace(dense, device=device)
-    refusal = MixedPrecision().refusal(workload)
+    unsupported = MixedPrecision().unsupported(workload)
     if dtype is None:
-        assert device.name in refusal.cause
-        assert MixedPrecision("bfloat16").refusal(workload) is None  # asked for by name
+        assert device.name in unsupported.cause
+        assert MixedPrecision("bfloat16").unsupported(workload) is None  # asked for by name
     else:
-        assert refusal is None
+        assert unsupported is None
         assert MixedPrecision().compute_dtype(workload) == dtype
 
 
@@ -145,18 +145,18 @@ def test_dropout_has_the_mask_of_the_untouched_step(rate):
 )
 def test_a_precision_that_the_user_chose_is_refused(make, cause):
     model = compiled(keras.Sequential([keras.Input((3,)), make(), layers.Dense(1)]))
-    refusal = MixedPrecision("bfloat16").refusal(Workload(model, device=ZEN5))
-    assert refusal is not None
+    unsupported = MixedPrecision("bfloat16").unsupported(Workload(model, device=ZEN5))
+    assert unsupported is not None
     import re
 
-    assert re.search(cause, refusal.cause)
+    assert re.search(cause, unsupported.cause)
 
 
 def test_a_float64_model_is_refused():
     keras.config.set_dtype_policy("float64")
     model = compiled(keras.Sequential([keras.Input((3,)), layers.Dense(2), layers.Dense(1)]))
-    refusal = MixedPrecision("bfloat16").refusal(Workload(model, device=ZEN5))
-    assert "no layer of the model computes in float32" in refusal.cause
+    unsupported = MixedPrecision("bfloat16").unsupported(Workload(model, device=ZEN5))
+    assert "no layer of the model computes in float32" in unsupported.cause
 
 
 def test_a_loss_scale_of_the_user_s_own_is_refused():
@@ -165,8 +165,8 @@ def test_a_loss_scale_of_the_user_s_own_is_refused():
         keras.Sequential([keras.Input((3,)), layers.Dense(2), layers.Dense(1)]), optimizer=optimizer
     )
     workload = Workload(model, device=ZEN5)
-    assert "scales the loss already" in MixedPrecision("float16").refusal(workload).cause
-    assert MixedPrecision("bfloat16").refusal(workload) is None
+    assert "scales the loss already" in MixedPrecision("float16").unsupported(workload).cause
+    assert MixedPrecision("bfloat16").unsupported(workload) is None
 
 
 @pytest.mark.parametrize("dtype", ["int8", "", None, "float32"])
@@ -218,7 +218,7 @@ def test_an_overflow_halves_the_scale_and_skips_the_step(rng):
 
 
 def test_good_steps_count_towards_a_larger_scale(rng, monkeypatch):
-    from tfaccel import loss_scale
+    from tfaccel.passes.precision import loss_scale
 
     monkeypatch.setattr(loss_scale, "_GROWTH_STEPS", 3)
     scales = run(big_loss_workload(rng, 0.01), 4)
@@ -238,11 +238,11 @@ def test_the_scale_enters_nothing_of_the_user_s(rng):
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_gradients_and_updates_are_the_untouched_step_s_to_rounding(rng, dtype, optimizer):
     workload = big_loss_workload(rng, 0.1, optimizer)
-    probe = Probe(workload, Snapshot.of(workload))
+    probe = StepRecorder(workload, Snapshot.of(workload))
     reference = probe.observe(tfaccel.Plan())
     plan = tfaccel.Plan((MixedPrecision(dtype),))
-    drift = tfaccel.numerics.compare(reference, probe.observe(plan, reference))
-    assert drift.violation(tfaccel.numerics.TOLERANCES[dtype]) is None
+    drift = tfaccel.measure.numerics.compare(reference, probe.observe(plan, reference))
+    assert drift.violation(tfaccel.measure.numerics.TOLERANCES[dtype]) is None
     assert drift.gradient > 1e-6  # the pass did something
     assert drift.update == 0.0
 
@@ -521,7 +521,7 @@ def seen():
     keras.utils.set_random_seed(3)
     x = rng.normal(size=(32, 1024, 4)).astype("float32")
     workload = workload_of(compiled(small_net()), x, 5.0 + x[:, :1, 0])
-    probe = Probe(workload, Snapshot.of(workload))
+    probe = StepRecorder(workload, Snapshot.of(workload))
     return probe, probe.observe(tfaccel.Plan())
 
 
@@ -538,7 +538,7 @@ def seen():
 )
 def test_gradients_of_biases_beside_other_passes(seen, names):
     probe, reference = seen
-    plan = tfaccel.plan.as_plan(names).with_pass(MixedPrecision("bfloat16"))
+    plan = tfaccel.core.plan.as_plan(names).with_pass(MixedPrecision("bfloat16"))
     order = sorted(plan.passes, key=lambda item: names.index(item.name))
     found = probe.observe(tfaccel.Plan(tuple(order)), reference)
-    assert tfaccel.numerics.compare(reference, found).gradient < 0.03
+    assert tfaccel.measure.numerics.compare(reference, found).gradient < 0.03

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
 from tfaccel.passes import XLA, FusedNorm, FusedOptimizer, MixedPrecision
-from tfaccel.passes import _recompute_sites as sites
-from tfaccel.passes._recompute_parts import cuts
-from tfaccel.passes.recompute import Recompute
-from tfaccel.plan import Plan
-from tfaccel.step import build_step
-from tfaccel.workload import Workload
+from tfaccel.passes.recompute import _sites as sites
+from tfaccel.passes.recompute._partition import cuts
+from tfaccel.passes.recompute.recompute import Recompute
+from tfaccel.steps.compiled_step import build_step
 
 layers = keras.layers
 STEPS = 2
@@ -389,11 +389,11 @@ class Penalised(keras.Model):
             with tf.GradientTape() as inner:
                 inner.watch(x)
                 predicted = self(x, training=True)
-            slope = inner.gradient(predicted, x)
-            loss = tf.reduce_mean((predicted - y) ** 2) + tf.reduce_mean(slope**2)
+            derivative = inner.gradient(predicted, x)
+            loss = tf.reduce_mean((predicted - y) ** 2) + tf.reduce_mean(derivative**2)
         gradients = tape.gradient(loss, self.trainable_variables)
         self.optimizer.apply(gradients, self.trainable_variables)
-        return {"loss": loss, "slope": tf.reduce_sum(slope)}
+        return {"loss": loss, "slope": tf.reduce_sum(derivative)}
 
 
 def penalised():
@@ -498,6 +498,6 @@ def test_segments_must_be_a_number_above_one(segments):
 
 def test_refusals():
     unbuilt = compiled(keras.Sequential([layers.Dense(3), layers.Dense(2)]))
-    assert "not built" in str(Recompute().refusal(Workload(unbuilt)))
+    assert "not built" in str(Recompute().unsupported(Workload(unbuilt)))
     shallow = compiled(keras.Sequential([keras.Input((3,)), layers.Dense(2)]))
-    assert "no part" in str(Recompute().refusal(Workload(shallow)))
+    assert "no part" in str(Recompute().unsupported(Workload(shallow)))

@@ -16,15 +16,17 @@ from clocks import FakeClock
 from early import built_early
 
 import tfaccel
-from tfaccel import step_group, timing, trial, tuner
-from tfaccel.cache import workload_key
-from tfaccel.numerics import Drift
+from tfaccel.autotune import search, trial
+from tfaccel.autotune.offline import offline_trials
+from tfaccel.autotune.plan_cache import workload_key
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.workload import Workload
+from tfaccel.measure import timing
+from tfaccel.measure.numerics import Drift
 from tfaccel.passes import StepBatching, step_batching
 from tfaccel.passes.step_batching import acts_per_batch, suited
-from tfaccel.scoped import instance_attribute
-from tfaccel.step import build_step
-from tfaccel.workbench import workbench
-from tfaccel.workload import Workload
+from tfaccel.steps import multi_step
+from tfaccel.steps.compiled_step import build_step
 
 layers = keras.layers
 callbacks = keras.callbacks
@@ -419,18 +421,18 @@ class OwnFunction(keras.Sequential):
 
 def test_what_else_is_refused():
     item, model = StepBatching(), make_model()
-    assert item.refusal(Workload(model)) is None
-    assert item.refusal(Workload(model, step_seconds=0.001)) is None
-    assert "a step takes 40 ms" in str(item.refusal(Workload(model, step_seconds=0.04)))
-    assert "can't be seen" in str(item.refusal(Workload(model, callbacks=None)))
+    assert item.unsupported(Workload(model)) is None
+    assert item.unsupported(Workload(model, step_seconds=0.001)) is None
+    assert "a step takes 40 ms" in str(item.unsupported(Workload(model, step_seconds=0.04)))
+    assert "can't be seen" in str(item.unsupported(Workload(model, callbacks=None)))
     allowed = StepBatching(allow_batch_hooks=True)
-    assert allowed.refusal(Workload(model, callbacks=(Watching(),))) is None
+    assert allowed.unsupported(Workload(model, callbacks=(Watching(),))) is None
     own = OwnFunction([keras.Input((4,)), layers.Dense(1)])
     own.compile("sgd", "mse")
-    assert "OwnFunction has a make_train_function" in str(item.refusal(Workload(own)))
+    assert "OwnFunction has a make_train_function" in str(item.unsupported(Workload(own)))
     with tf.distribute.OneDeviceStrategy("CPU:0").scope():
         spread = make_model()
-    assert "OneDeviceStrategy" in str(item.refusal(Workload(spread)))
+    assert "OneDeviceStrategy" in str(item.unsupported(Workload(spread)))
 
 
 @pytest.mark.parametrize(
@@ -492,14 +494,14 @@ def test_trials_and_what_they_choose_change_nothing(wins, monkeypatch):
 @pytest.mark.usefixtures("slow_is_fast_enough")
 def test_a_group_that_is_another_training_is_unfaithful(monkeypatch):
     """It would be found out: here the first of the steps goes missing."""
-    run = step_group.StepGroup.__call__
+    run = multi_step.MultiStep.__call__
 
     def skipping(self, iterator, most):
         if most > 1:
             next(iterator)
         return run(self, iterator, most)
 
-    monkeypatch.setattr(step_group.StepGroup, "__call__", skipping)
+    monkeypatch.setattr(multi_step.MultiStep, "__call__", skipping)
     monkeypatch.setattr(timing, "speedup", lambda own, fast: tfaccel.Speedup(2.0, 1.9, 2.1, 6))
     monkeypatch.setattr(trial, "CLEARLY_SLOWER", float("inf"))
     accel = tfaccel.AccelCallback(
@@ -514,7 +516,7 @@ def test_both_sides_of_a_trial_make_as_many_steps():
     model = make_model()
     x, y = make_data(32)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
-    with workbench(model, data, clock=FakeClock(step=1.0)) as bench:
+    with offline_trials(model, data, clock=FakeClock(step=1.0)) as bench:
         made = model.optimizer.iterations
         plan, before = tfaccel.Plan((StepBatching(4),)), int(made)
         bench._functions[plan] = build_step(bench.workload, plan)
@@ -527,8 +529,8 @@ def test_both_sides_of_a_trial_make_as_many_steps():
 
 def test_it_costs_no_probe():
     workload = Workload(make_model(), first_step_seconds=10.0, step_seconds=0.01)
-    single = tuner.trial_seconds(tfaccel.Plan((StepBatching(4),)), workload)
-    both = tuner.trial_seconds(
+    single = search.trial_seconds(tfaccel.Plan((StepBatching(4),)), workload)
+    both = search.trial_seconds(
         tfaccel.Plan((tfaccel.passes.FusedOptimizer(), StepBatching(4))), workload
     )
     assert single == pytest.approx(10.0 * 1.2 + 2 * 6 * 4 * 0.01)
@@ -539,12 +541,12 @@ def test_one_pass_is_tried_where_the_budget_is_short_of_all():
     """All three would cost 96 s, two at least 30, one 12."""
     x, y = make_data(32)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
-    with workbench(make_model(), data) as bench:
+    with offline_trials(make_model(), data) as bench:
         bench.workload = dataclasses.replace(
             bench.workload, first_step_seconds=10.0, step_seconds=0.001
         )
         names = ("fused_optimizer", "xla", "step_batching")
-        report = tuner.tune_workload(bench.workload, bench, names, 25.0)
+        report = search.tune_workload(bench.workload, bench, names, 25.0)
     assert report.trials[1].plan.names == ("step_batching",)
     assert not report.complete
 
@@ -566,7 +568,7 @@ class Spoiling(tfaccel.Pass):
 
     name = "spoiling"
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     @contextlib.contextmanager

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.device import Device
+from tfaccel.core.workload import Workload
 from tfaccel.passes import XLA
-from tfaccel.workload import Workload
+from tfaccel.system.device import Device
 
 layers = keras.layers
 CPU = Device("CPU", "EPYC")
@@ -44,16 +44,16 @@ class Lookup(layers.Layer):
 )
 def test_what_the_user_set_is_respected(jit_compile, device, item, cause):
     workload = Workload(model_of(layers.Dense(2), jit_compile=jit_compile), device=device)
-    refusal = item.refusal(workload)
-    assert (refusal is None) if cause is None else (cause in refusal.cause)
+    unsupported = item.unsupported(workload)
+    assert (unsupported is None) if cause is None else (cause in unsupported.cause)
 
 
 @pytest.mark.parametrize("device", [CPU, GPU])
 def test_a_layer_in_the_way_is_named(device):
     workload = Workload(model_of(Lookup(name="vocabulary")), device=device)
-    refusal = XLA().refusal(workload)
-    assert "layer 'vocabulary' (Lookup) can't be compiled by XLA" in refusal.cause
-    assert "input pipeline" in refusal.remedy
+    unsupported = XLA().unsupported(workload)
+    assert "layer 'vocabulary' (Lookup) can't be compiled by XLA" in unsupported.cause
+    assert "input pipeline" in unsupported.remedy
 
 
 def test_the_step_is_compiled_by_xla_and_the_setting_stays(rng):
@@ -101,8 +101,8 @@ def _must_compile(graph):
 )
 def test_batches_of_many_shapes_are_refused(spec, refused):
     workload = Workload(model_of(layers.Dense(2)), element_spec=spec, device=CPU)
-    refusal = XLA().refusal(workload)
-    assert ("pad them to one shape" in str(refusal)) == refused
+    unsupported = XLA().unsupported(workload)
+    assert ("pad them to one shape" in str(unsupported)) == refused
 
 
 def test_it_is_a_frozen_record():

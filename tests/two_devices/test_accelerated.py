@@ -9,12 +9,12 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.hindrance import hindrance
+from tfaccel.autotune.eligibility import ineligibility
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.plan import Pass
+from tfaccel.core.replicas import replica_id
+from tfaccel.core.workload import Workload
 from tfaccel.passes import XLA, Layout, MixedPrecision
-from tfaccel.plan import Pass
-from tfaccel.replicas import replica_id
-from tfaccel.scoped import instance_attribute
-from tfaccel.workload import Workload
 
 layers = keras.layers
 
@@ -104,7 +104,7 @@ class Idle(Pass):
 
     name = "idle"
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     @contextlib.contextmanager
@@ -114,7 +114,7 @@ class Idle(Pass):
 
 def test_trials_leave_no_trace(strategy, monkeypatch):
     """Batches are taken out and fed back, steps, probes and restores happen; nothing stays."""
-    monkeypatch.setattr("tfaccel.trial.WORTHWHILE", 1e9)  # whatever is tried loses
+    monkeypatch.setattr("tfaccel.autotune.trial.WORTHWHILE", 1e9)  # whatever is tried loses
     plain, tuned = mlp(strategy), mlp(strategy)
     expected = fit(plain, epochs=2, validated=True)
     callback = accel(includes=["idle", "fused_optimizer"])
@@ -134,7 +134,7 @@ def plans_win(monkeypatch):
         baseline(), candidate()
         return [2.0] * 6, [1.0] * 6
 
-    monkeypatch.setattr("tfaccel.timing.compare_steps", compare_steps)
+    monkeypatch.setattr("tfaccel.measure.timing.compare_steps", compare_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Louder(Pass):
 
     name = "louder"
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     @contextlib.contextmanager
@@ -232,7 +232,7 @@ def test_a_float16_model_trains_as_in_float32(mirrored):
     ids=["xla", "layout", "float16"],
 )
 def test_refusals_say_why(mirrored, item, cause):
-    assert item.refusal(Workload(mlp(mirrored))).cause == cause
+    assert item.unsupported(Workload(mlp(mirrored))).cause == cause
 
 
 def test_a_nan_of_the_users_own_data_is_passed_on(mirrored):
@@ -251,7 +251,7 @@ class Spoiled(Pass):
 
     name = "spoiled"
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     @contextlib.contextmanager
@@ -278,7 +278,7 @@ def test_steps_per_execution_cant_work_and_tfaccel_does_not_hide_it(mirrored):
     with mirrored.scope():
         model = keras.Sequential([keras.Input((4,)), layers.Dense(1)])
         model.compile("sgd", "mse", steps_per_execution=2)
-    assert "several steps in one execution" in hindrance(model)
+    assert "several steps in one execution" in ineligibility(model)
 
 
 def test_every_replica_is_traced_under_the_plan_once(mirrored):
@@ -289,7 +289,7 @@ def test_every_replica_is_traced_under_the_plan_once(mirrored):
     class Watched(Pass):
         name = "watched"
 
-        def refusal(self, workload):
+        def unsupported(self, workload):
             return None
 
         @contextlib.contextmanager

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.strategy import AccelStrategy, Mirrored
+from tfaccel.distribute import AccelStrategy, Mirrored
 
 
 def images(samples):

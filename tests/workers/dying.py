@@ -13,7 +13,7 @@ import time
 import keras
 import numpy as np
 
-from tfaccel.strategy import AccelStrategy
+from tfaccel.distribute import AccelStrategy
 
 
 class Death(keras.callbacks.Callback):

@@ -21,8 +21,8 @@ import numpy as np
 import tensorflow as tf
 
 import tfaccel
-from tfaccel import trial
-from tfaccel.strategy import AccelStrategy
+from tfaccel.autotune import trial
+from tfaccel.distribute import AccelStrategy
 
 SEED = 20261120
 
@@ -249,7 +249,7 @@ class Broken(tfaccel.Pass):
 
     name = "broken"
 
-    def refusal(self, workload):
+    def unsupported(self, workload):
         return None
 
     @contextlib.contextmanager

@@ -8,18 +8,19 @@ from typing import Any
 
 import keras
 
-from tfaccel import keras_private, notices
-from tfaccel.consensus import consensus_of
-from tfaccel.hindrance import hindrance
-from tfaccel.numerics import Tolerance
-from tfaccel.plan import Pass, Plan
+from tfaccel.autotune.eligibility import ineligibility
+from tfaccel.autotune.options import make_options
+from tfaccel.autotune.report import Report, show
+from tfaccel.compat import keras_private
+from tfaccel.core.plan import Pass, Plan
+from tfaccel.core.workload import default_strategy
+from tfaccel.fit.session import Session
+from tfaccel.fit.step_dispatcher import StepDispatcher
+from tfaccel.measure.numerics import Tolerance
+from tfaccel.measure.timing import Clock
 from tfaccel.profiling.input_watch import LEAST_CALLS, InputWatch
-from tfaccel.report import Report, show
-from tfaccel.session import Session
-from tfaccel.settings import make_settings
-from tfaccel.timing import Clock
-from tfaccel.train_function import TrainFunction
-from tfaccel.workload import default_strategy
+from tfaccel.steps.worker_agreement import agreement_of
+from tfaccel.system import notices
 
 _NO_FIT = (
     "This loop is not `model.fit`'s: `train_on_batch` and steps of your own are left as they are."
@@ -44,7 +45,7 @@ class AccelCallback(keras.callbacks.Callback):
         includes: names of the passes to consider; None for all built-in ones.
         excludes: names of passes to leave out.
         tolerance: how far gradients may be from the untouched step's: None for the
-            defaults of each dtype (see `tfaccel.numerics`), a relative error, or a
+            defaults of each dtype (see `tfaccel.measure.numerics`), a relative error, or a
             `tfaccel.Tolerance`.
         tuning_share: the share of the estimated remaining training time that trials
             may take; None for no such bound.
@@ -90,7 +91,7 @@ class AccelCallback(keras.callbacks.Callback):
         clock: Clock = time.perf_counter,
     ):
         super().__init__()
-        self._settings = make_settings(
+        self._settings = make_options(
             plan,
             includes=includes,
             excludes=excludes,
@@ -155,9 +156,9 @@ class AccelCallback(keras.callbacks.Callback):
         """Watches how long steps wait for their input, where that can be seen."""
         distributed = self.model.distribute_strategy is not default_strategy()
         short = self._session is not None and self._session.is_at_most(LEAST_CALLS)
-        if distributed or short or hindrance(self.model):
+        if distributed or short or ineligibility(self.model):
             return None
-        function = TrainFunction.of(self.model)
+        function = StepDispatcher.of(self.model)
         if function.is_watched:  # ProfilerCallback says it itself
             return None
         per_call = int(self.model.steps_per_execution)
@@ -188,7 +189,7 @@ class AccelCallback(keras.callbacks.Callback):
         """Of several workers, which all decide the same, one says so."""
         if self.model is None:
             return bool(self._verbose)
-        return bool(self._verbose) and consensus_of(self.model.distribute_strategy).is_chief
+        return bool(self._verbose) and agreement_of(self.model.distribute_strategy).is_chief
 
     def _tell_tuning(self, seconds: float) -> None:
         if self._speaks:

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import keras
 
-from tfaccel import keras_private, notices
+from tfaccel.compat import keras_private
+from tfaccel.measure.timing import Clock
 from tfaccel.profiling.live import Every
 from tfaccel.profiling.profile import Profile
-from tfaccel.timing import Clock
+from tfaccel.system import notices
 
 
 class ProfilerCallback(keras.callbacks.Callback):

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from tfaccel.timing import Clock
+from tfaccel.measure.timing import Clock
 
 
 @dataclasses.dataclass(frozen=True)

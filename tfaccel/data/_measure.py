@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfaccel.data._pipeline import Layout, Pipeline
 from tfaccel.data._sources import Arrays
-from tfaccel.timing import Clock
+from tfaccel.measure.timing import Clock
 
 # A layout that costs threads or memory has to be this much faster.
 _GAIN = 0.9

@@ -5,15 +5,15 @@ import time
 from typing import Any
 
 from tfaccel.data._bounds import Bounds
-from tfaccel.data._files import check_files
 from tfaccel.data._log import Log
 from tfaccel.data._look import look_at_arrays
 from tfaccel.data._sources import Arrays, is_arrays, is_endless, is_files
 from tfaccel.data._stream import Stream
 from tfaccel.data._values import examine
+from tfaccel.data.files.reading import check_files
 from tfaccel.data.findings import Fault, FaultKind, Findings
 from tfaccel.data.rules import Rules
-from tfaccel.timing import Clock
+from tfaccel.measure.timing import Clock
 
 
 def check(

@@ -9,7 +9,7 @@ from typing import Any
 import rich.console
 from rich.markup import escape
 
-from tfaccel.tables import markdown_table, terminal_table
+from tfaccel.measure.tables import markdown_table, terminal_table
 
 SCHEMA = 1
 # Rows of a table; JSON has them all.

@@ -11,7 +11,7 @@ from rich.markup import escape
 from tfaccel.data._measure import Timings
 from tfaccel.data._pipeline import Layout
 from tfaccel.data.findings import Findings
-from tfaccel.tables import terminal_table
+from tfaccel.measure.tables import terminal_table
 
 
 @dataclasses.dataclass(frozen=True)

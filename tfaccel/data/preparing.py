@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.compat.tf_data import effect, lasting_effect, stages
 from tfaccel.data._asked import asked_for, mode_of
 from tfaccel.data._bounds import Bounds
 from tfaccel.data._components import is_batched
@@ -22,9 +23,8 @@ from tfaccel.data._sources import Arrays
 from tfaccel.data.findings import Findings
 from tfaccel.data.prepared import Account, Prepared
 from tfaccel.data.rules import Rules
-from tfaccel.dataset_graph import effect, lasting_effect, stages
-from tfaccel.memory import available_bytes
-from tfaccel.timing import Clock
+from tfaccel.measure.timing import Clock
+from tfaccel.system.memory import available_bytes
 
 # TensorFlow's random operations: what they have drawn is forgotten with each iterator.
 _RANDOM = frozenset(

@@ -6,12 +6,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfaccel import notices
 from tfaccel.data._components import Component, Role
 from tfaccel.data._log import Log
 from tfaccel.data._values import examine, examine_parts
 from tfaccel.data.findings import Findings
 from tfaccel.data.rules import Rules
+from tfaccel.system import notices
 
 _NAME = "prediction"
 

@@ -8,16 +8,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel import notices
+from tfaccel.autotune.report import Report
+from tfaccel.compat.patching import SharedContext, instance_attribute
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import shapes
 from tfaccel.data.findings import Findings
 from tfaccel.data.watching import Watch, is_finite
 from tfaccel.inference.predict_function import PredictFunction, own_function
 from tfaccel.inference.sample import as_tensors
 from tfaccel.inference.saved import save
-from tfaccel.plan import Plan
-from tfaccel.report import Report
-from tfaccel.scoped import SharedContext, instance_attribute
-from tfaccel.workload import shapes
+from tfaccel.system import notices
 
 # How often a batch of another size must come before it is worth compiling for.
 _TIMES = 3

@@ -9,23 +9,24 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel import keras_private, passes
-from tfaccel.cache import workload_key
-from tfaccel.forward import unmarked
+from tfaccel import passes
+from tfaccel.autotune.fallback_plan import fallback, fallbacks
+from tfaccel.autotune.options import Options, make_options
+from tfaccel.autotune.plan_cache import workload_key
+from tfaccel.autotune.report import Report, show
+from tfaccel.autotune.search import baseline_trial, one_plan, tune_workload
+from tfaccel.autotune.trial import Outcome
+from tfaccel.compat import keras_private
+from tfaccel.core.plan import Pass, Plan
+from tfaccel.core.tracing import unmarked
+from tfaccel.core.workload import Workload, default_strategy
 from tfaccel.inference.accelerated_model import AcceleratedModel
-from tfaccel.inference.bench import InferenceBench
 from tfaccel.inference.predict_function import PredictFunction, own_function
 from tfaccel.inference.sample import first_batch, spec_of
-from tfaccel.numerics import Tolerance
-from tfaccel.plan import Pass, Plan
-from tfaccel.report import Report, show
-from tfaccel.rescue import rescue, rescuers
-from tfaccel.settings import Settings, make_settings
-from tfaccel.state import Snapshot
-from tfaccel.timing import Clock, timed
-from tfaccel.trial import Outcome
-from tfaccel.tuner import baseline_trial, one_plan, tune_workload
-from tfaccel.workload import Workload, default_strategy
+from tfaccel.inference.trials import PredictionTrials
+from tfaccel.measure.numerics import Tolerance
+from tfaccel.measure.timing import Clock, timed
+from tfaccel.steps.snapshot import Snapshot
 
 # Calls of the model's own function that are timed first. The first is traced.
 _OWN_CALLS = 3
@@ -98,9 +99,9 @@ def accelerate(
     return found
 
 
-def _settings(plan: Any, **arguments: Any) -> Settings:
+def _settings(plan: Any, **arguments: Any) -> Options:
     """What the user asked for, less what serves training alone."""
-    settings = make_settings(plan, tuning_share=None, **arguments)
+    settings = make_options(plan, tuning_share=None, **arguments)
     names, plan = settings.names, settings.plan
     if arguments["includes"] is None:
         more = (item.name for item in passes.INFERENCE_PASSES)
@@ -112,7 +113,7 @@ def _settings(plan: Any, **arguments: Any) -> Settings:
     return dataclasses.replace(settings, plan=plan, names=names, reserve=())
 
 
-def _accelerated(model: keras.Model, x: Any, settings: Settings) -> AcceleratedModel:
+def _accelerated(model: keras.Model, x: Any, settings: Options) -> AcceleratedModel:
     stopped = _hindrance(model)
     if stopped:
         report = Report((), Plan(), note=stopped, predicts=True)
@@ -123,7 +124,7 @@ def _accelerated(model: keras.Model, x: Any, settings: Settings) -> AcceleratedM
         return _tried(model, x, settings)
 
 
-def _tried(model: keras.Model, x: Any, settings: Settings) -> AcceleratedModel:
+def _tried(model: keras.Model, x: Any, settings: Options) -> AcceleratedModel:
     # As Keras hands it over, so that its predictions meet the trace that is made here.
     batch = keras.utils.pack_x_y_sample_weight(keras.tree.lists_to_tuples(x))
     workload = Workload(model, (batch,), spec_of(batch), training=False)
@@ -138,7 +139,7 @@ def _tried(model: keras.Model, x: Any, settings: Settings) -> AcceleratedModel:
         report, function = found
     else:
         state.restore()
-        with InferenceBench(workload, own, settings.clock, settings.tolerance) as bench:
+        with PredictionTrials(workload, own, settings.clock, settings.tolerance) as bench:
             report = dataclasses.replace(_report(workload, bench, settings), predicts=True)
             kept = not report.plan.is_baseline
             function = bench.step_function(report.plan) if kept else None
@@ -168,18 +169,18 @@ def _timed(workload: Workload, own: Callable[[Any], Any], clock: Clock) -> Workl
 
 
 def _rescued(
-    workload: Workload, error: Exception, settings: Settings
+    workload: Workload, error: Exception, settings: Options
 ) -> tuple[Report, PredictFunction] | None:
     """How to predict where the model's own function can't run here."""
-    able = rescuers(workload, settings.considered, settings.plan)
-    report = rescue(able, error, settings.plan)
+    able = fallbacks(workload, settings.considered, settings.plan)
+    report = fallback(able, error, settings.plan)
     if report is None:
         return None
     report = dataclasses.replace(report, predicts=True)
     return report, PredictFunction(workload, report.plan)
 
 
-def _report(workload: Workload, bench: InferenceBench, settings: Settings) -> Report:
+def _report(workload: Workload, bench: PredictionTrials, settings: Options) -> Report:
     if settings.plan is not None and settings.plan.is_baseline:
         return Report((baseline_trial(workload),), Plan())
     if settings.plan is not None:
@@ -195,7 +196,7 @@ def _report(workload: Workload, bench: InferenceBench, settings: Settings) -> Re
     return report
 
 
-def _remembered(report: Report, bench: InferenceBench) -> Report:
+def _remembered(report: Report, bench: PredictionTrials) -> Report:
     """A report from the cache. Its plan is compared with these weights; it is not timed again."""
     note = "From the cache."
     if not report.plan.is_baseline:

@@ -7,10 +7,10 @@ import keras
 import tensorflow as tf
 
 from tfaccel import passes
-from tfaccel.forward import unmarked
-from tfaccel.plan import Plan
-from tfaccel.scoped import SharedContext, instance_attribute
-from tfaccel.workload import Workload
+from tfaccel.compat.patching import SharedContext, instance_attribute
+from tfaccel.core.plan import Plan
+from tfaccel.core.tracing import unmarked
+from tfaccel.core.workload import Workload
 
 # How TensorFlow marks a call of what XLA is to compile.
 _COMPILED = "_XlaMustCompile"

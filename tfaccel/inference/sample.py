@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.forward import unmarked
-from tfaccel.scoped import instance_attribute
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.tracing import unmarked
 
 # By how much of its own spread a number is moved in a sample that is changed.
 _MOVED = 0.05

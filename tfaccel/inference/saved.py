@@ -6,10 +6,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
 from tfaccel.inference.predict_function import PredictFunction
 from tfaccel.inference.sample import spec_of
-from tfaccel.plan import Plan
-from tfaccel.workload import Workload
 
 ENDPOINT = "serve"
 

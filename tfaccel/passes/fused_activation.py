@@ -9,13 +9,16 @@ from typing import Any, ClassVar
 import keras
 import tensorflow as tf
 
-from tfaccel import keras_private
-from tfaccel.chains import GELU, SILU, Chain
-from tfaccel.plan import Pass, Refusal
-from tfaccel.scoped import instance_attribute
-from tfaccel.workload import Workload
+from tfaccel.compat import keras_private
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.workload import Workload
+from tfaccel.ops.activations import GELU, SILU, ActivationFormula
 
-_CHAINS: Mapping[Any, Chain] = {keras.activations.gelu: GELU, keras.activations.silu: SILU}
+_FORMULAS: Mapping[Any, ActivationFormula] = {
+    keras.activations.gelu: GELU,
+    keras.activations.silu: SILU,
+}
 _DTYPES = ("float32", "bfloat16", "float16")
 # The cells of a loop are called at every time step, on little.
 _LOOPS = (keras.layers.RNN, keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
@@ -40,18 +43,20 @@ class FusedActivation(Pass):
 
     name: ClassVar[str] = "fused_activation"
 
-    def refusal(self, workload: Workload) -> Refusal | None:
+    def unsupported(self, workload: Workload) -> Unsupported | None:
         obstacles = [obstacle for _, obstacle in self.obstacles(workload)]
         if not obstacles:
-            return Refusal("the model has no layer with the activation gelu or silu")
+            return Unsupported("the model has no layer with the activation gelu or silu")
         if workload.model.jit_compile:
-            return Refusal("the model uses XLA, which fuses activations already")
+            return Unsupported("the model uses XLA, which fuses activations already")
         return obstacles[0] if all(obstacles) else None
 
-    def obstacles(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Refusal | None]]:
+    def obstacles(
+        self, workload: Workload
+    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every layer with such an activation, with what keeps it; None where it is replaced."""
         for layer in workload.layers:
-            if _chain_of(layer) is not None:
+            if _formula_of(layer) is not None:
                 yield layer, _obstacle(layer)
 
     def compiles_sizes(self, workload: Workload) -> bool:
@@ -71,23 +76,23 @@ class FusedActivation(Pass):
 def _activation(own: Any, jit_compile: bool, x: Any) -> Any:
     if not isinstance(x, tf.Tensor) or x.dtype.name not in _DTYPES:
         return own(x)
-    return _CHAINS[own](x, jit_compile)
+    return _FORMULAS[own](x, jit_compile)
 
 
-def _chain_of(layer: Any) -> Chain | None:
+def _formula_of(layer: Any) -> ActivationFormula | None:
     activation = getattr(layer, "activation", None)
     try:
-        return _CHAINS.get(activation)
+        return _FORMULAS.get(activation)
     except TypeError:  # an activation that can't be a key
         return None
 
 
-def _obstacle(layer: Any) -> Refusal | None:
+def _obstacle(layer: Any) -> Unsupported | None:
     who = f"layer {layer.name!r} ({type(layer).__name__})"
     if isinstance(layer, _LOOPS):
-        return Refusal(f"{who} runs its activation in a loop")
+        return Unsupported(f"{who} runs its activation in a loop")
     if not keras_private.is_from_keras(layer):
-        return Refusal(f"{who} may want its activation for something else than to call it")
+        return Unsupported(f"{who} may want its activation for something else than to call it")
     if layer.compute_dtype not in _DTYPES:
-        return Refusal(f"{who} computes in {layer.compute_dtype}", "use float32 or less")
+        return Unsupported(f"{who} computes in {layer.compute_dtype}", "use float32 or less")
     return None

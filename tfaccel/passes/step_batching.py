@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import keras
 import tensorflow as tf
 
-from tfaccel import keras_private
-from tfaccel.plan import Pass, Refusal
-from tfaccel.workload import Workload
+from tfaccel.compat import keras_private
+from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.workload import Workload
 
 # A call should take no longer than this: what happens within a tenth of a second is felt
 # to happen at once, so nobody sees that a progress bar's numbers come in groups.
@@ -70,16 +70,16 @@ class StepBatching(Pass):
     def steps_per_call(self) -> int:
         return self.steps
 
-    def refusal(self, workload: Workload) -> Refusal | None:
+    def unsupported(self, workload: Workload) -> Unsupported | None:
         model = workload.model
         maker = keras_private.overridden(model, keras.Model, "make_train_function")
         if maker is not None:
-            return Refusal(f"{type(model).__name__} has a {maker} of its own")
+            return Unsupported(f"{type(model).__name__} has a {maker} of its own")
         strategy = model.distribute_strategy
         if tf.distribute.has_strategy() or strategy is not tf.distribute.get_strategy():
-            return Refusal(f"a step under {type(strategy).__name__} is more than one device's")
+            return Unsupported(f"a step under {type(strategy).__name__} is more than one device's")
         if workload.step_seconds * CHOICES[0] > CALL_SECONDS:
-            return Refusal(
+            return Unsupported(
                 f"a step takes {1e3 * workload.step_seconds:.0f} ms, so the time between "
                 "steps hardly counts"
             )
@@ -95,16 +95,16 @@ def suited(workload: Workload) -> StepBatching:
     return StepBatching(max((c for c in CHOICES if c <= most), default=CHOICES[0]))
 
 
-def _watched(workload: Workload) -> Refusal | None:
+def _watched(workload: Workload) -> Unsupported | None:
     """Why callbacks forbid it."""
     remedy = "or allow it with StepBatching(allow_batch_hooks=True)"
     if workload.callbacks is None:
-        return Refusal("the callbacks of this training can't be seen", f"use `fit`, {remedy}")
+        return Unsupported("the callbacks of this training can't be seen", f"use `fit`, {remedy}")
     for callback in workload.callbacks:
         hook = acts_per_batch(callback)
         if hook is not None:
             name = type(callback).__name__
-            return Refusal(f"{name}.{hook} acts at every batch", f"leave it out, {remedy}")
+            return Unsupported(f"{name}.{hook} acts at every batch", f"leave it out, {remedy}")
     return None
 
 

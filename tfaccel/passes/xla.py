@@ -8,9 +8,9 @@ from typing import ClassVar
 import keras
 import tensorflow as tf
 
-from tfaccel.plan import Pass, Refusal
-from tfaccel.scoped import set_attribute
-from tfaccel.workload import Workload, varies
+from tfaccel.compat.patching import set_attribute
+from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.workload import Workload, varies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +33,21 @@ class XLA(Pass):
 
     jit_compile: bool = True
 
-    def refusal(self, workload: Workload) -> Refusal | None:
+    def unsupported(self, workload: Workload) -> Unsupported | None:
         model = workload.model
         if self.jit_compile and workload.num_replicas > 1:
-            return Refusal("XLA can't use variables that are mirrored on several devices")
+            return Unsupported("XLA can't use variables that are mirrored on several devices")
         if bool(model.jit_compile) == self.jit_compile:
             state = "already uses" if self.jit_compile else "does not use"
-            return Refusal(f"the model {state} XLA")
+            return Unsupported(f"the model {state} XLA")
         if not self.jit_compile and workload.device.kind == "CPU":
             # On a CPU Keras never turns XLA on by itself, so the user did.
-            return Refusal("the model was compiled with jit_compile=True", "compile without it")
+            return Unsupported("the model was compiled with jit_compile=True", "compile without it")
         return _obstacle(workload) if self.jit_compile else None
 
-    def obstacles(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Refusal | None]]:
+    def obstacles(
+        self, workload: Workload
+    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every layer, with what keeps XLA from compiling it; None where nothing does."""
         for layer in workload.layers:
             yield layer, _blocked(layer) if self.jit_compile else None
@@ -57,32 +59,32 @@ class XLA(Pass):
         return set_attribute(workload.model, "jit_compile", self.jit_compile)
 
 
-def _obstacle(workload: Workload) -> Refusal | None:
+def _obstacle(workload: Workload) -> Unsupported | None:
     """Why XLA can't compile this step, or shouldn't."""
     blocked = next(filter(None, map(_blocked, workload.layers)), None)
     if blocked is not None:
         return blocked
     if workload.device.kind == "GPU":
         # On a GPU Keras turns XLA on wherever it can, so the user turned it off.
-        return Refusal("the model was compiled with jit_compile=False", "compile without it")
+        return Unsupported("the model was compiled with jit_compile=False", "compile without it")
     if any(varies(spec) for spec in tf.nest.flatten(workload.element_spec)):
-        return Refusal(
+        return Unsupported(
             "batches differ in more than their number of samples, and XLA compiles each shape anew",
             "pad them to one shape",
         )
     if workload.sizes_vary:
-        return Refusal(
+        return Unsupported(
             "batches come in many sizes, and XLA compiles the step anew for each",
             "make batches of one size, such as by `batch(size, drop_remainder=True)`",
         )
     return None
 
 
-def _blocked(layer: keras.layers.Layer) -> Refusal | None:
+def _blocked(layer: keras.layers.Layer) -> Unsupported | None:
     """Why XLA can't compile this layer."""
     if layer.supports_jit:
         return None
-    return Refusal(
+    return Unsupported(
         f"layer {layer.name!r} ({type(layer).__name__}) can't be compiled by XLA",
         "move it out of the model, into the input pipeline" if not layer.weights else "",
     )

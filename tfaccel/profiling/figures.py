@@ -4,13 +4,13 @@ import dataclasses
 import math
 from typing import Any
 
+from tfaccel.measure.timing import LOOKS, Speedup
 from tfaccel.profiling import memory
 from tfaccel.profiling.ledger import Ledger
 from tfaccel.profiling.meter import Meter
 from tfaccel.profiling.scaling import Scaling
 from tfaccel.profiling.tally import Tally
 from tfaccel.profiling.work import Work
-from tfaccel.timing import LOOKS, Speedup
 
 
 @dataclasses.dataclass(frozen=True)

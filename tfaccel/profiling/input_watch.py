@@ -5,12 +5,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.dataset_graph import Stage, dataset_of, stages
-from tfaccel.feed import is_plain
+from tfaccel.compat.tf_data import Stage, dataset_of, stages
+from tfaccel.fit.step_dispatcher import StepDispatcher
+from tfaccel.measure.timing import Clock, wait_for
 from tfaccel.profiling.sampling import Sampling
 from tfaccel.profiling.tally import INPUT_BOUND_SHARE
-from tfaccel.timing import Clock, wait_for
-from tfaccel.train_function import TrainFunction
+from tfaccel.steps.replay import is_plain
 
 # The first steps trace; batches that were made meanwhile are used up in a few more.
 _SKIPPED_STEPS = 8
@@ -39,7 +39,7 @@ class InputWatch:
 
     def __init__(
         self,
-        function: TrainFunction,
+        function: StepDispatcher,
         steps_per_execution: int,
         clock: Clock,
         tell: Callable[[str], None],

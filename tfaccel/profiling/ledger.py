@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tfaccel.plan import Plan
+from tfaccel.autotune.report import Report
+from tfaccel.core.plan import Plan
 from tfaccel.profiling.live import LiveComparison, Pair
 from tfaccel.profiling.tally import Tally
-from tfaccel.report import Report
 
-# Is handed each record as it comes about: tfaccel.records has their keys.
+# Is handed each record as it comes about: tfaccel.profiling.records has their keys.
 Sink = Callable[[Mapping[str, Any]], None]
 
 

@@ -5,7 +5,7 @@ import statistics
 from collections import deque
 from typing import Literal
 
-from tfaccel.timing import Speedup, speedup
+from tfaccel.measure.timing import Speedup, speedup
 
 Every = int | Literal["auto"] | None
 # The share of the time so far that "auto" may spend on own steps being slower, and of

@@ -6,18 +6,18 @@ from typing import Any, NamedTuple, Protocol
 import keras
 import tensorflow as tf
 
-from tfaccel import keras_private
-from tfaccel.consensus import consensus_of
-from tfaccel.feed import is_plain
+from tfaccel.autotune.report import Report
+from tfaccel.compat import keras_private
+from tfaccel.core.plan import Plan
+from tfaccel.fit.step_dispatcher import StepDispatcher
+from tfaccel.measure.timing import Clock, wait_for
 from tfaccel.passes import XLA
-from tfaccel.plan import Plan
 from tfaccel.profiling.ledger import Call, Ledger
 from tfaccel.profiling.sampling import Sample, Sampling
-from tfaccel.report import Report
-from tfaccel.step import StepFunction
-from tfaccel.step_group import StepGroup
-from tfaccel.timing import Clock, wait_for
-from tfaccel.train_function import TrainFunction
+from tfaccel.steps.compiled_step import StepFunction
+from tfaccel.steps.multi_step import MultiStep
+from tfaccel.steps.replay import is_plain
+from tfaccel.steps.worker_agreement import agreement_of
 
 
 class Tracer(Protocol):
@@ -62,7 +62,7 @@ class Meter:
 
     def __init__(
         self,
-        function: TrainFunction,
+        function: StepDispatcher,
         model: keras.Model,
         ledger: Ledger,
         tracer: Tracer | None,
@@ -76,13 +76,13 @@ class Meter:
         self._function = function
         self._model = model
         self._strategy = model.distribute_strategy
-        self._is_alone = consensus_of(self._strategy).is_alone
+        self._is_alone = agreement_of(self._strategy).is_alone
         self._ledger = ledger
         self._tracer = tracer
         self._clock = clock
         self._steps = steps
         self._compiled_for: set[Any] = set()
-        self._counters: dict[StepFunction | StepGroup, Callable[[], int]] = {}
+        self._counters: dict[StepFunction | MultiStep, Callable[[], int]] = {}
         self._steps_in_epoch = 0
         self._steps_per_epoch: int | None = None
 
@@ -92,7 +92,7 @@ class Meter:
         built = self._function.built
         return self._traced(self._function.own) + (self._traced(built.function) if built else 0)
 
-    def _traced(self, function: StepFunction | StepGroup) -> int:
+    def _traced(self, function: StepFunction | MultiStep) -> int:
         if function not in self._counters:
             self._counters[function] = keras_private.trace_counter(function)
         return self._counters[function]()

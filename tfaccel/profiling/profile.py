@@ -7,24 +7,24 @@ from typing import Any
 
 import keras
 
-from tfaccel import notices
-from tfaccel.consensus import consensus_of
-from tfaccel.loss_scale import loss_scale_of
-from tfaccel.machine import machine_facts
+from tfaccel.core.workload import shapes
+from tfaccel.fit.step_dispatcher import StepDispatcher
+from tfaccel.measure.timing import Clock
+from tfaccel.passes.precision.loss_scale import loss_scale_of
 from tfaccel.profiling.figures import Figures
 from tfaccel.profiling.ledger import Ledger
 from tfaccel.profiling.live import Every, LiveComparison
 from tfaccel.profiling.meter import Meter
+from tfaccel.profiling.records import FILE_NAME, SCHEMA, JsonLines
 from tfaccel.profiling.scaling import Scaling, measure_scaling
 from tfaccel.profiling.tensorboard import Scalars
 from tfaccel.profiling.window import TraceWindow
 from tfaccel.profiling.words import sentence, table
 from tfaccel.profiling.work import Work, work_of
-from tfaccel.records import FILE_NAME, SCHEMA, JsonLines
-from tfaccel.remembered import Memory
-from tfaccel.timing import Clock
-from tfaccel.train_function import TrainFunction
-from tfaccel.workload import shapes
+from tfaccel.steps.remembered import Memory
+from tfaccel.steps.worker_agreement import agreement_of
+from tfaccel.system import notices
+from tfaccel.system.machine import machine_facts
 
 # Counting FLOPs traces the forward pass once more: about this share of a first step,
 # which traces the backward pass and the updates too.
@@ -62,11 +62,11 @@ class Profile:
         verbose: int,
         clock: Clock,
     ):
-        consensus = consensus_of(model.distribute_strategy)
-        if not consensus.is_chief:
+        agreement = agreement_of(model.distribute_strategy)
+        if not agreement.is_chief:
             log_dir, verbose = None, 0
         self._wants_scaling = isinstance(compare_every, int)
-        if not consensus.is_alone:
+        if not agreement.is_alone:
             compare_every = None  # workers would have to agree on it, before each step
         self._model = model
         self._epochs = epochs
@@ -77,7 +77,7 @@ class Profile:
         self._started = datetime.datetime.now(datetime.timezone.utc)
         self._file = JsonLines(log_dir / FILE_NAME) if log_dir else None
         self._scalars = Scalars(log_dir) if log_dir else None
-        self._function = TrainFunction.of(model)
+        self._function = StepDispatcher.of(model)
         self._ledger = Ledger(LiveComparison(compare_every), self._write)
         self._window = TraceWindow(log_dir, profile_batches, compare_every is not None, self._write)
         steps = epochs * steps_per_epoch if epochs and steps_per_epoch else None

@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any
 
-from tfaccel.feed import feed, pull
-from tfaccel.timing import Clock
-from tfaccel.workload import global_batch_size, shapes
+from tfaccel.core.workload import global_batch_size, shapes
+from tfaccel.measure.timing import Clock
+from tfaccel.steps.replay import feed, pull
 
 # The share of the training's time that handing batches on may take.
 SHARE = 0.005

@@ -8,13 +8,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel import notices
-from tfaccel.feed import kept
-from tfaccel.plan import Plan
-from tfaccel.replicas import local_batches, replica_spec
-from tfaccel.step import build_step
-from tfaccel.timing import Clock, timed
-from tfaccel.workload import Workload
+from tfaccel.core.plan import Plan
+from tfaccel.core.replicas import local_batches, replica_spec
+from tfaccel.core.workload import Workload
+from tfaccel.measure.timing import Clock, timed
+from tfaccel.steps.compiled_step import build_step
+from tfaccel.steps.replay import kept
+from tfaccel.system import notices
 
 # Steps of the replica alone that are timed, after the one that is traced.
 _TIMED_STEPS = 5

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel import notices
+from tfaccel.system import notices
 
 
 class Scalars:

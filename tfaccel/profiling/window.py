@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import rich.console
 
-from tfaccel.plan import Plan
+from tfaccel.core.plan import Plan
 from tfaccel.profiling.ledger import Sink
-from tfaccel.profiling.op_trace import OpProfile, OpTrace, kinds_table, ops_table
+from tfaccel.profiling.traces.op_trace import OpProfile, OpTrace, kinds_table, ops_table
 
 
 class _Phase(enum.Enum):

@@ -5,13 +5,13 @@ from typing import Any
 
 import keras
 
-from tfaccel import notices
-from tfaccel.plan import Plan
-from tfaccel.profiling.flops import model_flops_per_step
-from tfaccel.profiling.peaks import peak_flops
-from tfaccel.replicas import local_batches
-from tfaccel.trial import compute_dtype
-from tfaccel.workload import Workload
+from tfaccel.autotune.trial import compute_dtype
+from tfaccel.core.plan import Plan
+from tfaccel.core.replicas import local_batches
+from tfaccel.core.workload import Workload
+from tfaccel.profiling.flops.counting import model_flops_per_step
+from tfaccel.profiling.peaks.measured import peak_flops
+from tfaccel.system import notices
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,13 +5,13 @@ import os
 
 import mnist_setup
 
-import tfaccel.strategy
+import tfaccel.distribute
 
 per_worker_batch_size = 64
 tf_config = json.loads(os.environ["TF_CONFIG"])
 num_workers = len(tf_config["cluster"]["worker"])
 
-strategy = tfaccel.strategy.AccelStrategy()
+strategy = tfaccel.distribute.AccelStrategy()
 
 global_batch_size = per_worker_batch_size * num_workers
 multi_worker_dataset = mnist_setup.mnist_dataset(global_batch_size)

@@ -1,0 +1,43 @@
+"""A plan that nobody tried on this training: what of it can serve."""
+
+from tfaccel.autotune.trial import error_line
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.measure.timing import Clock
+from tfaccel.system import notices
+
+
+def served(plan: Plan, workload: Workload) -> Plan:
+    """The plan less the passes that refuse the workload; a warning says why."""
+    for item in plan.passes:
+        try:
+            unsupported = item.unsupported(workload)
+            why = "" if unsupported is None else str(unsupported)
+        except Exception as error:  # a pass of somebody's own, a model like no other
+            why = error_line(error)
+        if why:
+            plan = _left_out(plan, item.name, why)
+    return plan
+
+
+def prepared(plan: Plan, workload: Workload, clock: Clock, deadline: float) -> Plan:
+    """The plan less the passes that can't get ready; what they found is on the workload.
+
+    Args:
+        plan: whose passes all serve.
+        workload: the model and its batches.
+        clock: seconds.
+        deadline: the clock's value at which all should be ready.
+    """
+    for item in plan.passes:
+        try:
+            item.prepare(workload, plan, clock, deadline)
+        except Exception as error:
+            plan = _left_out(plan, item.name, error_line(error))
+    return plan
+
+
+def _left_out(plan: Plan, name: str, why: str) -> Plan:
+    item = next(item for item in plan.passes if item.name == name)
+    notices.warn(f"tfaccel leaves out {item}: {why}", stacklevel=3)
+    return plan.without(name)

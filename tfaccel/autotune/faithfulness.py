@@ -1,0 +1,242 @@
+"""Whether a candidate's step is the untouched step but for rounding, variable by variable.
+
+A plan may do what rounding does, and nothing else. Two yardsticks say what that is for the net
+at hand. Neither costs a trace, as the untouched step is traced already:
+
+**Sensitivity.** The untouched step once more, its weights (in 16 bits its inputs, too) rounded
+otherwise. A net that amplifies rounding does so without any plan: batch normalizations at their
+first weights make gradients differ by 0.5 to 1.1 of their norm if weights are rounded once to
+bfloat16. Under Keras's mixed policy the errors of ResNet50, MobileNetV2 and a net of three
+convolutions are 0.9 to 1.7 times the sensitivity, variable by variable, 3.7 at most where
+nothing amplifies.
+
+**Minibatch noise.** How far the gradients on another batch are. In 16 bits a tenth of it is
+allowed: training does not notice what adds 1 % to the variance that it lives with
+(McCandlish et al., An Empirical Model of Large-Batch Training, arXiv:1812.06162).
+
+**Scale.** Rounding points anywhere, a mistake of scale along the gradient. So the part of an
+error that lies along the gradient must be small by itself: of random errors with n components
+it is one part in the root of n.
+
+In 16 bits the sensitivity may be as large as the gradient, so that no mistake shows beside it.
+That is why passes other than the 16-bit ones are compared in float32, by the same plan without
+those.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from tfaccel.measure.numerics import (
+    NOTICED,
+    SIXTEEN_BITS,
+    Observation,
+    Tolerance,
+    changes,
+    compare,
+    floors,
+    relative_error,
+    rounding_of,
+    state_scales,
+)
+
+# How often the untouched step's own error a plan's may be: other roundings are one of many.
+_LIKELY = 4.0
+# The same where that is more than 16 bits make, but computed in float32: whoever is random or
+# chaotic by nature is only expected to be no more so.
+_CHAOTIC = 1.5
+# The shares of the minibatch noise, and of the whole gradient, that 16 bits may add.
+_NOISE_SHARE = 0.1
+_WHOLE_SHARE = 1e-3
+# How many times more or less than its own norm a gradient's may be in 16 bits, beyond once.
+_MOST_TIMES = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Yardsticks:
+    """What the untouched step makes of rounding, and of another batch.
+
+    Attributes:
+        near: the untouched step with weights rounded otherwise.
+        other: the untouched step on another batch; None where no other was kept.
+        dtype: the least precise dtype of what is compared.
+    """
+
+    near: Observation
+    other: Observation | None
+    dtype: str
+
+    @property
+    def in_16_bits(self) -> bool:
+        """Whether 16 bits round what is compared."""
+        return self.dtype in SIXTEEN_BITS
+
+
+@dataclasses.dataclass(frozen=True)
+class Violation:
+    """A bound that is broken.
+
+    Attributes:
+        kind: what is off: `"finite"`, `"loss"`, `"gradient"`, `"scale"`, `"update"`, `"state"`.
+        where: the name of the variable or loss.
+        found, allowed: relative errors.
+    """
+
+    kind: str
+    where: str = ""
+    found: float = math.inf
+    allowed: float = 0.0
+
+    def __str__(self) -> str:
+        if self.kind == "finite":
+            return "a loss or gradient is not finite where the baseline's is"
+        where = f" ({self.where})" if self.where else ""
+        return f"{self.kind} off by {self.found:.2g}{where}, {self.allowed:.2g} allowed"
+
+
+def violation(
+    reference: Observation, candidate: Observation, tolerance: Tolerance, yardsticks: Yardsticks
+) -> Violation | None:
+    """The bound that a candidate breaks by most; None where it keeps all.
+
+    Args:
+        reference: the untouched step.
+        candidate: the step under a plan, from the same state on the same batch, its optimizers
+            handed the reference's gradients.
+        tolerance: the dtype's.
+        yardsticks: what the untouched step makes of rounding.
+    """
+    drift = compare(reference, candidate)
+    if not drift.finite:
+        return Violation("finite")
+    if not drift.update <= tolerance.update:
+        return Violation("update", "", drift.update, tolerance.update)
+    broken = [
+        *_losses(reference, candidate, tolerance, yardsticks),
+        *_gradients(reference, candidate, tolerance, yardsticks),
+        *_states(reference, candidate, tolerance, yardsticks),
+    ]
+    return max(broken, key=lambda one: one.found / max(one.allowed, 1e-30), default=None)
+
+
+def _losses(
+    reference: Observation, candidate: Observation, tolerance: Tolerance, yardsticks: Yardsticks
+) -> list[Violation]:
+    found = []
+    for name, value in reference.losses.items():
+        error = relative_error(value, candidate.losses[name])
+        own = relative_error(value, yardsticks.near.losses[name])
+        allowed = _room(1.0, tolerance.loss, own, yardsticks, "loss")
+        if not error <= allowed:
+            found.append(Violation("loss", name, error, allowed))
+    return found
+
+
+def _states(
+    reference: Observation, candidate: Observation, tolerance: Tolerance, yardsticks: Yardsticks
+) -> list[Violation]:
+    """Moving statistics and their kind, by what the step adds to them."""
+    before, after = changes(reference), changes(candidate)
+    near = changes(yardsticks.near)
+    scales = state_scales(reference)
+    found = []
+    for name, change in before.items():
+        scale, error = scales[name], _norm(_difference(change, after[name]))
+        own = _norm(_difference(change, near[name]))
+        allowed = _room(scale, tolerance.state, own, yardsticks, "state")
+        allowed = max(allowed, rounding_of(reference.state[name]))
+        if not error <= allowed:
+            found.append(_relative("state", name, error, allowed, scale))
+    return found
+
+
+def _gradients(
+    reference: Observation, candidate: Observation, tolerance: Tolerance, yardsticks: Yardsticks
+) -> list[Violation]:
+    whole = math.sqrt(sum(_norm(value) ** 2 for value in reference.gradients.values()))
+    least = floors(reference.gradients)
+    found = []
+    for name, value in reference.gradients.items():
+        right = np.nan_to_num(np.asarray(value, np.float64), posinf=0.0, neginf=0.0)
+        error = _difference(value, candidate.gradients[name])
+        own = _difference(value, yardsticks.near.gradients[name])
+        scale = max(_norm(right), least[name] * right.size**0.5)
+        free = _free(name, right, whole, yardsticks)
+        size = _norm(error)
+        allowed = max(free, _room(scale, tolerance.variable, _norm(own), yardsticks, "variable"))
+        if not size <= allowed:
+            found.append(_relative("gradient", name, size, allowed, scale))
+        elif size > max(free, tolerance.variable * scale):
+            found.extend(_mistaken_scale(name, right, error, own, tolerance, yardsticks))
+    return found
+
+
+def _mistaken_scale(
+    name: str,
+    right: np.ndarray,
+    error: np.ndarray,
+    own: np.ndarray,
+    tolerance: Tolerance,
+    yardsticks: Yardsticks,
+) -> list[Violation]:
+    """What shows in an error that rounding may have made, by its size."""
+    size = _norm(right)
+    by_chance = _LIKELY * _norm(own) / (size * math.sqrt(right.size)) if size else math.inf
+    along = _along(right, error)
+    allowed = max(tolerance.variable, _LIKELY * _along(right, own), by_chance)
+    if yardsticks.in_16_bits:
+        # Where sensitivity is as large as the gradient, directions say nothing, norms still do:
+        # those of ResNet50's variables are 0.7 to 1.25 times what they are in float32.
+        along = _times(right, error)
+        allowed = max(_MOST_TIMES, _LIKELY * _times(right, own), by_chance)
+    return [] if along <= allowed else [Violation("scale", name, along, allowed)]
+
+
+def _room(scale: float, bound: float, own: float, yardsticks: Yardsticks, kind: str) -> float:
+    """What an error may be: the dtype's bound, or what the untouched step makes of rounding."""
+    if yardsticks.in_16_bits:
+        return max(bound * scale, _LIKELY * own)
+    noticed = getattr(NOTICED, kind) * scale
+    return max(bound * scale, _CHAOTIC * own, min(_LIKELY * own, noticed))
+
+
+def _free(name: str, gradient: np.ndarray, whole: float, yardsticks: Yardsticks) -> float:
+    """The error that training would not notice in 16 bits, whatever else holds."""
+    if not yardsticks.in_16_bits:
+        return 0.0
+    free = _WHOLE_SHARE * whole
+    if yardsticks.other is not None:
+        # Two batches differ by the noise of both.
+        apart = _norm(_difference(gradient, yardsticks.other.gradients[name]))
+        free = max(free, _NOISE_SHARE * apart / math.sqrt(2))
+    return free
+
+
+def _along(gradient: np.ndarray, error: np.ndarray) -> float:
+    """The part of an error that lies along the gradient, relative to it."""
+    square = float(np.vdot(gradient, gradient))
+    return abs(float(np.vdot(gradient, error))) / square if square else 0.0
+
+
+def _times(gradient: np.ndarray, error: np.ndarray) -> float:
+    """How many times too large or too small an array is, beyond once, by its norm."""
+    right, found = _norm(gradient), _norm(gradient + error)
+    return max(right, found) / max(min(right, found), 1e-30) - 1
+
+
+def _relative(kind: str, name: str, error: float, allowed: float, scale: float) -> Violation:
+    scale = scale or 1.0
+    return Violation(kind, name, error / scale, allowed / scale)
+
+
+def _difference(value: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """How far another value is; zero where either is not finite, which is judged by itself."""
+    a, b = np.asarray(value, np.float64), np.asarray(other, np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isfinite(a) & np.isfinite(b), b - a, 0.0)
+
+
+def _norm(value: np.ndarray) -> float:
+    usable = np.asarray(value, np.float64)
+    return float(np.linalg.norm(usable[np.isfinite(usable)]))

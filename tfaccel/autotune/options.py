@@ -1,0 +1,94 @@
+"""The user's arguments, validated once, at the door."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Collection, Sequence
+
+import keras
+
+from tfaccel.autotune.plan_cache import PlanCache
+from tfaccel.autotune.search import Budget, pass_names, reserve_names
+from tfaccel.core.plan import Pass, Plan, as_plan
+from tfaccel.measure.numerics import Tolerance, as_tolerance
+from tfaccel.measure.timing import Clock
+
+# Baseline steps that are timed and whose batches are kept. The first is traced, the
+# second still fills caches.
+COLLECTED_STEPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the user asked for.
+
+    Attributes:
+        plan: a plan to use without tuning; None to tune.
+        names: the passes to consider when tuning.
+        reserve: the passes to add to a plan that runs out of memory.
+        tolerance: bounds on drift; None for the table's.
+        budget: what tuning may cost.
+        cache: plans that won before; None for none.
+        guard: whether to watch for losses that turn non-finite.
+        clock: seconds.
+    """
+
+    plan: Plan | None
+    names: tuple[str, ...]
+    reserve: tuple[str, ...]
+    tolerance: Tolerance | float | None
+    budget: Budget
+    cache: PlanCache | None
+    guard: bool
+    clock: Clock
+
+    @property
+    def considered(self) -> tuple[str, ...]:
+        """The passes that may be part of the plan that wins."""
+        return (*self.names, *(name for name in self.reserve if name not in self.names))
+
+
+def make_options(
+    plan: Plan | Sequence[str | Pass] | str | os.PathLike[str],
+    *,
+    includes: Collection[str] | None,
+    excludes: Collection[str],
+    tolerance: Tolerance | float | None,
+    tuning_share: float | None,
+    max_tuning_seconds: float,
+    cache_dir: str | os.PathLike[str] | bool | None,
+    guard: bool = True,
+    clock: Clock = time.perf_counter,
+) -> Options:
+    """Checks the arguments that `AccelCallback`, `tune` and `accelerate` share.
+
+    Raises:
+        RuntimeError: Keras does not run on the TensorFlow backend.
+        TypeError, ValueError: an argument breaks its rule; the message names it.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            "tfaccel accelerates Keras on the TensorFlow backend. "
+            f"Received: KERAS_BACKEND={keras.backend.backend()!r}; set it to 'tensorflow'."
+        )
+    as_tolerance(tolerance, "float32")
+    return Options(
+        plan=None if isinstance(plan, str) and plan == "auto" else as_plan(plan),
+        names=pass_names(includes, excludes),
+        reserve=reserve_names(includes, excludes),
+        tolerance=tolerance,
+        budget=Budget(tuning_share, max_tuning_seconds),
+        cache=_cache(cache_dir),
+        guard=guard,
+        clock=clock,
+    )
+
+
+def _cache(cache_dir: str | os.PathLike[str] | bool | None) -> PlanCache | None:
+    if cache_dir is False:
+        return None
+    if not isinstance(cache_dir, str | os.PathLike | None):
+        raise TypeError(
+            f"`cache_dir` must be a path, None for the default, or False. Received: {cache_dir!r}"
+        )
+    return PlanCache(cache_dir)

@@ -1,0 +1,76 @@
+"""A model's weights, and its inputs, as another rounding might have left them.
+
+What a net makes of that is its own sensitivity to rounding, and no mistake of a plan.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.core.replicas import on_replicas
+
+# A sum of n products is off by about sqrt(n) unit roundoffs when its terms come in another
+# order, and a layer's sums have about a thousand terms (Higham and Mary, A New Approach to
+# Probabilistic Rounding Error Analysis, 2019, https://doi.org/10.1137/18M1226312).
+ROUNDINGS = 32
+# What is computed in 16 bits is summed in float32 and rounded once, by this at most.
+_UNIT_ROUNDOFFS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+def round_otherwise(weights: Iterable[Any], layers: Iterable[keras.layers.Layer]) -> None:
+    """Moves each weight by as much as rounding may, the same way each time.
+
+    Up to `ROUNDINGS` unit roundoffs of its own dtype, or one of its layer's where that
+    computes in 16 bits.
+
+    Args:
+        weights: variables. Those that are no numbers with a fraction stay as they are.
+        layers: a model and the layers inside it, each after those around it.
+    """
+    generator = np.random.default_rng(0)
+    dtypes = {id(v): str(layer.compute_dtype) for layer in layers for v in layer.variables}
+    for variable in weights:
+        value = keras.ops.convert_to_numpy(variable)
+        if value.dtype.kind != "f":
+            continue
+        usual = ROUNDINGS * float(np.finfo(value.dtype).eps) / 2
+        most = _UNIT_ROUNDOFFS.get(dtypes.get(id(variable), ""), usual)
+        variable.assign(value * (1 + most * generator.uniform(-1, 1, value.shape)))
+
+
+def round_once(weights: Iterable[Any], dtype: str) -> None:
+    """Rounds each float variable to a 16-bit dtype, and keeps it as it is otherwise.
+
+    Args:
+        weights: variables.
+        dtype: `"bfloat16"` or `"float16"`.
+    """
+    for variable in weights:
+        variable.assign(_rounded(tf.convert_to_tensor(variable), dtype))
+
+
+def rounded_inputs(batch: Any, dtype: str, strategy: tf.distribute.Strategy | None) -> Any:
+    """A batch whose inputs are rounded to a 16-bit dtype; targets and weights stay.
+
+    Args:
+        batch: as a step is given it: inputs, or a tuple that begins with them.
+        dtype: `"bfloat16"` or `"float16"`.
+        strategy: what the batch was distributed by; None where it was not.
+    """
+
+    @tf.function(autograph=False)
+    def rounded(batch: Any) -> Any:
+        inputs, *others = batch if isinstance(batch, tuple | list) else (batch,)
+        near = tf.nest.map_structure(
+            lambda leaf: _rounded(leaf, dtype), inputs, expand_composites=True
+        )
+        return (near, *others) if isinstance(batch, tuple | list) else near
+
+    return on_replicas(strategy, rounded, batch)
+
+
+def _rounded(value: Any, dtype: str) -> Any:
+    return tf.cast(tf.cast(value, dtype), value.dtype) if value.dtype.is_floating else value

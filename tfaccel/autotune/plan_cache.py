@@ -1,0 +1,151 @@
+"""Plans that won before, on disk."""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Collection
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.autotune.report import Report
+from tfaccel.core.workload import Workload, shapes
+from tfaccel.measure.numerics import Tolerance
+from tfaccel.passes.step_batching import acts_per_batch
+from tfaccel.system import notices
+from tfaccel.system.cache_dir import default_directory, replace_text
+from tfaccel.version import __version__
+
+SCHEMA = 1
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+class PlanCache:
+    """One JSON file for each kind of workload that was tuned.
+
+    Files are written beside their place and moved into it, so that a reader sees
+    a whole file or none, and two processes that write at once lose nothing.
+
+    Args:
+        directory: where; None for `default_directory()`. It is made when needed.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str] | None = None):
+        self.directory = pathlib.Path(directory) if directory is not None else default_directory()
+
+    def load(self, key: str) -> Report | None:
+        """The report kept for a key; all but a whole, current file is ignored with a warning."""
+        path = self._path(key)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(data, dict) or (data.get("schema"), data.get("key")) != (SCHEMA, key):
+                raise ValueError("it is of another version or another workload")
+            return Report.from_json(json.dumps(data.get("report")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            notices.warn(f"tfaccel ignores the cached plan {path}: {error}", stacklevel=2)
+            return None
+
+    def save(self, key: str, report: Report) -> None:
+        """Keeps a report; a failure (a full disk, a read-only folder) is a warning."""
+        text = json.dumps({"schema": SCHEMA, "key": key, "report": json.loads(report.to_json())})
+        try:
+            replace_text(self._path(key), text)
+        except OSError as error:
+            notices.warn(
+                f"tfaccel could not keep the plan in {self.directory}: {error}", stacklevel=2
+            )
+
+    def _path(self, key: str) -> pathlib.Path:
+        return self.directory / f"{key}.json"
+
+
+def workload_key(
+    workload: Workload, names: Collection[str], tolerance: Tolerance | float | None
+) -> str:
+    """A digest of all that decides which plan wins.
+
+    What the fit's callbacks forbid is part of it: a plan that won in a fit without a
+    callback at every batch is not for one with it.
+
+    Model structure, optimizer, loss, batch signature, device, versions, and what
+    the user allowed. Names that Keras numbers within a process, learning rates and
+    weights are left out, so that the same script finds its plan again. Plans for
+    predictions have keys of their own.
+    """
+    model = workload.model
+    parts = {
+        "versions": [__version__, tf.__version__, keras.__version__],
+        "device": [workload.device.kind, workload.device.name, workload.device.cores],
+        "model": _structure(workload),
+        "strategy": [type(model.distribute_strategy).__name__, workload.num_replicas],
+        "compiled": [bool(model.jit_compile), model.steps_per_execution],
+        "optimizers": [_optimizer(optimizer) for optimizer in workload.optimizers],
+        "loss": _described(model.loss),
+        "batch": [str(workload.element_spec), shapes(workload.batches[0])],
+        "allowed": [list(names), str(tolerance)],
+        "watched": is_watched(workload),
+    }
+    if workload.sizes_vary:
+        parts["sizes"] = "vary"
+    if not workload.training:
+        parts["work"] = "predictions"
+    text = json.dumps(parts, sort_keys=True, default=_described)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def is_watched(workload: Workload) -> bool:
+    """Whether a callback acts at every batch."""
+    callbacks = workload.callbacks
+    return callbacks is None or any(map(acts_per_batch, callbacks))
+
+
+def _described(value: Any) -> str:
+    """A value as text that is the same in another process."""
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    if hasattr(value, "get_config"):
+        return f"{type(value).__qualname__}{_ADDRESS.sub('', str(value.get_config()))}"
+    return _ADDRESS.sub("", str(value))
+
+
+def _structure(workload: Workload) -> list[Any]:
+    numbered = {layer.name: f"#{index}" for index, layer in enumerate(workload.layers)}
+    return [
+        [
+            f"{type(layer).__module__}.{type(layer).__qualname__}",
+            layer.trainable,
+            str(layer.dtype_policy),
+            [[list(weight.shape), str(weight.dtype)] for weight in layer.weights],
+            _without_names(_config(layer), numbered),
+        ]
+        for layer in workload.layers
+    ]
+
+
+def _config(layer: keras.layers.Layer) -> Any:
+    """The layer's config; a layer of the user's own may have none."""
+    try:
+        return layer.get_config()
+    except Exception:
+        return None
+
+
+def _without_names(value: Any, numbered: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if k != "name"}
+        return {str(k): _without_names(v, numbered) for k, v in kept.items()}
+    if isinstance(value, list | tuple):
+        return [_without_names(item, numbered) for item in value]
+    if isinstance(value, str):
+        return numbered.get(value, value)
+    return value if isinstance(value, int | float | bool | None) else _described(value)
+
+
+def _optimizer(optimizer: keras.optimizers.Optimizer) -> list[str]:
+    config = {k: v for k, v in optimizer.get_config().items() if k not in ("name", "learning_rate")}
+    return [type(optimizer).__qualname__, _described(config)]

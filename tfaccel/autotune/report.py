@@ -1,0 +1,221 @@
+"""What was tried and what was won: the Report, as a table and as JSON."""
+
+import dataclasses
+import json
+from typing import Any
+
+import rich.console
+from rich.markup import escape
+
+from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.core.plan import Plan
+from tfaccel.measure.numerics import Drift
+from tfaccel.measure.tables import markdown_table, terminal_table
+from tfaccel.measure.timing import Speedup
+from tfaccel.system import notices
+
+SCHEMA = 1
+# Lines of findings on a terminal; a deep net has one a layer.
+_SHOWN_FINDINGS = 6
+# What is less is no time that anybody waited.
+_LEAST_TOLD_SECONDS = 0.05
+_NUMBERS = ("step", "speedup", "drift", "compile")
+_HEADINGS = ("plan", *_NUMBERS, "verdict")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The outcome of tuning one workload.
+
+    Attributes:
+        trials: what was tried, in order; the first is the baseline.
+        plan: the chosen plan; `Plan()` when the step stays as it was.
+        gain: the chosen plan's speedup, measured again after it was chosen.
+        tuning_seconds: all that was waited for: trials, traces and compiling, and what is to be
+            done before and after them, up to the first step under the choice.
+        note: one sentence on how the choice came about.
+        complete: whether nothing was left untried for want of time.
+        predicts: whether it is about batches to predict and not about steps of training.
+        cached: whether the trials took place in another training.
+    """
+
+    trials: tuple[Trial, ...]
+    plan: Plan
+    gain: Speedup = Speedup()  # noqa: RUF009 (frozen)
+    tuning_seconds: float = 0.0
+    note: str = ""
+    complete: bool = True
+    predicts: bool = False
+    cached: bool = False
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster a step is than before; 1.0 for the baseline."""
+        return self.gain.median
+
+    @property
+    def speedup_interval(self) -> tuple[float, float]:
+        """The ends of the speedup's 95 % confidence interval."""
+        return self.gain.low, self.gain.high
+
+    @property
+    def baseline_step_seconds(self) -> float:
+        """The untouched step's time."""
+        return self.trials[0].step_seconds or 0.0 if self.trials else 0.0
+
+    @property
+    def break_even_steps(self) -> int | None:
+        """Steps after which tuning has paid for itself; None when it never does."""
+        saved = self.baseline_step_seconds * (1 - 1 / self.speedup) if self.speedup > 0 else 0.0
+        return None if saved <= 0 else -int(-self.tuning_seconds // saved)
+
+    def with_note(self, more: str) -> "Report":
+        """The report with a sentence more in its note; itself where there is none."""
+        return dataclasses.replace(self, note=f"{self.note} {more}".strip()) if more else self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "schema": SCHEMA,
+            "plan": json.loads(self.plan.to_json()),
+            "gain": dataclasses.asdict(self.gain),
+            "tuning_seconds": self.tuning_seconds,
+            "note": self.note,
+            "complete": self.complete,
+            "predicts": self.predicts,
+            "cached": self.cached,
+            "trials": [_trial_to_dict(trial) for trial in self.trials],
+        }
+
+    def to_json(self) -> str:
+        """The report as JSON text, readable by `from_json`."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """Reads `to_json`'s text.
+
+        Raises:
+            ValueError: the text is no report, or of another schema.
+        """
+        try:
+            data = json.loads(text)
+            if data["schema"] != SCHEMA:
+                raise ValueError(f"schema must be {SCHEMA}. Received: {data['schema']!r}")
+            return cls(
+                trials=tuple(_trial_from_dict(trial) for trial in data["trials"]),
+                plan=Plan.from_json(json.dumps(data["plan"])),
+                gain=Speedup(**data["gain"]),
+                tuning_seconds=float(data["tuning_seconds"]),
+                note=str(data["note"]),
+                complete=bool(data["complete"]),
+                predicts=bool(data.get("predicts", False)),
+                cached=bool(data.get("cached", False)),
+            )
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"This is not a tfaccel report: {error!r}") from error
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table's cells: plan, step, speedup, drift, compile, verdict; of what was tried."""
+        return [_row(trial, trial.plan == self.plan) for trial in self.tried()]
+
+    def tried(self) -> list[Trial]:
+        """The trials of the table: those of plans that no pass refuses."""
+        return [trial for trial in self.trials if trial.outcome is not Outcome.REFUSED]
+
+    def summary(self) -> str:
+        """One or two sentences: what was chosen, what it wins, what it cost."""
+        one = "batch" if self.predicts else "step"
+        if self.plan.is_baseline:
+            said = (
+                "Predictions are made by the model's own function, unchanged."
+                if self.predicts
+                else "Training goes on with your own step, unchanged."
+            )
+        else:
+            goes_on = "Predictions are made under" if self.predicts else "Training goes on with"
+            # Nothing is known of a plan that was given, and tried by nobody.
+            gain = f": {self.gain} faster a {one}" if self.gain.pairs or not self.predicts else ""
+            even = self.break_even_steps
+            paid = f"; tuning is paid back after {even} {one}{'s' if one == 'step' else 'es'}"
+            said = f"{goes_on} {self.plan}{gain}{paid if even else ''}."
+        told = self.tuning_seconds >= _LEAST_TOLD_SECONDS
+        cost = f" Tuning took {self.tuning_seconds:.1f} s." if told else ""
+        return f"{said}{cost}" + (f" {self.note}" if self.note else "")
+
+    def reasons(self) -> list[str]:
+        """A line for each trial that has something to explain."""
+        return [
+            f"{trial.plan}{' refuses' if trial.outcome is Outcome.REFUSED else ''}: {trial.reason}"
+            for trial in self.trials
+            if trial.reason
+        ]
+
+    def findings(self) -> tuple[str, ...]:
+        """What the passes of the chosen plan found out about the layers, a line each."""
+        chosen = (trial.findings for trial in self.trials if trial.plan == self.plan)
+        return next(chosen, ())
+
+    def to_markdown(self) -> str:
+        """The table, the reasons, the summary and the findings as Markdown."""
+        table = markdown_table(_HEADINGS, self.rows(), numbers=_NUMBERS)
+        lines = [table, "", *(f"- {r}" for r in self.reasons()), "", self.summary(), ""]
+        found = self.findings()
+        return "\n".join([*lines, *(f"- {line}" for line in found), *([""] if found else [])])
+
+    def __rich__(self) -> rich.console.Group:
+        shown: list[rich.console.RenderableType] = []
+        if len(self.trials) > 1 and self.tuning_seconds and not self.cached:
+            chosen = [i for i, trial in enumerate(self.tried()) if trial.plan == self.plan]
+            table = terminal_table(_HEADINGS, self.rows(), numbers=_NUMBERS, bold=chosen)
+            shown += [table, *(f"  {escape(r)}" for r in self.reasons()), ""]
+            found = self.findings()
+            # Why not otherwise stands in brackets, and takes more room than a terminal has.
+            heads = [line.partition(" [")[0] for line in found[:_SHOWN_FINDINGS]]
+            shown += [f"  {escape(line)}" for line in heads]
+            if heads != list(found):
+                shown += [f"  ... {len(found)} lines, and the reasons: Report.findings()"]
+        return rich.console.Group(*shown, escape(f"tfaccel: {self.summary()}"))
+
+
+def show(report: Report) -> None:
+    """Prints a report, on a line of its own beside Keras's progress bar."""
+    notices.show("", report)
+
+
+def _row(trial: Trial, chosen: bool) -> tuple[str, ...]:
+    step = "" if trial.step_seconds is None else _duration(trial.step_seconds)
+    gain = "" if trial.speedup is None else str(trial.speedup)
+    drift = "" if trial.drift is None else f"{trial.drift.main:.1e}"
+    compiling = f"{trial.compile_seconds:.1f} s" if trial.compile_seconds else ""
+    verdict = "chosen" if chosen else trial.outcome.value
+    return str(trial.plan), step, gain, drift, compiling, verdict
+
+
+def _duration(seconds: float) -> str:
+    milliseconds = seconds * 1e3
+    digits = 0 if milliseconds >= 100 else 1 if milliseconds >= 10 else 2
+    return f"{milliseconds:.{digits}f} ms"
+
+
+def _trial_to_dict(trial: Trial) -> dict[str, Any]:
+    data = {field.name: getattr(trial, field.name) for field in dataclasses.fields(trial)}
+    return data | {
+        "plan": json.loads(trial.plan.to_json()),
+        "outcome": trial.outcome.value,
+        "speedup": None if trial.speedup is None else dataclasses.asdict(trial.speedup),
+        "drift": None if trial.drift is None else dataclasses.asdict(trial.drift),
+    }
+
+
+def _trial_from_dict(data: dict[str, Any]) -> Trial:
+    return Trial(
+        **data
+        | {
+            "plan": Plan.from_json(json.dumps(data["plan"])),
+            "outcome": Outcome(data["outcome"]),
+            "speedup": None if data["speedup"] is None else Speedup(**data["speedup"]),
+            "drift": None if data["drift"] is None else Drift(**data["drift"]),
+            "findings": tuple(data.get("findings", ())),
+        }
+    )

@@ -1,0 +1,365 @@
+"""Choosing a plan within a budget."""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import keras
+
+from tfaccel import passes
+from tfaccel.autotune import priors
+from tfaccel.autotune.report import Report
+from tfaccel.autotune.trial import WORTHWHILE, Outcome, Trial, TrialRunner
+from tfaccel.compat import keras_private
+from tfaccel.core.plan import Pass, Plan, make_pass
+from tfaccel.core.workload import Workload
+from tfaccel.measure.timing import FEWEST, LOOKS, Speedup
+
+# Trials in a row without a new best plan after which the search ends.
+PATIENCE = 4
+# Layers at most that a search leaves in their own dtype for being off too far in 16 bits.
+MOST_REPAIRS = 3
+# What the first step takes for each layer, and for each variable that is trained. Measured on
+# two cores of a Zen 3: 0.18 to 0.23 s a trained variable in all, under Adam
+# (benchmarks/results/training-*.md), of which simpler optimizers take half.
+_LAYER_TRACE_SECONDS = 0.02
+_UPDATE_TRACE_SECONDS = 0.1
+# Told about each trial as it ends.
+OnTrial = Callable[[Trial], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How many seconds tuning may cost.
+
+    Attributes:
+        share: the share of the training to come that tuning may take; None for
+            no such bound.
+        max_seconds: the bound that holds in any case.
+
+    Raises:
+        TypeError, ValueError: a bound is no number, or negative.
+    """
+
+    share: float | None = 0.05
+    max_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.share, numbers.Real | None):
+            raise TypeError(f"`tuning_share` must be None or a number. Received: {self.share!r}")
+        if self.share is not None and not 0 <= self.share <= 1:
+            raise ValueError(
+                f"`tuning_share` must be None or between 0 and 1. Received: {self.share!r}"
+            )
+        if not isinstance(self.max_seconds, numbers.Real):
+            raise TypeError(
+                f"`max_tuning_seconds` must be a number. Received: {self.max_seconds!r}"
+            )
+        if not self.max_seconds >= 0:
+            raise ValueError(
+                f"`max_tuning_seconds` must not be negative. Received: {self.max_seconds!r}"
+            )
+
+    def seconds(self, workload: Workload) -> float:
+        """The seconds to spend on a workload; unknown length counts as none to come."""
+        if self.share is None:
+            return self.max_seconds
+        to_come = (workload.steps_to_come or 0) * workload.step_seconds
+        return min(self.max_seconds, self.share * to_come)
+
+
+def trial_seconds(plan: Plan, workload: Workload, earlier: Sequence[Trial] = ()) -> float:
+    """An estimate of what trying a plan takes if it wins.
+
+    Its trace, one more to look at its gradients, one to look at the baseline's (where
+    it changes what is computed), and the timed pairs.
+
+    Args:
+        plan: what to try.
+        workload: with its baseline times.
+        earlier: trials on this workload. They show how long traces take here, most of all
+            that of the plan that has most in common with this one, and whether the
+            baseline's gradients are known by now.
+    """
+    first = max(workload.first_step_seconds, workload.trace_seconds)
+    trace = first * _compile_factor(plan) * _pace(plan, first, earlier)
+    seconds = trace
+    if plan.changes_step:
+        looked_at = any(t.drift is not None and t.plan.changes_step for t in earlier)
+        seconds += trace + (0.0 if looked_at else first)
+    return seconds + 2 * LOOKS[0] * plan.steps_per_call * workload.step_seconds
+
+
+def _compile_factor(plan: Plan) -> float:
+    return math.prod(item.compile_factor for item in plan.passes)
+
+
+def _pace(plan: Plan, first: float, earlier: Sequence[Trial]) -> float:
+    """How much longer the trace of the most similar plan took than was expected of it."""
+    traced = [t for t in earlier if t.plan.passes and t.compile_seconds > 0]
+    if not traced or not first:
+        return 1.0
+    nearest = min(traced, key=lambda trial: len({*trial.plan.names} ^ {*plan.names}))
+    return nearest.compile_seconds / (first * _compile_factor(nearest.plan))
+
+
+def expected_trace_seconds(model: keras.Model) -> float:
+    """A guess at what the first step of a model takes, for one that was traced unseen."""
+    layers = len(keras_private.flatten_layers(model))
+    trained = len(model.trainable_variables)
+    return _LAYER_TRACE_SECONDS * layers + _UPDATE_TRACE_SECONDS * trained
+
+
+def cheapest_trial_seconds(workload: Workload, names: Collection[str]) -> float | None:
+    """An estimate of the least that a trial costs; None where there is nothing to try."""
+    candidates = [
+        trial_seconds(Plan((item,)), workload)
+        for item, _ in priors.expected(workload, names)
+        if item.unsupported(workload) is None
+    ]
+    return min(candidates, default=None)
+
+
+def pass_names(includes: Collection[str] | None, excludes: Collection[str]) -> tuple[str, ...]:
+    """The names of the passes to consider, in order.
+
+    Raises:
+        ValueError: a name is not that of a pass.
+    """
+    built_in = tuple(item.name for item in passes.PASSES if item.tried_by_default)
+    for argument, chosen in (
+        ("includes", () if includes is None else includes),
+        ("excludes", excludes),
+    ):
+        if isinstance(chosen, str) or not isinstance(chosen, Collection):
+            raise TypeError(f"`{argument}` must be a list of pass names. Received: {chosen!r}")
+        for name in chosen:
+            make_pass(name)
+    return tuple(n for n in (built_in if includes is None else includes) if n not in set(excludes))
+
+
+def reserve_names(includes: Collection[str] | None, excludes: Collection[str]) -> tuple[str, ...]:
+    """The names of the passes that help a plan which runs out of memory."""
+    kinds = [item for item in passes.PASSES if item.saves_memory]
+    allowed = [item.name for item in kinds if includes is None or item.name in includes]
+    return tuple(name for name in allowed if name not in set(excludes))
+
+
+def tune_workload(
+    workload: Workload,
+    bench: TrialRunner,
+    names: Collection[str],
+    seconds: float,
+    on_trial: OnTrial = lambda trial: None,
+    reserve: Collection[str] | None = None,
+) -> Report:
+    """Tries plans on a workload and chooses one.
+
+    Args:
+        workload: the model and its kept batches, with its baseline times.
+        bench: the workload set up for trials, entered.
+        names: the passes to consider.
+        seconds: the budget.
+        on_trial: told about each trial.
+        reserve: the passes to add to a plan that runs out of memory; None for the
+            built-in ones.
+
+    Returns:
+        The report. Its first trial is the baseline.
+    """
+    start = bench.clock()
+    spare = reserve_names(None, ()) if reserve is None else reserve
+    helpers = [item for item, _ in priors.expected(workload, spare)]
+    order = [item.name for item, _ in priors.expected(workload, [*names, *spare])]
+    search = _Search(workload, bench, start + seconds, on_trial, helpers, order)
+    usable = []
+    for item, holds in priors.expected(workload, names):
+        unsupported = item.unsupported(workload)
+        if unsupported is None:
+            usable.append((item, holds))
+        else:
+            search.note(Trial(Plan((item,)), Outcome.REFUSED, str(unsupported)))
+    search.run(usable)
+    gain = search.confirmed()
+    return Report(
+        trials=(baseline_trial(workload), *search.trials),
+        plan=search.best.plan if search.best else Plan(),
+        gain=gain,
+        tuning_seconds=bench.clock() - start,
+        note=search.ending,
+        complete=search.complete,
+    )
+
+
+def one_plan(plan: Plan, workload: Workload, bench: TrialRunner) -> Report:
+    """Tries one plan that the user gave; it is chosen if it is faster and faithful.
+
+    Args:
+        plan: what to try.
+        workload: with its baseline times.
+        bench: the workload set up for trials, entered.
+    """
+    start = bench.clock()
+    trial = bench.try_plan(plan)
+    won = trial.outcome is Outcome.FASTER
+    return Report(
+        trials=(baseline_trial(workload), trial),
+        plan=plan if won else Plan(),
+        gain=(trial.speedup if won else None) or Speedup(),
+        tuning_seconds=bench.clock() - start,
+    )
+
+
+def baseline_trial(workload: Workload) -> Trial:
+    """The untouched step as the first row of every report."""
+    return Trial(
+        Plan(),
+        Outcome.BASELINE,
+        compile_seconds=max(0.0, workload.first_step_seconds - workload.step_seconds),
+        step_seconds=workload.step_seconds,
+        speedup=Speedup(),
+    )
+
+
+class _Search:
+    """One walk through the plans: the expected best first, then its variations."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        bench: TrialRunner,
+        deadline: float,
+        on_trial: OnTrial,
+        helpers: Sequence[Pass],
+        order: Sequence[str],
+    ):
+        self.workload = workload
+        self.bench = bench
+        self.deadline = deadline
+        self.on_trial = on_trial
+        self.helpers = helpers
+        self.order = order
+        self.trials: list[Trial] = []
+        self.best: Trial | None = None
+        self.ending = ""
+        self.complete = True
+        self.repairs = 0
+
+    def note(self, trial: Trial) -> None:
+        self.trials.append(trial)
+        self.on_trial(trial)
+
+    def run(self, usable: list[tuple[Pass, bool]]) -> None:
+        first = Plan(tuple(item for item, holds in usable if holds))
+        queue = [first, *variations(first, usable)]
+        # Where the budget is short of all these, a single pass may fit.
+        queue += sorted((Plan((item,)) for item, _ in usable), key=self._seconds)
+        seen, without_gain = {Plan()}, 0
+        while queue and without_gain < PATIENCE:
+            plan = queue.pop(0)
+            if plan in seen:
+                continue
+            seen.add(plan)
+            if not self._affordable(plan):
+                continue
+            if self._try(plan):
+                without_gain = 0
+                queue = [*variations(plan, usable), *queue]
+            else:
+                without_gain += 1
+                queue = [*self._repaired(), *self._with_less_memory(), *queue]
+
+    def _repaired(self) -> Iterator[Plan]:
+        """The plan that was tried last, the layer that was too far off left in its own dtype."""
+        trial = self.trials[-1]
+        if trial.outcome is not Outcome.UNFAITHFUL or trial.drift is None:
+            return
+        layer = layer_of(trial.drift.worst, self.workload)
+        if not layer or self.repairs == MOST_REPAIRS:
+            return
+        spared = tuple(item.sparing(layer) or item for item in trial.plan.passes)
+        if spared != trial.plan.passes:
+            self.repairs += 1
+            yield Plan(spared)
+
+    def _with_less_memory(self) -> Iterator[Plan]:
+        """The plan that was tried last with what it needs to fit, if it did not."""
+        trial = self.trials[-1]
+        for item in self.helpers if trial.ran_out_of_memory else ():
+            if item.name not in trial.plan.names and not item.unsupported(self.workload):
+                items = (*trial.plan.passes, item)
+                yield Plan(tuple(sorted(items, key=lambda one: self.order.index(one.name))))
+
+    def _seconds(self, plan: Plan) -> float:
+        return trial_seconds(plan, self.workload, self.trials)
+
+    def _affordable(self, plan: Plan) -> bool:
+        needed = self._seconds(plan)
+        left = self.deadline - self.bench.clock()
+        if needed <= left:
+            return True
+        self.complete = False
+        self.ending = (
+            f"Not tried for want of time: {plan} (about {needed:.0f} s, {max(left, 0):.0f} s left)."
+        )
+        return False
+
+    def _try(self, plan: Plan) -> bool:
+        """Tries a plan; whether it is the new best."""
+        trial = self.bench.try_plan(plan, self.deadline - self._confirming_seconds(plan))
+        self.note(trial)
+        if trial.outcome is not Outcome.FASTER or not _better(trial, self.best):
+            self.bench.forget(plan)
+            return False
+        if self.best is not None:
+            self.bench.forget(self.best.plan)
+        self.best = trial
+        return True
+
+    def _confirming_seconds(self, plan: Plan) -> float:
+        """What it takes to time a plan again, which is faster than the baseline if it is timed."""
+        return 2 * FEWEST * plan.steps_per_call * self.workload.step_seconds
+
+    def confirmed(self) -> Speedup:
+        """The best plan's speedup, measured anew: the one that won was lucky, too.
+
+        A plan that does not clearly win again is dropped for the baseline.
+        """
+        if self.best is None:
+            return Speedup()
+        gain = self.bench.time_again(self.best.plan, self.deadline)
+        if gain.low > 1.0 and gain.median >= WORTHWHILE:
+            return gain
+        self.bench.forget(self.best.plan)
+        self.ending = f"{self.best.plan} won once but not when it was measured again."
+        self.best = None
+        return Speedup()
+
+
+def layer_of(variable: str, workload: Workload) -> str:
+    """The name of the innermost layer with a variable of this path; empty where there is none."""
+    for layer in reversed(workload.layers):
+        if any(variable == getattr(own, "path", None) for own in layer.variables):
+            return str(layer.name)
+    return ""
+
+
+def variations(plan: Plan, usable: list[tuple[Pass, bool]]) -> Iterator[Plan]:
+    """A plan with one pass more, then with one pass less, the last first."""
+    items = [item for item, _ in usable]
+    for item in items:
+        if item.name not in plan.names:
+            wanted = {*plan.names, item.name}
+            yield Plan(tuple(other for other in items if other.name in wanted))
+    for item in reversed(plan.passes):
+        yield plan.without(item.name)
+
+
+def _better(trial: Trial, best: Trial | None) -> bool:
+    """Whether a trial is clearly ahead of the best, or as good with fewer passes."""
+    if best is None or best.speedup is None or trial.speedup is None:
+        return best is None
+    ratio = trial.speedup.median / best.speedup.median
+    fewer = len(trial.plan.passes) < len(best.plan.passes)
+    return ratio > 1.02 or (fewer and ratio > 0.99)

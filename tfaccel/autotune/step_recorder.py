@@ -1,0 +1,307 @@
+"""Looking into one step: its losses, its gradients, and what it leaves behind."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.autotune.perturb import round_once, round_otherwise, rounded_inputs
+from tfaccel.compat import keras_private
+from tfaccel.compat.patching import SharedContext, instance_attribute
+from tfaccel.core.plan import Plan
+from tfaccel.core.replicas import local_values, on_replicas, replica_id
+from tfaccel.core.workload import Workload
+from tfaccel.measure.numerics import Observation
+from tfaccel.steps.snapshot import Snapshot, known_variables
+
+# Attributes by which random layers say how random they are. XLA and other dtypes
+# draw other numbers from the same seed, which is no error: these layers let
+# everything through in all steps that are compared.
+_RANDOMNESS = ("rate", "stddev", "dropout", "recurrent_dropout")
+
+
+class StepRecorder:
+    """Runs single steps of a workload and observes them.
+
+    Every observation starts from the snapshot's state with metrics reset, so two
+    of them differ by their plans alone.
+
+    Args:
+        workload: the model; `workload.batches[0]` is the batch.
+        snapshot: the state to start from. It is left restored.
+    """
+
+    def __init__(self, workload: Workload, snapshot: Snapshot):
+        self._workload = workload
+        self._snapshot = snapshot
+        self._names = _Names(workload)
+
+    def observe(self, plan: Plan, reference: Observation | None = None) -> Observation:
+        """One step under `plan`.
+
+        Args:
+            plan: what to apply.
+            reference: the untouched step; where given, optimizers are handed its
+                gradients in place of the plan's own, so that their updates can be
+                compared exactly.
+
+        Returns:
+            The observation.
+        """
+        given = {} if reference is None else dict(reference.handed)
+        step = self._untouched if plan.is_baseline else self._traced(plan)
+        return self._one(step, self._workload.batches[0], given)
+
+    def near(self, dtype: str | None = None) -> Observation:
+        """The untouched step with other roundings, and other random numbers. Traces nothing.
+
+        Args:
+            dtype: 16 bits to which weights and inputs are rounded once; None to move each
+                weight by as much as rounding may in its own dtype (`tfaccel.autotune.perturb`).
+        """
+        workload, weights = self._workload, self._names.weights.values()
+        batch = workload.batches[0]
+        if dtype is not None:
+            batch = rounded_inputs(batch, dtype, workload.strategy)
+
+        def perturb() -> None:
+            self._snapshot.reseed()
+            if dtype is None:
+                round_otherwise(weights, workload.layers)
+            else:
+                round_once(weights, dtype)
+
+        return self._one(self._untouched, batch, {}, perturb)
+
+    def other(self) -> Observation | None:
+        """The untouched step on another batch; None where no other was kept. Traces nothing."""
+        batches = self._workload.batches
+        return self._one(self._untouched, batches[1], {}) if len(batches) > 1 else None
+
+    @functools.cached_property
+    def _untouched(self) -> Callable[..., Any]:
+        return self._traced(Plan())
+
+    def _traced(self, plan: Plan) -> Callable[..., Any]:
+        """A step under a plan, to be traced when it is called first."""
+        workload = self._workload.for_step()
+        tape = _Tape(self._names)
+        under_plan = SharedContext(lambda: _under(plan, workload, tape))
+
+        def on_replica(batch: Any, given: Mapping[str, Any]) -> Any:
+            tape.start(given)
+            with under_plan:
+                logs = workload.model.train_step(batch)
+            self._snapshot.include_graph(tf.compat.v1.get_default_graph())
+            return logs, tape.gradients
+
+        @tf.function(jit_compile=_jit_compile(plan, workload), autograph=False)
+        def step(batch: Any, given: Mapping[str, Any]) -> Any:
+            return on_replicas(workload.strategy, on_replica, batch, given)
+
+        return step
+
+    def _one(
+        self,
+        step: Callable[..., Any],
+        batch: Any,
+        given: Mapping[str, Any],
+        perturb: Callable[[], None] = lambda: None,
+    ) -> Observation:
+        try:
+            with _quiet(self._workload):
+                self._snapshot.restore()
+                self._workload.model.reset_metrics()
+                perturb()
+                before = self._names.trained(), self._names.state()
+                logs, found = step(batch, given)
+                return self._observation(logs, found, *before)
+        finally:
+            self._snapshot.restore()
+
+    def observe_steps(self, run: Callable[[], Sequence[Any]]) -> Observation:
+        """What some traced steps leave behind; as gradients, what they add to each weight.
+
+        Args:
+            run: makes the steps and gives the logs of each, in order.
+        """
+        try:
+            self._snapshot.restore()
+            self._workload.model.reset_metrics()
+            before = self._names.trained(), self._names.state()
+            logs = run()
+            losses = {
+                f"{name} of step {index}": value
+                for index, step in enumerate(logs)
+                for name, value in _losses(step).items()
+            }
+            return dataclasses.replace(self._observation(logs[-1], {}, *before), losses=losses)
+        finally:
+            self._snapshot.restore()
+
+    def _observation(
+        self, logs: Any, found: Mapping[str, Any], before: Mapping, state_before: Mapping
+    ) -> Observation:
+        gradients = {name: _array(value) for name, value in _each(found)}
+        trained = self._names.trained()
+        if not gradients:
+            # A train_step that applies no optimizer: its own updates are compared.
+            gradients = {k: v - before[k] for k, v in trained.items() if k in self._names.weights}
+        return Observation(
+            losses=_losses(logs),
+            gradients=gradients,
+            trained=trained,
+            before=before,
+            state=self._names.state(),
+            state_before=state_before,
+            counters=self._names.counters(),
+            handed=dict(found),
+        )
+
+
+class _Names:
+    """Stable names for a workload's variables, and their values as arrays."""
+
+    def __init__(self, workload: Workload):
+        self._workload = workload
+        self.weights = self._named(workload.model.trainable_variables)
+
+    def _named(self, variables: Sequence[Any]) -> dict[str, Any]:
+        named: dict[str, Any] = {}
+        for variable in variables:
+            path = getattr(variable, "path", None) or variable.name
+            while path in named:
+                path += "'"
+            named[path] = variable
+        return named
+
+    def of(self, variable: Any) -> str:
+        """The name of a trained variable, given as Keras's or as TensorFlow's."""
+        for name, known in self.weights.items():
+            if variable is known or variable is known.value:
+                return name
+        return getattr(variable, "path", None) or variable.name
+
+    def trained(self) -> dict[str, np.ndarray]:
+        slots = [v for o in self._workload.optimizers for v in o.variables]
+        named = {**self.weights, **self._named(slots)}
+        return {k: _array(v) for k, v in named.items() if _is_float(v)}
+
+    def _others(self) -> dict[str, Any]:
+        own = {id(v) for v in self.weights.values()}
+        model_variables = [v for v in self._workload.model.variables if id(v) not in own]
+        return self._named(model_variables)
+
+    def state(self) -> dict[str, np.ndarray]:
+        metrics = {id(v) for m in self._workload.model.metrics for v in m.variables}
+        others = self._others().items()
+        return {k: _array(v) for k, v in others if _is_float(v) and id(v) not in metrics}
+
+    def counters(self) -> dict[str, np.ndarray]:
+        everything = self._named(known_variables(self._workload))
+        return {k: _array(v) for k, v in everything.items() if _is_integer(v)}
+
+
+class _Tape:
+    """Notes the gradients that optimizers are handed on each replica, and hands on others.
+
+    Replicas are traced in threads that take turns, so each has its own notes.
+    """
+
+    def __init__(self, names: _Names):
+        self._names = names
+        self._gradients: dict[int, dict[str, Any]] = {}
+        self._given: dict[int, Mapping[str, Any]] = {}
+
+    def start(self, given: Mapping[str, Any]) -> None:
+        """A replica's step begins; `given` are the gradients to hand on in place of its own."""
+        self._gradients[replica_id()], self._given[replica_id()] = {}, given
+
+    @property
+    def gradients(self) -> dict[str, Any]:
+        """What this replica's optimizers were handed."""
+        return self._gradients[replica_id()]
+
+    def recording(self, optimizer: keras.optimizers.Optimizer) -> Callable[..., Any]:
+        """An `apply` that notes, and hands on what is given."""
+        apply = optimizer.apply
+
+        def recording_apply(grads: Sequence[Any], trainable_variables: Any = None) -> Any:
+            variables = list(trainable_variables or keras_private.trained_variables(optimizer))
+            pairs = zip(grads, variables, strict=True)
+            return apply([self._noted(*pair) for pair in pairs], variables)
+
+        return recording_apply
+
+    def _noted(self, gradient: Any, variable: Any) -> Any:
+        name = self._names.of(variable)
+        while name in self.gradients:
+            name += "#"
+        if gradient is None:
+            return None
+        self.gradients[name] = gradient
+        return self._given[replica_id()].get(name, gradient)
+
+
+@contextlib.contextmanager
+def _under(plan: Plan, workload: Workload, tape: _Tape) -> Iterator[None]:
+    """A step is traced under the plan, its optimizers recorded from the outside."""
+    with contextlib.ExitStack() as stack:
+        inner = {id(getattr(o, "inner_optimizer", None)) for o in workload.optimizers}
+        for optimizer in workload.optimizers:
+            if id(optimizer) not in inner:
+                apply = tape.recording(optimizer)
+                stack.enter_context(instance_attribute(optimizer, "apply", apply))
+        stack.enter_context(plan.applied(workload))
+        yield
+
+
+def _each(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every replica's value of everything, by name; the first replica has the plain names."""
+    for name, value in values.items():
+        for index, local in enumerate(local_values(value)):
+            yield f"{name}@{index}" if index else name, local
+
+
+@contextlib.contextmanager
+def _quiet(workload: Workload) -> Iterator[None]:
+    """Keras's random layers let everything through."""
+    with contextlib.ExitStack() as stack:
+        for layer in workload.layers:
+            if not hasattr(layer, "seed_generator"):
+                continue
+            for name in _RANDOMNESS:
+                if isinstance(vars(layer).get(name), float):
+                    stack.enter_context(instance_attribute(layer, name, 0.0))
+        yield
+
+
+def _jit_compile(plan: Plan, workload: Workload) -> bool:
+    with plan.applied(workload):
+        return bool(workload.model.jit_compile)
+
+
+def _losses(logs: Any) -> dict[str, np.ndarray]:
+    """The logs that are losses: those so called, or all where none is."""
+    flat = logs if isinstance(logs, Mapping) else {"loss": logs}
+    named = {k: v for k, v in flat.items() if "loss" in k} or flat
+    return {k: _array(v) for k, v in _each(named)}
+
+
+def _array(value: Any) -> np.ndarray:
+    native = getattr(value, "value", value) if isinstance(value, keras.Variable) else value
+    tensor = tf.convert_to_tensor(native)
+    return tf.cast(tensor, tf.float32).numpy() if tensor.dtype == tf.bfloat16 else tensor.numpy()
+
+
+def _is_float(variable: Any) -> bool:
+    return tf.as_dtype(variable.dtype).is_floating
+
+
+def _is_integer(variable: Any) -> bool:
+    return tf.as_dtype(variable.dtype).is_integer

@@ -1,0 +1,176 @@
+"""Trials of training steps: timed on kept batches, compared gradient by gradient."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from tfaccel.autotune import faithfulness
+from tfaccel.autotune.faithfulness import Yardsticks
+from tfaccel.autotune.step_recorder import StepRecorder
+from tfaccel.autotune.trial import Outcome, Trial, TrialRunner, coarsest_dtype, rounded_dtype
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.measure import numerics
+from tfaccel.measure.numerics import SIXTEEN_BITS, Drift, Observation, Tolerance
+from tfaccel.measure.timing import Clock
+from tfaccel.steps.compiled_step import BuiltStep, StepFunction, build_step
+from tfaccel.steps.replay import kept
+from tfaccel.steps.worker_agreement import WorkerAgreement
+
+# Steps in one call that are compared with the same in a call each. More would show how a
+# training amplifies rounding, where a device adds in another order each time.
+_COMPARED_STEPS = 2
+
+
+class TrainingTrials(TrialRunner):
+    """A training workload set up for trials: its baseline step, its state, its clock.
+
+    On leaving, the state is what it was on entering, bit for bit, however the block ends.
+
+    Args:
+        workload: with at least one kept batch.
+        baseline: the user's own step function, traced already.
+        clock: seconds, such as `time.perf_counter`.
+        tolerance: the user's; None for the table's.
+        consensus: of the processes that train together; None for one alone. `clock` must
+            be its.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        baseline: StepFunction,
+        clock: Clock,
+        tolerance: Tolerance | float | None = None,
+        agreement: WorkerAgreement | None = None,
+    ):
+        super().__init__(workload, clock, agreement)
+        self._tolerance = tolerance
+        self._dataset = kept(
+            workload.batches, workload.element_spec, workload.strategy, forever=True
+        )
+        self._own = baseline
+        self._own_iterator = iter(self._dataset)
+        self._iterator = self._own_iterator
+        self._probe = StepRecorder(workload, self._snapshot)
+        self._verdicts: dict[Plan, tuple[Drift, str | None]] = {}
+        self._nears: dict[str | None, Observation] = {}
+
+    @functools.cached_property
+    def _reference(self) -> Observation:
+        return self._probe.observe(Plan())
+
+    def _build(self, plan: Plan) -> BuiltStep:
+        return build_step(self.workload, plan, on_trace=self._snapshot.include_graph, holds=True)
+
+    def _first(self, plan: Plan) -> Callable[[], Any]:
+        # One for each trial: a step that fails may leave replicas at different batches.
+        self._iterator = iter(self._dataset)
+        return functools.partial(self._functions[plan], self._iterator)
+
+    def _calls(self, plan: Plan, count: int) -> Callable[[], Any]:
+        """Makes so many steps under a plan in one call, and hands out their logs."""
+        return functools.partial(self._functions[plan].run, self._iterator, count)
+
+    def _judging_seconds(self, trial: Trial) -> float:
+        """A trace of the plan's step, and one of the baseline's where there was none yet."""
+        if not trial.plan.changes_step:
+            return 0.0
+        first = max(self.workload.first_step_seconds, self.workload.trace_seconds)
+        return trial.compile_seconds + (0.0 if "_reference" in vars(self) else first)
+
+    def _own_calls(self, count: int) -> Callable[[], Any]:
+        """As many of the user's own steps, each called from Python as Keras does."""
+
+        def call() -> Any:
+            for _ in range(count):
+                logs = self._own(self._own_iterator)
+            return logs
+
+        return call
+
+    def _judged(self, trial: Trial) -> Trial:
+        """The trial with its drift, and UNFAITHFUL where that is too large."""
+        plan, drift, violation = trial.plan, None, None
+        if plan.steps_per_call > 1:
+            dtype = coarsest_dtype(plan, self.workload)
+            tolerance = numerics.as_tolerance(self._tolerance, dtype)
+            drift, violation = self._compared_calls(plan, tolerance)
+        if plan.changes_step and not violation:
+            drift, violation = self.compared(plan)
+        outcome = Outcome.UNFAITHFUL if violation else Outcome.FASTER
+        return dataclasses.replace(trial, outcome=outcome, reason=violation or "", drift=drift)
+
+    def compared(self, plan: Plan) -> tuple[Drift, str | None]:
+        """How far a step under a plan is from the untouched one, and if that is too far.
+
+        Amid 16 bits a mistake of another pass may not show, so those are looked at in float32.
+
+        Returns:
+            The drift, `drift.worst` the variable at fault where it is known, and the bound that
+            is broken, in words; None where all hold.
+        """
+        drift, violation = self._compared(plan)
+        others = plan.without_16_bits(self.workload)
+        if violation is None and others != plan and others.changes_step:
+            _, violation = self._compared(others)
+            if violation is not None:
+                return dataclasses.replace(drift, worst=""), f"{others} alone: {violation}"
+        return drift, violation
+
+    def _compared(self, plan: Plan) -> tuple[Drift, str | None]:
+        if plan not in self._verdicts:
+            seen = self._probe.observe(plan, self._reference)
+            self._verdicts[plan] = self._verdict(plan, seen)
+        return self._verdicts[plan]
+
+    def _verdict(self, plan: Plan, seen: Observation) -> tuple[Drift, str | None]:
+        dtype, rounded = coarsest_dtype(plan, self.workload), rounded_dtype(plan, self.workload)
+        tolerance = numerics.as_tolerance(self._tolerance, dtype)
+        if self._tolerance is None and dtype in SIXTEEN_BITS and rounded is None:
+            tolerance = numerics.NOTICED  # the untouched step is no more exact than the plan
+        drift = self._agreement.same(numerics.compare(self._reference, seen))
+        violation = drift.violation(tolerance)
+        if violation is None or self._tolerance is not None:
+            return drift, violation
+        yardsticks = Yardsticks(self._near(rounded), self._other, dtype)
+        broken = self._agreement.same(
+            faithfulness.violation(self._reference, seen, tolerance, yardsticks)
+        )
+        if broken is None:
+            return drift, None
+        return dataclasses.replace(drift, worst=broken.where), str(broken)
+
+    def _near(self, dtype: str | None) -> Observation:
+        """The untouched step with roundings as in `dtype`; None for those of its own dtypes."""
+        if dtype not in self._nears:
+            self._nears[dtype] = self._probe.near(dtype).lightened()
+        return self._nears[dtype]
+
+    @functools.cached_property
+    def _other(self) -> Observation | None:
+        other = self._probe.other()
+        return other and other.lightened()
+
+    def _compared_calls(self, plan: Plan, tolerance: Tolerance) -> tuple[Drift, str | None]:
+        """How far some steps in one call are from the same in a call each, and if that is too far.
+
+        The latter are the user's own steps, or the plan's where it computes them otherwise.
+        """
+        built = self._functions[plan]
+        single = built if plan.changes_step else self._own
+
+        def one_by_one() -> Any:
+            iterator = iter(self._dataset)
+            return [single(iterator) for _ in range(_COMPARED_STEPS)]
+
+        def together() -> Any:
+            return built.run(iter(self._dataset), _COMPARED_STEPS)
+
+        reference = self._probe.observe_steps(one_by_one)
+        drift = numerics.compare(reference, self._probe.observe_steps(together))
+        if self._tolerance is None and drift.violation(tolerance):
+            again = numerics.compare(reference, self._probe.observe_steps(one_by_one))
+            tolerance = numerics.widened(tolerance, again)
+        return drift, drift.violation(tolerance)

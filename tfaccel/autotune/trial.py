@@ -1,0 +1,382 @@
+"""Trying one plan on a workload."""
+
+import abc
+import contextlib
+import dataclasses
+import enum
+import gc
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import keras
+import tensorflow as tf
+
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.measure import numerics, timing
+from tfaccel.measure.numerics import SIXTEEN_BITS, Drift
+from tfaccel.measure.timing import Clock, Speedup
+from tfaccel.steps.compiled_step import unheard_traces
+from tfaccel.steps.snapshot import Snapshot
+from tfaccel.steps.worker_agreement import WorkerAgreement
+from tfaccel.system.memory import is_out_of_memory
+
+# A candidate whose first step, once traced, is this much slower than the baseline's
+# median is not timed any further.
+CLEARLY_SLOWER = 1.5
+# A gain below this share is not worth another set of roundings.
+WORTHWHILE = 1.02
+# How the reason of a trial begins that ran out of memory.
+_OUT_OF_MEMORY = "out of memory"
+# Keras prints parts of its errors in bold. It says first in which `call` one came up, and
+# TensorFlow in which node, with the stack from where that was made.
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_WHERE = re.compile(
+    r"Exception encountered when calling|Graph execution error|Detected at node"
+    r"|<stack traces unavailable>|File \".*\", line \d+, in "
+)
+
+
+class Outcome(enum.Enum):
+    """How a trial ended."""
+
+    BASELINE = "baseline"
+    FASTER = "faster"
+    SLOWER = "slower"
+    UNFAITHFUL = "unfaithful"
+    REFUSED = "refused"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What happened when a plan was tried.
+
+    Attributes:
+        plan: the plan.
+        outcome: how it ended.
+        reason: why, in one clause; names the layer, bound or error.
+        compile_seconds: the first step's time, less one step: tracing and compiling.
+        step_seconds: the median step once traced; None where it was not timed.
+        speedup: against baseline steps timed in between; None where not timed.
+        drift: the differences from the untouched step; None where not compared.
+        peak_memory_bytes: the device's peak during the trial; None on a CPU.
+        findings: what the passes found out about the layers before the trace, a line each.
+    """
+
+    plan: Plan
+    outcome: Outcome
+    reason: str = ""
+    compile_seconds: float = 0.0
+    step_seconds: float | None = None
+    speedup: Speedup | None = None
+    drift: Drift | None = None
+    peak_memory_bytes: int | None = None
+    findings: tuple[str, ...] = ()
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Whether the plan needs more memory than there is."""
+        return self.outcome is Outcome.FAILED and self.reason.startswith(_OUT_OF_MEMORY)
+
+
+_Self = TypeVar("_Self", bound="TrialRunner")
+
+
+class TrialRunner(abc.ABC):
+    """A workload set up for trials, in which plans take turns with the user's own step.
+
+    What a step is, and when one is faithful, is the subclass's to say. Use as a context
+    manager: on leaving, the state is what it was when it was made, bit for bit, however the
+    block ends.
+
+    Args:
+        workload: with at least one kept batch.
+        clock: seconds, such as `time.perf_counter`.
+        consensus: of the processes that train together; None for one alone. `clock` must
+            be its.
+    """
+
+    def __init__(self, workload: Workload, clock: Clock, agreement: WorkerAgreement | None = None):
+        self.workload = workload
+        self.clock = clock
+        self._agreement = agreement or WorkerAgreement()
+        self._snapshot = Snapshot.of(workload)
+        self._functions: dict[Plan, Any] = {}
+        self._unheard = contextlib.ExitStack()
+
+    def __enter__(self: _Self) -> _Self:
+        self._unheard.enter_context(unheard_traces())
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._unheard.close()
+        self._snapshot.restore()
+
+    @abc.abstractmethod
+    def _build(self, plan: Plan) -> Any:
+        """The function of a plan. Nothing is traced yet."""
+
+    @abc.abstractmethod
+    def _first(self, plan: Plan) -> Callable[[], Any]:
+        """Makes one step under a plan, by the function that was built for it."""
+
+    @abc.abstractmethod
+    def _calls(self, plan: Plan, count: int) -> Callable[[], Any]:
+        """Makes so many steps under a plan in one call; `count` is what it runs in one at most."""
+
+    @abc.abstractmethod
+    def _own_calls(self, count: int) -> Callable[[], Any]:
+        """Makes as many of the user's own steps, each called from Python as Keras does."""
+
+    @abc.abstractmethod
+    def _judged(self, trial: Trial) -> Trial:
+        """A faster trial with its drift, and UNFAITHFUL where that is too large."""
+
+    @contextlib.contextmanager
+    def _restored(self) -> Iterator[None]:
+        """The same starting point for every trial: the state and the metrics."""
+        self._snapshot.restore()
+        try:
+            yield
+        finally:
+            self._snapshot.restore()
+
+    def try_plan(self, plan: Plan, deadline: float = math.inf) -> Trial:
+        """Refusals, trace, timing against the baseline, then faithfulness.
+
+        Args:
+            plan: what to try.
+            deadline: the clock's value after which timing should end.
+
+        Returns:
+            The trial. Whatever goes wrong inside the plan is its outcome; only
+            KeyboardInterrupt and its like pass through.
+        """
+        refused = self._refused(plan)
+        if refused is not None:
+            return refused
+        trial = self._agreed(self._tried(plan, deadline))
+        if trial.outcome is Outcome.FAILED:
+            self.forget(plan)
+        if trial.ran_out_of_memory:
+            gc.collect()  # what the step held is in cycles
+        return trial
+
+    def check(self, plan: Plan, deadline: float) -> Trial:
+        """A trial without times, for a plan that is known to be faster.
+
+        Args:
+            plan: what to check.
+            deadline: the clock's value at which its passes should be ready.
+        """
+        refused = self._refused(plan)
+        if refused is not None:
+            return refused
+        return self._agreed(self._checked(plan, deadline))
+
+    def _checked(self, plan: Plan, deadline: float) -> Trial:
+        compile_seconds = 0.0
+        try:
+            with self._restored():
+                plan.prepare(self.workload, self.clock, deadline)
+                step = self._built(plan)
+                compile_seconds = max(0.0, self._timed(step) - self.workload.step_seconds)
+            return self._judged(Trial(plan, Outcome.FASTER, compile_seconds=compile_seconds))
+        except Exception as error:
+            return Trial(plan, Outcome.FAILED, error_line(error), compile_seconds)
+
+    def _refused(self, plan: Plan) -> Trial | None:
+        """A trial that ends with the first refusal; None where no pass refuses."""
+        for item in plan.passes:
+            unsupported = item.unsupported(self.workload)
+            if unsupported is not None:
+                return Trial(plan, Outcome.REFUSED, f"{item.name}: {unsupported}")
+        return None
+
+    def _agreed(self, trial: Trial) -> Trial:
+        """The trial as all processes take it: the chief's, failed if it failed anywhere."""
+        failed = self._agreement.any(trial.outcome is Outcome.FAILED)
+        trial = self._agreement.same(trial)
+        if failed and trial.outcome is not Outcome.FAILED:
+            return dataclasses.replace(
+                trial, outcome=Outcome.FAILED, reason="it failed on another worker"
+            )
+        return trial
+
+    def _tried(self, plan: Plan, deadline: float) -> Trial:
+        compile_seconds = 0.0
+        try:
+            with self._restored(), _peak_memory(self.workload) as peak:
+                # Half of the time that is left, as the trial needs some too.
+                now = self.clock()
+                plan.prepare(self.workload, self.clock, now + (deadline - now) / 2)
+                one = self._built(plan)
+                compile_seconds = max(0.0, self._timed(one) - self.workload.step_seconds)
+                trial = self._timed_trial(plan, compile_seconds, deadline)
+            trial = dataclasses.replace(
+                trial, peak_memory_bytes=peak(), findings=self._findings(plan)
+            )
+            if trial.outcome is not Outcome.FASTER:
+                return trial
+            if self.clock() + self._judging_seconds(trial) > deadline:
+                reason = "faster, but there was no time left to compare it"
+                return dataclasses.replace(trial, outcome=Outcome.STOPPED, reason=reason)
+            return self._judged(trial)
+        except Exception as error:
+            reason = error_line(error)
+            if is_out_of_memory(error):
+                reason = f"{_OUT_OF_MEMORY}: {reason}; {_less_memory(plan)}"
+            return Trial(plan, Outcome.FAILED, reason, compile_seconds)
+
+    def time_again(self, plan: Plan, deadline: float = math.inf) -> Speedup:
+        """A fresh measurement of a plan that was tried, free of the luck that made it win."""
+        with self._restored():
+            # It is known to be fast, so that these few cost little.
+            return timing.speedup(*self._pairs(plan, deadline, timing.FEWEST))
+
+    def _judging_seconds(self, trial: Trial) -> float:
+        """What comparing a plan that was timed is expected to take; by default nothing."""
+        return 0.0
+
+    def step_function(self, plan: Plan) -> Any:
+        """The function that was traced for a plan, so that nobody need trace it again."""
+        return self._functions[plan]
+
+    def forget(self, plan: Plan) -> None:
+        """Lets go of a plan's traced function and its memory."""
+        self._functions.pop(plan, None)
+
+    def _findings(self, plan: Plan) -> tuple[str, ...]:
+        return tuple(line for item in plan.passes for line in item.findings(self.workload))
+
+    def _built(self, plan: Plan) -> Callable[[], Any]:
+        """Builds a plan's function; gives its first step."""
+        failure: Exception | None = None
+        try:
+            self._functions[plan] = self._build(plan)
+        except Exception as error:
+            failure = error
+        # A worker that ran the step would wait for the others for good.
+        if self._agreement.any(failure is not None):
+            raise failure or RuntimeError("it could not be built on another worker")
+        return self._first(plan)
+
+    def _timed(self, step: Callable[[], Any]) -> float:
+        return timing.timed(step, self.clock)
+
+    def _pairs(
+        self, plan: Plan, deadline: float, fewest: int = 0, step_seconds: float = 0.0
+    ) -> tuple[list[float], list[float]]:
+        """Seconds of a step, the user's own and the plan's, in turns.
+
+        Either side makes the same number of steps in a turn: as many as the plan runs in
+        one call, so that what lies between steps counts on both.
+
+        Args:
+            plan: what was traced.
+            deadline: the clock's value at which all should have ended.
+            fewest: pairs that are made whatever the deadline is.
+            step_seconds: what a step under the plan took so far.
+        """
+        steps = plan.steps_per_call
+        pairs = timing.compare_steps(
+            self._own_calls(steps),
+            self._calls(plan, steps),
+            self.clock,
+            deadline,
+            fewest=fewest,
+            expected_seconds=steps * (self.workload.step_seconds + step_seconds),
+        )
+        own_seconds, seconds = ([turn / steps for turn in side] for side in pairs)
+        return own_seconds, seconds
+
+    def _timed_trial(self, plan: Plan, compile_seconds: float, deadline: float) -> Trial:
+        usual = self.workload.step_seconds
+        first = self._first_seconds(plan, usual)
+        if usual and first > CLEARLY_SLOWER * usual and self.clock() + first + usual < deadline:
+            # Both get a second chance: the machine may have been busy for a moment.
+            usual = max(usual, self._timed(self._own_calls(1)))
+            first = min(first, self._first_seconds(plan, usual))
+        if usual and first > CLEARLY_SLOWER * usual:
+            reason = f"its first traced step took {first / usual:.1f} times the baseline's"
+            return Trial(plan, Outcome.STOPPED, reason, compile_seconds, first)
+        baseline_seconds, seconds = self._pairs(plan, deadline, step_seconds=first)
+        if len(seconds) < timing.FEWEST:
+            reason = "there was no time left to measure it"
+            return Trial(plan, Outcome.STOPPED, reason, compile_seconds, first)
+        gain = timing.speedup(baseline_seconds, seconds)
+        faster = gain.low > 1.0 and gain.median >= WORTHWHILE
+        reason = "" if faster else _why_not(gain)
+        outcome = Outcome.FASTER if faster else Outcome.SLOWER
+        median = timing.median_interval(seconds)[0]
+        return Trial(plan, outcome, reason, compile_seconds, median, gain)
+
+    def _first_seconds(self, plan: Plan, usual: float) -> float:
+        """What a step takes, from as few steps as show it.
+
+        One in a call by itself. Where that is clearly slower, what lies around the steps of a
+        call may be the reason: twice as many then, and so on up to what the plan runs in one,
+        as long as the call takes no longer than that many clearly slower steps would.
+        """
+        count, most = 1, CLEARLY_SLOWER * usual * plan.steps_per_call
+        seconds = self._timed(self._calls(plan, count))
+        while count < plan.steps_per_call and seconds / count > CLEARLY_SLOWER * usual:
+            if 2 * seconds > most:
+                break
+            count = min(2 * count, plan.steps_per_call)
+            seconds = self._timed(self._calls(plan, count))
+        return seconds / count
+
+
+def compute_dtype(plan: Plan, workload: Workload) -> str:
+    """The dtype that a plan's products are computed in on this workload."""
+    chosen = [item.compute_dtype(workload) for item in plan.passes]
+    return next((dtype for dtype in chosen if dtype), str(workload.model.compute_dtype))
+
+
+def rounded_dtype(plan: Plan, workload: Workload) -> str | None:
+    """The 16-bit dtype in which a plan computes what the user's own step does not."""
+    chosen = (item.compute_dtype(workload) for item in plan.passes)
+    return next((dtype for dtype in chosen if dtype in SIXTEEN_BITS), None)
+
+
+def coarsest_dtype(plan: Plan, workload: Workload) -> str:
+    """The least precise dtype of what is compared: a plan's, and the user's own layers'."""
+    computing = (x for x in workload.layers if not isinstance(x, keras.layers.InputLayer))
+    dtypes = {compute_dtype(plan, workload), *(str(layer.compute_dtype) for layer in computing)}
+    known = [dtype for dtype in dtypes if dtype in numerics.TOLERANCES]
+    return max(known, key=lambda dtype: numerics.TOLERANCES[dtype].output, default="float32")
+
+
+def _why_not(gain: Speedup) -> str:
+    if gain.high < 1.0:
+        return "slower than the baseline"
+    if gain.low <= 1.0:
+        return "not faster beyond the spread"
+    return f"a gain below {WORTHWHILE - 1:.0%} is not worth it"
+
+
+@contextlib.contextmanager
+def _peak_memory(workload: Workload) -> Iterator[Callable[[], int | None]]:
+    """Gives a function that tells the device's peak since entering; None on a CPU."""
+    if workload.device.kind != "GPU":
+        yield lambda: None
+        return
+    tf.config.experimental.reset_memory_stats("GPU:0")
+    yield lambda: int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+
+
+def _less_memory(plan: Plan) -> str:
+    also = "" if "recompute" in plan.names else ", and so does the pass recompute"
+    return f"smaller batches need less{also}"
+
+
+def error_line(error: Exception) -> str:
+    """The error's class and the first line of its message that says something."""
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    lines = [line for line in lines if not _WHERE.match(line)] or lines
+    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"

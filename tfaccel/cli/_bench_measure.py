@@ -1,0 +1,157 @@
+"""Measuring plans on one device for `tfaccel bench`."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any, cast
+
+import keras
+
+from tfaccel.autotune import priors
+from tfaccel.autotune.offline import offline_trials
+from tfaccel.autotune.report import Report
+from tfaccel.autotune.search import baseline_trial, trial_seconds, tune_workload
+from tfaccel.autotune.training_trials import TrainingTrials
+from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.cli._bench_result import BenchRow
+from tfaccel.cli._progress import Progress
+from tfaccel.cli.inputs.feeds import Feed
+from tfaccel.core.plan import Plan
+from tfaccel.measure.timing import Clock, Speedup, median_interval
+from tfaccel.passes import PASSES
+
+_NAMES = tuple(item.name for item in PASSES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Which plans to measure.
+
+    Attributes:
+        search: whether the tuner looks for the best one.
+        each: whether each pass is tried alone.
+        plans: others.
+    """
+
+    search: bool
+    each: bool
+    plans: tuple[Plan, ...] = ()
+
+
+class RecordingBench(TrainingTrials):
+    """A bench that keeps the times behind each trial's median."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.baseline_seconds: list[float] = []
+        self.seconds: dict[Plan, list[float]] = {}
+        self._latest: list[float] = []
+
+    def try_plan(self, plan: Plan, deadline: float = float("inf")) -> Trial:
+        """A trial, with its times kept."""
+        self._latest = []
+        trial = super().try_plan(plan, deadline)
+        self.seconds[plan] = self._latest
+        return trial
+
+    def time_again(self, plan: Plan, deadline: float = float("inf")) -> Speedup:
+        """The fresh times take the place of those by which the plan was chosen."""
+        gain = super().time_again(plan, deadline)
+        self.seconds[plan] = self._latest
+        return gain
+
+    def _pairs(
+        self, plan: Plan, deadline: float, fewest: int = 0, step_seconds: float = 0.0
+    ) -> tuple[list[float], list[float]]:
+        baseline, self._latest = super()._pairs(plan, deadline, fewest, step_seconds)
+        self.baseline_seconds += baseline
+        return baseline, self._latest
+
+
+def measure(
+    model: keras.Model,
+    feed: Feed,
+    wanted: Wanted,
+    max_seconds: float,
+    told: Progress,
+    clock: Clock = time.perf_counter,
+) -> tuple[list[BenchRow], list[str]]:
+    """Stock Keras against other plans, on the device that TensorFlow takes.
+
+    The tuner goes first, so that it has the time that it has in a training; then
+    come the plans asked for, and each pass alone where the tuner did not try it.
+
+    Args:
+        model: compiled. It is afterwards what it was.
+        feed: what to train on.
+        wanted: which plans.
+        max_seconds: what trials may take; the steps of stock Keras come on top.
+        told: told how far it is.
+        clock: seconds.
+
+    Returns:
+        A row for each plan, the baseline first; and what there is to add.
+    """
+    told.stage("Running stock Keras")
+    with offline_trials(model, feed.dataset, clock=clock, kind=RecordingBench) as entered:
+        bench = cast(RecordingBench, entered)
+        deadline = clock() + max_seconds
+        told.stage("Trying plans", max_seconds)
+        report = None
+        if wanted.search:
+            report = tune_workload(bench.workload, bench, _NAMES, max_seconds, told.trial)
+        trials = list(report.trials) if report else [baseline_trial(bench.workload)]
+        notes = [_chosen_sentence(report)] if report else []
+        for plan in _others(wanted, bench, {trial.plan for trial in trials}):
+            needed, left = trial_seconds(plan, bench.workload), max(deadline - clock(), 0.0)
+            if needed > left:
+                notes.append(
+                    f"Not tried for want of time: {plan} (about {needed:.0f} s, {left:.0f} s left)."
+                )
+                continue
+            trials.append(bench.try_plan(plan, deadline))
+            bench.forget(plan)
+            told.trial(trials[-1])
+    kind = bench.workload.device.kind
+    samples = feed.batch_size * model.steps_per_execution
+    rows = [_row(kind, trial, bench, samples, report) for trial in trials]
+    return rows, notes
+
+
+def _others(wanted: Wanted, bench: TrainingTrials, tried: set[Plan]) -> Iterator[Plan]:
+    """The plans that the tuner did not try."""
+    alone = [Plan((item,)) for item, _ in priors.expected(bench.workload, _NAMES)]
+    for plan in (*wanted.plans, *(alone if wanted.each else ())):
+        if plan not in tried:
+            tried.add(plan)
+            yield plan
+
+
+def _chosen_sentence(report: Report) -> str:
+    said = f"The tuner chose {'stock Keras' if report.plan.is_baseline else report.plan}"
+    gain = "" if report.plan.is_baseline else f": {report.gain}, measured anew"
+    return f"{said}{gain}.{' ' if report.note else ''}{report.note}"
+
+
+def _row(
+    device: str, trial: Trial, bench: RecordingBench, samples: int, report: Report | None
+) -> BenchRow:
+    chosen = report is not None and trial.plan == report.plan
+    is_baseline = trial.outcome is Outcome.BASELINE
+    seconds = bench.baseline_seconds if is_baseline else bench.seconds.get(trial.plan)
+    median, low, high = median_interval(seconds) if seconds else (trial.step_seconds, None, None)
+    gain = report.gain if report is not None and chosen else trial.speedup
+    return BenchRow(
+        device=device,
+        plan=str(trial.plan),
+        verdict="chosen" if chosen else trial.outcome.value,
+        reason=trial.reason,
+        step_seconds=median,
+        step_seconds_interval=None if low is None or high is None else (low, high),
+        samples_per_second=samples / median if median else None,
+        speedup=gain.median if gain else None,
+        speedup_interval=(gain.low, gain.high) if gain else None,
+        compile_seconds=trial.compile_seconds,
+        drift=trial.drift.gradient if trial.drift else None,
+        peak_bytes=trial.peak_memory_bytes,
+    )

@@ -1,0 +1,176 @@
+"""`tfaccel bench`: a model's training step, stock Keras against each pass and the chosen plan."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import keras
+import tensorflow as tf
+from absl import flags
+
+from tfaccel.autotune.eligibility import ineligibility
+from tfaccel.cli._bench_measure import Wanted, measure
+from tfaccel.cli._bench_result import BenchResult, BenchRow
+from tfaccel.cli._command import Command, UsageError
+from tfaccel.cli._progress import progress
+from tfaccel.cli.explain import load_plan
+from tfaccel.cli.inputs.feeds import define_feed_flags, make_feed
+from tfaccel.cli.inputs.models import Chosen, define_model_flags, load_model, only_model
+from tfaccel.core.plan import Plan, make_pass
+from tfaccel.system.machine import machine_facts
+
+_AUTO, _EACH = "auto", "each"
+_FLAGS = (
+    *("batch_size", "data", "input_shape", "classes", "optimizer", "loss"),
+    *("plans", "max_seconds", "devices"),
+)
+# Runs a program with these words and this environment, and gives what it printed.
+Run = Callable[[Sequence[str], Mapping[str, str]], str]
+
+
+def _define(values: flags.FlagValues) -> None:
+    define_model_flags(values)
+    define_feed_flags(values)
+    flags.DEFINE_list(
+        "plans",
+        [_EACH, _AUTO],
+        f"what to measure: {_AUTO} (the tuner's choice), {_EACH} (each pass alone), names of "
+        "passes such as fused_norm+xla, files of saved plans",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "max_seconds", 120.0, "what trials may take", lower_bound=0.0, flag_values=values
+    )
+    flags.DEFINE_enum(
+        "devices",
+        _AUTO,
+        (_AUTO, "cpu", "gpu"),
+        "where to train; auto: the CPU and, where there is one, the GPU",
+        flag_values=values,
+    )
+
+
+def _run(arguments: Sequence[str], values: flags.FlagValues) -> BenchResult:
+    start = time.perf_counter()
+    name = only_model(arguments, "bench")
+    wanted = _wanted(values.plans)
+    here, elsewhere = _devices(values.devices, bool(tf.config.list_physical_devices("GPU")))
+    seconds = values.max_seconds / (here + elsewhere)
+    keras.utils.set_random_seed(0)
+    rows: list[BenchRow] = []
+    with progress() as told:
+        told.stage(f"Building {name}")
+        chosen = load_model(name, values)
+        _check(chosen)
+        feed = make_feed(chosen, values)
+        notes = list(chosen.notes)
+        if here:
+            rows, said = measure(chosen.model, feed, wanted, seconds, told)
+            notes += said
+    if elsewhere:
+        more, said = cpu_rows(_words(name, values), seconds)
+        rows, notes = [*rows, *more], [*notes, *said]
+    return BenchResult(
+        model=name,
+        parameters=chosen.model.count_params(),
+        batch_size=feed.batch_size,
+        source=feed.source,
+        machine=machine_facts(),
+        command=shlex.join(["tfaccel", *_words(name, values)]),
+        seconds=time.perf_counter() - start,
+        rows=tuple(rows),
+        notes=(*notes, *_gpu_sentence(rows)),
+    )
+
+
+def _check(chosen: Chosen) -> None:
+    obstacle = ineligibility(chosen.model)
+    if obstacle:
+        raise UsageError(obstacle)
+
+
+def _wanted(words: Sequence[str]) -> Wanted:
+    plans = tuple(_plan(word) for word in words if word not in (_AUTO, _EACH))
+    if not words:
+        raise UsageError(f"--plans must name at least one plan, {_AUTO} or {_EACH}")
+    return Wanted(_AUTO in words, _EACH in words, plans)
+
+
+def _plan(word: str) -> Plan:
+    if word.endswith(".json"):
+        return load_plan(word)
+    try:
+        return Plan(tuple(make_pass(name.strip()) for name in word.split("+")))
+    except ValueError as error:
+        raise UsageError(
+            f"--plans takes {_AUTO}, {_EACH}, names of passes joined by +, and .json files. "
+            f"Received: {word!r}: {error}"
+        ) from error
+
+
+def _devices(asked: str, has_gpu: bool) -> tuple[bool, bool]:
+    """Whether to measure in this process, and whether in one that sees no GPU."""
+    if asked == "gpu" and not has_gpu:
+        raise UsageError("--devices=gpu: TensorFlow sees no GPU (`tfaccel doctor` says why)")
+    return (not has_gpu or asked != "cpu"), (has_gpu and asked != "gpu")
+
+
+def _words(name: str, values: flags.FlagValues) -> list[str]:
+    """The command line that asks for the same: what was set, and nothing else."""
+    given = [values[flag].serialize() for flag in _FLAGS if values[flag].present]
+    return ["bench", name, *given]
+
+
+def cpu_rows(
+    words: Sequence[str], max_seconds: float, run: Run | None = None
+) -> tuple[list[BenchRow], list[str]]:
+    """The rows of a process that sees no GPU.
+
+    With `tf.device` alone Keras would choose XLA and cuDNN, as it sees the GPU: that is
+    not the step of a machine without one.
+
+    Args:
+        words: the command line.
+        max_seconds: what its trials may take.
+        run: runs a program; None for the real thing.
+
+    Returns:
+        Rows and notes.
+    """
+    command = [sys.executable, "-m", "tfaccel", *words]
+    command += ["--devices=cpu", f"--max_seconds={max_seconds}", "--format=json"]
+    try:
+        found = json.loads((run or _output)(command, {"CUDA_VISIBLE_DEVICES": "-1"}))
+        notes = [f"On the CPU: {note}" for note in found["notes"]]
+        return [BenchRow.from_dict(row) for row in found["rows"]], notes
+    except (subprocess.CalledProcessError, OSError, ValueError, KeyError, TypeError) as error:
+        return [], [f"The CPU could not be measured: {error}"]
+
+
+def _output(words: Sequence[str], environment: Mapping[str, str]) -> str:
+    done = subprocess.run(
+        words, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return done.stdout
+
+
+def _gpu_sentence(rows: Sequence[BenchRow]) -> list[str]:
+    """How much faster the GPU is, both by stock Keras."""
+    stock = {row.device: row.step_seconds for row in rows if row.plan == str(Plan())}
+    cpu, gpu = stock.get("CPU"), stock.get("GPU")
+    if not cpu or not gpu:
+        return []
+    return [f"By stock Keras a step takes the CPU {cpu / gpu:.1f} times as long as the GPU."]
+
+
+COMMAND = Command(
+    name="bench",
+    usage="MODEL [flags]",
+    summary="times a training step: stock Keras, each pass, the chosen plan; CPU and GPU",
+    define=_define,
+    run=_run,
+)

@@ -1,0 +1,1 @@
+"""`tfaccel doctor`: what this machine can do, and what to do about it."""

@@ -1,0 +1,133 @@
+"""Finding and Diagnosis: what `tfaccel doctor` says."""
+
+import collections
+import dataclasses
+import enum
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import rich.box
+import rich.console
+import rich.table
+import rich.text
+
+from tfaccel.measure.tables import markdown_table
+
+SCHEMA = 1
+
+
+class Level(enum.Enum):
+    """How much a finding matters.
+
+    OK needs nothing. A NOTE is worth knowing. A WARNING costs speed or will cause
+    trouble. A PROBLEM keeps the hardware or tfaccel from being used, or makes wrong
+    numbers; it makes `tfaccel doctor` exit with 1.
+    """
+
+    OK = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+_STYLES = {
+    Level.OK: "green",
+    Level.NOTE: "cyan",
+    Level.WARNING: "yellow",
+    Level.PROBLEM: "bold red",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        area: what it concerns, in a word or two.
+        found: what is there.
+        level: how much it matters.
+        remedy: what to do about it; empty for OK only.
+    """
+
+    area: str
+    found: str
+    level: Level = Level.OK
+    remedy: str = ""
+
+    def __post_init__(self):
+        if bool(self.remedy) is (self.level is Level.OK):
+            raise ValueError(
+                "`remedy` must be given for every level but OK. "
+                f"Received: {self.level.value}, {self.remedy!r}"
+            )
+
+    def to_dict(self) -> dict[str, str]:
+        """The finding as JSON values."""
+        return {
+            "area": self.area,
+            "level": self.level.value,
+            "found": self.found,
+            "remedy": self.remedy,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """All findings on a machine, as a table, JSON and Markdown.
+
+    Attributes:
+        findings: in the order in which they were looked at.
+        machine: the machine's facts, as from `machine_facts`.
+    """
+
+    findings: tuple[Finding, ...]
+    machine: Mapping[str, Any]
+
+    @property
+    def exit_code(self) -> int:
+        """1 if there is a problem, else 0."""
+        return int(any(finding.level is Level.PROBLEM for finding in self.findings))
+
+    def summary(self) -> str:
+        """How many findings of each level there are, the worst first."""
+        counts = collections.Counter(finding.level for finding in self.findings)
+        said = [
+            f"{counts[level]} {level.value}{'s' if counts[level] > 1 else ''}"
+            for level in (Level.PROBLEM, Level.WARNING, Level.NOTE)
+            if counts[level]
+        ]
+        return f"{', '.join(said)}." if said else "Nothing to mend."
+
+    def to_json(self) -> str:
+        """An object: `schema`, `summary`, `findings`, `machine`."""
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "summary": self.summary(),
+                "findings": [finding.to_dict() for finding in self.findings],
+                "machine": dict(self.machine),
+            },
+            indent=2,
+        )
+
+    def to_markdown(self) -> str:
+        """A table and the summary."""
+        rows = [(f.area, f.level.value, f.found, f.remedy) for f in self.findings]
+        table = markdown_table(("area", "level", "found", "what to do"), rows)
+        return "\n".join([table, "", self.summary(), ""])
+
+    def __rich__(self) -> rich.console.Group:
+        # The remedy stands below what it mends: beside it, both would be too narrow.
+        table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+        table.add_column("area", no_wrap=True)
+        table.add_column("level", no_wrap=True)
+        table.add_column("found, and what to do", overflow="fold")
+        for finding in self.findings:
+            style = _STYLES[finding.level]
+            said = rich.text.Text(finding.found)
+            if finding.remedy:
+                said.append(f"\n-> {finding.remedy}", style=style)
+            level = rich.text.Text(finding.level.value, style=style)
+            table.add_row(rich.text.Text(finding.area), level, said)
+        return rich.console.Group(table, rich.text.Text(self.summary()))

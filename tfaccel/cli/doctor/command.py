@@ -1,0 +1,98 @@
+"""`tfaccel doctor`: what this machine has, whether TensorFlow uses it, and what to do if not."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import rich.console
+from absl import flags
+
+from tfaccel.cli._command import Command, UsageError
+from tfaccel.cli.doctor._finding import Diagnosis, Finding, Level
+from tfaccel.cli.doctor._gpu import check_cuda, check_gpus, check_memory_growth
+from tfaccel.cli.doctor._machine import (
+    check_cpu,
+    check_disk,
+    check_load,
+    check_memory,
+    check_threads,
+)
+from tfaccel.cli.doctor._products import check_products
+from tfaccel.cli.doctor._software import (
+    check_cache,
+    check_extras,
+    check_keras,
+    check_onednn,
+    check_packages,
+    check_versions,
+)
+from tfaccel.cli.doctor._surroundings import Surroundings
+from tfaccel.system.machine import machine_facts
+
+Check = Callable[[Surroundings], Iterator[Finding]]
+
+# The products come last: they start the GPUs, after which nothing can be learnt of how
+# TensorFlow would have started them.
+CHECKS: tuple[tuple[str, Check], ...] = (
+    ("CPU", check_cpu),
+    ("memory", check_memory),
+    ("disk", check_disk),
+    ("threads", check_threads),
+    ("load", check_load),
+    ("GPU", check_gpus),
+    ("CUDA", check_cuda),
+    ("GPU memory", check_memory_growth),
+    ("versions", check_versions),
+    ("packages", check_packages),
+    ("Keras", check_keras),
+    ("oneDNN", check_onednn),
+    ("extras", check_extras),
+    ("plan cache", check_cache),
+    ("products", check_products),
+)
+
+
+def diagnose(here: Surroundings, checks: Sequence[tuple[str, Check]] = CHECKS) -> Diagnosis:
+    """Looks at everything. Installs and changes nothing, and never raises.
+
+    Args:
+        here: what to look at.
+        checks: pairs of an area and a function that yields findings.
+
+    Returns:
+        All findings. A check that fails is a finding, too.
+    """
+    findings: list[Finding] = []
+    with rich.console.Console(stderr=True).status("") as status:
+        for area, check in checks:
+            status.update(f"Looking at: {area}")
+            findings.extend(_guarded(area, check, here))
+    cpuinfo = here.root / "proc" / "cpuinfo"
+    return Diagnosis(tuple(findings), machine_facts(cpuinfo, here.run))
+
+
+def _guarded(area: str, check: Check, here: Surroundings) -> Iterator[Finding]:
+    """The check's findings, and one more if it breaks off."""
+    try:
+        yield from check(here)
+    except Exception as error:
+        said = f"could not be looked at: {type(error).__name__}: {error}"
+        remedy = "Please tell tfaccel's developers, with this output."
+        yield Finding(area, " ".join(said.split())[:400], Level.WARNING, remedy)
+
+
+def _define(values: flags.FlagValues) -> None:
+    """Doctor has no flags of its own: it looks at everything."""
+
+
+def _run(positional: Sequence[str], values: flags.FlagValues) -> Diagnosis:
+    if positional:
+        raise UsageError(f"takes no arguments. Received: {' '.join(positional)}")
+    return diagnose(Surroundings())
+
+
+COMMAND = Command(
+    name="doctor",
+    usage="[flags]",
+    summary="looks at the machine and the installation, and says what to do about them",
+    define=_define,
+    run=_run,
+)

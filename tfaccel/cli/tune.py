@@ -1,0 +1,153 @@
+"""`tfaccel tune`: the fastest faithful plan for a model and a file of data."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Sequence
+
+import rich.console
+from absl import flags
+from rich.markup import escape
+
+from tfaccel.autotune.eligibility import ineligibility
+from tfaccel.autotune.offline import offline_trials
+from tfaccel.autotune.options import Options, make_options
+from tfaccel.autotune.plan_cache import workload_key
+from tfaccel.autotune.report import Report
+from tfaccel.autotune.search import tune_workload
+from tfaccel.cli._command import Command, UsageError
+from tfaccel.cli._progress import Progress, progress
+from tfaccel.cli.inputs.feeds import define_feed_flags, file_feed
+from tfaccel.cli.inputs.models import Chosen, define_model_flags, first_line, load_model, only_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What tuning found, and where it was written.
+
+    Attributes:
+        report: every trial and the choice.
+        notes: what was chosen for the user, and which files were written.
+        exit_code: 1 where a file could not be written.
+    """
+
+    report: Report
+    notes: tuple[str, ...] = ()
+    exit_code: int = 0
+
+    def to_json(self) -> str:
+        """The report, with the notes."""
+        return json.dumps(json.loads(self.report.to_json()) | {"notes": self.notes}, indent=2)
+
+    def to_markdown(self) -> str:
+        """The report's Markdown, with the notes."""
+        return "\n".join([self.report.to_markdown(), *(f"- {note}" for note in self.notes), ""])
+
+    def __rich__(self) -> rich.console.Group:
+        return rich.console.Group(self.report, *map(escape, self.notes))
+
+
+def _define(values: flags.FlagValues) -> None:
+    define_model_flags(values)
+    define_feed_flags(values)
+    flags.DEFINE_string("output", None, "the file for the plan", short_name="o", flag_values=values)
+    flags.DEFINE_string("report", None, "a file for the report, as JSON", flag_values=values)
+    flags.DEFINE_float(
+        "max_seconds", 120.0, "what trials may take", lower_bound=0.0, flag_values=values
+    )
+    flags.DEFINE_list("includes", None, "the passes to try", flag_values=values)
+    flags.DEFINE_list("excludes", [], "passes to leave out", flag_values=values)
+
+
+def _run(arguments: Sequence[str], values: flags.FlagValues) -> Tuned:
+    name = only_model(arguments, "tune")
+    for flag, what in (("data", "x.npz"), ("output", "plan.json")):
+        if not getattr(values, flag):
+            raise UsageError(f"`tfaccel tune` needs --{flag}={what}")
+    output = _writable("output", values.output)
+    report_path = _writable("report", values.report) if values.report else None
+    settings = _settings(values)
+    with progress() as told:
+        told.stage(f"Building {name}")
+        chosen = load_model(name, values)
+        report, source = _tuned(chosen, values, settings, told)
+    notes = [*chosen.notes, f"Tuned on {source}."]
+    failed = False
+    for path, text in ((output, report.plan.to_json()), (report_path, report.to_json())):
+        if path is not None:
+            written, note = _write(path, text)
+            notes.append(note)
+            failed = failed or not written
+    return Tuned(report, tuple(notes), exit_code=int(failed))
+
+
+def _settings(values: flags.FlagValues) -> Options:
+    try:
+        return make_options(
+            "auto",
+            includes=values.includes,
+            excludes=values.excludes,
+            tolerance=None,
+            tuning_share=None,
+            max_tuning_seconds=values.max_seconds,
+            cache_dir=None,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"--includes or --excludes: {first_line(error)}") from error
+
+
+def _tuned(
+    chosen: Chosen, values: flags.FlagValues, settings: Options, told: Progress
+) -> tuple[Report, str]:
+    """The report, and on what data."""
+    stopped = ineligibility(chosen.model)
+    if stopped:
+        raise UsageError(stopped)
+    feed = file_feed(chosen, pathlib.Path(values.data), values.batch_size)
+    told.stage("Running the model's own step")
+    with offline_trials(chosen.model, feed.dataset, clock=settings.clock) as bench:
+        seconds = settings.budget.seconds(bench.workload)
+        told.stage("Trying plans", seconds)
+        report = tune_workload(
+            bench.workload, bench, settings.names, seconds, told.trial, settings.reserve
+        )
+    if settings.cache and (report.complete or not report.plan.is_baseline):
+        settings.cache.save(workload_key(bench.workload, settings.considered, None), report)
+    return report, f"{feed.source}, batches of {feed.batch_size}"
+
+
+def _writable(flag: str, name: str) -> pathlib.Path:
+    """The path, after a file was made beside it: better now than after the tuning."""
+    path = pathlib.Path(name)
+    if path.is_dir():
+        raise UsageError(f"--{flag} must be a file. Received a folder: {path}")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(f"{path} can't be written to")
+    except OSError as error:
+        raise UsageError(f"--{flag}={path} can't be written: {error.strerror or error}") from error
+    return path
+
+
+def _write(path: pathlib.Path, text: str) -> tuple[bool, str]:
+    """Writes a file whole or not at all; what went wrong must not cost the result."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        return False, f"{path} could not be written ({error.strerror or error}). It was: {text}"
+    return True, f"Written: {path}"
+
+
+COMMAND = Command(
+    name="tune",
+    usage="MODEL --data=x.npz -o plan.json [flags]",
+    summary="finds the fastest faithful plan for a model and its data",
+    define=_define,
+    run=_run,
+)

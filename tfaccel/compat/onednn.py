@@ -1,0 +1,105 @@
+"""oneDNN's kernels by name, where TensorFlow has them built in and leaves them off.
+
+TensorFlow's builds for CPUs have two sets of kernels, Eigen's and oneDNN's. Whether it takes
+oneDNN's is decided once a process: yes on CPUs with AVX512-VNNI, AVX512-BF16 or AMX, no on
+others (tensorflow/core/util/port.cc). There they rest, though they are often the faster ones.
+While TensorFlow optimizes a graph, it names oneDNN's operations in place of its own
+(tensorflow/core/common_runtime/mkl_layout_pass.cc); a graph that is made with these names
+from the start runs them whatever was decided.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.compat.tensorflow_private import onednn_is_on
+
+# The label that the kernels are registered under (tensorflow/core/graph/mkl_graph_util.h).
+_LABEL = "MklNameChangeOp"
+_VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
+# What a build has if it has any, on inputs as small as can be.
+_SAMPLE = "_MklMatMul"
+
+
+def obstacle() -> str | None:
+    """Why oneDNN's kernels are not to be named; None where they rest and may be.
+
+    The cause as a clause.
+    """
+    if onednn_is_on():
+        return "TensorFlow takes oneDNN's kernels by itself on this CPU"
+    if os.environ.get(_VARIABLE) == "0":
+        return f"{_VARIABLE}=0 asks for none of oneDNN's kernels"
+    return missing()
+
+
+@functools.cache
+def missing() -> str | None:
+    """Why this build has no such kernels that run; None if it has."""
+    one = tf.ones((1, 1))
+    try:
+        (found,) = call(_SAMPLE, (one, one), T=tf.float32)
+        right = found.numpy().item() == 1.0
+    # What fails where they are missing depends on what is: an op, a kernel, an instruction.
+    except Exception as error:
+        return f"this TensorFlow has no kernels of oneDNN's that run ({type(error).__name__})"
+    return None if right else "this TensorFlow's kernels of oneDNN's are wrong"
+
+
+def call(
+    op: str, inputs: Sequence[Any], *, outputs: int = 1, **attributes: Any
+) -> tuple[tf.Tensor, ...]:
+    """Runs one of oneDNN's operations on float32, or makes it part of a graph.
+
+    Args:
+        op: its name, such as `"_MklNativeConv2D"`.
+        inputs: its operands.
+        outputs: how many results it has, all of them float32.
+        **attributes: its attributes: bools, floats, strings, dtypes, lists of ints.
+
+    Returns:
+        The results. Their shapes may be unknown.
+
+    Raises:
+        ValueError: the build has no such operation, or not with these attributes.
+        tf.errors.OpError: it can't compute this.
+
+    Source: https://uxlfoundation.github.io/oneDNN
+
+    >>> if missing() is None:
+    ...     (product,) = call("_MklMatMul", (tf.ones((2, 3)), tf.ones((3, 2))), T=tf.float32)
+    ...     assert product.numpy().tolist() == [[3.0, 3.0], [3.0, 3.0]]
+    """
+    values = {name: _attribute(value) for name, value in attributes.items()}
+    values["_kernel"] = _attribute(_LABEL)
+
+    def made(*tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        graph = tf.compat.v1.get_default_graph()
+        # Named for what it is: TensorFlow refuses the operation's own name for its underscore.
+        node = graph.create_op(op, tensors, [tf.float32] * outputs, name="onednn", attrs=values)
+        return tuple(node.outputs)
+
+    tensors = [tf.convert_to_tensor(value) for value in inputs]
+    run: Callable[..., Any] = made
+    if tf.executing_eagerly():
+        run = tf.function(made, autograph=False)
+    return tuple(run(*tensors))
+
+
+def _attribute(value: Any) -> Any:
+    """As a message of TensorFlow's graphs."""
+    message = tf.compat.v1.AttrValue()
+    if isinstance(value, bool):
+        message.b = value
+    elif isinstance(value, float):
+        message.f = value
+    elif isinstance(value, str):
+        message.s = value.encode()
+    elif isinstance(value, tf.DType):
+        message.type = value.as_datatype_enum
+    else:
+        message.list.i.extend(value)
+    return message

@@ -1,0 +1,1 @@
+"""What every part speaks of: plans and passes, the workload, replicas, tracing."""

@@ -1,0 +1,324 @@
+"""What can be done to a training step: passes, and plans made of passes."""
+
+import abc
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import reprlib
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from tfaccel.core.workload import Workload
+from tfaccel.measure.numerics import SIXTEEN_BITS
+from tfaccel.measure.timing import Clock
+
+_KNOWN_PASSES: dict[str, type["Pass"]] = {}
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Unsupported:
+    """Why a pass cannot serve a workload, and what the user could do about it.
+
+    Attributes:
+        cause: one clause that names the layer, argument or device in the way.
+        remedy: one clause that says what would let the pass in; may be empty.
+    """
+
+    cause: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.cause}; {self.remedy}" if self.remedy else self.cause
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass(abc.ABC):
+    """One acceleration of a compiled step. Its fields are its configuration.
+
+    Laws, which a test checks for every pass:
+
+    1. `applied` leaves the model, its layers and its optimizer exactly as it
+       found them, also when the block inside it raises.
+    2. `unsupported` changes nothing.
+    3. The fields survive JSON.
+
+    A subclass is a frozen dataclass with a `name`; defining it makes the name
+    known to `Plan.from_json` and to `AccelCallback(plan=[...])`.
+    """
+
+    name: ClassVar[str]
+    # How much longer the first step of a step with this pass takes than the first
+    # step of the baseline: an estimate, used only to see what a budget can pay for.
+    compile_factor: ClassVar[float] = 1.0
+    # Whether the pass changes the forward computation, which validation shares.
+    serves_validation: ClassVar[bool] = True
+    # Whether the pass changes what a step computes, and not only how steps are called.
+    changes_step: ClassVar[bool] = True
+    # Whether tuning tries the pass when the user names none in `includes`.
+    tried_by_default: ClassVar[bool] = True
+    # Whether the pass helps a plan that runs out of memory.
+    saves_memory: ClassVar[bool] = False
+
+    # Whether `prepare` needs a batch of the user's.
+    needs_batch: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        name = getattr(cls, "name", None)
+        if not isinstance(name, str) or not name.isidentifier():
+            raise TypeError(
+                f"A Pass needs a class attribute `name` that is an identifier. Received: {name!r}"
+            )
+        known = _KNOWN_PASSES.get(name)
+        if known is not None and known.__qualname__ != cls.__qualname__:
+            raise TypeError(f"The pass name {name!r} is taken by {known.__module__}.")
+        _KNOWN_PASSES[name] = cls
+
+    @abc.abstractmethod
+    def unsupported(self, workload: Workload) -> Unsupported | None:
+        """Why this pass cannot serve the workload; None when it can."""
+
+    @abc.abstractmethod
+    def applied(self, workload: Workload) -> contextlib.AbstractContextManager[None]:
+        """A context in which a step that is built and traced is accelerated."""
+
+    def prepare(  # noqa: B027 (most passes have nothing to find out)
+        self, workload: Workload, plan: "Plan", clock: Clock, deadline: float
+    ) -> None:
+        """Finds out what the pass must know before a step is traced; by default nothing.
+
+        Args:
+            workload: the model and its batches. `workload.prepared` keeps what is found.
+            plan: all that the step will be traced under, this pass included.
+            clock: seconds.
+            deadline: the clock's value at which this should have ended.
+        """
+
+    def findings(self, workload: Workload) -> tuple[str, ...]:
+        """What `prepare` found, a line for each layer."""
+        return ()
+
+    @property
+    def steps_per_call(self) -> int:
+        """How many steps the pass would run in one call of the train function."""
+        return 1
+
+    def compiles_sizes(self, workload: Workload) -> bool:
+        """Whether XLA would compile some of a step anew for each size of a batch."""
+        return False
+
+    def compute_dtype(self, workload: Workload) -> str | None:
+        """The dtype that the pass computes in; None when it keeps the model's."""
+        return None
+
+    def sparing(self, layer: str) -> "Pass | None":
+        """This pass with one layer left as it is; None where it can't tell layers apart.
+
+        Args:
+            layer: the layer's name.
+        """
+        return None
+
+    def fallback_reason(self, error: Exception) -> str:
+        """Why a step fails as it is written, where it would not under this pass.
+
+        Args:
+            error: what the user's own step raised.
+
+        Returns:
+            One clause; empty where the pass would not help.
+        """
+        return ""
+
+    def to_config(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Pass":
+        """The pass with these fields; lists become tuples, as fields are frozen."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+
+    def __str__(self) -> str:
+        changed = [
+            f"{field.name}={getattr(self, field.name)}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return f"{self.name}({', '.join(changed)})" if changed else self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Passes to apply together, in order. `Plan()` is the baseline.
+
+    Args:
+        passes: the passes; the first is the outermost while a step is traced.
+
+    Raises:
+        TypeError: an element is not a `Pass`.
+        ValueError: a pass occurs twice.
+
+    Example:
+
+    >>> plan = tfaccel.Plan((tfaccel.passes.FusedNorm(), tfaccel.passes.FusedOptimizer()))
+    >>> tfaccel.Plan.from_json(plan.to_json()) == plan
+    True
+    """
+
+    passes: tuple[Pass, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "passes", tuple(self.passes))
+        for item in self.passes:
+            if not isinstance(item, Pass):
+                call = f"; write {item.__name__}()" if isinstance(item, type) else ""
+                raise TypeError(
+                    f"`passes` must hold tfaccel.Pass objects. Received: {item!r}{call}"
+                )
+        names = self.names
+        if len(set(names)) != len(names):
+            raise ValueError(f"`passes` must not hold a pass twice. Received: {list(names)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the passes, in order."""
+        return tuple(item.name for item in self.passes)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the plan leaves the step as the user wrote it."""
+        return not self.passes
+
+    @property
+    def changes_step(self) -> bool:
+        """Whether a step under the plan is computed otherwise than the user's own."""
+        return any(item.changes_step for item in self.passes)
+
+    @property
+    def steps_per_call(self) -> int:
+        """How many steps may run in one call, where the logs of each are handed out later."""
+        return max((item.steps_per_call for item in self.passes), default=1)
+
+    def with_pass(self, item: Pass) -> "Plan":
+        """This plan with `item` at its end, in place of a pass of the same name."""
+        return Plan((*self.without(item.name).passes, item))
+
+    def without(self, name: str) -> "Plan":
+        """This plan less the pass called `name`."""
+        return Plan(tuple(item for item in self.passes if item.name != name))
+
+    def without_16_bits(self, workload: Workload) -> "Plan":
+        """This plan less the passes that compute in a 16-bit dtype."""
+        exact = [p for p in self.passes if p.compute_dtype(workload) not in SIXTEEN_BITS]
+        return Plan(tuple(exact))
+
+    @property
+    def needs_batch(self) -> bool:
+        """Whether a pass must see a batch before the step is traced."""
+        return any(item.needs_batch for item in self.passes)
+
+    def compiles_sizes(self, workload: Workload) -> bool:
+        """Whether XLA would compile some of a step anew for each size of a batch."""
+        return any(item.compiles_sizes(workload) for item in self.passes)
+
+    def prepare(self, workload: Workload, clock: Clock, deadline: float = math.inf) -> None:
+        """Has every pass find out what it must know before a step is traced under the plan.
+
+        Args:
+            workload: the model and its batches.
+            clock: seconds.
+            deadline: the clock's value at which this should have ended.
+        """
+        for item in self.passes:
+            item.prepare(workload, self, clock, deadline)
+
+    @contextlib.contextmanager
+    def applied(self, workload: Workload) -> Iterator[None]:
+        """All passes' contexts, entered in order."""
+        with contextlib.ExitStack() as stack:
+            for item in self.passes:
+                stack.enter_context(item.applied(workload))
+            yield
+
+    def to_json(self) -> str:
+        """The plan as JSON text, readable by `from_json` on any machine."""
+        passes = [{"name": item.name, "config": item.to_config()} for item in self.passes]
+        return json.dumps({"schema": SCHEMA, "passes": passes}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Reads `to_json`'s text.
+
+        Raises:
+            ValueError: the text is no plan, of another schema, or names an
+                unknown pass or field.
+        """
+        try:
+            data = json.loads(text)
+            if data["schema"] != SCHEMA:
+                raise ValueError(f"a plan's schema must be {SCHEMA}. Received: {data['schema']!r}")
+            return cls(tuple(make_pass(p["name"], p.get("config", {})) for p in data["passes"]))
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"This is not a tfaccel plan: {error}. Received: {text[:200]!r}"
+            ) from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the plan to a JSON file, for `AccelCallback(plan="plan.json")`."""
+        pathlib.Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Plan":
+        """Reads a plan from a file that `save` wrote."""
+        return cls.from_json(pathlib.Path(path).read_text(encoding="utf-8"))
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.passes)) or "baseline"
+
+
+def make_pass(name: str, config: dict[str, Any] | None = None) -> Pass:
+    """The pass called `name` with the fields in `config`.
+
+    Raises:
+        ValueError: no pass has this name, or it has no such field.
+    """
+    kind = _KNOWN_PASSES.get(name)
+    if kind is None:
+        raise ValueError(f"No pass is called {name!r}. Known: {sorted(_KNOWN_PASSES)}")
+    try:
+        return kind.from_config(config or {})
+    except TypeError as error:
+        raise ValueError(f"The pass {name!r} does not take {config}: {error}") from error
+
+
+def as_plan(plan: "Plan | Sequence[str | Pass] | str | os.PathLike[str]") -> Plan:
+    """The plan that a user's `plan` argument stands for (`"auto"` aside).
+
+    Args:
+        plan: a `Plan`; `"baseline"`; a list of pass names or passes; or the path
+            of a saved plan.
+    """
+    if isinstance(plan, Plan):
+        return plan
+    if isinstance(plan, str) and plan == "baseline":
+        return Plan()
+    if isinstance(plan, str) and plan in _KNOWN_PASSES:
+        raise ValueError(f"`plan` takes a list of pass names. Received: {plan!r}; write [{plan!r}]")
+    if isinstance(plan, str | os.PathLike):
+        if not pathlib.Path(plan).is_file():
+            raise ValueError(
+                '`plan` must be "auto", "baseline", a Plan, a list of pass names, or the path of '
+                f"a saved plan. Received: {str(plan)!r}, and there is no such file."
+            )
+        return Plan.load(plan)
+    if isinstance(plan, Sequence):
+        return Plan(tuple(make_pass(p) if isinstance(p, str) else p for p in plan))
+    raise TypeError(
+        '`plan` must be "auto", "baseline", a Plan, a list of pass names, or the path of a '
+        f"saved plan. Received: {reprlib.repr(plan)} (of type {type(plan).__name__})"
+    )

@@ -1,0 +1,1 @@
+"""Folders of WAV files, images and arrays."""

@@ -1,0 +1,137 @@
+"""Multi-worker training that works with Keras 3."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.distribute.replicas import SynchronizedReplicas
+
+# What one all-reduce carries when workers share bytes: 64 MiB of int32.
+_CHUNK_NUMBERS = 2**24
+_MOST_SEEDS = 2**31  # TensorFlow keeps a seed modulo this
+
+
+class MultiWorker(SynchronizedReplicas, tf.distribute.MultiWorkerMirroredStrategy):
+    """`tf.distribute.MultiWorkerMirroredStrategy` for Keras 3.
+
+    Reductions, statistics and batches are as in `SynchronizedReplicas`. If no seed is
+    set (`keras.utils.set_random_seed`, `tf.random.set_seed`), the chief draws one for
+    all, as workers that shuffle differently see some samples twice and others never.
+
+    Like TensorFlow's, it must be created before anything else uses TensorFlow.
+
+    Args:
+        cluster_resolver: where the workers are; None reads TF_CONFIG.
+        communication_options: `tf.distribute.experimental.CommunicationOptions`.
+    """
+
+    def __init__(self, cluster_resolver: Any = None, communication_options: Any = None):
+        super().__init__(cluster_resolver, communication_options)
+        if self.num_workers > 1:
+            self._share_seed()
+
+    @property
+    def num_workers(self) -> int:
+        """The processes that train together."""
+        tasks = self.cluster_resolver.cluster_spec().as_dict()
+        if self.cluster_resolver.task_type == "evaluator":
+            return 1
+        return max(1, sum(len(tasks.get(kind, ())) for kind in ("chief", "worker")))
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process is the one that writes checkpoints."""
+        resolver = self.cluster_resolver
+        if "chief" in resolver.cluster_spec().as_dict():
+            return resolver.task_type != "worker"
+        return resolver.task_type != "worker" or resolver.task_id == 0
+
+    def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
+        if isinstance(dataset, tf.data.Dataset) and self.num_workers > 1:
+            dataset = self._of_agreed_length(dataset)
+        return super().experimental_distribute_dataset(dataset, options)
+
+    def distribute_datasets_from_function(self, dataset_fn: Any, options: Any = None) -> Any:
+        if self.num_workers == 1:
+            return super().distribute_datasets_from_function(dataset_fn, options)
+        return super().distribute_datasets_from_function(
+            lambda context: self._of_agreed_length(dataset_fn(context)), options
+        )
+
+    def _of_agreed_length(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """The dataset; its length hidden if other workers' is another one.
+
+        Keras stops an epoch at the length that a dataset tells, on each worker by
+        itself. Without it, workers go on until all are out of data, in step.
+        """
+        length = int(dataset.cardinality())
+        mine = np.zeros(self.num_workers, np.int64)
+        mine[self._position] = length
+        lengths = super().reduce("SUM", tf.constant(mine), None).numpy()
+        return dataset if (lengths == length).all() else dataset.filter(lambda *_: True)
+
+    @property
+    def _position(self) -> int:
+        """This worker's place among all: the chief, if there is one so called, is first."""
+        resolver = self.cluster_resolver
+        if resolver.task_type == "chief":
+            return 0
+        return len(resolver.cluster_spec().as_dict().get("chief", ())) + resolver.task_id
+
+    def share_bytes(self, data: bytes) -> bytes:
+        """The chief's bytes, on every worker. All workers must call it together.
+
+        Args:
+            data: what the chief shares; of no matter on the others.
+        """
+        size = int(self._from_chief(np.array([len(data)], np.int32))[0])
+        if size == 0:
+            return b""  # TensorFlow crashes on a reduction of nothing.
+        padded = np.zeros(-(-size // 4) * 4, np.uint8)
+        if self.is_chief:
+            padded[:size] = np.frombuffer(data, np.uint8)
+        numbers = padded.view(np.int32)
+        chunks = np.split(numbers, range(_CHUNK_NUMBERS, len(numbers), _CHUNK_NUMBERS))
+        return b"".join(self._from_chief(chunk).tobytes() for chunk in chunks)[:size]
+
+    def share_number(self, number: float) -> float:
+        """The chief's number, to the last bit, on every worker, all together.
+
+        Args:
+            number: what the chief shares; of no matter on the others.
+        """
+        halves = np.array([number], np.float64).view(np.int32)
+        return float(self._from_chief(halves).view(np.float64)[0])
+
+    def _from_chief(self, numbers: np.ndarray) -> np.ndarray:
+        """The sum over workers of the chief's int32 numbers and the others' zeros."""
+        own = numbers if self.is_chief else np.zeros_like(numbers)
+        return super().reduce("SUM", tf.constant(own), None).numpy()
+
+    def _share_seed(self) -> None:
+        own = _global_seed()
+        drawn = random.SystemRandom().randrange(_MOST_SEEDS) if own is None else own
+        chiefs = self._from_chief(np.array([drawn % _MOST_SEEDS], np.int32))
+        if own is None:
+            tf.random.set_seed(int(chiefs[0]))
+
+    def _differ_in_size(self, values: Sequence[Any]) -> bool:
+        # By the Cauchy-Schwarz inequality, equal only for equal sizes.
+        sizes = np.array([value.shape[0] for value in values], np.int64)
+        sums = tf.constant([sizes.sum(), (sizes**2).sum()])
+        total, squares = super().reduce("SUM", sums, None).numpy()
+        return bool(total**2 != squares * self.num_replicas_in_sync)
+
+
+def _global_seed() -> int | None:
+    """The seed that was set for TensorFlow, if any.
+
+    A traced function inherits it. Asked for eagerly, it would be used for a draw.
+    """
+    seen = []
+    trace = tf.function(lambda: seen.append(tf.compat.v1.get_default_graph().seed))
+    trace.get_concrete_function()
+    return seen[0]

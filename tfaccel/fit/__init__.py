@@ -1,0 +1,1 @@
+"""One accelerated `fit`: who runs which step, the NaN guard, validation, progress."""

@@ -1,0 +1,268 @@
+"""A step under a plan, with the way back to the user's own."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.autotune.trial import error_line
+from tfaccel.core.compiled_sizes import MOST_SIZES
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.fit.nan_guard import NaNGuard, weights_are_finite
+from tfaccel.measure.timing import Clock, wait_for
+from tfaccel.steps.compiled_step import BuiltStep, StepFunction, build_step, unheard_traces
+from tfaccel.steps.held_batches import HeldBatches
+from tfaccel.steps.logs import not_finite, tells_loss
+from tfaccel.steps.replay import END_OF_DATA, feed, pull
+from tfaccel.steps.snapshot import Snapshot
+from tfaccel.steps.worker_agreement import WorkerAgreement
+from tfaccel.system import notices
+
+# Stands for the weights among the names of what is not finite; no log is called so.
+_WEIGHTS = "the weights"
+# The first calls, after each of which the count of sizes is looked at, and how often later.
+_CALLS_LOOKED_AT, _CALLS_A_LOOK = 32, 16
+
+
+class GuardedStep:
+    """Runs a plan's step for as long as it goes well.
+
+    Whatever fails, the training goes on with the user's own step from the last
+    good state, with a warning, and this step is not used again.
+
+    Args:
+        workload: the model; no batches are needed.
+        plan: what the step is traced under.
+        traced: the step, if a trial has traced it already.
+        baseline: the user's own step.
+        clock: seconds.
+        guard: whether to watch for losses that turn non-finite.
+        on_abandon: called when the user's own step takes over.
+        consensus: of the processes that train together; None for one alone. `clock` must
+            be its.
+        room: how many calls Keras is sure to make from now on before anybody looks at
+            the model; what runs ahead never goes beyond.
+        excused: the names of logs that are not finite under the user's own step.
+        on_many_sizes: called where XLA would have to compile the step for ever more sizes of
+            batches, and something else is to run; None for the user's own step.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        plan: Plan,
+        traced: BuiltStep | None,
+        baseline: StepFunction,
+        clock: Clock,
+        guard: bool,
+        on_abandon: Callable[[], None],
+        agreement: WorkerAgreement | None = None,
+        room: Callable[[], int] = lambda: 1,
+        excused: Collection[str] = (),
+        on_many_sizes: Callable[[], None] | None = None,
+    ):
+        self.function = traced or build_step(workload, plan, holds=guard)
+        self._held = self.function.held or HeldBatches()
+        self.function.ahead.clear()
+        self._workload = workload
+        self._plan = plan
+        self._baseline = baseline
+        self._guard: NaNGuard | None = None
+        if guard:
+            touched, on_keep = self.function.touched, self._held.mark_good
+            self._guard = NaNGuard(workload, clock, touched, on_keep)
+        self._before: Snapshot | None = None  # the state before the first step, while it runs
+        self.function.touched.on_more = self._learn
+        self._on_abandon = on_abandon
+        self._agreement = agreement or WorkerAgreement()
+        self._room = room
+        self._on_many_sizes = on_many_sizes
+        self._calls = 0
+        self._last_logs: Any = None
+        self._bad_data = False  # the user's own data made the loss what it is
+        self._excused = set(excused)
+        self._step: StepFunction = self._first if traced is None else self._run
+
+    def __call__(self, iterator: tf.data.Iterator) -> Any:
+        return self._step(iterator)
+
+    @property
+    def has_run(self) -> bool:
+        """Whether a step under the plan went well, and none failed."""
+        return self._step == self._run
+
+    def release(self) -> None:
+        """The fit has ended: lets go of copies of its state, but not of the traced step."""
+        self.function.ahead.clear()
+        self._guard, self._last_logs = None, None
+
+    def begin_epoch(self) -> None:
+        """An epoch begins; the one before may have been broken off."""
+        self.function.ahead.clear()
+        if self._guard is not None:
+            self._guard.begin_epoch()
+        self._held.mark_epoch()
+
+    def _learn(self) -> None:
+        """The step was traced, and is about to run."""
+        if self._before is not None:
+            self._before.include(self.function.touched.assigned())
+        if self._guard is not None:
+            self._guard.learn()
+
+    def _first(self, iterator: tf.data.Iterator) -> Any:
+        """The first step of a plan that was not tried here: whatever happens, nothing is lost."""
+        batches = pull(iterator, self._workload.model.steps_per_execution)
+        before = self._before = Snapshot.of(self._workload)
+        broken: frozenset[str] = frozenset()
+        try:
+            with unheard_traces():
+                logs = self.function(self._feed(batches, iterator))
+                wait_for(logs)
+            broken = self._broken(logs) | self._broken_weights()
+            why = "the loss or a weight is not finite" if broken else ""
+        except Exception as error:
+            why = error_line(error)
+        finally:
+            self._before = None
+        if not self._agreement.any(bool(why)):
+            self._step = self._run
+            self._held.widen(batches[0])
+            return self._checked(logs, iterator)
+        before.restore()
+        logs = self._baseline(self._feed(batches, iterator))
+        is_the_same = bool(broken) and broken <= not_finite(logs) | self._broken_weights()
+        if not self._agreement.any(not is_the_same):
+            self._excused |= broken  # it is the same without the plan
+            self._step = self._run
+            return logs
+        self._leave()
+        # Where the user's own step fails, too, that says it all.
+        _warn(f"{self._plan} does not work here: {why or 'it failed on another worker'}")
+        return logs
+
+    def _feed(self, batches: tuple[Any, ...], like: Any) -> Any:
+        return feed(batches, like, self._workload.strategy)
+
+    def _run(self, iterator: tf.data.Iterator) -> Any:
+        if self.function.ahead:
+            return self._checked(self.function.ahead.popleft(), iterator)
+        try:
+            logs, *later = self.function.run(iterator, self._room())
+            self.function.ahead.extend(later)
+        except END_OF_DATA:
+            if self.function.steps_per_call == 1:
+                raise
+            # Keras's own step finds the end after it has drawn random numbers, at times.
+            return self._baseline(iterator)
+        except tf.errors.OpError as error:
+            if "IteratorGetNext" in str(error):
+                raise  # the user's own input pipeline failed, as it would have anyway
+            logs = self._fall_back(f"a step failed: {error_line(error)}", iterator)
+            return self._baseline(iterator) if logs is None else logs
+        except Exception as error:  # while tracing a new shape: no batch was taken
+            self._abandon(f"a step could not be traced: {error_line(error)}")
+            return self._baseline(iterator)
+        return self._checked(logs, iterator)
+        logs = self._checked(logs)
+        self._look_at_sizes()
+        return logs
+
+    def _look_at_sizes(self) -> None:
+        """Leaves a step that XLA would have to compile for ever more sizes."""
+        self._calls += 1
+        sizes, is_due = self.function.sizes, _is_due(self._calls)
+        if sizes is None or not is_due or self.function.ahead or self._step == self._baseline:
+            return
+        if not sizes.too_many():
+            return
+        if self._on_many_sizes is None:
+            self._abandon(f"batches come in more than {MOST_SIZES} sizes; XLA compiles each anew")
+        else:
+            self._on_many_sizes()
+
+    def _checked(self, logs: Any, iterator: tf.data.Iterator) -> Any:
+        """The logs; if these are not finite, those of the user's own step or the last good ones."""
+        if self._broken(logs):
+            again = self._fall_back("the loss turned non-finite", iterator)
+            if again is not None:
+                return again
+            last = self._last_logs
+            return self._workload.model.get_metrics_result() if last is None else last
+        if self._guard is not None and not self._bad_data:
+            self._last_logs = logs
+            self._guard.passed(is_latest=not self.function.ahead)
+        return logs
+
+    def _broken(self, logs: Any) -> frozenset[str]:
+        """The logs that are not finite, where that is the plan's doing.
+
+        Keras's loss is a mean over the epoch, so one bad batch makes the losses after
+        it NaN too. What is no loss may be infinite by design, at times: it counts where
+        the weights are not finite either.
+        """
+        found = not_finite(logs) if self._guard is not None else frozenset()
+        self._excused -= {name for name in self._excused - found if tells_loss(name)}
+        found -= self._excused
+        if found and not any(map(tells_loss, found)) and weights_are_finite(self._workload):
+            self._excused |= found
+            found = frozenset()
+        if not found:
+            self._bad_data = False
+            return found
+        self._bad_data = self._bad_data or self._agreement.any(self.function.took_bad_data())
+        return frozenset() if self._bad_data else found
+
+    def _broken_weights(self) -> frozenset[str]:
+        """As the broken logs, of the weights."""
+        unguarded = self._guard is None or weights_are_finite(self._workload)
+        return frozenset() if unguarded else frozenset({_WEIGHTS})
+
+    def _fall_back(self, why: str, iterator: tf.data.Iterator) -> Any:
+        """Back to the last good state, and on with the user's own step.
+
+        Returns:
+            The logs of its last step, where it was trained again on the batches since then;
+            None where the batch of this step is gone (it may not be held where a step fails).
+        """
+        if self._guard is None:
+            self._abandon(why)
+            return None
+        steps = self._guard.steps_since_good + 1
+        parts = self._held.since_good() or []
+        held = sum(map(len, parts))
+        count = self._workload.model.steps_per_execution
+        done = f"{held} batches are trained again by it" if held else "their batches are gone"
+        put_back = f"the state of {steps} step{'s' * (steps > 1)} ago is put back"
+        self._guard.restore()
+        self._abandon(f"{why}; {put_back}, and {done}")
+        logs = self._trained_again(parts, iterator)
+        return logs if held > (steps - 1) * count else None
+
+    def _trained_again(self, parts: list[list[Any]], iterator: tf.data.Iterator) -> Any:
+        """The user's own step on batches that were held, an epoch's in each list."""
+        logs, count = None, self._workload.model.steps_per_execution
+        for index, batches in enumerate(parts):
+            if index:
+                self._workload.model.reset_metrics()
+            for start in range(0, len(batches), count):
+                logs = self._baseline(self._feed(tuple(batches[start : start + count]), iterator))
+        return logs
+
+    def _abandon(self, why: str) -> None:
+        _warn(why)
+        self._leave()
+
+    def _leave(self) -> None:
+        self._step = self._baseline
+        self._on_abandon()
+
+
+def _is_due(calls: int) -> bool:
+    """Whether to look at the count of sizes after so many calls: a look takes microseconds."""
+    return calls <= _CALLS_LOOKED_AT or calls % _CALLS_A_LOOK == 0
+
+
+def _warn(why: str) -> None:
+    notices.warn(f"tfaccel goes on with your own step: {why}", RuntimeWarning, stacklevel=3)

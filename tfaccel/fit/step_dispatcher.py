@@ -1,0 +1,119 @@
+"""The place of `model.train_function` during a fit."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.autotune.report import Report
+from tfaccel.core.plan import Plan
+from tfaccel.steps.compiled_step import BuiltStep, StepFunction
+from tfaccel.steps.replay import END_OF_DATA, is_plain
+
+# Runs one step on the fit's iterator, and measures it.
+Meter = Callable[[Any], Any]
+
+
+class StepDispatcher:
+    """Stands in for `model.train_function`, for as long as somebody needs it.
+
+    Keras looks `model.train_function` up anew at every step. One object takes its
+    place for all of tfaccel's callbacks, so that they may come in any order: one
+    may replace the step, another may measure whatever step runs.
+
+    Use `StepDispatcher.of(model)` from `on_train_begin` on; never two for one fit.
+
+    Attributes:
+        own: the user's own step function.
+        step: what runs now; `own` unless an acceleration has taken over.
+        plan: the plan that `step` runs under.
+        built: the accelerated function behind `step`, if there is one.
+        report: what tuning found in this fit; None before.
+        calls: how often Keras has called so far, whichever step ran.
+    """
+
+    def __init__(self, model: keras.Model):
+        self.own: StepFunction = model.train_function
+        self.step: StepFunction = self.own
+        self.plan = Plan()
+        self.built: BuiltStep | None = None
+        self.report: Report | None = None
+        self.calls = 0
+        self._model = model
+        self._history = _history(model)
+        self._meter: Meter | None = None
+        self._on_end: Callable[[], None] = _nothing
+
+    @classmethod
+    def of(cls, model: keras.Model) -> "StepDispatcher":
+        """The one of this fit; installed if there is none yet."""
+        present = model.train_function
+        if isinstance(present, cls):
+            if present._history is _history(model):
+                return present
+            present._remove()  # a fit before this one ended by an exception outside any step
+        model.train_function = made = cls(model)
+        return made
+
+    def __call__(self, iterator: Any) -> Any:
+        if _history(self._model) is not self._history:
+            self._remove()
+            return self._model.train_function(iterator)
+        if not (is_plain(iterator) or isinstance(iterator, tf.distribute.DistributedIterator)):
+            return self.own(iterator)  # train_on_batch, from some other callback
+        try:
+            logs = (self._meter or self.step)(iterator)
+        except END_OF_DATA:
+            raise
+        except BaseException:
+            self._remove()
+            raise
+        self.calls += 1
+        return logs
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody measures the steps."""
+        return self._meter is not None
+
+    def watch(self, meter: Meter | None, *, instead_of: Meter | None = None) -> None:
+        """From now on `meter` is called for each step, and calls `step` or `own`; None ends it.
+
+        Args:
+            meter: who measures.
+            instead_of: change nothing unless this one measures now; None for whoever does.
+        """
+        if instead_of is not None and self._meter != instead_of:
+            return
+        self._meter = meter
+        self._leave_unless_needed()
+
+    def run(self, step: StepFunction, on_end: Callable[[], None]) -> None:
+        """From now on `step` runs in place of `own`; `on_end` is called when it no longer does."""
+        self.step, self._on_end = step, on_end
+
+    def give_back(self) -> None:
+        """The user's own step takes over again."""
+        on_end, self._on_end = self._on_end, _nothing
+        self.step, self.plan, self.built = self.own, Plan(), None
+        on_end()
+        self._leave_unless_needed()
+
+    def _leave_unless_needed(self) -> None:
+        leaving = self._meter is None and self.step is self.own
+        if leaving and self._model.train_function is self:
+            self._model.train_function = self.own
+
+    def _remove(self) -> None:
+        self._meter = None
+        self.give_back()
+
+
+def _history(model: keras.Model) -> Any:
+    """What tells one fit from the next; a fit that was given a CallbackList may have none."""
+    return getattr(model, "history", None)
+
+
+def _nothing() -> None:
+    """There is nobody to tell."""

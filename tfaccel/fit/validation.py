@@ -1,0 +1,193 @@
+"""The validation inside `fit`, accelerated where that pays."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.autotune.trial import coarsest_dtype, error_line
+from tfaccel.compat import keras_private
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.measure import numerics, timing
+from tfaccel.measure.numerics import Tolerance
+from tfaccel.measure.timing import Clock
+from tfaccel.steps.compiled_step import BuiltStep, StepFunction, build_step
+from tfaccel.steps.repeatable import unrepeatable
+from tfaccel.steps.replay import feed, pull
+from tfaccel.steps.snapshot import Snapshot
+from tfaccel.system import notices
+
+
+class Validation:
+    """Stands in for `model.test_function` while a plan is in use.
+
+    The first validation runs as it was written and is timed. From the second on,
+    if the validations to come are worth another trace, steps alternate between the
+    user's and the accelerated one (both evaluate real batches, so nothing is done
+    twice), and the faster stays. Before the accelerated step counts for anything
+    its losses on one batch are compared with those of the user's.
+
+    Args:
+        workload: the model.
+        plan: the plan that the training uses.
+        gain: how much faster a training step is under it, as far as that is known.
+        tolerance: the user's; None for the table's.
+        clock: seconds.
+        on_wait: told the seconds that tracing and comparing the accelerated step took.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        plan: Plan,
+        gain: float,
+        tolerance: Tolerance | float | None,
+        clock: Clock,
+        on_wait: Callable[[float], None] = lambda seconds: None,
+    ):
+        self._workload = workload
+        self._plan = plan
+        self._gain = gain
+        self._tolerance = numerics.as_tolerance(tolerance, coarsest_dtype(plan, workload))
+        self._clock = clock
+        self._on_wait = on_wait
+        self._original = workload.model.test_function
+        self._chosen: StepFunction | None = None
+        self._fast: StepFunction | None = None
+        self._seconds: dict[bool, list[float]] = {False: [], True: []}
+        self._first_seconds: list[float] = []
+        self._validations = 0
+
+    def install(self) -> None:
+        """Takes the place of the model's test function."""
+        model = self._workload.model
+        model.make_test_function()
+        self._user = model.test_function
+
+        def test_function(iterator: Any) -> Any:
+            return self._run(iterator)
+
+        self._installed = model.test_function = test_function
+
+    def remove(self) -> None:
+        """Gives the place back."""
+        model: keras.Model = self._workload.model
+        if model.test_function is self._installed:
+            was_used = self._validations or self._first_seconds  # or by evaluate in a callback
+            model.test_function = self._user if was_used else self._original
+
+    def begin(self, epochs_to_come: int) -> None:
+        """A validation begins.
+
+        Args:
+            epochs_to_come: epochs still to be validated, this one included.
+        """
+        self._validations += 1
+        if self._validations == 2 and self._chosen is None:
+            trace, *steps = self._first_seconds or [0.0]
+            saved = sum(steps) * epochs_to_come * (1 - 1 / self._gain)
+            if saved <= trace:
+                self._chosen = self._user
+
+    def _run(self, iterator: Any) -> Any:
+        if self._chosen is not None:
+            return self._run_chosen(iterator)
+        if not self._first_seconds and isinstance(iterator, tf.data.Iterator):
+            return self._first_user(iterator)
+        if self._validations < 2 or not isinstance(iterator, tf.data.Iterator):
+            return self._timed(self._user, iterator, self._first_seconds)
+        return self._alternate(iterator)
+
+    def _run_chosen(self, iterator: Any) -> Any:
+        step = self._chosen
+        assert step is not None
+        logs = step(iterator)
+        if isinstance(step, BuiltStep) and step.sizes is not None and step.sizes.too_many():
+            self._chosen = self._user  # XLA would compile for ever more sizes
+        return logs
+
+    def _first_user(self, iterator: tf.data.Iterator) -> Any:
+        """The user's own step for the first time: there may be none that runs here."""
+        batches = pull(iterator, self._workload.model.steps_per_execution)
+        metrics = Snapshot(v for m in self._workload.model.metrics for v in m.variables)
+        try:
+            return self._timed(self._user, feed(batches, iterator), self._first_seconds)
+        except tf.errors.OpError as error:
+            if not any(item.fallback_reason(error) for item in self._plan.passes):
+                raise
+        metrics.restore()
+        self._chosen = build_step(self._workload, self._plan, kind="test")
+        return self._chosen(feed(batches, iterator))
+
+    def _timed(self, step: StepFunction, iterator: Any, seconds: list[float]) -> Any:
+        start = self._clock()
+        logs = step(iterator)
+        timing.wait_for(logs)
+        seconds.append(self._clock() - start)
+        return logs
+
+    def _alternate(self, iterator: tf.data.Iterator) -> Any:
+        if self._fast is None:
+            return self._first_fast(iterator)
+        use_fast = len(self._seconds[True]) <= len(self._seconds[False])
+        step = self._fast if use_fast else self._user
+        logs = self._timed(step, iterator, self._seconds[use_fast])
+        self._settle()
+        return logs
+
+    def _settle(self) -> None:
+        user, fast = self._seconds[False], self._seconds[True]
+        if len(user) != len(fast) or len(user) not in timing.LOOKS:
+            return
+        gain = timing.speedup(user, fast)
+        if gain.low > 1.0:
+            self._chosen = self._fast
+        elif gain.high < 1.0 or len(user) == timing.LOOKS[-1]:
+            self._chosen = self._user
+
+    def _first_fast(self, iterator: tf.data.Iterator) -> Any:
+        """Compares the two steps on one batch; the user's own step counts."""
+        batches = pull(iterator, self._workload.model.steps_per_execution)
+        start = self._clock()
+        metrics = Snapshot(v for m in self._workload.model.metrics for v in m.variables)
+        try:
+            if unrepeatable(self._user, feed(batches, iterator)):
+                self._chosen = self._user
+                return self._user(feed(batches, iterator))
+            self._fast = build_step(
+                self._workload, self._plan, kind="test", on_trace=metrics.include_graph
+            )
+            if not self._alike(batches, iterator, self._fast):
+                self._chosen = self._user
+        except Exception as error:
+            why = error_line(error)
+            notices.warn(f"tfaccel leaves validation as it is: {why}", stacklevel=2)
+            self._chosen = self._user
+        metrics.restore()
+        self._on_wait(self._clock() - start)
+        return self._user(feed(batches, iterator))
+
+    def _alike(self, batches: Any, iterator: tf.data.Iterator, fast: StepFunction) -> bool:
+        losses: list[Any] = []
+        for step in (fast, self._user):
+            self._workload.model.reset_metrics()
+            logs = step(feed(batches, iterator))
+            losses.append(logs.get("loss") if isinstance(logs, dict) else logs)
+        if losses[0] is None:
+            return True
+        error = numerics.relative_error(losses[1].numpy(), losses[0].numpy())
+        return error <= self._tolerance.loss
+
+
+def serves_validation(plan: Plan, workload: Workload) -> bool:
+    """Whether a plan changes the forward computation, of steps that can be traced under it.
+
+    Not where it changes the optimizer alone, under a strategy, or where the model has a
+    make_test_function of its own: Keras's traces a step anew, another need not.
+    """
+    if workload.strategy is not None:
+        return False
+    own = keras_private.overridden(workload.model, keras.Model, "make_test_function")
+    return own is None and any(item.serves_validation for item in plan.passes)

@@ -1,0 +1,1 @@
+"""Clocks, paired timing, comparison of numbers, text tables."""

@@ -1,0 +1,393 @@
+"""How far a candidate's numbers are from the untouched step's, and how far they may be.
+
+Let u be the unit roundoff of the compute dtype (half its machine epsilon: 2^-24
+for float32, 2^-11 for float16, 2^-8 for bfloat16).
+
+**Rounding as noise.** A gradient computed with rounding errors is the exact one
+plus an error. Stochastic gradient descent already lives with an error, the
+minibatch's. An error of relative size r that is independent of the gradient
+raises its second moment by r^2, which is what training with a batch smaller by
+r^2 would do. So r = 0.25 costs at most 6 % of a batch's information, and a
+cosine of 0.97 (`NOTICED`).
+
+**Rounding in 16 bits.** Products are summed in float32 and rounded once, so a
+gradient is off by a few u: 0.5 to 1.5 % in nets without batch normalizations. The
+bounds leave 16 u, and none for a mistake (a missing term, a wrong axis, a scale off
+by a tenth).
+
+**Rounding within float32.** Another order of the same float32 sums differs by
+sqrt(n) u for sums of n terms. Deep nets amplify it: differences of 1e-4 of the
+gradient are common (a relu input that falls on the other side of zero). The
+bounds 1e-2 and 5e-2 leave room for that and none for a mistake. Some nets amplify
+more (batch normalizations at random initialisation, above all in 16 bits). So a plan
+beyond a bound is held against the untouched step itself, with its weights rounded
+otherwise (`tfaccel.autotune.faithfulness`): what a net makes of rounding is no mistake of a plan.
+
+**Updates.** Handed the same gradients, optimizers differ by the rounding of their
+hyperparameters: fused ops take Adam's 1 - 0.999 in float32, which is 1.3e-5 off.
+Hence 1e-4 for the relative error of new weights and slots.
+
+**Outputs.** Predictions are compared output by output. A loss is a mean over a batch, an output
+is not, so in 16 bits it may be off by a little more; in float32 rounding is all there is.
+
+**Zero gradients.** Some exact gradients are zero (a bias before
+BatchNormalization, the key bias of attention): what either side computes is
+rounding, and its relative error says nothing. Errors are therefore measured
+against the larger of the variable's own norm and the norm that it would have at
+the root mean square of its layer's variables (or, for a layer whose gradients are
+all zero, at a thousandth of the whole model's). So are moving statistics, by what the
+step adds to them: one that is not moved on is off by 1, however small the step.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """The largest differences from the untouched step that a plan may show.
+
+    Attributes:
+        gradient: relative error of all gradients taken together.
+        variable: relative error of one variable's gradient.
+        cosine: smallest cosine between the two gradients of one variable.
+        loss: relative error of each loss.
+        update: relative error of one variable's new value and of each optimizer
+            slot, both sides given the same gradients.
+        state: relative error of what the step adds to one non-trainable float variable
+            (BatchNormalization's statistics).
+        output: relative error of each output of a prediction.
+    """
+
+    gradient: float
+    variable: float
+    cosine: float
+    loss: float
+    update: float = 1e-4
+    state: float = 1e-2
+    output: float = 1e-3
+
+
+# What products may be computed in with less than float32's precision.
+SIXTEEN_BITS = ("bfloat16", "float16")
+TOLERANCES: Mapping[str, Tolerance] = {
+    "float64": Tolerance(1e-8, variable=1e-6, cosine=1 - 1e-9, loss=1e-9, state=1e-6, output=1e-9),
+    "float32": Tolerance(1e-2, variable=5e-2, cosine=0.998, loss=1e-4, state=1e-2, output=1e-4),
+    "float16": Tolerance(3e-2, variable=3e-2, cosine=0.998, loss=1e-2, state=2e-2, output=1e-2),
+    "bfloat16": Tolerance(6e-2, variable=6e-2, cosine=0.998, loss=3e-2, state=5e-2, output=5e-2),
+}
+# What training would not notice: see above.
+NOTICED = Tolerance(0.25, variable=0.6, cosine=0.8, loss=3e-2, state=5e-2, output=5e-2)
+
+
+# How much further than the untouched step from itself a plan may be: where that is far, and
+# where it is rounding.
+_LUCKY, _LIKELY = 1.5, 4.0
+
+
+def as_tolerance(tolerance: "Tolerance | float | None", compute_dtype: str) -> Tolerance:
+    """The tolerance that a user's argument stands for.
+
+    Args:
+        tolerance: None for the table's, a number for the relative error that one
+            variable's gradient may have (the rest follows from it), or a
+            `Tolerance`.
+        compute_dtype: the dtype that the plan computes in.
+
+    Raises:
+        ValueError: the number is not positive and finite.
+        TypeError: it is something else.
+    """
+    usual = TOLERANCES.get(compute_dtype, TOLERANCES["float32"])
+    if tolerance is None:
+        return usual
+    if isinstance(tolerance, Tolerance):
+        return tolerance
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
+        raise TypeError(
+            "`tolerance` must be None, a positive number or a tfaccel.Tolerance. "
+            f"Received: {tolerance!r} (of type {type(tolerance).__name__})"
+        )
+    if not 0 < tolerance < float("inf"):
+        raise ValueError(f"`tolerance` must be positive and finite. Received: {tolerance!r}")
+    return dataclasses.replace(
+        usual,
+        gradient=tolerance,
+        variable=tolerance,
+        cosine=1 - tolerance**2,
+        loss=tolerance,
+        state=tolerance,
+        output=tolerance,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Drift:
+    """The differences that were found; every number is relative and unitless.
+
+    Attributes:
+        gradient, variable, cosine, loss, update, state, output: as in `Tolerance`, the
+            worst that was seen.
+        finite: whether everything the candidate computed is finite.
+        worst: the name of the variable behind `variable`, or of the output behind `output`.
+    """
+
+    gradient: float = 0.0
+    variable: float = 0.0
+    cosine: float = 1.0
+    loss: float = 0.0
+    update: float = 0.0
+    state: float = 0.0
+    finite: bool = True
+    worst: str = ""
+    output: float = 0.0
+
+    @property
+    def main(self) -> float:
+        """The number for a table: that of all gradients, in predictions that of the outputs."""
+        return max(self.gradient, self.output)
+
+    def violation(self, tolerance: Tolerance) -> str | None:
+        """The first bound that is broken, in words; None when all hold."""
+        if not self.finite:
+            return "a loss, gradient or output is not finite where the baseline's is"
+        for name in ("loss", "gradient", "variable", "update", "state", "output"):
+            found, allowed = getattr(self, name), getattr(tolerance, name)
+            if not found <= allowed:
+                where = f" ({self.worst})" if name in ("variable", "output") else ""
+                return f"{name} off by {found:.2g}{where}, {allowed:.2g} allowed"
+        if not self.cosine >= tolerance.cosine:
+            return f"gradient cosine {self.cosine:.3f}, {tolerance.cosine:.3f} required"
+        return None
+
+
+def widened(tolerance: Tolerance, own: Drift) -> Tolerance:
+    """The tolerance for a step that is random, or that amplifies rounding.
+
+    A plan may draw other random numbers than the untouched step, and rounds
+    otherwise. Where a layer of the user's own is random, or the net amplifies
+    rounding, the plan must be as close to the untouched step as that is to itself
+    under another seed and another rounding, with half as much again for luck.
+
+    As long as that is noise that training would not notice (16 bits make as much),
+    four times are allowed: other weights are one rounding of many. ResNet50's gradient in
+    float32 is 2 % off that in float64, its own drift is 1 %, and plans that are as close
+    to float64 as Keras is were 0.3 to 2.7 % off Keras. What is wrong is off by more.
+
+    Args:
+        tolerance: for a step without randomness, that amplifies little.
+        own: the untouched step's drift from itself.
+    """
+
+    def room(name: str) -> float:
+        drift = getattr(own, name)
+        likely = min(_LIKELY * drift, getattr(NOTICED, name))
+        return max(getattr(tolerance, name), _LUCKY * drift, likely)
+
+    # The cosine falls with the square of the error.
+    apart = 1 - own.cosine
+    likely = min(_LIKELY**2 * apart, 1 - NOTICED.cosine)
+    return dataclasses.replace(
+        tolerance,
+        gradient=room("gradient"),
+        variable=room("variable"),
+        cosine=min(tolerance.cosine, 1 - max(_LUCKY * apart, likely)),
+        loss=room("loss"),
+        state=room("state"),
+        output=room("output"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What one step computed, seen from outside, as NumPy arrays.
+
+    Attributes:
+        losses: the step's losses by name.
+        gradients: gradients by name of variable, before any optimizer saw them.
+        trained: trained variables and optimizer slots after the step, by name.
+        before: the same before the step.
+        state: non-trainable float variables after the step.
+        state_before: the same before the step.
+        counters: integer variables after the step.
+        handed: the gradients as the optimizers got them: tensors, or IndexedSlices,
+            which Keras's optimizers do not treat as they treat their sum.
+    """
+
+    losses: Mapping[str, np.ndarray]
+    gradients: Mapping[str, np.ndarray]
+    trained: Mapping[str, np.ndarray]
+    before: Mapping[str, np.ndarray]
+    state: Mapping[str, np.ndarray]
+    state_before: Mapping[str, np.ndarray]
+    counters: Mapping[str, np.ndarray]
+    handed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def lightened(self) -> "Observation":
+        """Without weights and slots, which are the larger part; enough for a yardstick."""
+        return dataclasses.replace(self, trained={}, before={}, counters={}, handed={})
+
+
+def compare(reference: Observation, candidate: Observation) -> Drift:
+    """The candidate's drift from the reference, worst case over everything observed."""
+    same_counters = all(
+        np.array_equal(value, candidate.counters[name])
+        for name, value in reference.counters.items()
+    )
+    relative, cosine, worst = _per_variable(reference, candidate)
+    return Drift(
+        gradient=_overall(reference.gradients, candidate.gradients),
+        variable=relative,
+        cosine=cosine,
+        loss=_largest(reference.losses, candidate.losses),
+        update=_largest_update(reference, candidate) if same_counters else float("inf"),
+        state=_largest_state(reference, candidate),
+        finite=_as_finite(reference.losses, candidate.losses)
+        and _as_finite(reference.gradients, candidate.gradients),
+        worst=worst,
+    )
+
+
+def relative_error(reference: np.ndarray, candidate: np.ndarray, floor: float = 0.0) -> float:
+    """The norm of the difference over the norm of the reference, or over `floor`.
+
+    Two zeros, and NaN or Inf in the same places, count as equal.
+    """
+    a, b = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
+    usable = np.isfinite(a)
+    if not np.array_equal(usable, np.isfinite(b)):
+        return float("inf")
+    difference = float(np.linalg.norm(a[usable] - b[usable]))
+    scale = max(float(np.linalg.norm(a[usable])), floor)
+    return 0.0 if difference == 0.0 else difference / scale if scale else float("inf")
+
+
+def _as_finite(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> bool:
+    """Whether the candidate is finite wherever the reference is."""
+    return all(
+        bool(np.all(np.isfinite(candidate[name]) | ~np.isfinite(value)))
+        for name, value in reference.items()
+    )
+
+
+def _overall(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> float:
+    if not reference:
+        return 0.0
+    names = list(reference)
+    return relative_error(
+        _joined([reference[name] for name in names]), _joined([candidate[name] for name in names])
+    )
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.asarray(array, np.float64).ravel() for array in arrays])
+
+
+def _largest(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> float:
+    return max((relative_error(v, candidate[k]) for k, v in reference.items()), default=0.0)
+
+
+def _largest_update(reference: Observation, candidate: Observation) -> float:
+    """The worst error of a new value, relative to the value or, if larger, to the change."""
+    return max(
+        (
+            relative_error(
+                value - reference.before[name],
+                candidate.trained[name] - candidate.before[name],
+                floor=float(np.linalg.norm(np.asarray(value, np.float64))),
+            )
+            for name, value in reference.trained.items()
+        ),
+        default=0.0,
+    )
+
+
+def _per_variable(reference: Observation, candidate: Observation) -> tuple[float, float, str]:
+    """The worst relative error, the worst cosine, and the variable with the first."""
+    largest, smallest, worst = 0.0, 1.0, ""
+    least = floors(reference.gradients)
+    for name, value in reference.gradients.items():
+        floor = least[name] * value.size**0.5
+        error = relative_error(value, candidate.gradients[name], floor)
+        if error > largest:
+            largest, worst = error, name
+        if float(np.linalg.norm(np.asarray(value, np.float64))) >= 0.5 * floor:
+            smallest = min(smallest, _cosine(value, candidate.gradients[name]))
+    return largest, smallest, worst
+
+
+def _largest_state(reference: Observation, candidate: Observation) -> float:
+    """The worst error of what is added to a layer's state."""
+    before, after, scales = changes(reference), changes(candidate), state_scales(reference)
+    errors = []
+    for name, change in before.items():
+        apart = float(np.linalg.norm(np.nan_to_num(after[name] - change)))
+        rounding = rounding_of(reference.state[name])
+        error = relative_error(change, after[name], scales[name])
+        errors.append(0.0 if apart <= rounding else error)
+    return max(errors, default=0.0)
+
+
+def state_scales(reference: Observation) -> dict[str, float]:
+    """The norms that errors in what a step adds to state are relative to.
+
+    A mean that hardly changes is rounded as its layer's larger numbers are, averaged.
+    """
+    added = changes(reference)
+    least = floors(added)
+    return {
+        name: max(
+            float(np.linalg.norm(np.nan_to_num(change))), 0.1 * least[name] * change.size**0.5
+        )
+        for name, change in added.items()
+    }
+
+
+def changes(observation: Observation) -> dict[str, np.ndarray]:
+    """What the step added to each non-trainable float variable."""
+    return {
+        name: np.asarray(value, np.float64) - observation.state_before[name]
+        for name, value in observation.state.items()
+    }
+
+
+def rounding_of(value: np.ndarray) -> float:
+    """The norm of what rounding may do to a stored array in an update or two."""
+    kind = value.dtype if value.dtype.kind == "f" else np.dtype(np.float32)
+    size = float(np.linalg.norm(np.nan_to_num(np.asarray(value, np.float64))))
+    return 4 * float(np.finfo(kind).eps) * size
+
+
+def floors(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """For each variable the root mean square that its error is measured against, at least.
+
+    Args:
+        values: by name of variable, `"layer/variable"`.
+    """
+    layers: dict[str, list[np.ndarray]] = {}
+    for name, value in values.items():
+        layers.setdefault(_layer(name), []).append(value)
+    by_layer = {layer: _root_mean_square(members) for layer, members in layers.items()}
+    least = 1e-3 * _root_mean_square(list(values.values()))
+    return {name: max(by_layer[_layer(name)], least) for name in values}
+
+
+def _layer(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _root_mean_square(arrays: Sequence[np.ndarray]) -> float:
+    joined = _joined(arrays) if arrays else np.zeros(0)
+    finite = joined[np.isfinite(joined)]
+    return float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
+
+
+def _cosine(reference: np.ndarray, candidate: np.ndarray) -> float:
+    a, b = _joined([reference]), _joined([candidate])
+    norms = np.linalg.norm(a) * np.linalg.norm(b)
+    if not np.isfinite(norms):
+        return 1.0 if np.array_equal(a, b, equal_nan=True) else -1.0
+    return float(np.dot(a, b) / norms) if norms else 1.0

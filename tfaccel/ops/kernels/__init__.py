@@ -1,0 +1,54 @@
+"""Kernels: ways to compute convolutions and matrix products, chosen by measuring.
+
+One file a kernel; files that begin with an underscore are the machinery. Adding one: its
+file, a line in `_registry.KERNELS`, a row in docs/kernels.md. Its tests are made from the
+table.
+"""
+
+from tfaccel.ops.kernels._chooser import Chooser
+from tfaccel.ops.kernels._kernel import TOLERANCES, Kernel
+from tfaccel.ops.kernels._measure import find, measure
+from tfaccel.ops.kernels._product import Choose, input_gradient, product, weight_gradient
+from tfaccel.ops.kernels._ranking import Candidate, Ranking, Verdict
+from tfaccel.ops.kernels._registry import (
+    KERNELS,
+    REFERENCE,
+    kernels,
+    reference,
+    register_kernel,
+    unregister_kernel,
+)
+from tfaccel.ops.kernels._spec import DIRECTIONS, DTYPES, OPS, CallSpec, Direction
+from tfaccel.ops.kernels._store import Store
+from tfaccel.ops.kernels._validation import convolution_spec, data_format, matmul_spec, tensors
+
+__all__ = [
+    "DIRECTIONS",
+    "DTYPES",
+    "KERNELS",
+    "OPS",
+    "REFERENCE",
+    "TOLERANCES",
+    "CallSpec",
+    "Candidate",
+    "Choose",
+    "Chooser",
+    "Direction",
+    "Kernel",
+    "Ranking",
+    "Store",
+    "Verdict",
+    "convolution_spec",
+    "data_format",
+    "find",
+    "input_gradient",
+    "kernels",
+    "matmul_spec",
+    "measure",
+    "product",
+    "reference",
+    "register_kernel",
+    "tensors",
+    "unregister_kernel",
+    "weight_gradient",
+]

@@ -1,0 +1,97 @@
+"""Rankings that were measured on this machine, in memory and on disk."""
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+
+import tensorflow as tf
+
+from tfaccel.compat import onednn
+from tfaccel.compat.tensorflow_private import onednn_is_on
+from tfaccel.ops.kernels._ranking import Ranking
+from tfaccel.ops.kernels._registry import kernels
+from tfaccel.ops.kernels._spec import CallSpec
+from tfaccel.system import notices
+from tfaccel.system.cache_dir import default_directory, replace_text
+from tfaccel.system.device import current_device
+from tfaccel.version import __version__
+
+SCHEMA = 1
+
+
+class Store:
+    """Rankings of one machine, with one set of versions, in one file.
+
+    Args:
+        directory: where the file is; it is made when needed.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        self.path = directory / f"kernels-{_machine_key()}.json"
+        self._rankings: dict[CallSpec, Ranking] = {r.spec: r for r in self._read()}
+
+    @staticmethod
+    def at(directory: str | os.PathLike[str] | None = None) -> "Store":
+        """The store in a folder, read once in a process; None for the default folder."""
+        chosen = default_directory() if directory is None else pathlib.Path(directory)
+        return _store(chosen.absolute())
+
+    def ranking(self, spec: CallSpec) -> Ranking | None:
+        """What is known of a call; None where it was not measured, or other kernels were.
+
+        Sizes of the call that are not known fit those of any call that was measured; of
+        several the last.
+        """
+        found = self._rankings.get(spec)
+        if found is None and not spec.is_known:
+            fitting = (r for s, r in reversed(self._rankings.items()) if s.fits(spec))
+            found = next(fitting, None)
+        return found if found is not None and _is_current(found) else None
+
+    def add(self, ranking: Ranking) -> None:
+        """Remembers a ranking, as the last one."""
+        self._rankings.pop(ranking.spec, None)
+        self._rankings[ranking.spec] = ranking
+
+    def save(self) -> None:
+        """Writes all that is complete, with what other processes have written meanwhile."""
+        merged = {r.spec: r for r in (*self._read(), *self._rankings.values()) if r.complete}
+        data = {"schema": SCHEMA, "rankings": [r.to_dict() for r in merged.values()]}
+        try:
+            replace_text(self.path, json.dumps(data))
+        except OSError as error:
+            notices.warn(f"tfaccel could not keep its kernels' times: {error}", stacklevel=2)
+
+    def _read(self) -> Iterable[Ranking]:
+        try:
+            data = json.loads(self.path.read_text(encoding="utf-8"))
+            if data["schema"] != SCHEMA:
+                raise ValueError(f"it is of schema {data['schema']}, not {SCHEMA}")
+            return [Ranking.from_dict(item) for item in data["rankings"]]
+        except FileNotFoundError:
+            return []
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            notices.warn(f"tfaccel ignores {self.path}: {error!r}", stacklevel=2)
+            return []
+
+
+@functools.cache
+def _store(directory: pathlib.Path) -> Store:
+    return Store(directory)
+
+
+def _is_current(ranking: Ranking) -> bool:
+    """Whether the kernels that were measured are those that there are."""
+    now = {kernel.name for kernel in kernels(ranking.spec.op, ranking.spec.direction)}
+    return now == {candidate.kernel for candidate in ranking.candidates}
+
+
+def _machine_key() -> str:
+    """A digest of what decides how long a kernel takes."""
+    device = current_device()
+    used = (onednn_is_on(), onednn.obstacle() is None)
+    parts = [__version__, tf.__version__, device.kind, device.name, device.cores, *used]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,48 @@
+"""The input gradient of a convolution as a forward convolution with turned filters."""
+
+import dataclasses
+
+import tensorflow as tf
+
+from tfaccel.core.plan import Unsupported
+from tfaccel.ops.kernels import _reference
+from tfaccel.ops.kernels._geometry import paddings
+from tfaccel.ops.kernels._kernel import Kernel
+from tfaccel.ops.kernels._spec import CONVOLUTIONS, CallSpec
+
+
+def _refusal(spec: CallSpec) -> Unsupported | None:
+    if set(spec.strides) != {1}:
+        return Unsupported("its strides would put zeros between the pixels")
+    if set(spec.dilation) != {1}:
+        return Unsupported("it has dilation")
+    if set(spec.kernel_size) == {1}:
+        return Unsupported("its window is one pixel: matmul_1x1 is the same product")
+    return Unsupported("it has groups") if spec.groups > 1 else None
+
+
+def _input_gradient(spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    spatial = [n if n is not None else shape[i + 1] for i, n in enumerate(spec.x[1:-1])]
+    rank = len(spatial)
+    around = [
+        (k - 1 - before, k - 1 - after)
+        for k, (before, after) in zip(spec.kernel_size, paddings(spec, spatial), strict=True)
+    ]
+    turned = tf.transpose(tf.reverse(w, list(range(rank))), [*range(rank), rank + 1, rank])
+    whole = tf.pad(dy, [(0, 0), *around, (0, 0)])
+    return _reference.convolution(dataclasses.replace(spec, padding="valid"), whole, turned)
+
+
+KERNELS = tuple(
+    Kernel(
+        op=op,
+        direction="input_gradient",
+        name="flipped",
+        fn=_input_gradient,
+        unsupported=_refusal,
+        summary="the forward convolution of the output's gradient with turned filters",
+        source="Dumoulin and Visin, A guide to convolution arithmetic, "
+        "https://arxiv.org/abs/1603.07285, section 4",
+    )
+    for op in CONVOLUTIONS
+)

@@ -1,0 +1,57 @@
+"""A convolution whose window is one pixel, as the matrix product that it is."""
+
+import tensorflow as tf
+
+from tfaccel.core.plan import Unsupported
+from tfaccel.ops.kernels._geometry import fitted, rows, sizes, spread
+from tfaccel.ops.kernels._kernel import Kernel
+from tfaccel.ops.kernels._spec import CONVOLUTIONS, CallSpec
+
+
+def _refusal(spec: CallSpec) -> Unsupported | None:
+    if set(spec.kernel_size) != {1}:
+        return Unsupported("its window is more than one pixel")
+    return Unsupported("it has groups") if spec.groups > 1 else None
+
+
+def _seen(spec: CallSpec, x: tf.Tensor) -> tf.Tensor:
+    """The pixels that the strides step on; a window of one pixel has no padding."""
+    return x[(slice(None), *(slice(None, None, s) for s in spec.strides))]
+
+
+def _forward(spec: CallSpec, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+    x = _seen(spec, x)
+    y = tf.matmul(rows(x), tf.reshape(w, w.shape[-2:]))
+    return tf.reshape(y, [*sizes(x)[:-1], w.shape[-1]])
+
+
+def _input_gradient(spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    dx = tf.matmul(rows(dy), tf.reshape(w, w.shape[-2:]), transpose_b=True)
+    if set(spec.strides) == {1}:
+        return tf.reshape(dx, shape)
+    apart = spread(spec, tf.reshape(dx, [*sizes(dy)[:-1], w.shape[-2]]))
+    spatial = [n if n is not None else shape[i + 1] for i, n in enumerate(spec.x[1:-1])]
+    return fitted(apart, spatial)
+
+
+def _weight_gradient(spec: CallSpec, x: tf.Tensor, dy: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(tf.matmul(rows(_seen(spec, x)), rows(dy), transpose_a=True), shape)
+
+
+KERNELS = tuple(
+    Kernel(
+        op=op,
+        direction=direction,
+        name="matmul_1x1",
+        fn=fn,
+        unsupported=_refusal,
+        summary="one matrix product over all pixels",
+        source="Lin et al., Network in Network, https://arxiv.org/abs/1312.4400, section 3.2",
+    )
+    for op in CONVOLUTIONS
+    for direction, fn in (
+        ("forward", _forward),
+        ("input_gradient", _input_gradient),
+        ("weight_gradient", _weight_gradient),
+    )
+)

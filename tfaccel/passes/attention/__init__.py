@@ -1,0 +1,1 @@
+"""Attention layers with fused products."""

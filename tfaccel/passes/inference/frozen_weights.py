@@ -1,0 +1,85 @@
+"""Weights as constants of the graph, for predictions."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.workload import Workload
+
+# A graph is one protocol buffer, which must stay below 2 GiB, and optimizing it makes copies.
+# Source: https://protobuf.dev/programming-guides/proto-limits/
+_MOST_BYTES = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenWeights(Pass):
+    """Traces predictions with the weights as constants.
+
+    TensorFlow computes once, when it optimizes the graph, whatever hangs on constants
+    alone: casts to 16 bits, transposes, joined and scaled weights; it multiplies constant
+    factors into the weights of convolutions, and joins convolutions with bias and
+    activation. Nothing is read from variables any more. The constants are the weights of the time
+    when the model was accelerated, whatever happens to the model later.
+
+    A forward pass that writes to a variable (`stateful=True`, random numbers, a metric in
+    a layer) can't be frozen: what it writes would be lost.
+
+    Source: https://keras.io/api/utils/backend_utils/#statelessscope-class;
+    https://www.tensorflow.org/guide/graph_optimization (constant folding, remapper)
+    """
+
+    name: ClassVar[str] = "frozen_weights"
+    # Every weight becomes a node, and the nodes behind are computed once.
+    compile_factor: ClassVar[float] = 1.3
+
+    def unsupported(self, workload: Workload) -> Unsupported | None:
+        if workload.training:
+            return Unsupported("constants can't be trained", "it is for tfaccel.accelerate")
+        if not workload.model.variables:
+            return Unsupported("the model has no weights")
+        for layer in workload.layers:
+            if getattr(layer, "stateful", False):
+                return Unsupported(f"layer {layer.name!r} ({type(layer).__name__}) is stateful")
+        total = sum(_bytes(variable) for variable in workload.model.variables)
+        if total > _MOST_BYTES:
+            return Unsupported(f"{total / 2**30:.1f} GiB of weights are too much for a graph")
+        return None
+
+    @contextlib.contextmanager
+    def applied(self, workload: Workload) -> Iterator[None]:
+        variables = _unique(workload.model.variables)
+        # Kept, so that a later trace for another shape has the same weights.
+        values = workload.scratch.setdefault(self.name, {})
+        with tf.init_scope():
+            for variable in variables:
+                if id(variable) not in values:
+                    values[id(variable)] = np.array(keras.ops.convert_to_numpy(variable))
+        # Tensors made here and now are constants of the graph that is being traced.
+        constants = [(v, tf.constant(values[id(v)])) for v in variables]
+        with keras.StatelessScope(state_mapping=constants) as scope:
+            given = dict(scope.state_mapping)
+            yield
+            _check_unwritten(scope.state_mapping, given, variables)
+
+
+def _unique(variables: list[Any]) -> list[Any]:
+    return list({id(variable): variable for variable in variables}.values())
+
+
+def _bytes(variable: Any) -> int:
+    return int(np.prod(variable.shape)) * int(tf.as_dtype(variable.dtype).size)
+
+
+def _check_unwritten(now: dict[int, Any], given: dict[int, Any], variables: list[Any]) -> None:
+    """Raises where the forward pass has written to a variable."""
+    written = [key for key, value in now.items() if given.get(key) is not value]
+    if written:
+        names = {id(variable): variable.path for variable in variables}
+        name = names.get(written[0], "a variable")
+        raise ValueError(f"the forward pass writes to {name}, and a frozen copy would lose that")

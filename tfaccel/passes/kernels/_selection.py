@@ -1,0 +1,157 @@
+"""Which kernels the layers of one workload use, and what was measured to say so."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from tfaccel.measure.timing import Clock
+from tfaccel.ops.kernels import (
+    DIRECTIONS,
+    REFERENCE,
+    CallSpec,
+    Direction,
+    Kernel,
+    Ranking,
+    Store,
+    measure,
+    reference,
+)
+
+# Only the order in which calls are measured hangs on these, and what is too small to be.
+_FLOPS_PER_SECOND, _BYTES_PER_SECOND = 1e11, 1e10
+# Calls that take less of a step than this are left to TensorFlow unmeasured.
+_LEAST_SHARE = 1e-3
+
+
+class Selection:
+    """The kernels of a workload's layers.
+
+    Args:
+        reduced: whether a kernel may multiply in fewer bits than the operands have.
+        directions: those in which products are computed.
+
+    Attributes:
+        seen: the calls of each layer, forward, by the layer's name.
+    """
+
+    def __init__(self, reduced: bool = False, directions: Sequence[Direction] = DIRECTIONS):
+        self.seen: dict[str, list[CallSpec]] = {}
+        self._reduced = reduced
+        self._directions = tuple(directions)
+        self._rankings: dict[CallSpec, Ranking] = {}
+        self._recording = False
+        self._looked_at: set[object] = set()
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Inside, calls are noted, and Keras's own code is wanted for all of them."""
+        self._recording = True
+        try:
+            yield
+        finally:
+            self._recording = False
+
+    def is_new(self, key: object) -> bool:
+        """Whether a kind of plan is asked about for the first time."""
+        return key not in self._looked_at
+
+    def looked_at(self, key: object) -> None:
+        """All calls under a kind of plan have been noted."""
+        self._looked_at.add(key)
+
+    def wanted(self, layer: str, specs: list[CallSpec], compiled: bool = True) -> bool:
+        """Whether a kernel of tfaccel's is to compute any direction of a layer's products.
+
+        Args:
+            layer: its name.
+            specs: its products.
+            compiled: whether a kernel may be one that XLA compiles for each size.
+        """
+        if self._recording:
+            noted = self.seen.setdefault(layer, [])
+            noted += [spec for spec in specs if spec not in noted]
+            return False
+        ways = (spec.along(direction) for spec in specs for direction in self._directions)
+        return any(self.choose(spec, compiled).name != REFERENCE for spec in ways)
+
+    def choose(self, spec: CallSpec, compiled: bool = True) -> Kernel:
+        """The kernel for a call: what was measured for this workload, else on this machine."""
+        ranking = self.ranking(spec)
+        own = reference(spec.op, spec.direction)
+        kernel = own
+        if ranking is not None:
+            kernel = ranking.kernel(self._reduced, in_xla=False, compiled=compiled)
+        # What won for known sizes may refuse where they are not known.
+        return kernel if kernel.unsupported(spec) is None else own
+
+    def ranking(self, spec: CallSpec) -> Ranking | None:
+        """What is known of a call; None where nothing is."""
+        fitting = (r for s, r in self._rankings.items() if s.fits(spec))
+        return next(fitting, None) or Store.at().ranking(spec)
+
+    def measure(self, step_seconds: float, clock: Clock, deadline: float) -> None:
+        """Measures the calls that were seen and are not known yet, the largest first.
+
+        Calls with a size that shows only while they run (behind a layer of the user's that
+        loses the batch's) can't be measured, and are left to TensorFlow.
+
+        Args:
+            step_seconds: what a step takes; 0.0 has every call measured.
+            clock: seconds.
+            deadline: the clock's value after which no other call is begun.
+        """
+        seen = (spec for specs in self.seen.values() for spec in specs)
+        counts = Counter(spec for spec in seen if spec.is_known)
+        guesses = {spec: count * _guess(spec) for spec, count in counts.items()}
+        store = Store.at()
+        found = 0
+        try:
+            for spec in sorted(guesses, key=lambda spec: -guesses[spec]):
+                if guesses[spec] < _LEAST_SHARE * step_seconds:
+                    break
+                for direction in self._directions:
+                    found += self._measure(spec.along(direction), store, clock, deadline)
+        finally:
+            if found:
+                store.save()
+
+    def _measure(self, spec: CallSpec, store: Store, clock: Clock, deadline: float) -> bool:
+        """Sees to it that a call is known if there is time; whether it had to be measured."""
+        known = store.ranking(spec)
+        is_new = known is None or not known.complete
+        if is_new:
+            # TensorFlow's own is run four times, traced once, before any other kernel is.
+            if clock() + 4 * _guess(spec) > deadline:
+                return False
+            known = measure(spec, clock, deadline)
+            store.add(known)
+        assert known is not None
+        self._rankings[spec] = known
+        return is_new
+
+    def words(self, spec: CallSpec) -> tuple[str, tuple[str, ...]]:
+        """What runs for a call, and why nothing else, in words.
+
+        Returns:
+            The kernels of the directions that have one of tfaccel's, such as `"input
+            gradient by matmul_1x1 (3.10x)"`, or nothing; and a clause for each direction
+            that was measured with what the other kernels did.
+        """
+        used, others = [], []
+        for direction in self._directions:
+            ranking = self.ranking(spec.along(direction))
+            if ranking is None:
+                continue
+            chosen = ranking.kernel(self._reduced, in_xla=False)
+            name, way = chosen.name, direction.replace("_", " ")
+            best = next(c for c in ranking.candidates if c.kernel == name)
+            if name != REFERENCE and best.speedup is not None:
+                used.append(f"{way} by {name} ({best.speedup.median:.2f}x)")
+            rest = [str(c) for c in ranking.candidates if c.kernel not in (name, REFERENCE)]
+            others.append(f"{way}: {', '.join(rest)}")
+        return "; ".join(used), tuple(others)
+
+
+def _guess(spec: CallSpec) -> float:
+    """About how many seconds a call takes on a small machine."""
+    return spec.flops / _FLOPS_PER_SECOND + spec.bytes / _BYTES_PER_SECOND

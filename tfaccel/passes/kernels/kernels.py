@@ -1,0 +1,159 @@
+"""Layers by the kernels that measuring chose for their shapes, in each direction."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import keras
+
+from tfaccel.compat import keras_private
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.plan import Pass, Plan, Unsupported
+from tfaccel.core.tracing import trace_forward, trace_step
+from tfaccel.core.workload import Workload
+from tfaccel.measure.timing import Clock
+from tfaccel.ops.kernels import DIRECTIONS, CallSpec, Chooser
+from tfaccel.passes.kernels import _layers
+from tfaccel.passes.kernels._selection import Selection
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernels(Pass):
+    """Runs convolutions and Dense layers by the kernels that were fastest for their shapes.
+
+    cuDNN picks the fastest algorithm for each convolution; TensorFlow on a CPU has one.
+    Before a step is traced, the shapes that the layers see are noted in one forward pass (or
+    in the user's own `train_step`) that is traced and not run; the kernels of `tfaccel.ops`
+    are measured on them, forward, input gradient and weight gradient each by itself (for
+    predictions forward alone); and while the step is traced, layers use those that won. A
+    layer for which nothing won keeps Keras's own code. What was measured is kept on disk, so
+    that a shape is measured once in a machine's life.
+
+    Served are Conv1D, Conv2D, Conv3D, DepthwiseConv2D, SeparableConv2D and Dense, and
+    subclasses that leave their `call` alone; and the products that other passes of the plan
+    make of a layer (`fused_attention`).
+
+    Args:
+        max_seconds: what measuring may take at most; the largest products come first.
+        reduced: whether kernels may multiply float32 in bfloat16.
+
+    Raises:
+        ValueError: `max_seconds` is not positive.
+
+    Source: Chetlur et al., cuDNN: Efficient Primitives for Deep Learning,
+    https://arxiv.org/abs/1410.0759; docs/kernels.md has the source of each kernel.
+    """
+
+    name: ClassVar[str] = "kernels"
+    # Kernels are made of several ops where TensorFlow has one.
+    compile_factor: ClassVar[float] = 1.3
+    needs_batch: ClassVar[bool] = True
+
+    max_seconds: float = 60.0
+    reduced: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.max_seconds > 0:
+            raise ValueError(f"`max_seconds` must be positive. Received: {self.max_seconds!r}")
+
+    def unsupported(self, workload: Workload) -> Unsupported | None:
+        if workload.num_replicas > 1:
+            return Unsupported("its measuring is that of one replica, and replicas must run alike")
+        obstacles = [obstacle for _, obstacle in self.obstacles(workload)]
+        if not obstacles:
+            return Unsupported("the model has no convolution or Dense layer")
+        if workload.model.jit_compile:
+            return Unsupported("the model uses XLA, which has kernels of its own")
+        return obstacles[0] if all(obstacles) else None
+
+    def obstacles(
+        self, workload: Workload
+    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+        """Every layer that is a product, with what keeps its own `call`; None where nothing."""
+        for layer in workload.layers:
+            if _layers.kind_of(layer) is not None:
+                yield layer, _layers.obstacle(layer)
+
+    def prepare(self, workload: Workload, plan: Plan, clock: Clock, deadline: float) -> None:
+        deadline = min(deadline, clock() + self.max_seconds)
+        selection = self._selection(workload)
+        # What layers compute in decides which calls there are.
+        key = tuple(item.compute_dtype(workload) for item in plan.passes)
+        if not workload.batches or not selection.is_new(key):
+            return
+        with plan.applied(workload), selection.recording():
+            _trace(workload)
+        selection.looked_at(key)
+        selection.measure(workload.step_seconds, clock, deadline)
+
+    def compiles_sizes(self, workload: Workload) -> bool:
+        return not workload.sizes_vary
+
+    @contextlib.contextmanager
+    def applied(self, workload: Workload) -> Iterator[None]:
+        selection = self._selection(workload)
+
+        def wanted(layer: str, specs: list[CallSpec]) -> bool:
+            # Read while tracing: the pass `xla` may be entered after this one.
+            if workload.model.jit_compile:
+                return False
+            return selection.wanted(layer, specs, compiled=not workload.sizes_vary)
+
+        choose = functools.partial(selection.choose, compiled=not workload.sizes_vary)
+        chooser = Chooser(wanted, choose)
+        with contextlib.ExitStack() as stack:
+            # For passes that make products of their own, such as fused_attention.
+            stack.enter_context(instance_attribute(workload, "chooser", chooser))
+            for layer, obstacle in self.obstacles(workload):
+                if obstacle is None:
+                    call = _layers.kernel_call(layer, chooser)
+                    stack.enter_context(instance_attribute(layer, "call", call))
+            yield
+
+    def findings(self, workload: Workload) -> tuple[str, ...]:
+        selection = self._selection(workload)
+        lines = []
+        for layer, specs in selection.seen.items():
+            for spec in specs:
+                used, others = selection.words(spec)
+                if others:
+                    what = used or "TensorFlow's own"
+                    lines.append(f"{self.name}: {layer} ({spec}): {what} [{'; '.join(others)}]")
+        return tuple(lines)
+
+    def choices(self, workload: Workload, layer: Any, dtype: str) -> tuple[str, tuple[str, ...]]:
+        """What is known on this machine of a layer's kernels, in words.
+
+        Args:
+            workload: the model; nothing is run.
+            layer: one that has no obstacle.
+            dtype: what it is to compute in.
+
+        Returns:
+            The kernels that would be used, and what the others did; nothing where nothing
+            was measured.
+        """
+        try:
+            specs = _layers.calls(layer, layer.input.shape, dtype)
+        except (AttributeError, ValueError, RuntimeError):  # never called on symbols, or often
+            return "", ()
+        words = [self._selection(workload).words(spec) for spec in specs]
+        used = "; ".join(said for said, _ in words if said)
+        return used, tuple(clause for _, others in words for clause in others)
+
+    def _selection(self, workload: Workload) -> Selection:
+        directions = DIRECTIONS if workload.training else DIRECTIONS[:1]
+        return workload.prepared.setdefault(self.name, Selection(self.reduced, directions))
+
+
+def _trace(workload: Workload) -> None:
+    """Has the layers be called as a step calls them; nothing is run."""
+    model, batch = workload.model, workload.batches[0]
+    has_own_step = keras_private.overridden(model, keras.Model, "train_step", "compute_loss")
+    if workload.training and has_own_step and workload.strategy is None:
+        trace_step(model, batch)
+    else:
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        trace_forward(model, x, workload.training)

@@ -1,0 +1,1 @@
+"""channels_first models computed with the channels last."""

@@ -1,0 +1,208 @@
+"""Channels-last computation of models that are written channels_first."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import keras
+import tensorflow as tf
+
+from tfaccel.compat import keras_private
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.workload import Workload
+from tfaccel.passes.layout import _follow, _rules
+from tfaccel.passes.layout._flow import Flow
+from tfaccel.passes.layout._follow import CHANNELS_FIRST, Call, Follow
+from tfaccel.passes.layout._rules import Rule
+
+# In messages such as "The Conv2D op currently only supports the NHWC tensor format on the CPU".
+_FORMATS = ("NHWC", "NDHWC")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout(Pass):
+    """Runs layers that are written channels_first with the channels last.
+
+    TensorFlow's CPU kernels want the channels last: without oneDNN its channels_first
+    convolutions do not run at all, so that such a model trains by this pass only. On
+    GPUs Tensor Cores read 16-bit images channels last.
+
+    Each convolution, pooling, padding, cropping and upsampling layer with
+    `data_format="channels_first"` transposes its input, computes channels last with
+    the same variables (Keras's kernels have one shape for both formats), and
+    transposes back. What follows it is computed channels last too: normalization
+    along the channels, activations, dropout (with the masks that would have been
+    drawn), merges, concatenation. Transposes that undo each other are removed when
+    TensorFlow optimizes the graph, so that they remain at the edges: at inputs,
+    outputs, and where a layer needs the channels where they were (Flatten, Dense,
+    attention, a layer of your own). Such layers run as they are written.
+
+    In Functional and Sequential models that leaves no transpose between two layers
+    that are followed. In a `call` of your own three remain in the gradient of each
+    tensor that two layers read, since a GradientTape of yours might watch it.
+
+    Beside `fused_norm`, name this pass after it (`"auto"` does): what is fused is
+    then computed channels last, too.
+
+    Example:
+
+    >>> layers, first = keras.layers, {"data_format": "channels_first"}
+    >>> inputs = keras.Input((3, 8, 8))
+    >>> images = layers.ReLU()(layers.Conv2D(4, 3, **first)(inputs))
+    >>> model = keras.Model(inputs, layers.GlobalAveragePooling2D(**first)(images))
+    >>> model.compile("sgd", "mse")
+    >>> accel = tfaccel.AccelCallback(["layout"], verbose=0)
+    >>> x, y = np.ones((16, 3, 8, 8)), np.ones((16, 4))
+    >>> history = model.fit(x, y, verbose=0, callbacks=[accel])
+    >>> str(accel.plan)
+    'layout'
+
+    Source: https://www.tensorflow.org/api_docs/python/tf/nn/conv2d (formats on CPUs),
+    https://docs.nvidia.com/deeplearning/performance/dl-performance-convolutional
+    (Tensor Core layouts)
+    """
+
+    name: ClassVar[str] = "layout"
+    # Two transposes a layer are traced, most of them to be removed again.
+    compile_factor: ClassVar[float] = 1.3
+
+    def unsupported(self, workload: Workload) -> Unsupported | None:
+        if workload.num_replicas > 1:
+            return Unsupported(
+                "replicas are traced in threads that take turns inside a layer, and this pass "
+                "changes the layer's axis meanwhile",
+                'AccelStrategy("one_device") for this model, or write it channels_last',
+            )
+        obstacles = [obstacle for _, obstacle in self.obstacles(workload)]
+        if not obstacles:
+            return Unsupported("no layer of the model has data_format='channels_first'")
+        return obstacles[0] if all(obstacles) else None
+
+    def fallback_reason(self, error: Exception) -> str:
+        """Why a step fails as it is written and not under the pass; empty where it is not so."""
+        says = str(error) if isinstance(error, tf.errors.OpError) else ""
+        if any(name in says for name in _FORMATS):
+            return "TensorFlow has no channels_first kernels for it on this device"
+        return ""
+
+    def obstacles(
+        self, workload: Workload
+    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+        """Every channels_first layer, with what keeps it so; None where it is followed."""
+        for layer in workload.layers:
+            rule = _rule(layer)
+            goes_along = rule is not None and rule.follow is not _follow.spatial
+            if goes_along or _is_cell(layer):
+                continue
+            if getattr(layer, "data_format", None) == CHANNELS_FIRST:
+                yield layer, _obstacle(layer, rule)
+
+    @contextlib.contextmanager
+    def applied(self, workload: Workload) -> Iterator[None]:
+        flow = Flow()
+        with contextlib.ExitStack() as stack:
+            for layer in workload.layers:
+                call = _call_of(layer, flow)
+                if call is not None:
+                    stack.enter_context(instance_attribute(layer, "call", call))
+            for operation, follow in _operations(workload):
+                call = _following(operation, follow, flow)
+                stack.enter_context(instance_attribute(operation, "call", call))
+            yield
+
+
+def _rule(layer: keras.layers.Layer) -> Rule | None:
+    return next((rule for rule in _rules.RULES if isinstance(layer, rule.kind)), None)
+
+
+def _is_cell(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is the inner part of a recurrent layer."""
+    return hasattr(layer, "state_size") and not isinstance(layer, keras.layers.RNN)
+
+
+def _obstacle(layer: keras.layers.Layer, rule: Rule | None) -> Unsupported | None:
+    """Why a layer runs as it is written."""
+    who = f"layer {layer.name!r} ({type(layer).__name__})"
+    if rule is None:
+        return Unsupported(f"{who} is of a kind that can't be followed", "write it channels_last")
+    own = _own_method(layer, rule)
+    if own is not None:
+        return Unsupported(
+            f"{who} has a `{own}` of its own, which may rely on where the channels are",
+            "write it channels_last",
+        )
+    return None
+
+
+def _own_method(layer: keras.layers.Layer, rule: Rule) -> str | None:
+    """A method that is the user's, and not Keras's or another pass's."""
+    for name in rule.methods:
+        shadow = vars(layer).get(name)
+        if shadow is not None and not getattr(shadow, "__module__", "").startswith("tfaccel."):
+            return name
+        if getattr(type(layer), name, None) is not getattr(rule.kind, name, None):
+            return name
+    return None
+
+
+def _call_of(layer: keras.layers.Layer, flow: Flow) -> Callable[..., Any] | None:
+    """What stands in for a layer's `call`; None where nothing needs to."""
+    rule = _rule(layer)
+    if rule is not None and _own_method(layer, rule) is None:
+        return _following(layer, rule.follow, flow)
+    if keras_private.runs_graph(layer):
+        return _within(flow.graph_run, layer.call)
+    if rule is not None or _may_call_layers(layer):
+        return _within(flow.user_code, layer.call)
+    return None
+
+
+def _may_call_layers(layer: keras.layers.Layer) -> bool:
+    """Whether a layer's `call` is the user's, or calls other layers."""
+    keras_made = type(layer).__module__.startswith("keras.")
+    has_layers = len(keras_private.flatten_layers(layer)) > 1
+    return not keras_made or has_layers or isinstance(layer, keras.layers.Lambda)
+
+
+def _within(
+    context: Callable[[], contextlib.AbstractContextManager[None]], own: Callable[..., Any]
+) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with context():
+            return own(*args, **kwargs)
+
+    return call
+
+
+def _following(layer: Any, follow: Follow, flow: Flow) -> Callable[..., Any]:
+    """A layer's `call`, followed wherever its arguments allow it."""
+    own = layer.call
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        this = Call(layer, own, flow, args, kwargs)
+        outputs = None if not args or _is_masked(this) else follow(this)
+        return own(*args, **kwargs) if outputs is None else outputs
+
+    return call
+
+
+def _is_masked(call: Call) -> bool:
+    """Whether there is a mask: its dimensions are those of the model as written."""
+    options = [*call.args[1:], *call.kwargs.values()]
+    given = any(isinstance(leaf, tf.Tensor) for leaf in tf.nest.flatten(options))
+    is_layer = isinstance(call.layer, keras.layers.Layer)
+    leaves = tf.nest.flatten(call.args)
+    return (is_layer and given) or any(keras_private.mask_of(x) is not None for x in leaves)
+
+
+def _operations(workload: Workload) -> Iterator[tuple[Any, Follow]]:
+    """The operations in the graphs of the model's Functional parts that can be followed."""
+    seen: set[int] = set()
+    for layer in workload.layers:
+        for operation in keras_private.graph_operations(layer):
+            follow = _rules.operation_follow(type(operation).__name__)
+            if follow is not None and id(operation) not in seen:
+                seen.add(id(operation))
+                yield operation, follow

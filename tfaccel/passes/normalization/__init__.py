@@ -1,0 +1,1 @@
+"""Normalization layers with fused forward and backward computation."""

@@ -1,0 +1,266 @@
+"""`keras.layers.BatchNormalization.call` by few loops, or as one FusedBatchNormV3."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.compat import keras_private
+from tfaccel.core.derivatives import with_gradient
+from tfaccel.core.plan import Unsupported
+from tfaccel.ops.activations import GELU, RELU, RELU6, SILU, ActivationFormula
+from tfaccel.ops.batch_norm import Normalised, by_keras, moments
+
+# What the op takes: 16-bit or float32 inputs, float32 statistics.
+_DTYPES = ("float32", "bfloat16", "float16")
+# Activations that a loop of the normalization before them can take in.
+_FORMULAS = (
+    (keras.activations.relu, RELU),
+    (keras.activations.relu6, RELU6),
+    (keras.activations.silu, SILU),
+    (keras.activations.gelu, GELU),
+)
+# On a tensor that a BatchNormalization layer returned: what it was made of.
+_NORMALISED = "_tfaccel_normalised"
+_PYTHON_TRUTH = (bool, int, np.bool_, type(None))
+
+
+def obstacle(layer: Any, channels_first: bool) -> Unsupported | None:
+    """Why this layer keeps Keras's own `call`, as far as it is known before a call.
+
+    Args:
+        layer: the BatchNormalization layer.
+        channels_first: whether the device's op takes NCHW (a CPU's does not).
+    """
+    who = f"layer {layer.name!r} ({type(layer).__name__})"
+    own = keras_private.overridden(layer, keras.layers.BatchNormalization, "call", "_moments")
+    if own is not None:
+        return Unsupported(f"{who} has a `{own}` of its own")
+    if getattr(layer, "renorm", False):
+        return Unsupported(f"{who} uses batch renormalization", "use renorm=False")
+    if layer.synchronized:
+        return Unsupported(f"{who} synchronizes its statistics", "use synchronized=False")
+    if layer.compute_dtype not in _DTYPES:
+        return Unsupported(f"{who} computes in {layer.compute_dtype}", "use float32 or less")
+    rank = layer.input_spec.ndim if layer.built and layer.input_spec else None
+    if rank is not None and _data_format(layer.axis, rank, channels_first) is None:
+        where = f"axis {layer.axis} of {rank}-D inputs"
+        return Unsupported(f"{who} normalizes {where}", "put the channels last")
+    return None
+
+
+def fused_call(layer: Any, channels_first: bool, by_loops: bool) -> Callable[..., Any]:
+    """The layer's `call`, by loops or FusedBatchNormV3 wherever that is the same maths.
+
+    Args:
+        layer: the BatchNormalization layer, without an obstacle.
+        channels_first: whether the device's op takes NCHW.
+        by_loops: whether to compile loops for float32 inputs whose sizes are known.
+    """
+    own_call = layer.call
+
+    def call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        data_format = None
+        if isinstance(inputs, tf.Tensor) and inputs.shape.rank is not None:
+            data_format = _data_format(layer.axis, inputs.shape.rank, channels_first)
+        if (
+            data_format is None
+            or mask is not None
+            or not isinstance(training, _PYTHON_TRUTH)
+            or inputs.dtype.name not in _DTYPES
+            or layer.compute_dtype not in _DTYPES
+        ):
+            return own_call(inputs, training=training, mask=mask)
+        # The output has its input's dtype: other inputs go the way Keras goes.
+        x = inputs if inputs.dtype == layer.compute_dtype else tf.cast(inputs, tf.float32)
+        turned = data_format == "NCHW" and not channels_first
+        if turned:
+            x, data_format = _channels_last(x), "NHWC"
+        if by_loops and _is_for_loops(x):
+            y = _by_loops(layer, x, bool(training))
+        else:
+            y = _by_op(layer, x, bool(training), data_format)
+        return tf.cast(_channels_first(y) if turned else y, layer.compute_dtype)
+
+    return call
+
+
+def may_join(layer: Any) -> bool:
+    """Whether a layer is an activation that can be part of a normalization's loops.
+
+    That is so if it has a formula here, no `call` of its own, and is not known to follow
+    something else.
+    """
+    maker = keras_private.maker_of(layer)
+    follows = maker is None or isinstance(maker, keras.layers.BatchNormalization)
+    return follows and _formula_of(layer) is not None
+
+
+def joined_call(layer: Any) -> Callable[..., Any]:
+    """The `call` of a layer that may join the loops of the normalization before it."""
+    formula = _formula_of(layer)
+    assert formula is not None
+    own_call = layer.call
+
+    def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        normalised = getattr(inputs, _NORMALISED, None)
+        # What was computed for `inputs` is left out of the step if nothing else reads it.
+        return own_call(inputs, *args, **kwargs) if normalised is None else normalised.then(formula)
+
+    return call
+
+
+def _formula_of(layer: Any) -> ActivationFormula | None:
+    kind = next(
+        (k for k in (keras.layers.Activation, keras.layers.ReLU) if isinstance(layer, k)), None
+    )
+    if kind is None or keras_private.overridden(layer, kind, "call") is not None:
+        return None
+    if kind is keras.layers.Activation:
+        return next((c for f, c in _FORMULAS if layer.activation is f), None)
+    options = (layer.max_value, float(layer.negative_slope), float(layer.threshold))
+    return {(None, 0.0, 0.0): RELU, (6.0, 0.0, 0.0): RELU6}.get(options)
+
+
+def _data_format(axis: int, rank: int, channels_first: bool) -> str | None:
+    """The op's name for where the channels are; None where it has none."""
+    if rank >= 2 and axis in (-1, rank - 1):
+        return "NHWC"
+    if rank in ((4,) if channels_first else (3, 4, 5)) and axis in (1, 1 - rank):
+        return "NCHW"
+    return None
+
+
+def _channels_last(x: tf.Tensor) -> tf.Tensor:
+    """A CPU's op takes no NCHW. Beside the pass `layout` this undoes its transpose."""
+    return tf.transpose(x, [0, *range(2, x.shape.rank), 1])
+
+
+def _channels_first(y: tf.Tensor) -> tf.Tensor:
+    rank = y.shape.rank
+    return tf.transpose(y, [0, rank - 1, *range(1, rank - 1)])
+
+
+def _as_4d(x: tf.Tensor) -> tf.Tensor:
+    """The same rows of channels as one image: cuDNN limits batches, not images."""
+    return x if x.shape.rank == 4 else tf.reshape(x, [1, -1, 1, x.shape[-1]])
+
+
+def _float32(variable: Any) -> tf.Tensor:
+    return keras.ops.cast(variable, "float32")
+
+
+def _scale_and_offset(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    channels = layer.moving_mean.shape
+    scale = _float32(layer.gamma) if layer.scale else tf.ones(channels)
+    offset = _float32(layer.beta) if layer.center else tf.zeros(channels)
+    return scale, offset
+
+
+def _is_for_loops(x: tf.Tensor) -> bool:
+    """Whether loops serve an input: XLA compiles them for each size that it meets."""
+    return x.dtype == tf.float32 and None not in x.shape[1:]
+
+
+def _by_loops(layer: Any, x: tf.Tensor, training: bool) -> tf.Tensor:
+    of_batch = training and layer.trainable
+    if of_batch:
+        mean, variance = moments(x)
+        _move(layer.moving_mean, mean, layer.momentum)
+        _move(layer.moving_variance, variance, layer.momentum)
+    else:
+        mean, variance = _float32(layer.moving_mean), _float32(layer.moving_variance)
+    scale, offset = _scale_and_offset(layer)
+    normalised = Normalised(x, scale, offset, mean, variance, layer.epsilon, of_batch)
+    y = normalised.then()
+    # For an activation layer that is given this very tensor.
+    setattr(y, _NORMALISED, normalised)
+    return y
+
+
+def _by_op(layer: Any, x: tf.Tensor, training: bool, data_format: str) -> tf.Tensor:
+    scale, offset = _scale_and_offset(layer)
+    of_batch = training and layer.trainable
+    normalise = _by_batch_statistics if of_batch else _by_moving_statistics
+    y = normalise(layer, _as_4d(x), scale, offset, data_format)
+    if x.shape.rank != 4:
+        y = tf.reshape(y, tf.shape(x))
+        y.set_shape(x.shape)
+    return y
+
+
+def _by_batch_statistics(
+    layer: Any, x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, data_format: str
+) -> tf.Tensor:
+    settings = {"epsilon": layer.epsilon, "data_format": data_format, "is_training": True}
+    none = tf.zeros([0])
+    y, mean, variance, *reserved = tf.raw_ops.FusedBatchNormV3(
+        x=x, scale=scale, offset=offset, mean=none, variance=none, **settings
+    )
+    # The op divides the squares by n - 1 (by 1 where n is 1), Keras by n.
+    size = tf.cast(tf.size(x, out_type=tf.int64), tf.float32)
+    variance = variance * (1.0 - scale.shape[0] / size)
+    _move(layer.moving_mean, mean, layer.momentum)
+    _move(layer.moving_variance, variance, layer.momentum)
+
+    def gradient(dy: tf.Tensor) -> Sequence[tf.Tensor]:
+        dx, dscale, doffset, *_ = tf.raw_ops.FusedBatchNormGradV3(
+            y_backprop=dy,
+            x=x,
+            scale=scale,
+            **{f"reserve_space_{i}": tensor for i, tensor in enumerate(reserved, 1)},
+            **settings,
+        )
+        return dx, dscale, doffset
+
+    def plain(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+        turned = data_format == "NCHW"
+        y = by_keras(_channels_last(x) if turned else x, scale, offset, layer.epsilon)
+        return tf.cast(_channels_first(y) if turned else y, x.dtype)
+
+    return with_gradient([x, scale, offset], lambda: y, gradient, plain)
+
+
+def _move(variable: Any, value: tf.Tensor, momentum: float) -> None:
+    variable.assign(_float32(variable) * momentum + value * (1.0 - momentum))
+
+
+def _by_moving_statistics(
+    layer: Any, x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, data_format: str
+) -> tf.Tensor:
+    mean, variance = _float32(layer.moving_mean), _float32(layer.moving_variance)
+
+    def normalise(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+        return tf.raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=scale,
+            offset=offset,
+            mean=mean,
+            variance=variance,
+            epsilon=layer.epsilon,
+            data_format=data_format,
+            is_training=False,
+        ).y
+
+    if layer.trainable:
+        return normalise(x, scale, offset)
+    # The op's gradient always makes those of scale and offset too. A frozen layer
+    # has no use for them, and in ops of their own they are pruned.
+    shape, axes = ((-1, 1, 1), (0, 2, 3)) if data_format == "NCHW" else ((-1,), (0, 1, 2))
+
+    @tf.custom_gradient
+    def frozen(*args: tf.Tensor) -> Any:
+        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            # Of the outer x and scale, so that a gradient of this gradient finds them.
+            inverse = tf.math.rsqrt(variance + layer.epsilon)
+            dy = tf.cast(dy, tf.float32)
+            dx = dy * tf.reshape(scale * inverse, shape)
+            centred = tf.cast(x, tf.float32) - tf.reshape(mean, shape)
+            dscale = tf.reduce_sum(dy * centred, axes) * inverse
+            return tf.cast(dx, x.dtype), dscale, tf.reduce_sum(dy, axes)
+
+        return normalise(*args), gradient
+
+    return frozen(x, scale, offset)

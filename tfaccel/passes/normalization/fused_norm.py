@@ -1,0 +1,116 @@
+"""Normalization layers by few loops or one operation, or with a shorter gradient."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import keras
+
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.workload import Workload
+from tfaccel.passes.normalization import _batch_norm, _layer_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedNorm(Pass):
+    """Runs BatchNormalization by few loops, and LayerNormalization with a short gradient.
+
+    Keras 3 makes both of a dozen elementwise ops and reductions. Here batch
+    normalization (Ioffe and Szegedy, 2015) is, on a CPU in float32, a loop each that
+    XLA compiles for the mean, the variance and the result, and two or three for the
+    gradients. A relu, relu6, silu or gelu in an Activation or ReLU layer that follows is
+    part of these loops. Elsewhere it is one FusedBatchNormV3, which is oneDNN's or
+    cuDNN's and takes 16-bit inputs as they are. Layer normalization (Ba et al., 2016)
+    has its gradient in closed form. The maths is Keras's to rounding: biased moving
+    variance, any epsilon, float32 statistics.
+
+    A layer keeps its own `call` where that would not be so: masks, `renorm`,
+    `synchronized`, float64, a `call` of the user's. One thing differs from Keras on
+    purpose: the gradient of gamma for an empty batch is 0, where Keras's is NaN.
+
+    Derivatives of higher order are Keras's too, and those lack a term: `tf.nn.moments`
+    stops the gradient of the mean in the variance, which is zero, while its derivative
+    is not. A plan must not change what a loss with a gradient in it trains.
+
+    Args:
+        loops: whether BatchNormalization may be compiled loops; if not, it is
+            FusedBatchNormV3 everywhere. XLA compiles anew for each size, so inputs of
+            which more than the batch's size is unknown while tracing get the op in any
+            case, and so do batches that come in many sizes and several replicas.
+
+    Source: https://arxiv.org/abs/1502.03167, https://arxiv.org/abs/1607.06450,
+    https://www.tensorflow.org/api_docs/python/tf/raw_ops/FusedBatchNormV3,
+    https://openxla.org/xla/tf2xla/tutorials/jit_compile
+    """
+
+    name: ClassVar[str] = "fused_norm"
+
+    loops: bool = True
+
+    def unsupported(self, workload: Workload) -> Unsupported | None:
+        obstacles = [obstacle for _, obstacle in _norms(workload)]
+        if not obstacles:
+            return Unsupported("the model has no BatchNormalization or LayerNormalization layer")
+        return obstacles[0] if all(obstacles) else None
+
+    def obstacles(
+        self, workload: Workload
+    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+        """Every normalization layer, with what keeps its own `call`; None where it is replaced.
+
+        Then the activations that may join the loops.
+        """
+        yield from _norms(workload)
+        for layer in self._joining(workload):
+            yield layer, None
+
+    def compiles(self, workload: Workload) -> bool:
+        """Whether BatchNormalization in float32 runs by loops that XLA compiles."""
+        usual = workload.num_replicas == 1 and not workload.sizes_vary
+        return self.loops and workload.device.kind == "CPU" and usual
+
+    def compiles_sizes(self, workload: Workload) -> bool:
+        return self.compiles(workload) and any(
+            obstacle is None and isinstance(layer, keras.layers.BatchNormalization)
+            for layer, obstacle in _norms(workload)
+        )
+
+    @contextlib.contextmanager
+    def applied(self, workload: Workload) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for layer, call in self._calls(workload):
+                stack.enter_context(instance_attribute(layer, "call", call))
+            yield
+
+    def _calls(self, workload: Workload) -> Iterator[tuple[Any, Callable[..., Any]]]:
+        """What stands in for the `call` of layers."""
+        by_loops, nchw = self.compiles(workload), _takes_nchw(workload)
+        for layer, obstacle in _norms(workload):
+            if obstacle is None and isinstance(layer, keras.layers.LayerNormalization):
+                yield layer, _layer_norm.fused_call(layer)
+            elif obstacle is None:
+                yield layer, _batch_norm.fused_call(layer, nchw, by_loops)
+        for layer in self._joining(workload):
+            yield layer, _batch_norm.joined_call(layer)
+
+    def _joining(self, workload: Workload) -> list[keras.layers.Layer]:
+        """The activation layers that may be part of the loops before them."""
+        if not self.compiles(workload):
+            return []
+        return [layer for layer in workload.layers if _batch_norm.may_join(layer)]
+
+
+def _norms(workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+    """Every normalization layer, with what keeps it from being fused."""
+    for layer in workload.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            yield layer, _batch_norm.obstacle(layer, _takes_nchw(workload))
+        elif isinstance(layer, keras.layers.LayerNormalization):
+            yield layer, _layer_norm.obstacle(layer)
+
+
+def _takes_nchw(workload: Workload) -> bool:
+    """Whether the device's FusedBatchNormV3 takes channels first."""
+    return workload.device.kind == "GPU"

@@ -1,0 +1,1 @@
+"""Optimizer updates in one op a variable."""

@@ -1,0 +1,143 @@
+"""Optimizer updates by one operation a variable."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import keras
+import tensorflow as tf
+
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.workload import Workload
+from tfaccel.passes.optimizer._updates import (
+    Rule,
+    Scalars,
+    Update,
+    needs_scratch,
+    rule_of,
+    xla_lacks,
+)
+
+# In 16 bits the ops compute 1 - beta from a rounded beta: 1 - 0.999 would be 0.
+_DTYPES = (tf.float32, tf.float64)
+_HAVE_ONE = "SGD, Adam, AdamW, Adamax, RMSprop and Adadelta have one"
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedOptimizer(Pass):
+    """Updates each variable by one op in place of about ten.
+
+    Serves SGD (with momentum and Nesterov), Adam (with AMSGrad), AdamW, Adamax,
+    RMSprop (centred or not) and Adadelta, alone or inside a LossScaleOptimizer
+    or MultiOptimizer. Slots and iterations stay the optimizer's own, and what
+    Keras does around `update_step` (weight decay, clipping, averages,
+    accumulation, schedules, constraints) is not touched.
+
+    Weights are updated by Keras's maths to rounding. Slots that average are off by the
+    rounding of a hyperparameter: the ops subtract beta from 1 in float32, where Keras
+    subtracts in float64, so Adam's velocity is 1.3e-5 (relative) larger. Learning rate and
+    epsilon make up for it. Where Keras's own steps filled the slots before, updates are up
+    to 6e-6 off till the average has forgotten them.
+
+    Sparse gradients (Embedding) and 16-bit variables keep Keras's own update:
+    Keras squares the slices of a sparse gradient before it adds repeated ones.
+    Adagrad's op has its epsilon in another place, Ftrl's makes zeros of weights
+    whose gradients are NaN, and other optimizers have no op.
+
+    Source: Kingma and Ba, arXiv:1412.6980; Reddi et al., arXiv:1904.09237; Zeiler,
+    arXiv:1212.5701;
+    https://www.tensorflow.org/api_docs/python/tf/raw_ops/ResourceApplyAdam
+    """
+
+    name: ClassVar[str] = "fused_optimizer"
+    serves_validation: ClassVar[bool] = False
+
+    def unsupported(self, workload: Workload) -> Unsupported | None:
+        optimizers = list(_working(workload.optimizers))
+        if not optimizers:
+            return Unsupported("the model has no optimizer", "compile it with one")
+        dtypes = {v.dtype for v in workload.model.trainable_variables}
+        if dtypes and not any(tf.as_dtype(dtype) in _DTYPES for dtype in dtypes):
+            return Unsupported(
+                f"all weights are {' or '.join(sorted(dtypes))}", "keep them in float32"
+            )
+        obstacles = [obstacle for _, obstacle in self.obstacles(workload)]
+        return obstacles[0] if all(obstacles) else None
+
+    def obstacles(
+        self, workload: Workload
+    ) -> Iterator[tuple[keras.optimizers.Optimizer, Unsupported | None]]:
+        """Every optimizer that does the work, with what keeps its own update; None where fused."""
+        for optimizer in _working(workload.optimizers):
+            yield optimizer, _obstacle(optimizer, workload.model.jit_compile)
+
+    @contextlib.contextmanager
+    def applied(self, workload: Workload) -> Iterator[None]:
+        scratch = workload.scratch.setdefault(self.name, {})
+        with contextlib.ExitStack() as stack:
+            for optimizer in _working(workload.optimizers):
+                rule = rule_of(optimizer)
+                if rule is None or _obstacle(optimizer, workload.model.jit_compile):
+                    continue
+                fused = _Fused(optimizer, rule, scratch)
+                for method in ("apply", "update_step"):
+                    stack.enter_context(
+                        instance_attribute(optimizer, method, getattr(fused, method))
+                    )
+            yield
+
+
+def _working(optimizers: Sequence[Any]) -> Iterator[Any]:
+    """The optimizers that do the work: those inside the ones that only hand on."""
+    multi = getattr(keras.optimizers, "MultiOptimizer", ())
+    for optimizer in optimizers:
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            yield from _working([optimizer.inner_optimizer])
+        elif isinstance(optimizer, multi):
+            yield from _working(optimizer.optimizers)
+        else:
+            yield optimizer
+
+
+def _obstacle(optimizer: Any, jit_compile: bool) -> Unsupported | None:
+    if rule_of(optimizer) is None:
+        return Unsupported(f"no fused op has the maths of {type(optimizer).__name__}", _HAVE_ONE)
+    if jit_compile and xla_lacks(optimizer):
+        return Unsupported("XLA lacks the op for Adam(amsgrad=True)", "compile without jit_compile")
+    return None
+
+
+class _Fused:
+    """The methods that stand in for an optimizer's own while a step is traced."""
+
+    def __init__(self, optimizer: Any, rule: Rule, scratch: dict[Any, tf.Variable]):
+        self._optimizer = optimizer
+        self._rule = rule
+        self._own_apply = optimizer.apply
+        self._own_update_step = optimizer.update_step
+        self._scalars = Scalars()
+        self._scratch = scratch
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
+        # Within one `apply` all variables are at the same iteration.
+        self._scalars.forget()
+        return self._own_apply(grads, trainable_variables)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        if self._serves(gradient, variable):
+            gradient = keras.ops.cast(gradient, variable.dtype)
+            update = Update(
+                self._optimizer, variable, gradient, learning_rate, self._scalars, self._scratch
+            )
+            self._rule(update)
+        else:
+            self._own_update_step(gradient, variable, learning_rate)
+
+    def _serves(self, gradient: Any, variable: Any) -> bool:
+        if not isinstance(gradient, tf.Tensor) or not isinstance(variable, tf.Variable):
+            return False
+        # A strategy would want scratch for each of its replicas.
+        has_room = not tf.distribute.has_strategy() or not needs_scratch(self._optimizer)
+        return variable.dtype in _DTYPES and has_room

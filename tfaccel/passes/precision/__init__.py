@@ -1,0 +1,1 @@
+"""Which dtype layers compute in."""

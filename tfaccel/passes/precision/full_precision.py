@@ -1,0 +1,95 @@
+"""Full precision: models written for 16 bits, on chips that have no fast 16 bits."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import keras
+
+from tfaccel.compat import keras_private
+from tfaccel.compat.patching import set_attribute
+from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.workload import Workload
+from tfaccel.passes.precision._dtypes import is_reduced
+
+# By these attributes layers say how much they draw.
+_RATES = ("rate", "stddev", "dropout", "recurrent_dropout")
+
+
+@dataclasses.dataclass(frozen=True)
+class FullPrecision(Pass):
+    """Layers with the policy mixed_bfloat16 or mixed_float16 compute in float32.
+
+    A model written for Tensor Cores trains on every chip, but on one without 16-bit
+    instructions each operation is emulated: operands are widened, computed with and rounded
+    again, and most kernels are plain loops. The weights are float32 under these policies
+    anyway. So the pass has the step computed in float32, and the model keeps its policies:
+    as long as a step is traced its layers have another one.
+
+    In their own dtype stay the layers that make the outputs, as losses, metrics and `predict`
+    see that dtype, layers that draw random numbers, which would draw others, and layers that
+    have 16-bit weights.
+
+    What it computes is more precise than the step as it was written; the drift that a report
+    shows is the rounding of the latter. A loss scale goes on as it is.
+
+    Source: https://www.tensorflow.org/guide/mixed_precision
+    """
+
+    name: ClassVar[str] = "full_precision"
+
+    def compute_dtype(self, workload: Workload) -> str:
+        return "float32"
+
+    def unsupported(self, workload: Workload) -> Unsupported | None:
+        if not any(is_reduced(layer) for layer in workload.layers):
+            return Unsupported("no layer of the model computes in 16 bits")
+        told = ((obstacle, is_reduced(layer)) for layer, obstacle in self.obstacles(workload))
+        kept = [obstacle for obstacle, reduced in told if reduced]
+        return None if None in kept else kept[0]
+
+    @contextlib.contextmanager
+    def applied(self, workload: Workload) -> Iterator[None]:
+        policy = keras.DTypePolicy("float32")
+        with contextlib.ExitStack() as stack:
+            for layer, obstacle in list(self.obstacles(workload)):
+                if obstacle is None:
+                    stack.enter_context(set_attribute(layer, "dtype_policy", policy))
+            yield
+
+    def obstacles(
+        self, workload: Workload
+    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+        """Every layer, with what keeps it in its own dtype; None where it is changed."""
+        outputs = {id(layer) for layer in keras_private.output_layers(workload.model)}
+        for layer in workload.layers:
+            obstacle = _obstacle(layer, workload.device.fast_dtype)
+            if obstacle is None and id(layer) in outputs:
+                obstacle = Unsupported(f"layer {layer.name!r} makes an output of the model")
+            yield layer, obstacle
+
+
+def _obstacle(layer: keras.layers.Layer, fast_dtype: str | None) -> Unsupported | None:
+    """Why a layer stays in its own dtype, wherever it stands in the model."""
+    who = f"layer {layer.name!r} ({type(layer).__name__})"
+    if not is_reduced(layer):
+        return Unsupported(f"{who} computes in {layer.compute_dtype}")
+    if type(layer.dtype_policy) is not type(keras.DTypePolicy("float32")):
+        return Unsupported(f"{who} has a {type(layer.dtype_policy).__name__}")
+    if layer.compute_dtype == fast_dtype:
+        return Unsupported(f"{who} computes in {fast_dtype}, which this device multiplies fast")
+    if str(layer.variable_dtype) != "float32":
+        return Unsupported(f"{who} has weights in {layer.variable_dtype}")
+    if _draws(layer):
+        return Unsupported(f"{who} draws random numbers, and would draw others in float32")
+    return None
+
+
+def _draws(layer: Any) -> bool:
+    """Whether a layer draws random numbers itself; what is inside it is asked by itself."""
+    rates = [getattr(layer, name, None) for name in _RATES]
+    known = [rate for rate in rates if isinstance(rate, int | float)]
+    if isinstance(layer, keras.layers.RNN):
+        return any(known)  # its cell's
+    return hasattr(layer, "seed_generator") and (any(known) or not known)

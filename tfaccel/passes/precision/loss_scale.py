@@ -1,0 +1,111 @@
+"""Dynamic loss scaling that lives outside the user's optimizer."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.compat.patching import instance_attribute
+
+_INITIAL_SCALE = 2.0**15
+_GROWTH_STEPS = 2000
+
+
+class LossScale:
+    """A loss scale and the count of good steps since it last changed.
+
+    Made outside any `tf.function`, which may not create variables when it is traced again.
+
+    Source: Micikevicius et al., arXiv:1710.03740, section 3.2;
+    keras.optimizers.LossScaleOptimizer has the same constants.
+    """
+
+    def __init__(self) -> None:
+        self.value = tf.Variable(_INITIAL_SCALE, trainable=False, name="loss_scale")
+        self.good_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="good_steps")
+
+    @contextlib.contextmanager
+    def applied(self, optimizers: Sequence[keras.optimizers.Optimizer]) -> Iterator[None]:
+        """Optimizers scale their losses and unscale their gradients inside the block."""
+        with contextlib.ExitStack() as stack:
+            for optimizer in optimizers:
+                scaled: list[bool] = []
+                stack.enter_context(
+                    instance_attribute(optimizer, "scale_loss", self._scale_loss(optimizer, scaled))
+                )
+                stack.enter_context(
+                    instance_attribute(optimizer, "apply", self._apply(optimizer, scaled))
+                )
+            yield
+
+    def _scale_loss(
+        self, optimizer: keras.optimizers.Optimizer, scaled: list[bool]
+    ) -> Callable[[Any], Any]:
+        original = optimizer.scale_loss
+
+        def scale_loss(loss: Any) -> Any:
+            scaled.append(True)
+            return original(loss) * tf.cast(self.value, loss.dtype)
+
+        return scale_loss
+
+    def _apply(
+        self, optimizer: keras.optimizers.Optimizer, scaled: list[bool]
+    ) -> Callable[..., None]:
+        original = optimizer.apply
+
+        def apply(grads: Sequence[Any], trainable_variables: Any = None) -> None:
+            if not scaled:
+                raise ValueError(
+                    f"train_step applies {optimizer.name!r} without optimizer.scale_loss(loss), "
+                    "so float16 gradients would underflow"
+                )
+            grads = [g if g is None else _divided(g, self.value) for g in grads]
+            finite = tf.reduce_all([_is_finite(g) for g in grads if g is not None])
+            tf.cond(
+                finite,
+                lambda: self._good_step(lambda: original(grads, trainable_variables)),
+                self._bad_step,
+            )
+
+        return apply
+
+    def _good_step(self, apply: Callable[[], None]) -> tf.Tensor:
+        apply()
+        grown = tf.equal(self.good_steps, _GROWTH_STEPS - 1)
+        self.value.assign(tf.where(grown, self.value * 2, self.value))
+        self.good_steps.assign(tf.where(grown, tf.zeros_like(self.good_steps), self.good_steps + 1))
+        return tf.constant(True)
+
+    def _bad_step(self) -> tf.Tensor:
+        self.value.assign(tf.maximum(self.value / 2, 1.0))
+        self.good_steps.assign(0)
+        return tf.constant(False)
+
+
+def _divided(gradient: Any, scale: tf.Variable) -> Any:
+    if isinstance(gradient, tf.IndexedSlices):
+        values = gradient.values / tf.cast(scale, gradient.values.dtype)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return gradient / tf.cast(scale, gradient.dtype)
+
+
+def _is_finite(gradient: Any) -> tf.Tensor:
+    values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+    return tf.reduce_all(tf.math.is_finite(values))
+
+
+def loss_scale_of(model: keras.Model, scratch: dict[str, Any]) -> float | None:
+    """The loss scale that a training uses; None where losses are not scaled.
+
+    Args:
+        model: its optimizer may be a `keras.optimizers.LossScaleOptimizer`.
+        scratch: a built step's, where a pass keeps its own.
+    """
+    for kept in scratch.values():
+        if isinstance(kept, LossScale):
+            return float(kept.value.numpy())
+    scale = getattr(getattr(model, "optimizer", None), "dynamic_scale", None)
+    return None if scale is None else float(keras.ops.convert_to_numpy(scale))

@@ -1,0 +1,129 @@
+"""Gradient checkpointing: less memory for a second forward pass."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import keras
+
+from tfaccel.compat import keras_private
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.workload import Workload
+from tfaccel.passes.recompute import _partition
+from tfaccel.passes.recompute._partition import DOMINANT
+from tfaccel.passes.recompute._sites import GraphRun, Recomputer, whole_call
+from tfaccel.system import notices
+from tfaccel.system.memory import is_out_of_memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Recompute(Pass):
+    """Keeps few activations for the backward pass and computes the others again.
+
+    The model is cut into parts, and of each part only the input is kept. When the
+    gradient gets there, the part is computed once more. That takes about one forward
+    pass more a step, and the memory of about the square root of the layers: the pass
+    serves batches and models that do not fit otherwise, and is tried only when it is
+    asked for or when a trial runs out of memory.
+
+    Functional and Sequential models are cut where few values pass from layer to
+    layer; the last part, which the loss follows, is kept. In subclassed models, whole
+    layers at the top level (those with layers inside, where there are any) are the
+    parts. A layer that makes up more than a third of the model is looked into.
+
+    The step is the same step: what is drawn at random is drawn once, moving
+    statistics, metrics and losses that layers add are updated once. A part for which
+    this can't be shown when it is traced runs as it is written: one with a stateful
+    op, a sparse gradient (Embedding), or a value that comes from somewhere else.
+
+    Args:
+        segments: parts at most that a graph of layers is cut into; None for the
+            number that is expected to need least memory.
+
+    Raises:
+        ValueError: `segments` is not None or a whole number above 1.
+
+    Source: Chen et al., Training Deep Nets with Sublinear Memory Cost,
+    https://arxiv.org/abs/1604.06174
+    """
+
+    name: ClassVar[str] = "recompute"
+    # Forward ops are traced once more, and again in the backward pass.
+    compile_factor: ClassVar[float] = 1.5
+    serves_validation: ClassVar[bool] = False
+    tried_by_default: ClassVar[bool] = False
+    saves_memory: ClassVar[bool] = True
+
+    segments: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.segments is not None and not (type(self.segments) is int and self.segments > 1):
+            raise ValueError(
+                f"`segments` must be None or a whole number above 1. Received: {self.segments!r}"
+            )
+
+    def unsupported(self, workload: Workload) -> Unsupported | None:
+        if not workload.model.built:
+            return Unsupported("the model is not built, so its layers are not known")
+        if not any(True for _ in self._sites(workload, Recomputer())):
+            return Unsupported("the model has no part of several layers before its last")
+        return None
+
+    def fallback_reason(self, error: Exception) -> str:
+        return "memory runs out, and recompute needs less" if is_out_of_memory(error) else ""
+
+    @contextlib.contextmanager
+    def applied(self, workload: Workload) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            recomputer = Recomputer()
+            for owner, name, replacement in self._sites(workload, recomputer):
+                stack.enter_context(instance_attribute(owner, name, replacement))
+            yield
+        if recomputer.left and not recomputer.done:
+            notices.warn(
+                f"tfaccel recomputes nothing: {'; '.join(dict.fromkeys(recomputer.left))}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _sites(self, workload: Workload, recomputer: Recomputer) -> Iterator["_Site"]:
+        """What to shadow in the model and in the layers inside that are looked into."""
+        seen: set[int] = set()
+        todo: list[tuple[keras.layers.Layer, bool]] = [(workload.model, True)]
+        while todo:
+            layer, is_last = todo.pop(0)
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            graph = keras_private.graph_of(layer)
+            if graph is None:
+                opened, whole = _children(layer)
+                yield from ((i, "call", whole_call(i, recomputer)) for i in whole)
+            else:
+                pieces = _partition.pieces_of(graph, self.segments, is_last)
+                opened = [p.nodes[0].operation for p in pieces if p.kind == "opened"]
+                if any(piece.kind == "recomputed" for piece in pieces):
+                    yield graph, "_run_through_graph", GraphRun(graph, pieces, recomputer)
+            todo += [(item, False) for item in opened]
+
+
+_Site = tuple[Any, str, Callable[..., Any]]
+
+
+def _children(
+    layer: keras.layers.Layer,
+) -> tuple[list[keras.layers.Layer], list[keras.layers.Layer]]:
+    """The layers inside a `call` of the user's: those to look into, and those to recompute."""
+    inside = _partition.children(layer)
+    sizes = [_partition.leaf_count(child) for child in inside]
+    total = sum(sizes)
+    opened, whole = [], []
+    for child, size in zip(inside, sizes, strict=True):
+        if size > DOMINANT * total and _partition.is_open(child):
+            opened.append(child)
+        elif size > 1 or max(sizes) == 1:
+            whole.append(child)
+    # The last of equal layers is wanted as soon as it is computed.
+    return opened, whole[:-1] if max(sizes, default=0) == 1 else whole

@@ -1,0 +1,97 @@
+"""LSTM and GRU layers by loops over time that XLA compiles."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import ClassVar
+
+import keras
+import tensorflow as tf
+
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.workload import Workload, batch_size, varies
+from tfaccel.passes.recurrent import _layers
+
+# A part of a batch has no fewer samples than a vector register has float32 numbers: 8 (AVX).
+_LEAST_ROWS = 8
+# What Keras takes where nothing else is said: https://keras.io/api/models/model_training_apis/
+_USUAL_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedRNN(Pass):
+    """Runs LSTM and GRU layers on a CPU by loops that XLA compiles.
+
+    Keras 3 runs a time step on a CPU as some twenty small ops, and its gradient as forty.
+    Here all inputs meet the input weights in one product, and what has to be a loop over
+    time is two ops: one forward, one for the gradient, each compiled by XLA; weight
+    gradients are one product each behind it. Each core has such loops for a part of the
+    batch. The maths is Keras's to rounding; with 16-bit
+    layers the loop is in float32. On a GPU Keras has cuDNN's kernels, and the pass refuses.
+
+    Served are `LSTM`, `GRU`, `Bidirectional` of them, and `RNN` around an `LSTMCell` or
+    `GRUCell`, with masks, initial and returned states, `stateful`, `go_backwards` and
+    dropout. A layer keeps its own loop where the maths is another: activations other than
+    tanh and sigmoid, `recurrent_dropout`, float64, a `call` or `inner_loop` of the user's;
+    and in a call whose number of time steps is not known while it is traced.
+
+    Source: Appleyard et al., Optimizing Performance of Recurrent Neural Networks on GPUs,
+    https://arxiv.org/abs/1604.01946 (one product for all inputs, fused elementwise work);
+    https://openxla.org/xla/tf2xla/tutorials/jit_compile
+    """
+
+    name: ClassVar[str] = "fused_rnn"
+    compile_factor: ClassVar[float] = 1.5
+
+    def unsupported(self, workload: Workload) -> Unsupported | None:
+        if workload.device.kind == "GPU":
+            return Unsupported("on a GPU Keras runs recurrent layers by cuDNN")
+        obstacles = [obstacle for _, obstacle in self.obstacles(workload)]
+        if not obstacles:
+            return Unsupported("the model has no recurrent layer")
+        if workload.num_replicas > 1:
+            return Unsupported("XLA can't compile a part of a step that several replicas run")
+        if any(varies(spec) for spec in tf.nest.flatten(workload.element_spec)):
+            return Unsupported(
+                "the dataset does not say how long sequences are, and XLA compiles each anew",
+                "pad them to one length, and say it with `tf.ensure_shape` in a `map`, as for "
+                "`keras.utils.timeseries_dataset_from_array`",
+            )
+        if workload.sizes_vary:
+            return Unsupported(
+                "batches come in many sizes, and XLA compiles the loops anew for each",
+                "make batches of one size, such as by `batch(size, drop_remainder=True)`",
+            )
+        return obstacles[0] if all(obstacles) else None
+
+    def compiles_sizes(self, workload: Workload) -> bool:
+        return True
+
+    def obstacles(
+        self, workload: Workload
+    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+        """Every recurrent layer, with what keeps its own loop; None where it is replaced."""
+        for layer in workload.layers:
+            if isinstance(layer, keras.layers.RNN):
+                yield layer, _layers.obstacle(layer)
+
+    @contextlib.contextmanager
+    def applied(self, workload: Workload) -> Iterator[None]:
+        parts = _parts(workload)
+        with contextlib.ExitStack() as stack:
+            for layer, obstacle in self.obstacles(workload):
+                if obstacle is None:
+                    name, loop = _layers.compiled_loop(layer, parts)
+                    stack.enter_context(instance_attribute(layer, name, loop))
+            yield
+
+
+def _parts(workload: Workload) -> int:
+    """How many loops run side by side, each over a part of the batch.
+
+    XLA has one thread for all of a step but the product, and the product of one step is
+    too small for many.
+    """
+    rows = batch_size(workload.batches[0]) if workload.batches else _USUAL_BATCH
+    return max(1, min(workload.device.cores, rows // _LEAST_ROWS))

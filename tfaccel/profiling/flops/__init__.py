@@ -1,0 +1,1 @@
+"""Counting a step's floating-point operations."""

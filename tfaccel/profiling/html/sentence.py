@@ -1,0 +1,66 @@
+"""The one sentence that a run comes to."""
+
+from tfaccel.profiling.html.outcome import BASELINE, facts, last_report, plan_of
+from tfaccel.profiling.html.words import ratio, share
+from tfaccel.profiling.records import Record, Records, number
+
+
+def verdict(records: Records) -> str:
+    """One sentence on what the run was like (and, input-bound, one on what to do)."""
+    found = facts(records)
+    plan = plan_of(found)
+    if found["input_bound"] is True:
+        return _input_bound(found)
+    if number(found, "speedup") is not None and plan != BASELINE:
+        return _compared(found, plan)
+    if plan not in ("", BASELINE):
+        return (
+            f"Training ran with {plan}; it was not compared with the untouched step, so no speedup "
+            "is claimed."
+        )
+    return _untouched(records)
+
+
+def _untouched(records: Records) -> str:
+    report = last_report(records.tuning)
+    if report is None or len(report.trials) < 2:
+        note = f" {report.note}" if report is not None and report.note else ""
+        return f"Training ran with the untouched step; nothing faster was tried.{note}"
+    if not report.plan.is_baseline:
+        return f"Training ended with the untouched step: {report.plan}, chosen first, was given up."
+    return "The untouched step was the fastest of those tried, so training ran with it."
+
+
+def _input_bound(found: Record) -> str:
+    wait = number(found, "input_wait_share")
+    waiting = "Most" if wait is None else share(wait)
+    return (
+        f"Input-bound: {waiting} of the time is spent waiting for input, so no speedup is "
+        "claimed. What to do: end the dataset with .prefetch(tf.data.AUTOTUNE), give .map() "
+        "num_parallel_calls, and .cache() what is the same in every epoch."
+    )
+
+
+def speedup_words(found: Record) -> str:
+    """The speedup with its interval, such as `1.36x [1.31-1.66]`."""
+    middle, low, high = (number(found, key) for key in ("speedup", "speedup_low", "speedup_high"))
+    said = "" if middle is None else ratio(middle)
+    return said if low is None or high is None else f"{said} [{low:.2f}-{high:.2f}]"
+
+
+def _compared(found: Record, plan: str) -> str:
+    said = speedup_words(found)
+    low, high = number(found, "speedup_low"), number(found, "speedup_high")
+    if low is None or high is None:
+        return (
+            f"A step was {said} as fast with {plan} as untouched, in too few comparisons to tell "
+            "that from chance."
+        )
+    if low <= 1.0 <= high:
+        return (
+            f"A step is {said} as fast with {plan} as untouched: no difference that could be "
+            "told from chance."
+        )
+    if high < 1.0:
+        return f"A step is slower with {plan}: {said} as fast as the untouched one."
+    return f"A step is {said} as fast with {plan} as untouched."

@@ -1,0 +1,135 @@
+"""Writing a profile.jsonl from within a training."""
+
+import io
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tfaccel.system import notices
+
+
+class JsonLines:
+    """Appends records to a file, one a line, and never stands in a training's way.
+
+    A line goes to the system in one piece, so that a process which is killed leaves
+    at most its last line unfinished. What an earlier process or a full disk left
+    unfinished is closed off before the next line. The file is opened, and its folder
+    made, by the first `write`.
+
+    Args:
+        path: the file; records are added to one that is there.
+        warn: is handed a message, a category and a `stacklevel`, once, if the file
+            can't be written. Later records are tried in silence, and dropped where
+            they fail.
+
+    Example:
+
+    >>> import tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "run" / "profile.jsonl"
+    >>> lines = JsonLines(path)
+    >>> lines.write({"kind": "run", "schema": 1, "batch_size": np.int64(32)})
+    >>> lines.close()
+    >>> tfaccel.profiling.records.read_records(path).run["batch_size"]
+    32
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], warn: Callable[..., object] = notices.warn
+    ) -> None:
+        self.path = pathlib.Path(path)
+        self._warn = warn
+        self._file: io.FileIO | None = None
+        self._warned = False
+        self._unfinished = False
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one record.
+
+        Args:
+            record: its `"kind"` and its keys (see `tfaccel.profiling.records.KINDS`).
+                Scalars and arrays of NumPy and TensorFlow become numbers and lists; NaN and
+                infinity, which JSON lacks, become null.
+        """
+        line = json.dumps(plain(record)).encode("ascii") + b"\n"
+        try:
+            self._append(line)
+        except (OSError, ValueError) as error:  # ValueError: a path that no system takes
+            if not self._warned:
+                self._warned = True
+                self._warn(
+                    f"tfaccel can't write {self.path}: {error}. Training goes on; records "
+                    "that can't be written are dropped.",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+
+    def close(self) -> None:
+        """Closes the file; a later `write` opens it again."""
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                file.close()
+            except OSError:  # some network file systems tell of a full disk only now
+                self._unfinished = True
+
+    def _append(self, line: bytes) -> None:
+        file = self._opened()
+        left = memoryview(b"\n" + line if self._unfinished else line)
+        while left:
+            # A disk that fills up takes a part of the line first and fails afterwards.
+            written = file.write(left) or 0
+            self._unfinished = self._unfinished or written > 0
+            left = left[written:]
+        self._unfinished = False
+
+    def _opened(self) -> io.FileIO:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(self.path, "ab+", buffering=0)  # noqa: SIM115 (closed by `close`)
+            self._unfinished = self._unfinished or not _ends_a_line(file)
+            self._file = file
+        return self._file
+
+
+def _ends_a_line(file: io.FileIO) -> bool:
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it.
+
+    Mappings, lists and tuples are gone through; numbers that are not finite become
+    None; what is not known becomes its `str`.
+
+    >>> plain({"loss": np.float32(0.5), "scale": tf.constant(2), "mfu": float("nan")})
+    {'loss': 0.5, 'scale': 2, 'mfu': None}
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bytes):  # what TensorFlow has for text
+        return value.decode("utf-8", "replace")
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return _from_array(value)
+
+
+def _from_array(value: Any) -> Any:
+    try:
+        array = value.numpy() if hasattr(value, "numpy") else value
+        return plain(array if isinstance(array, bytes) else array.tolist())
+    except Exception:  # a symbolic tensor, or an object of any other library
+        return str(value)

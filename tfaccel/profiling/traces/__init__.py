@@ -1,0 +1,1 @@
+"""Reading TensorFlow's op traces."""

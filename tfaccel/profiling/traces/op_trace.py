@@ -1,0 +1,277 @@
+"""Which operations of a step take the time: a profiler trace, added up."""
+
+import collections
+import dataclasses
+import os
+import pathlib
+from types import TracebackType
+from typing import Any
+
+import rich.box
+import rich.table
+import tensorflow as tf
+
+from tfaccel.profiling.traces._op_kinds import KINDS
+from tfaccel.profiling.traces._xplane import XLA_PROGRAM, TraceError, read_space, work
+from tfaccel.system import notices
+
+__all__ = [
+    "KINDS",
+    "OpCost",
+    "OpProfile",
+    "OpTrace",
+    "TraceError",
+    "kinds_table",
+    "ops_table",
+    "read_ops",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class OpCost:
+    """What one type of operation took in a trace.
+
+    Attributes:
+        name: its type, such as `"Conv2DBackpropFilter"`, whether oneDNN's kernel ran or
+            another; XLA's name for an instruction of a compiled program.
+        op_kind: one of `KINDS`.
+        count: how often it ran.
+        seconds: what all runs took together, without operations that they ran. On a CPU
+            runs on several threads overlap, so the sum can exceed the time that passed.
+    """
+
+    name: str
+    op_kind: str
+    count: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class OpProfile:
+    """The operations of a trace.
+
+    Attributes:
+        ops: the dearest first. Types that belong to two kinds (a product in the model and
+            one in the optimizer) stand there twice.
+    """
+
+    ops: tuple[OpCost, ...]
+
+    @property
+    def seconds(self) -> float:
+        """What all operations took."""
+        return sum(op.seconds for op in self.ops)
+
+    @property
+    def kinds(self) -> dict[str, float]:
+        """Seconds of each kind that occurs, the dearest first."""
+        total: dict[str, float] = collections.defaultdict(float)
+        for op in self.ops:
+            total[op.op_kind] += op.seconds
+        return dict(sorted(total.items(), key=lambda item: -item[1]))
+
+    @property
+    def opaque(self) -> bool:
+        """Whether it has programs of XLA's that say nothing of what they did."""
+        return any(op.name == XLA_PROGRAM for op in self.ops)
+
+    def to_record(self, plan: str, steps: int) -> dict[str, Any]:
+        """The record that goes to `profile.jsonl`.
+
+        Args:
+            plan: what the traced steps ran under.
+            steps: how many they were.
+
+        Returns:
+            `kind` ("ops"), `plan`, `steps`, `seconds`, `ops` and `kinds`.
+        """
+        return {
+            "kind": "ops",
+            "plan": plan,
+            "steps": steps,
+            "seconds": self.seconds,
+            "ops": [dataclasses.asdict(op) for op in self.ops],
+            "kinds": self.kinds,
+        }
+
+
+def read_ops(log_dir: str | os.PathLike[str]) -> list[OpCost]:
+    """Adds up the newest trace in a folder.
+
+    Args:
+        log_dir: what `tf.profiler.experimental.start` was called with. The trace is in
+            `plugins/profile/<time>/<host>.xplane.pb`.
+
+    Returns:
+        The operations, the dearest first.
+
+    Raises:
+        TraceError: there is no trace, or it can't be read.
+    """
+    runs = [run for run in pathlib.Path(log_dir, "plugins", "profile").glob("*") if run.is_dir()]
+    newest = max(runs, key=lambda run: (run.stat().st_mtime_ns, run.name), default=None)
+    files = [] if newest is None else sorted(newest.glob("*.xplane.pb"))
+    if not files:
+        raise TraceError(
+            "`log_dir` must hold a profiler trace (plugins/profile/*/*.xplane.pb). "
+            f"Received: {os.fspath(log_dir)!r}"
+        )
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    seconds: dict[tuple[str, str], float] = collections.defaultdict(float)
+    for run in (run for file in files for run in work(read_space(file))):
+        counts[run.name, run.op_kind] += 1
+        seconds[run.name, run.op_kind] += run.seconds
+    costs = (OpCost(*key, count, seconds[key]) for key, count in counts.items())
+    return sorted(costs, key=lambda cost: (-cost.seconds, cost.name))
+
+
+class OpTrace:
+    """Traces what runs between `start` and `stop`.
+
+    A trace is extra: when it can't be taken (another profiler is running, the folder can't
+    be written) a warning says why, and nothing else happens.
+
+    Args:
+        log_dir: where the trace goes, in TensorBoard's layout.
+
+    Attributes:
+        profile: the operations, after `stop`; None where there are none.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, OpTrace(folder) as trace:
+    ...     product = tf.linalg.matmul(tf.ones((64, 64)), tf.ones((64, 64)))
+    >>> trace.profile is not None
+    True
+    """
+
+    def __init__(self, log_dir: str | os.PathLike[str]):
+        self.profile: OpProfile | None = None
+        self._log_dir = pathlib.Path(log_dir)
+        self._running = False
+
+    def start(self) -> bool:
+        """Begins to trace.
+
+        Returns:
+            Whether it does.
+        """
+        try:
+            self._log_dir.mkdir(parents=True, exist_ok=True)
+            tf.profiler.experimental.start(str(self._log_dir))
+        except Exception as error:
+            self._warn(error)
+        else:
+            self._running = True
+        return self._running
+
+    def stop(self) -> OpProfile | None:
+        """Ends the trace, writes it and adds it up.
+
+        Returns:
+            The operations; None where nothing was traced or written.
+        """
+        if not self._running:
+            return None
+        self._running = False
+        try:
+            tf.profiler.experimental.stop()
+            self.profile = OpProfile(tuple(read_ops(self._log_dir)))
+        except Exception as error:
+            self._warn(error)
+        return self.profile
+
+    def __enter__(self) -> "OpTrace":
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _warn(self, error: Exception) -> None:
+        cause = str(error).strip() or type(error).__name__
+        notices.warn(f"tfaccel takes no trace in {self._log_dir}: {cause}", stacklevel=3)
+
+
+def ops_table(profile: OpProfile, steps: int, limit: int = 10) -> rich.table.Table:
+    """The operations that cost most, as a table for a terminal.
+
+    Args:
+        profile: of a trace.
+        steps: how many steps were traced; figures are for one.
+        limit: how many operations to show.
+
+    Returns:
+        Columns op, kind, runs and milliseconds a step, share of the whole.
+    """
+    table = _table("op", "kind", "runs/step", "ms/step", "share", words=2)
+    for op in profile.ops[:limit]:
+        table.add_row(
+            op.name,
+            op.op_kind,
+            f"{op.count / steps:.3g}",
+            _milliseconds(op.seconds, steps),
+            _share(op.seconds, profile.seconds),
+        )
+    return table
+
+
+def kinds_table(
+    before: OpProfile, steps: int, after: OpProfile | None = None, steps_after: int = 0
+) -> rich.table.Table:
+    """The time by kind of operation; side by side where there are two traces.
+
+    Args:
+        before: of the steps as they were.
+        steps: how many.
+        after: of accelerated steps.
+        steps_after: how many of these.
+
+    Returns:
+        Columns kind, milliseconds a step and share; with `after` kind, milliseconds a step
+        before and after, and how many times less it is. Ratios of single kinds are left
+        out where a compiled program could not be taken apart.
+    """
+    if after is None:
+        table = _table("kind", "ms/step", "share", words=1)
+        for kind, seconds in before.kinds.items():
+            table.add_row(kind, _milliseconds(seconds, steps), _share(seconds, before.seconds))
+        return table
+    table = _table("kind", "ms/step before", "after", "ratio", words=1)
+    old, new = before.kinds, after.kinds
+    blurred = before.opaque or after.opaque
+    for kind in sorted(old | new, key=lambda kind: -old.get(kind, 0.0)):
+        cells = _compared(kind, old.get(kind, 0.0), steps, new.get(kind, 0.0), steps_after)
+        table.add_row(*(cells[:-1] if blurred else cells))
+    table.add_section()
+    table.add_row(*_compared("all", before.seconds, steps, after.seconds, steps_after))
+    return table
+
+
+def _compared(
+    kind: str, old: float, steps: int, new: float, steps_after: int
+) -> tuple[str, str, str, str]:
+    ratio = f"{old / steps / (new / steps_after):.2f}x" if old and new else ""
+    return kind, _milliseconds(old, steps), _milliseconds(new, steps_after), ratio
+
+
+def _milliseconds(seconds: float, steps: int) -> str:
+    return f"{seconds / steps * 1e3:.2f}"
+
+
+def _share(seconds: float, total: float) -> str:
+    return f"{seconds / total:.0%}" if total else ""
+
+
+def _table(*headings: str, words: int) -> rich.table.Table:
+    """A table whose first columns hold words and whose others hold numbers."""
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if place < words else "right", no_wrap=True)
+    return table

@@ -1,0 +1,135 @@
+"""What a fit of a compiled model leaves to the fits after it, whoever's callback they have."""
+
+import contextlib
+import dataclasses
+import weakref
+from typing import Any
+
+import keras
+
+from tfaccel.core.plan import Plan
+from tfaccel.steps.compiled_step import BuiltStep, StepFunction
+
+_ATTRIBUTE = "_tfaccel_memory"
+# Traced steps that are kept for one compiled model; each holds a graph.
+_MOST_STEPS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedStep:
+    """A step that was traced under a plan and has run.
+
+    Attributes:
+        plan: what it was traced under.
+        element_spec: of the data that it was fed.
+        built: the step.
+        prepared: what the plan's passes had found out before (`Workload.prepared`).
+    """
+
+    plan: Plan
+    element_spec: Any
+    built: BuiltStep
+    prepared: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TooShort:
+    """What an earlier fit knew when it was too short for any trial.
+
+    Attributes:
+        names: the passes that were considered.
+        is_watched: whether a callback acted at every batch, which some passes refuse.
+        element_spec: of its data.
+        least: seconds of the cheapest trial; None where no pass serves the model.
+        step_seconds: what a step takes.
+        trace_seconds: what a first step takes, tracing included.
+    """
+
+    names: tuple[str, ...]
+    is_watched: bool
+    element_spec: Any
+    least: float | None
+    step_seconds: float
+    trace_seconds: float
+
+
+class Memory:
+    """Lives as long as the user's own train function, which `compile` makes anew.
+
+    It is an attribute of that function, so nothing but the compiled model holds it: what it
+    keeps goes with the model. After `keras.utils.clear_session()` it begins afresh.
+
+    Attributes:
+        trace_seconds: the longest first step so far; 0.0 where none was timed.
+        work: how much a step computes, by what it was counted for.
+    """
+
+    def __init__(self, model: keras.Model, era: int):
+        self.trace_seconds = 0.0
+        self.work: dict[Any, Any] = {}
+        self._model = weakref.ref(model)
+        self._era = era
+        self._steps: list[TracedStep] = []
+        self._too_short: TooShort | None = None
+
+    @classmethod
+    def of(cls, model: keras.Model, train_function: StepFunction) -> "Memory":
+        """The memory of a compiled model; a fresh one where there is none yet.
+
+        Args:
+            model: compiled.
+            train_function: its own, as Keras made it.
+        """
+        era = _era()
+        found = getattr(train_function, _ATTRIBUTE, None)
+        if not isinstance(found, cls) or found._model() is not model or found._era != era:
+            found = cls(model, era)
+            # A function of the user's own may have no room: then nothing is remembered.
+            with contextlib.suppress(AttributeError, TypeError):
+                setattr(train_function, _ATTRIBUTE, found)
+        return found
+
+    def step(self, plan: Plan, element_spec: Any) -> TracedStep | None:
+        """The step that was traced under a plan for such data; None where there is none."""
+        kept = (k for k in self._steps if k.plan == plan and k.element_spec == element_spec)
+        return next(kept, None)
+
+    def keep(self, step: TracedStep) -> None:
+        """Keeps a step that ran, in place of the oldest where there are many."""
+        self.drop(step.plan, step.element_spec)
+        self._steps = [*self._steps, step][-_MOST_STEPS:]
+
+    def drop(self, plan: Plan, element_spec: Any) -> None:
+        """Forgets a step: it failed, or another takes its place."""
+        known = self.step(plan, element_spec)
+        self._steps = [kept for kept in self._steps if kept is not known]
+
+    def note_too_short(self, known: TooShort) -> None:
+        """Nothing could pay in a fit."""
+        self._too_short = known
+
+    def too_short(
+        self, names: tuple[str, ...], is_watched: bool, element_spec: Any
+    ) -> TooShort | None:
+        """What is known of fits with such data and settings in which nothing could pay."""
+        known = self._too_short
+        if known is None or (known.names, known.is_watched) != (names, is_watched):
+            return None
+        return known if known.element_spec == element_spec else None
+
+
+class _Eras:
+    """Counts how often Keras's session was cleared, as far as anybody asked in between."""
+
+    def __init__(self) -> None:
+        self.era = self._last = 0
+
+    def __call__(self) -> int:
+        # Keras counts names up, and begins anew when its session is cleared.
+        number = keras.backend.get_uid(_ATTRIBUTE)
+        self.era += number <= self._last
+        self._last = number
+        return self.era
+
+
+_era = _Eras()

@@ -1,0 +1,45 @@
+"""Whether a step may be run again on the same batch, as trials do."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tfaccel.compat import keras_private
+from tfaccel.steps.resources import side_effects, stateful_random_ops
+
+
+class CannotRepeatError(ValueError):
+    """A step does what can't be undone, so that it can't be tried; the message says what."""
+
+
+def unrepeatable(function: Callable[..., Any], iterator: Any) -> str:
+    """Why a step must not be run twice on a batch, in a sentence; empty where it may be.
+
+    Args:
+        function: Keras's train function or test function.
+        iterator: like those that it runs on; no batch is taken.
+    """
+    graph = keras_private.traced_graph(function, iterator)
+    effects = () if graph is None else side_effects(graph)
+    if not effects:
+        return ""
+    return (
+        f"Your own step {' and '.join(effects)}, which can't be undone, so nothing was tried: "
+        "that would repeat it. A plan that is given repeats no step."
+    )
+
+
+def unrestorable(function: Callable[..., Any], iterator: Any) -> str:
+    """What of a step's state trials can't put back, in a sentence; empty where they can.
+
+    Args:
+        function: Keras's train function.
+        iterator: like those that it runs on; no batch is taken.
+    """
+    graph = keras_private.traced_graph(function, iterator)
+    drawn = () if graph is None else stateful_random_ops(graph)
+    if not drawn:
+        return ""
+    return (
+        f"Your own step draws random numbers by ops with a state of their own ({', '.join(drawn)}),"
+        " which trials draw from, too; keras.random and tf.random.Generator are put back."
+    )

@@ -1,0 +1,83 @@
+"""Taking batches out of the user's iterator and feeding them back, none lost."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.core.replicas import local_batches, replica_spec
+from tfaccel.core.workload import CannotReplayError, replay, unattended
+
+# How an iterator says that it has no more batches, in Python and in a graph.
+END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
+# As often as nobody runs a step. Without an end the data would be of another kind: then
+# TensorFlow does not ask each time whether all workers still have some.
+_FOREVER = 2**40
+
+
+def is_plain(iterator: Any) -> bool:
+    """Whether batches can be taken out of the iterator one by one."""
+    return isinstance(iterator, tf.data.Iterator | tf.distribute.DistributedIterator)
+
+
+def pull(iterator: Any, count: int) -> tuple[Any, ...]:
+    """Up to `count` batches, fewer at the end of the data.
+
+    Raises:
+        StopIteration: there are none, as Keras's own step does.
+    """
+    batches: list[Any] = []
+    while len(batches) < count:
+        try:
+            batches.append(next(iterator))
+        except END_OF_DATA:
+            if not batches:
+                raise
+            break
+    return tuple(batches)
+
+
+def feed(batches: tuple[Any, ...], like: Any, strategy: Any = None) -> Any:
+    """An iterator over pulled batches that a step can't tell from the one they came from.
+
+    Args:
+        batches: as `pull` gave them.
+        like: where they came from.
+        strategy: what it was distributed by, if it was.
+    """
+    distributed = isinstance(like, tf.distribute.DistributedIterator)
+    return iter(kept(batches, like.element_spec, strategy if distributed else None))
+
+
+def kept(
+    batches: tuple[Any, ...], element_spec: Any, strategy: Any = None, forever: bool = False
+) -> Any:
+    """A dataset of batches that were pulled from an iterator.
+
+    Args:
+        batches: as `pull` gave them.
+        element_spec: the iterator's.
+        strategy: what it was distributed by; None where it was not.
+        forever: whether to begin again after the last one.
+
+    Raises:
+        CannotReplayError: they can be fed slowly only, which is too slow to be timed, and
+            are wanted `forever`.
+    """
+    make = replay if forever else _in_any_way
+    if strategy is None:
+        dataset = make(batches, element_spec)
+        return dataset.repeat() if forever else dataset
+    # A worker's replicas take from its dataset in turn.
+    shares = tuple(share for batch in batches for share in local_batches(batch))
+    dataset = make(shares, replica_spec(element_spec))
+    dataset = dataset.repeat(_FOREVER) if forever else dataset
+    return strategy.distribute_datasets_from_function(lambda context: dataset)
+
+
+def _in_any_way(batches: tuple[Any, ...], element_spec: Any) -> tf.data.Dataset:
+    try:
+        return replay(batches, element_spec)
+    except CannotReplayError:
+        # Slower by tens of milliseconds, but it takes whatever tf.data can hold.
+        slow = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=element_spec)
+        return unattended(slow)

@@ -1,0 +1,1 @@
+"""The machine: devices, memory, containers' limits, the folder of caches."""

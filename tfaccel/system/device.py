@@ -1,0 +1,86 @@
+"""What this machine's devices are, as far as choosing a plan needs it."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import platform
+
+import tensorflow as tf
+
+# The oneDNN kernels that make bfloat16 faster than float32 need one of these:
+# https://uxlfoundation.github.io/oneDNN/dev_guide_data_types.html
+_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "avx10_2"})
+# Tensor Cores: float16 since Volta (7.0), bfloat16 since Ampere (8.0).
+# https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions
+_FLOAT16_CAPABILITY = (7, 0)
+_BFLOAT16_CAPABILITY = (8, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """The device that a step runs on.
+
+    Attributes:
+        kind: `"CPU"` or `"GPU"`.
+        name: the chip's name, as the machine tells it.
+        cores: CPU cores that TensorFlow may use.
+        flags: the CPU's instruction set flags (empty where they can't be read).
+        compute_capability: the GPU's, as (major, minor); None on a CPU.
+    """
+
+    kind: str
+    name: str
+    cores: int = 1
+    flags: frozenset[str] = frozenset()
+    compute_capability: tuple[int, int] | None = None
+
+    @property
+    def fast_dtype(self) -> str | None:
+        """The 16-bit dtype that the chip multiplies faster than float32, if any."""
+        if self.kind == "GPU":
+            capability = self.compute_capability or (0, 0)
+            if capability >= _BFLOAT16_CAPABILITY:
+                return "bfloat16"
+            return "float16" if capability >= _FLOAT16_CAPABILITY else None
+        return "bfloat16" if self.flags & _BFLOAT16_FLAGS else None
+
+
+def _cpu_facts(cpuinfo: pathlib.Path) -> tuple[str, frozenset[str]]:
+    name, flags = platform.processor() or platform.machine(), frozenset[str]()
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return name, flags
+    for line in lines:
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "model name":
+            name = value
+        elif key == "flags":
+            return name, frozenset(value.split())
+    return name, flags
+
+
+def read_cpu(cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> Device:
+    """The CPU, from the kernel's own listing."""
+    name, flags = _cpu_facts(cpuinfo)
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return Device("CPU", name, cores, flags)
+
+
+@functools.cache
+def current_device() -> Device:
+    """The device that Keras trains on: the first visible GPU, else the CPU."""
+    cpu = read_cpu()
+    gpus = tf.config.list_logical_devices("GPU")
+    if not gpus:
+        return cpu
+    details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
+    return Device(
+        "GPU",
+        details.get("device_name", "unknown GPU"),
+        cpu.cores,
+        cpu.flags,
+        details.get("compute_capability"),
+    )
