@@ -57,7 +57,9 @@ class Programs:
 def _modules(space: Any) -> Iterator[tuple[int, Any]]:
     """Each program with its number, as TensorFlow keeps them in a trace."""
     reader = xla_protobuf()
-    for plane in space.planes if reader is not None else ():
+    if reader is None:
+        return
+    for plane in space.planes:
         if plane.name == "/host:metadata":
             for key, metadata in plane.event_metadata.items():
                 for stat in metadata.stats:
