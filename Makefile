@@ -1,13 +1,15 @@
 # Needs Python (>= 3.10) with pip and venv, and nothing else:
 #   make demo          train both examples with and without tfaccel
 #   make test          the tests
+#   make test-kernels  those that meet TensorFlow's kernels, with oneDNN on where
+#                      TensorFlow leaves it off on this machine, and off where it is on
 #   make check         ruff and mypy
 #   make conformance   Keras's own tests, with tfaccel in every fit
 #   make test-oldest   the tests on the oldest TensorFlow and Keras
 #   make clean         remove whatever the above made
 #
-# make test ARGS="-m slow"   passes arguments on to pytest (test, test-oldest)
-#                            or to the runner (conformance)
+# make test ARGS="-m slow"   passes arguments on to pytest (test, test-kernels,
+#                            test-oldest) or to the runner (conformance)
 
 PYTHON ?= python3
 # TensorFlow of that age has no wheels for the newest Pythons (see constraints-oldest.txt).
@@ -23,6 +25,14 @@ export TF_CPP_MIN_LOG_LEVEL
 # Most of a test is tracing, which Python does on one core. One process more than two cores, as
 # tests that start processes of their own wait for them.
 PARALLEL = --numprocesses 3 --dist worksteal
+# What meets TensorFlow's kernels, of which a build for x86 has two sets: Eigen's and oneDNN's.
+KERNEL_TESTS = tests/test_attention.py tests/test_empty_batch.py tests/test_kernels*.py \
+	tests/test_multi_worker.py tests/test_onednn.py \
+	tests/test_op_trace.py tests/test_ops.py tests/test_profiler.py tests/test_profiling.py \
+	tests/test_strategy.py tests/test_two_devices.py tests/passes
+# Prints how to ask for the set that TensorFlow does not take on this machine.
+OTHER_KERNELS = from tfaccel.device import onednn_is_on; \
+	print("TF_ENABLE_ONEDNN_OPTS=%d" % (not onednn_is_on()))
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 # A Python environment is always our own: a user's Python is never touched.
 VENV = .venv
@@ -31,7 +41,7 @@ VENV_CONFORMANCE = .venv-conformance
 METADATA = pyproject.toml setup.cfg
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check conformance test-oldest clean
+.PHONY: demo test test-kernels check conformance test-oldest clean
 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/python examples/image_classifier.py
@@ -39,6 +49,11 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	@$(VENV)/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+test-kernels: $(VENV)/.test
+	@setting="$$($(VENV)/bin/python -c '$(OTHER_KERNELS)')" && \
+		echo "$$setting" && \
+		env "$$setting" $(VENV)/bin/python -m pytest $(PARALLEL) $(KERNEL_TESTS) $(ARGS)
 
 check: $(VENV)/.check
 	@$(VENV)/bin/python -m ruff check .
