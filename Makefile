@@ -31,7 +31,7 @@ KERNEL_TESTS = tests/test_attention.py tests/test_empty_batch.py tests/test_kern
 	tests/test_op_trace.py tests/test_ops.py tests/test_profiler.py tests/test_profiling.py \
 	tests/test_strategy.py tests/test_two_devices.py tests/passes
 # Prints how to ask for the set that TensorFlow does not take on this machine.
-OTHER_KERNELS = from tfaccel.device import onednn_is_on; \
+OTHER_KERNELS = from tfaccel.compat.tensorflow_private import onednn_is_on; \
 	print("TF_ENABLE_ONEDNN_OPTS=%d" % (not onednn_is_on()))
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 # A Python environment is always our own: a user's Python is never touched.

@@ -14,8 +14,10 @@ from clocks import FakeClock
 from keras import layers
 
 import tfaccel
+from tfaccel.autotune import trial
 from tfaccel.compat import keras_private
-from tfaccel.fit import session
+from tfaccel.fit import guarded_step, session
+from tfaccel.measure import timing
 from tfaccel.profiling import profile
 
 
@@ -179,6 +181,21 @@ def test_a_longer_fit_tries_all_the_same(traces):
     tried = auto(clock=FakeClock(step=0.1), tuning_share=None, max_tuning_seconds=1e6)
     assert len(fit(model, tried, batches=6).report.trials) == 2
     assert traces
+
+
+@pytest.mark.parametrize("won", [True, False])
+def test_a_short_fit_goes_on_with_what_a_long_one_decided(won, monkeypatch, traces):
+    gain = tfaccel.Speedup(2.0, 1.9, 2.1, 6) if won else tfaccel.Speedup(0.5, 0.4, 0.6, 6)
+    monkeypatch.setattr(timing, "speedup", lambda *_: gain)
+    monkeypatch.setattr(trial, "CLEARLY_SLOWER", float("inf"))
+    model, callback = make_model(), auto(tuning_share=None, max_tuning_seconds=1e6)
+    fit(model, callback, batches=6)
+    report, count, ran = callback.report, len(traces), []
+    run = guarded_step.GuardedStep._run
+    monkeypatch.setattr(guarded_step.GuardedStep, "_run", lambda *args: ran.append(1) or run(*args))
+    fit(model, callback, batches=2)
+    assert callback.report is report and callback.plan.is_baseline is not won
+    assert (len(ran), len(traces)) == (2 * won, count)
 
 
 def test_a_profiler_counts_flops_once_for_each_kind_of_batch(monkeypatch):

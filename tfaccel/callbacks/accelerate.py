@@ -139,8 +139,8 @@ class AccelCallback(keras.callbacks.Callback):
             callbacks=keras_private.running_callbacks(self.model),
         )
         self._session.start()
-        if earlier is not None:
-            self._session.resume(earlier)
+        if earlier is None or not self._session.resume(earlier):
+            self._session.leave_if_too_few()
         if self._watch is not None:  # of a fit that broke off, or of this one: it has us twice
             self._watch.end()
         self._watch = self._watching()

@@ -122,16 +122,21 @@ class Session:
         if obstacle:
             self._settle(obstacle)
             return
-        if self._has_too_few_steps and keras_private.trace_counter(self.baseline)():
-            self._settle_too_few(self._progress.steps_to_come or 0)
-            return
         self._train_function.run(self._run, on_end=self._remove_validation)
+
+    def leave_if_too_few(self) -> None:
+        """Leaves a fit alone from the start that is known to end before anything is decided."""
+        traced = keras_private.trace_counter(self.baseline)()
+        if self.report is None and self._has_too_few_steps and traced:
+            self._settle_too_few(self._progress.steps_to_come or 0)
 
     @property
     def _has_too_few_steps(self) -> bool:
         """Whether the fit will end before anything is decided."""
-        steps = self._progress.steps_to_come
-        return self.settings.plan is None and steps is not None and steps <= COLLECTED_STEPS
+        if self.settings.plan is not None:
+            return False
+        steps = self._agreement.same(self._progress.steps_to_come)  # workers may have fewer batches
+        return steps is not None and steps <= COLLECTED_STEPS
 
     def is_at_most(self, calls: int) -> bool:
         """Whether Keras is known to call the train function no more often than that."""
