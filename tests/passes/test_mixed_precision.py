@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import tfaccel
 from tfaccel.autotune.step_recorder import StepRecorder
+from tfaccel.compat.tensorflow_private import onednn_is_on
 from tfaccel.core.workload import Workload
 from tfaccel.passes import MixedPrecision
 from tfaccel.steps.compiled_step import build_step
@@ -542,3 +543,66 @@ def test_gradients_of_biases_beside_other_passes(seen, names):
     order = sorted(plan.passes, key=lambda item: names.index(item.name))
     found = probe.observe(tfaccel.Plan(tuple(order)), reference)
     assert tfaccel.measure.numerics.compare(reference, found).gradient < 0.03
+
+
+ATTENTION = {
+    "multi_head": lambda dtype: layers.MultiHeadAttention(2, 4, dtype=dtype),
+    # Layers that drop probabilities have a softmax layer of their own.
+    "multi_head_softmax": lambda dtype: layers.MultiHeadAttention(2, 4, dropout=1e-9, dtype=dtype),
+    "grouped": lambda dtype: layers.GroupQueryAttention(4, 4, 2, dropout=1e-9, dtype=dtype),
+    "attention": lambda dtype: layers.Attention(use_scale=True, dtype=dtype),
+    "additive": lambda dtype: layers.AdditiveAttention(dtype=dtype),
+}
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_float64_s_to_rounding(rng, kind, masked):
+    shape = (64, 16, 8)
+    x = tf.constant(rng.normal(size=shape), tf.bfloat16)
+    seen = tf.constant(rng.random(shape[:2]) < 0.7) | (tf.range(16) == 0)
+    layer, exact = ATTENTION[kind]("float32"), ATTENTION[kind]("float64")
+    single = kind in ("attention", "additive")
+
+    def run(layer, dtype):
+        inputs = tf.cast(x, dtype)
+        masks = {"mask": [seen, seen]} if single else {"query_mask": seen, "value_mask": seen}
+        arguments = ([inputs, inputs],) if single else (inputs, inputs)
+        # Such dropout drops nothing, and draws.
+        return layer(*arguments, **(masks if masked else {}), training=not single)
+
+    run(layer, "float32"), run(exact, "float64")
+    for one, other in zip(layer.trainable_weights, exact.trainable_weights, strict=True):
+        value = tf.constant(0.5 * rng.normal(size=one.shape), tf.bfloat16)
+        one.assign(tf.cast(value, tf.float32))
+        other.assign(tf.cast(value, tf.float64))
+
+    def results(layer, dtype):
+        with tf.GradientTape() as tape:
+            y = run(layer, dtype)
+            loss = tf.reduce_sum(tf.square(1.0 + tf.cast(y, dtype)))
+        return y, tape.gradient(loss, [w.value for w in layer.trainable_weights])
+
+    y, gradients = under_the_pass(layer, lambda: results(layer, "float32"))
+    wanted, wanted_gradients = results(exact, "float64")
+    assert y.dtype == tf.bfloat16
+    # A few roundings of 2^-9, each twice where products are Eigen's.
+    assert off([y], [wanted]) < 0.02
+    assert off(gradients, wanted_gradients) < 0.02
+
+
+def test_scores_are_never_wider_than_16_bits(rng):
+    """Of an attention layer with a softmax layer inside, where oneDNN has the kernel for it."""
+    layer = layers.MultiHeadAttention(2, 4, dropout=0.1)
+    layer.build((4, 16, 8), (4, 16, 8))
+    x = tf.constant(rng.normal(size=(4, 16, 8)), tf.bfloat16)
+    softmax = []
+
+    def run():
+        y = layer(x, x, training=True)
+        operations = tf.compat.v1.get_default_graph().get_operations()
+        softmax.extend(op.inputs[0].dtype for op in operations if op.type == "Softmax")
+        return y
+
+    under_the_pass(layer, run)
+    assert softmax == [tf.bfloat16 if onednn_is_on() else tf.float32]

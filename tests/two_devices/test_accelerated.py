@@ -350,3 +350,22 @@ def test_a_model_that_cant_be_copied_has_no_scaling(mirrored):
     with pytest.warns(RuntimeWarning, match="could not measure a replica alone"):
         model.fit(x, x[:, :3], batch_size=8, epochs=2, verbose=0, callbacks=[profiler])
     assert profiler.summary()["scaling_efficiency"] is None
+
+
+def test_biases_are_trained_as_in_float32_on_every_replica(mirrored):
+    """TensorFlow would lose half of their gradients' sums in bfloat16."""
+
+    def model():
+        keras.utils.set_random_seed(7)
+        with mirrored.scope():
+            body = [layers.Dense(2), layers.GlobalAveragePooling1D(), layers.Dense(1)]
+            model = keras.Sequential([keras.Input((4096, 2)), *body])
+            model.compile(keras.optimizers.SGD(0.1), "mse")
+        return model
+
+    x = np.random.default_rng(1).normal(size=(4, 4096, 2)).astype("float32")
+    plain, fast = model(), model()
+    for net, callbacks in ((plain, []), (fast, [accel([MixedPrecision("bfloat16")])])):
+        net.fit(x, np.full((4, 1), 5.0, "float32"), batch_size=4, verbose=0, callbacks=callbacks)
+    for replica in fast.layers[0].bias.value.values:
+        np.testing.assert_allclose(replica, plain.layers[0].bias.numpy(), rtol=0.02)

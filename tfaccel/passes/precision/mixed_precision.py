@@ -175,12 +175,12 @@ def _float32_mask(layer: keras.layers.Layer) -> Callable[..., Any]:
     def call(inputs: Any, training: bool = False) -> Any:
         if not training or not layer.rate > 0:
             return inputs
-        mask = keras.random.dropout(
-            tf.ones_like(inputs, dtype=tf.float32),
+        y = keras.random.dropout(
+            tf.cast(inputs, tf.float32),
             rate=layer.rate,
             noise_shape=layer.noise_shape,
             seed=layer.seed_generator,
         )
-        return tf.cast(tf.cast(inputs, tf.float32) * mask, inputs.dtype)
+        return tf.cast(y, inputs.dtype)
 
     return call
