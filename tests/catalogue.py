@@ -359,7 +359,7 @@ PASS_ROWS: tuple[PassRow, ...] = (
     PassRow(FusedRNN(), sequence_workload, smooth_and_recurrent),
     PassRow(FullPrecision(), reduced_workload, smooth_in_16_bits),
     PassRow(MixedPrecision("bfloat16")),
-    PassRow(ExactReductions(), reduced_workload),
+    PassRow(ExactReductions(), reduced_workload, smooth_in_16_bits),
     PassRow(Layout()),
     PassRow(Recompute()),
     PassRow(XLA()),

@@ -242,6 +242,7 @@ def test_memory_that_is_short(surroundings):
 
 def test_memory_that_a_container_limits(surroundings):
     group = {"proc/self/cgroup": "0::/pod\n", "sys/fs/cgroup/pod/memory.max": f"{GIB // 2}\n"}
+    group["sys/fs/cgroup/pod/memory.current"] = f"{GIB // 4}\n"
     found = only(check_memory(surroundings(group)))
     assert_finding(found, WARNING, "this process may take 0.5 GiB")
 

@@ -212,6 +212,7 @@ def test_what_passes_would_do():
             layers.Conv2D(8, 3),
             layers.BatchNormalization(),
             layers.Softmax(),
+            layers.Rescaling(2.0),
             layers.Flatten(),
             layers.Dense(1, name="head"),
         ),
@@ -223,7 +224,8 @@ def test_what_passes_would_do():
         "fused_norm": "loops by XLA",
         "mixed_precision": "bfloat16",
     }
-    assert by_kind["Softmax"].why_not == ("mixed_precision: is of a kind that stays in float32",)
+    assert by_kind["Softmax"].would == {"mixed_precision": "bfloat16"}
+    assert by_kind["Rescaling"].why_not == ("mixed_precision: is of a kind that stays in float32",)
     assert by_kind["Dense"].why_not == ("mixed_precision: makes an output of the model",)
     assert by_kind["Sequential"].would == {"xla": "compiled by XLA"}
     assert by_kind["Adam"].would == {"fused_optimizer": "one op for each of 6 variables"}

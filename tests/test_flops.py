@@ -456,7 +456,7 @@ def test_the_losses_of_layers_count():
     ],
 )
 def test_einsum(equation, left, right, flops):
-    assert _rules.einsum_flops(equation, left, right) == counting
+    assert _rules.einsum_flops(equation, left, right) == flops
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_the_clock_decides(clock, monkeypatch):
     model, x = image_model(), numbers(8, 8, 3)
     clock.step = 0.01
     timed = functools.partial(accelerating.make_options, clock=clock)
-    monkeypatch.setattr(accelerating, "make_settings", timed)
+    monkeypatch.setattr(accelerating, "make_options", timed)
     fast = accelerate(model, x, includes=PLAN)
     assert fast.plan.is_baseline
     assert "model's own function, unchanged" in fast.report.summary()

@@ -62,6 +62,10 @@ _OPS: Mapping[str, str] = {
         ("StringLookup", "IntegerLookup", "TextVectorization", "Hashing"), "table look-ups"
     ),
 }
+# By class: some are exported under another name than their own (GroupedQueryAttention).
+_KINDS = {
+    getattr(keras.layers, name): op for name, op in _OPS.items() if hasattr(keras.layers, name)
+}
 # Ops to which it matters where the channels are.
 _SPATIAL = {_CONVOLUTION, _POOLING, "depthwise convolution", "transposed convolution"}
 # Ops for which the vendor's library has a kernel: on a CPU oneDNN, on a GPU the second.
@@ -104,7 +108,7 @@ def runs(layer: keras.layers.Layer, device: Device) -> Runs:
     dtype = str(layer.compute_dtype or "")
     if base is None or keras_private.overridden(layer, base, "call"):
         return Runs("ops of its own", dtype=dtype)
-    op = _OPS[base.__name__]
+    op = _KINDS[base]
     if base.__name__ in ("LSTM", "GRU") and device.kind == "GPU" and not off_cudnn(layer):
         return Runs("CudnnRNNV3", "cuDNN", dtype)
     if op == _CONVOLUTION and getattr(layer, "groups", 1) > 1:
@@ -148,10 +152,7 @@ def by_xla(layer: Runs, device: Device) -> Runs:
 
 def _keras_kind(layer: keras.layers.Layer) -> type | None:
     """The class of Keras's own that the layer is or derives from, if the table has it."""
-    for base in type(layer).__mro__:
-        if base.__name__ in _OPS and getattr(keras.layers, base.__name__, None) is base:
-            return base
-    return None
+    return next((base for base in type(layer).__mro__ if base in _KINDS), None)
 
 
 def _library(op: str, device: Device) -> str:

@@ -13,12 +13,12 @@ from tfaccel.passes.precision._exact_sums import exact_sums
 class ExactReductions(Pass):
     """The gradients of biases, and other sums of bfloat16, lose no more than one rounding.
 
-    On CPUs TensorFlow adds up the gradient of a bias in bfloat16, so it is 10 % to 90 % off
-    where a bias has thousands of rows (every convolution, every Dense layer on sequences).
+    On CPUs TensorFlow adds up the gradient of a bias in bfloat16, so it is 19 % off for
+    32768 rows, and 87 % where they have a mean (convolutions, Dense layers on sequences).
     With this pass it is summed in float32 and rounded once, as products are; so are
     cumulative and segment sums, and without oneDNN's kernels average pooling, depthwise
-    convolutions and softmax. It costs no time. The pass `mixed_precision` does so by itself;
-    this one is for models whose own policy is bfloat16.
+    convolutions, einsums and softmax. A step takes about as long. The pass `mixed_precision`
+    does so by itself; this one is for models whose own policy is bfloat16.
 
     Gradients under the pass differ from those of the step as it was written, as the latter
     are wrong: a trial would find the pass unfaithful. It is therefore left to be named.

@@ -144,8 +144,10 @@ def _obstacle(layer: keras.layers.Layer) -> Unsupported | None:
         return Unsupported(f"{who} has a {type(layer.dtype_policy).__name__}")
     if layer.dtype_policy.name != "float32":
         return Unsupported(f"{who} has the policy {layer.dtype_policy.name!r}")
-    if isinstance(layer, _FLOAT32_LAYERS) or not _is_one_softmax(layer):
+    if isinstance(layer, _FLOAT32_LAYERS):
         return Unsupported(f"{who} is of a kind that stays in float32")
+    if not _is_one_softmax(layer):
+        return Unsupported(f"{who} makes its softmax of several ops, which stay in float32")
     if hasattr(layer, "seed_generator") and not _is_plain_dropout(layer):
         # Draws in its compute dtype; recurrent cells draw through a method of their own.
         if isinstance(getattr(layer, "recurrent_dropout", None), float):
