@@ -262,7 +262,7 @@ def test_float16_needs_a_step_that_scales_its_loss(rng):
     x = rng.normal(size=(8, 3)).astype("float32")
     with pytest.warns(RuntimeWarning, match=r"without optimizer.scale_loss"):
         model.fit(
-            x, x[:, :1], verbose=0,
+            x, x[:, :1], epochs=2, verbose=0,
             callbacks=[tfaccel.AccelCallback([MixedPrecision("float16")], verbose=0)],
         )  # fmt: skip
 

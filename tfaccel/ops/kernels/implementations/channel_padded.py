@@ -30,7 +30,9 @@ def _filled(tensor: tf.Tensor, last: int) -> tf.Tensor:
     """Zeros after the last of the channels, in the last `last` dimensions."""
     sizes = tensor.shape[-last:]
     pads = [(0, 0)] * (len(tensor.shape) - last) + [(0, -n % _MULTIPLE) for n in sizes]
-    return tf.pad(tensor, pads)
+    # Not tf.pad: where both operands are paddings, TensorFlow's rewriting for oneDNN joins one of
+    # them with the convolution, loses the other and ends the process.
+    return tf.raw_ops.PadV2(input=tensor, paddings=pads, constant_values=tf.zeros((), tensor.dtype))
 
 
 def _wide(spec: CallSpec) -> CallSpec:
