@@ -98,14 +98,17 @@ def slug(text: str) -> str:
 
 
 def machine_slug(description: Mapping[str, Any]) -> str:
-    """The GPU, or the CPU and its cores, as part of a file's name."""
+    """The machine's class as part of a file's name.
+
+    The GPU; or the CPU's maker, its best instruction set, its cores, and whether TensorFlow runs
+    oneDNN's kernels: chips of one name have several, and these are what results depend on.
+    """
     if description["gpu"]:
         return slug(description["gpu"])
     name = re.sub(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@.*|\d+-core", " ", description["cpu"].lower())
-    # Where the user switched oneDNN, the machine is another one.
-    switched = "TF_ENABLE_ONEDNN_OPTS" in os.environ
-    kernels = f" oneDNN {'on' if description['onednn'] else 'off'}" if switched else ""
-    return slug(f"{name} {description['cores']} cores{kernels}")
+    best = next((flag for flag in reversed(_ISA) if flag in description["isa"]), "")
+    kernels = f"oneDNN {'on' if description['onednn'] else 'off'}"
+    return slug(f"{name} {best} {description['cores']} cores {kernels}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,6 +37,9 @@ _POLICY = flags.DEFINE_enum(
 _MAX_TUNING_SECONDS = flags.DEFINE_float(
     "max_tuning_seconds", 600.0, "the most that tuning one model may take", lower_bound=0.0
 )
+_STATIC = flags.DEFINE_bool(
+    "static", False, "measure Keras's own settings in the same turns: mixed policy, jit_compile"
+)
 _OUTPUT = flags.DEFINE_string("output", str(_common.RESULTS), "the folder for the results")
 _RESUME = flags.DEFINE_bool("resume", False, "go on with a results file; failed models run again")
 _BLOCKS = flags.DEFINE_integer("blocks", 10, "blocks of stock steps that are timed", lower_bound=6)
@@ -109,6 +112,7 @@ class Comparison:
             and the plan's side has one block more: plan, stock, plan, ..., plan.
         stock_first_step_seconds, plan_first_step_seconds: with tracing and compiling.
         applied: the plan that the callback says it applied.
+        static_seconds: the same of stock Keras's own settings, where they were asked for.
     """
 
     stock_seconds: list[float]
@@ -116,38 +120,50 @@ class Comparison:
     stock_first_step_seconds: float
     plan_first_step_seconds: float
     applied: str
+    static_seconds: dict[str, list[float]]
 
     @property
     def speedup(self) -> tuple[float, float, float]:
-        """The median of the blocks' ratios, with the ends of its interval.
+        """The median of the blocks' ratios, with the ends of its interval."""
+        return self._against(self.stock_seconds)
 
-        Each block of stock steps is compared with the mean of the plan's blocks
-        before and after it, so that a machine that grows slower all the time favours
-        neither side.
+    @property
+    def against_static(self) -> dict[str, tuple[float, float, float]]:
+        """The plan's speed as a multiple of each of Keras's own settings."""
+        return {name: self._against(seconds) for name, seconds in self.static_seconds.items()}
+
+    def _against(self, seconds: list[float]) -> tuple[float, float, float]:
+        """How often the plan is as fast as another side.
+
+        Each of its blocks is compared with the mean of the plan's blocks before and after
+        it, so that a machine that grows slower all the time favours neither side.
         """
         around = zip(self.plan_seconds, self.plan_seconds[1:], strict=False)
-        pairs = zip(self.stock_seconds, around, strict=True)
-        return median_interval([stock / statistics.mean(plan) for stock, plan in pairs])
+        pairs = zip(seconds, around, strict=True)
+        return median_interval([other / statistics.mean(plan) for other, plan in pairs])
 
 
 def compare(benchmark: models.Benchmark, plan: tfaccel.Plan) -> Comparison:
     """Trains two fresh models in turns: one by stock Keras, one under the plan."""
-    stock, accelerated = benchmark.model(_SEED.value), benchmark.model(_SEED.value)
+    others = {"stock": benchmark.model(_SEED.value)} | (_static(benchmark) if _STATIC.value else {})
+    accelerated = benchmark.model(_SEED.value)
     data = benchmark.dataset(_SEED.value)
-    stock_clock = BlockClock()
+    clocks = {name: BlockClock() for name in others}
+    stock_clock = clocks["stock"]
     # A dataset can't be shuffled by fit, which would say so at every call.
     quiet = {"verbose": 0, "shuffle": False}
 
-    def stock_block(steps: int) -> None:
-        stock.fit(data, steps_per_epoch=steps, callbacks=[stock_clock], **quiet)
+    def other_blocks(steps: int) -> None:
+        for name, model in others.items():
+            model.fit(data, steps_per_epoch=steps, callbacks=[clocks[name]], **quiet)
 
     for _ in range(_WARM_BLOCKS):
-        stock_block(_FEWEST_STEPS)
+        other_blocks(_FEWEST_STEPS)
     wanted = round(_BLOCK_SECONDS.value / stock_clock.seconds[-1])
     steps = min(max(wanted, _FEWEST_STEPS), _MOST_STEPS) + 1  # the first is not timed
     last = _WARM_BLOCKS + _BLOCKS.value
     plan_clock = BlockClock(
-        lambda block: stock_block(steps) if _WARM_BLOCKS <= block < last else None
+        lambda block: other_blocks(steps) if _WARM_BLOCKS <= block < last else None
     )
     accelerator = tfaccel.AccelCallback(plan, verbose=0)
     accelerated.fit(
@@ -163,7 +179,22 @@ def compare(benchmark: models.Benchmark, plan: tfaccel.Plan) -> Comparison:
         stock_clock.first_step_seconds,
         plan_clock.first_step_seconds,
         str(accelerator.plan),
+        {name: clocks[name].seconds[_WARM_BLOCKS:] for name in others if name != "stock"},
     )
+
+
+def _static(benchmark: models.Benchmark) -> dict[str, keras.Model]:
+    """The model with each of Keras's own settings that may make it faster."""
+    mixed = dataclasses.replace(benchmark, policy="mixed_bfloat16").model(_SEED.value)
+    keras.config.set_dtype_policy(benchmark.policy)
+    compiled = benchmark.model(_SEED.value)
+    compiled.compile(
+        optimizer=keras.optimizers.Adam(),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        jit_compile=True,
+    )
+    return {"mixed_bfloat16": mixed, "jit_compile": compiled}
 
 
 def _tuned(benchmark: models.Benchmark) -> tfaccel.Report:
@@ -205,6 +236,12 @@ def measure(benchmark: models.Benchmark) -> dict[str, Any]:
         "tuning_seconds": report.tuning_seconds,
         "stock_first_step_seconds": compared.stock_first_step_seconds,
         "first_step_seconds": compared.plan_first_step_seconds,
+        "static": {
+            name: {"step_seconds": statistics.median(seconds), "slower_by": list(ratio)}
+            for (name, seconds), ratio in zip(
+                compared.static_seconds.items(), compared.against_static.values(), strict=True
+            )
+        },
         "stock_blocks_seconds": compared.stock_seconds,
         "blocks_seconds": compared.plan_seconds,
         "tuning": json.loads(report.to_json()),
@@ -214,6 +251,15 @@ def measure(benchmark: models.Benchmark) -> dict[str, Any]:
 def _speedup(row: _common.Row) -> str:
     low, high = row["speedup_interval"]
     return f"{row['speedup']:.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def _settings(row: _common.Row) -> str:
+    """Each of Keras's own settings, and how often tfaccel is as fast."""
+    return ", ".join(
+        f"{name} {_common.milliseconds(found['step_seconds'])} ({found['slower_by'][0]:.2f}x "
+        f"[{found['slower_by'][1]:.2f}, {found['slower_by'][2]:.2f}])"
+        for name, found in row.get("static", {}).items()
+    )
 
 
 def _column(title: str, cell: Callable[[_common.Row], str], is_number: bool = True):
@@ -227,6 +273,7 @@ COLUMNS = (
     _column("stock, ms", lambda row: _common.milliseconds(row["stock_step_seconds"])),
     _column("tfaccel, ms", lambda row: _common.milliseconds(row["step_seconds"])),
     _column("speedup [95 %]", _speedup),
+    _column("Keras's own settings, ms", _settings),
     _column("drift", lambda row: f"{row['drift']['gradient']:.0e}" if row["drift"] else "-"),
     _column("tuning, s", lambda row: f"{row['tuning_seconds']:.0f}"),
     _column(
