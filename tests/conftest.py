@@ -8,8 +8,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Processes of tests share the cores. On tensors as small as theirs threads only wait.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
-# They take minutes. Begun last, they would have one process wait for the other.
-LONGEST = ("test_two_devices.py", "test_multi_worker.py")
+# It takes minutes. Begun last, it would have one process wait for the other.
+LONGEST = ("test_multi_worker.py",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

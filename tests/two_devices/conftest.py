@@ -1,6 +1,6 @@
 """These tests need two logical CPUs, which only a fresh process can have.
 
-`test_two_devices.py` runs this folder in one. Elsewhere it is not collected.
+`make test` runs this folder by itself, with TFACCEL_TWO_DEVICES=1. Elsewhere it is not collected.
 """
 
 import os
