@@ -1,3 +1,4 @@
+import importlib
 import io
 import json
 import time
@@ -407,14 +408,14 @@ def test_a_damaged_trace(space, tmp_path):
 
 def without(monkeypatch, module):
     """A TensorFlow that lacks a module."""
-    real = _xplane.importlib.import_module
+    real = importlib.import_module
 
     def import_module(name):
         if name == module:
             raise ImportError(name)
         return real(name)
 
-    monkeypatch.setattr(_xplane.importlib, "import_module", import_module)
+    monkeypatch.setattr(importlib, "import_module", import_module)
 
 
 def test_a_tensorflow_without_the_reader(space, tmp_path, monkeypatch):

@@ -26,7 +26,9 @@ class HeldBatches:
         self._queue: tf.queue.FIFOQueue | None = None
         self._structure: Any = None
         self._length = 1
-        self._count: tf.Variable | None = None
+        # Made here: a step that makes a variable while it is traced is traced once more.
+        with tf.device("CPU:0"):
+            self._count = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._good = self._epoch = 0
 
     def hold(self, batch: Any, jit_compile: bool = False) -> Any:
@@ -44,7 +46,7 @@ class HeldBatches:
         if self._queue is None:
             with tf.init_scope(), tf.device("CPU:0"):
                 self._make(batch, dtypes)
-        if self._queue is None or self._count is None or self._queue.dtypes != dtypes:
+        if self._queue is None or self._queue.dtypes != dtypes:
             self.is_whole = False
             return batch
         with tf.control_dependencies([self._queue.enqueue(leaves)]):
@@ -57,7 +59,6 @@ class HeldBatches:
 
     def _make(self, batch: Any, dtypes: list[tf.DType]) -> None:
         self._queue = tf.queue.FIFOQueue(_CAPACITY, dtypes)
-        self._count = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._structure = tf.nest.map_structure(tf.type_spec_from_value, batch)
         self._fill(1)
 
@@ -107,7 +108,7 @@ class HeldBatches:
         return tf.nest.pack_sequence_as(self._structure, leaves, expand_composites=True)
 
     def _steps(self) -> int:
-        return 0 if self._count is None else int(self._count)
+        return int(self._count)
 
 
 def _bytes(batch: Any) -> int:
