@@ -164,8 +164,7 @@ class GuardedStep:
         except Exception as error:  # while tracing a new shape: no batch was taken
             self._abandon(f"a step could not be traced: {error_line(error)}")
             return self._baseline(iterator)
-        return self._checked(logs, iterator)
-        logs = self._checked(logs)
+        logs = self._checked(logs, iterator)
         self._look_at_sizes()
         return logs
 
