@@ -12,6 +12,7 @@ from tfaccel.autotune.options import Options
 from tfaccel.autotune.report import Report
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
 from tfaccel.fit.course import Course
 from tfaccel.fit.observe import Observing
 from tfaccel.fit.phases import IllegalTransitionError, Phase
@@ -108,6 +109,10 @@ class FitSession:
     @report.setter
     def report(self, report: Report | None) -> None:
         self._course.announcer.report = report
+
+    def workload(self) -> Workload:
+        """What is known of the training by now; no process need wait for another to read it."""
+        return self._course.observed.workload()
 
     def is_at_most(self, calls: int) -> bool:
         """Whether Keras is known to call the train function no more often than that."""
