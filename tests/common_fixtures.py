@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from clocks import FakeClock
 
+from tfaccel.fit import phases
+
 # What TensorFlow made on import need not be looked through at each collection, and tracing
 # makes more objects in a moment than Python expects of a program.
 gc.collect()
@@ -23,6 +25,12 @@ def _left_behind():
     yield
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _strict_phases(monkeypatch):
+    """What a training would survive is an error in tests."""
+    monkeypatch.setattr(phases, "RAISES", True)
 
 
 @pytest.fixture

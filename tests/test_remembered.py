@@ -15,8 +15,9 @@ from keras import layers
 
 import tfaccel
 from tfaccel.autotune import trial
+from tfaccel.autotune.options import COLLECTED_STEPS
 from tfaccel.compat import keras_private
-from tfaccel.fit import guarded_step, session
+from tfaccel.fit import guarded_step, observed
 from tfaccel.measure import timing
 from tfaccel.profiling import profile
 
@@ -143,15 +144,15 @@ def test_nothing_outlives_its_model(make):
 
 def test_after_a_fit_a_callback_holds_no_data_and_no_copy_of_the_state():
     callback = fit(make_model(), given(), batches=6)
-    assert callback._session._accelerated._guard is None
-    assert not callback._session._batches and callback._watch is None
+    assert callback.session.built is not None
+    assert not callback.session.holds_data and callback._watch is None
 
 
 def forbid_collecting(monkeypatch):
     def pull(iterator, count):
         raise AssertionError("a batch was taken out of the iterator")
 
-    monkeypatch.setattr(session, "pull", pull)
+    monkeypatch.setattr(observed, "pull", pull)
 
 
 @pytest.mark.parametrize("fits", [1, 2])
@@ -159,7 +160,7 @@ def test_a_fit_of_too_few_steps_collects_nothing(fits, monkeypatch):
     forbid_collecting(monkeypatch)
     model = make_model()
     for _ in range(fits):
-        callback = fit(model, auto(), batches=session.COLLECTED_STEPS)
+        callback = fit(model, auto(), batches=COLLECTED_STEPS)
     assert "too few" in callback.report.note
     # What Keras would trace twice is traced once all the same.
     assert keras_private.trace_counter(model.train_function)() == 1
@@ -191,8 +192,10 @@ def test_a_short_fit_goes_on_with_what_a_long_one_decided(won, monkeypatch, trac
     model, callback = make_model(), auto(tuning_share=None, max_tuning_seconds=1e6)
     fit(model, callback, batches=6)
     report, count, ran = callback.report, len(traces), []
-    run = guarded_step.GuardedStep._run
-    monkeypatch.setattr(guarded_step.GuardedStep, "_run", lambda *args: ran.append(1) or run(*args))
+    run = guarded_step.GuardedStep.__call__
+    monkeypatch.setattr(
+        guarded_step.GuardedStep, "__call__", lambda *args: ran.append(1) or run(*args)
+    )
     fit(model, callback, batches=2)
     assert callback.report is report and callback.plan.is_baseline is not won
     assert (len(ran), len(traces)) == (2 * won, count)

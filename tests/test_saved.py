@@ -136,6 +136,6 @@ def test_tensors_of_the_data_are_not_kept_after_tuning(images):
     x, y = images
     accel = tfaccel.AccelCallback(verbose=0)
     make().fit(x, y, batch_size=8, verbose=0, callbacks=[accel])
-    assert accel._session._batches == []
+    assert not accel.session.holds_data
     assert isinstance(accel.report, tfaccel.Report)
     assert tf.executing_eagerly()

@@ -210,7 +210,7 @@ def test_an_exception_in_another_callback_leaves_the_next_fit_alone():
     accel = tfaccel.AccelCallback(["fused_optimizer"], verbose=0)
     with pytest.raises(ZeroDivisionError):
         model.fit(**make_data(), callbacks=[accel, Fails()])
-    function = accel._session.baseline
+    function = accel.session.baseline
     model.fit(**make_data())
     assert model.train_function is function
 
@@ -490,12 +490,12 @@ def test_a_callback_that_is_given_twice_leaves_nothing_behind(plan):
 def test_a_second_fit_goes_on_with_the_plan():
     accel = tfaccel.AccelCallback(["fused_optimizer"], verbose=0)
     model = trained([accel])
-    fast = accel._session._accelerated.function
+    fast = accel.session.built
     model.fit(**make_data(), callbacks=[accel])
-    assert accel._session._accelerated.function is fast
+    assert accel.session.built is fast
     model.compile("sgd", "mse")
     model.fit(**make_data(), callbacks=[accel])
-    assert accel._session._accelerated.function is not fast
+    assert accel.session.built is not fast
 
 
 def test_unknown_length_is_known_in_the_second_epoch():

@@ -15,8 +15,8 @@ from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.compiled_sizes import MOST_SIZES, Sizes, collected, note
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload, sizes_vary
-from tfaccel.fit.guarded_step import GuardedStep
-from tfaccel.fit.validation import Validation
+from tfaccel.fit.guarded_step import GuardedStep, Trust
+from tfaccel.fit.validation import Turn, Validation
 from tfaccel.passes import XLA, FusedNorm, FusedRNN
 from tfaccel.steps.compiled_step import build_step
 
@@ -146,32 +146,30 @@ def test_a_plan_that_won_on_one_size_is_left_when_many_come():
         model.train_function,
         lambda: 0.0,
         False,
-        lambda: left.append(True),
+        left.append,
     )
     iterator = iter(data(LATE))
     met = []
-    with pytest.warns(RuntimeWarning, match=f"more than {MOST_SIZES} sizes"):
-        while not left:
-            met.append(LATE[len(met)])
-            step(iterator)
+    while not left:
+        met.append(LATE[len(met)])
+        step(iterator)
+    assert f"more than {MOST_SIZES} sizes" in left[0] and step.trust is Trust.LEFT
     assert len(set(met)) == MOST_SIZES + 1
 
 
 def test_validation_by_a_plan_ends_when_many_sizes_come():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
-    validation = Validation(
-        Workload(model, element_spec=SPEC), Plan((Compiling(),)), 2.0, None, lambda: 0.0
-    )
+    workload, plan = Workload(model, element_spec=SPEC), Plan((Compiling(),))
+    validation = Validation(workload, plan, 2.0, None, lambda: 0.0)
     validation.install()
-    plain = validation._user
-    fast = build_step(validation._workload, validation._plan, kind="test")
-    validation._chosen = fast
+    fast = build_step(workload, plan, kind="test")
+    validation.accelerate(fast)
     iterator = iter(data(LATE))
     for size in LATE:
-        assert (validation._chosen is plain) == fast.sizes.too_many(), size
+        assert (validation.turn is Turn.ORIGINAL) == fast.sizes.too_many(), size
         model.test_function(iterator)
-    assert validation._chosen is plain
+    assert validation.turn is Turn.ORIGINAL
     validation.remove()
 
 

@@ -11,6 +11,7 @@ from clocks import FakeClock
 
 import tfaccel
 from tfaccel.compat.patching import instance_attribute
+from tfaccel.fit.validation import Turn
 from tfaccel.measure import timing
 
 layers = keras.layers
@@ -75,8 +76,7 @@ def test_a_faithful_plan_serves_validation(always_faster):
     _, history = fit([accel])
     _, stock = fit([])
     assert accel.plan.names == ("forward",)
-    validation = accel._session._validation
-    assert validation._chosen is validation._fast
+    assert accel.session.validation.turn is Turn.ACCELERATED
     for name, values in stock.items():
         np.testing.assert_allclose(history[name], values, rtol=1e-5, err_msg=name)
 
@@ -89,7 +89,7 @@ def test_a_plan_that_is_wrong_in_validation_does_not_serve_it(always_faster, mon
     _, history = fit([accel])
     _, stock = fit([])
     assert accel.plan.names == ("forward",)
-    assert accel._session._validation._chosen is accel._session._validation._user
+    assert accel.session.validation.turn is Turn.ORIGINAL
     for name, values in stock.items():
         np.testing.assert_allclose(history[name], values, rtol=1e-5, err_msg=name)
 
@@ -97,7 +97,7 @@ def test_a_plan_that_is_wrong_in_validation_does_not_serve_it(always_faster, mon
 def test_the_test_function_is_the_user_s_afterwards(always_faster):
     accel = accelerated()
     model, _ = fit([accel])
-    assert model.test_function is accel._session._validation._user
+    assert "tensorflow.trainer" in model.test_function.__module__  # Keras made it
     assert np.isfinite(model.evaluate(tf.ones((8, 4)), tf.ones((8, 1)), verbose=0)).all()
 
 
@@ -114,7 +114,7 @@ def test_without_validation_nothing_is_left(always_faster):
 def test_a_plan_for_the_optimizer_alone_leaves_validation_alone():
     accel = tfaccel.AccelCallback(["fused_optimizer"], verbose=0)
     fit([accel], epochs=1)
-    assert accel._session._validation is None
+    assert accel.session.validation is None
 
 
 def test_an_evaluate_in_a_callback_keeps_its_test_function():

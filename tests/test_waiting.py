@@ -11,7 +11,8 @@ from keras import layers
 
 import tfaccel
 from tfaccel.autotune import trial
-from tfaccel.fit import guarded_step, session, validation
+from tfaccel.autotune.training_trials import TrainingTrials
+from tfaccel.fit import guarded_step, observed, validation
 from tfaccel.fit.waiting import Waiting
 from tfaccel.measure import timing
 
@@ -39,9 +40,9 @@ def wins(monkeypatch):
 def slow(monkeypatch, clock):
     """Leaving a bench takes 7 s, the first step under a plan 2, a collected batch's feeding 1."""
     leave, run, feed = (
-        session.TrainingTrials.__exit__,
+        TrainingTrials.__exit__,
         guarded_step.GuardedStep.__call__,
-        session.feed,
+        observed.feed,
     )
     called = []
 
@@ -58,9 +59,9 @@ def slow(monkeypatch, clock):
         clock.advance(1.0)
         return feed(*args)
 
-    monkeypatch.setattr(session.TrainingTrials, "__exit__", leaving)
+    monkeypatch.setattr(TrainingTrials, "__exit__", leaving)
     monkeypatch.setattr(guarded_step.GuardedStep, "__call__", running)
-    monkeypatch.setattr(session, "feed", feeding)
+    monkeypatch.setattr(observed, "feed", feeding)
     yield called
 
 
@@ -120,7 +121,7 @@ def test_what_is_told_is_the_whole(clock, slow, wins, monkeypatch):
     assert [report.tuning_seconds for report in told] == [12.0]
 
 
-def test_the_trace_of_a_plan_from_the_cache_counts(clock, slow, wins, tmp_path):
+def test_the_check_of_a_plan_from_the_cache_counts(clock, slow, wins, tmp_path):
     fit(clock, cache_dir=tmp_path)
     slow.clear()
     report = fit(clock, cache_dir=tmp_path)
@@ -155,7 +156,8 @@ def test_the_trace_for_validations_counts(clock, wins, monkeypatch):
 
 
 def _always(self, epochs_to_come):
-    self._validations += 1
+    if self.was_used:
+        self.turn = validation.Turn.ALTERNATING
 
 
 def test_only_what_is_later_than_usual_counts(clock):

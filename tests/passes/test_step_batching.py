@@ -178,7 +178,7 @@ def test_steps_do_run_together():
     accel = accelerated(4, allow_batch_hooks=True)
     model.fit(**given, batch_size=8, verbose=0, callbacks=[accel, Counts()])
     assert calls == [1, 5, 5, 5, 5, 9, 9, 9, 9, 10]
-    assert accel._session._accelerated.function.function.experimental_get_tracing_count() == 1
+    assert accel.session.built.function.experimental_get_tracing_count() == 1
 
 
 class StopsAfter(callbacks.Callback):

@@ -14,7 +14,7 @@ from tfaccel.autotune.report import Report, show
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Pass, Plan
 from tfaccel.core.workload import default_strategy
-from tfaccel.fit.session import Session
+from tfaccel.fit.session import FitSession
 from tfaccel.fit.step_dispatcher import StepDispatcher
 from tfaccel.measure.numerics import Tolerance
 from tfaccel.measure.timing import Clock
@@ -103,7 +103,7 @@ class AccelCallback(keras.callbacks.Callback):
             clock=clock,
         )
         self._verbose = verbose
-        self._session: Session | None = None
+        self._session: FitSession | None = None
         self._watch: InputWatch | None = None
         self._idle: Report | None = None  # in a loop that has no use for this callback
 
@@ -121,6 +121,11 @@ class AccelCallback(keras.callbacks.Callback):
         """What the last tuning found."""
         return self._idle if self._session is None else self._session.report
 
+    @property
+    def session(self) -> FitSession | None:
+        """The fit in hand, or the last one; None before, and in loops that are not `fit`'s."""
+        return self._session
+
     def on_train_begin(self, logs: Any = None) -> None:
         """Takes the place of the model's train function."""
         if self._settings.plan is not None and self._settings.plan.is_baseline:
@@ -129,7 +134,7 @@ class AccelCallback(keras.callbacks.Callback):
             self._stay_idle()
             return
         earlier, params = self._session, self.params or {}
-        self._session = Session(
+        self._session = FitSession(
             self.model,
             self._settings,
             params.get("epochs", 1),

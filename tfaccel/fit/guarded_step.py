@@ -1,5 +1,6 @@
 """A step under a plan, with the way back to the user's own."""
 
+import enum
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -17,7 +18,6 @@ from tfaccel.steps.logs import not_finite, tells_loss
 from tfaccel.steps.replay import END_OF_DATA, feed, pull
 from tfaccel.steps.snapshot import Snapshot
 from tfaccel.steps.worker_agreement import WorkerAgreement
-from tfaccel.system import notices
 
 # Stands for the weights among the names of what is not finite; no log is called so.
 _WEIGHTS = "the weights"
@@ -25,11 +25,25 @@ _WEIGHTS = "the weights"
 _CALLS_LOOKED_AT, _CALLS_A_LOOK = 32, 16
 
 
+class Trust(enum.Enum):
+    """What is known of a plan's step.
+
+    Attributes:
+        UNTRIED: it has not run; its first step is made so that nothing can be lost.
+        TRUSTED: it has run, here or in a trial.
+        LEFT: it failed, or compiles for ever more sizes; the original step runs instead.
+    """
+
+    UNTRIED = "untried"
+    TRUSTED = "trusted"
+    LEFT = "left"
+
+
 class GuardedStep:
     """Runs a plan's step for as long as it goes well.
 
     Whatever fails, the training goes on with the user's own step from the last
-    good state, with a warning, and this step is not used again.
+    good state, and this step is not used again.
 
     Args:
         workload: the model; no batches are needed.
@@ -38,14 +52,18 @@ class GuardedStep:
         baseline: the user's own step.
         clock: seconds.
         guard: whether to watch for losses that turn non-finite.
-        on_abandon: called when the user's own step takes over.
-        consensus: of the processes that train together; None for one alone. `clock` must
+        on_abandon: told why when the user's own step takes over.
+        agreement: of the processes that train together; None for one alone. `clock` must
             be its.
         room: how many calls Keras is sure to make from now on before anybody looks at
             the model; what runs ahead never goes beyond.
         excused: the names of logs that are not finite under the user's own step.
         on_many_sizes: called where XLA would have to compile the step for ever more sizes of
             batches, and something else is to run; None for the user's own step.
+
+    Attributes:
+        function: the plan's step.
+        trust: what is known of it.
     """
 
     def __init__(
@@ -56,7 +74,7 @@ class GuardedStep:
         baseline: StepFunction,
         clock: Clock,
         guard: bool,
-        on_abandon: Callable[[], None],
+        on_abandon: Callable[[str], None],
         agreement: WorkerAgreement | None = None,
         room: Callable[[], int] = lambda: 1,
         excused: Collection[str] = (),
@@ -82,15 +100,26 @@ class GuardedStep:
         self._last_logs: Any = None
         self._bad_data = False  # the user's own data made the loss what it is
         self._excused = set(excused)
-        self._step: StepFunction = self._first if traced is None else self._run
+        self.trust = Trust.UNTRIED if traced is None else Trust.TRUSTED
 
     def __call__(self, iterator: tf.data.Iterator) -> Any:
-        return self._step(iterator)
+        match self.trust:
+            case Trust.UNTRIED:
+                return self._first(iterator)
+            case Trust.TRUSTED:
+                return self._run(iterator)
+            case Trust.LEFT:
+                return self._baseline(iterator)
 
     @property
     def has_run(self) -> bool:
         """Whether a step under the plan went well, and none failed."""
-        return self._step == self._run
+        return self.trust is Trust.TRUSTED
+
+    @property
+    def holds_state(self) -> bool:
+        """Whether copies of the model's state are kept."""
+        return self._guard is not None or self._before is not None
 
     def release(self) -> None:
         """The fit has ended: lets go of copies of its state, but not of the traced step."""
@@ -127,7 +156,7 @@ class GuardedStep:
         finally:
             self._before = None
         if not self._agreement.any(bool(why)):
-            self._step = self._run
+            self.trust = Trust.TRUSTED
             self._held.widen(batches[0])
             return self._checked(logs, iterator)
         before.restore()
@@ -135,11 +164,10 @@ class GuardedStep:
         is_the_same = bool(broken) and broken <= not_finite(logs) | self._broken_weights()
         if not self._agreement.any(not is_the_same):
             self._excused |= broken  # it is the same without the plan
-            self._step = self._run
+            self.trust = Trust.TRUSTED
             return logs
-        self._leave()
         # Where the user's own step fails, too, that says it all.
-        _warn(f"{self._plan} does not work here: {why or 'it failed on another worker'}")
+        self._abandon(f"{self._plan} does not work here: {why or 'it failed on another worker'}")
         return logs
 
     def _feed(self, batches: tuple[Any, ...], like: Any) -> Any:
@@ -172,7 +200,7 @@ class GuardedStep:
         """Leaves a step that XLA would have to compile for ever more sizes."""
         self._calls += 1
         sizes, is_due = self.function.sizes, _is_due(self._calls)
-        if sizes is None or not is_due or self.function.ahead or self._step == self._baseline:
+        if sizes is None or not is_due or self.function.ahead or self.trust is Trust.LEFT:
             return
         if not sizes.too_many():
             return
@@ -250,18 +278,10 @@ class GuardedStep:
         return logs
 
     def _abandon(self, why: str) -> None:
-        _warn(why)
-        self._leave()
-
-    def _leave(self) -> None:
-        self._step = self._baseline
-        self._on_abandon()
+        self.trust = Trust.LEFT
+        self._on_abandon(why)
 
 
 def _is_due(calls: int) -> bool:
     """Whether to look at the count of sizes after so many calls: a look takes microseconds."""
     return calls <= _CALLS_LOOKED_AT or calls % _CALLS_A_LOOK == 0
-
-
-def _warn(why: str) -> None:
-    notices.warn(f"tfaccel goes on with your own step: {why}", RuntimeWarning, stacklevel=3)

@@ -38,14 +38,14 @@ class Progress:
         self._epoch, self._calls_before_epoch = epoch, self._calls()
 
     @property
+    def epoch(self) -> int:
+        """The epoch that the fit is in, counted from 0."""
+        return self._epoch
+
+    @property
     def epochs_left(self) -> int:
         """The epochs that are not over yet, this one among them."""
         return self._epochs - self._epoch
-
-    @property
-    def length_is_known(self) -> bool:
-        """Whether it is known how long an epoch is."""
-        return self._batches_per_epoch is not None
 
     @property
     def steps_to_come(self) -> int | None:

@@ -26,7 +26,6 @@ class StepDispatcher:
 
     Attributes:
         own: the user's own step function.
-        step: what runs now; `own` unless an acceleration has taken over.
         plan: the plan that `step` runs under.
         built: the accelerated function behind `step`, if there is one.
         report: what tuning found in this fit; None before.
@@ -35,7 +34,6 @@ class StepDispatcher:
 
     def __init__(self, model: keras.Model):
         self.own: StepFunction = model.train_function
-        self.step: StepFunction = self.own
         self.plan = Plan()
         self.built: BuiltStep | None = None
         self.report: Report | None = None
@@ -43,6 +41,7 @@ class StepDispatcher:
         self._model = model
         self._history = _history(model)
         self._meter: Meter | None = None
+        self._replacement: StepFunction | None = None
         self._on_end: Callable[[], None] = _nothing
 
     @classmethod
@@ -73,6 +72,16 @@ class StepDispatcher:
         return logs
 
     @property
+    def is_replaced(self) -> bool:
+        """Whether an acceleration has taken over, so that `step` is not `own`."""
+        return self._replacement is not None
+
+    @property
+    def step(self) -> StepFunction:
+        """What runs now; `own` unless an acceleration has taken over."""
+        return self.own if self._replacement is None else self._replacement
+
+    @property
     def is_watched(self) -> bool:
         """Whether somebody measures the steps."""
         return self._meter is not None
@@ -91,17 +100,17 @@ class StepDispatcher:
 
     def run(self, step: StepFunction, on_end: Callable[[], None]) -> None:
         """From now on `step` runs in place of `own`; `on_end` is called when it no longer does."""
-        self.step, self._on_end = step, on_end
+        self._replacement, self._on_end = step, on_end
 
     def give_back(self) -> None:
         """The user's own step takes over again."""
         on_end, self._on_end = self._on_end, _nothing
-        self.step, self.plan, self.built = self.own, Plan(), None
+        self._replacement, self.plan, self.built = None, Plan(), None
         on_end()
         self._leave_unless_needed()
 
     def _leave_unless_needed(self) -> None:
-        leaving = self._meter is None and self.step is self.own
+        leaving = self._meter is None and not self.is_replaced
         if leaving and self._model.train_function is self:
             self._model.train_function = self.own
 

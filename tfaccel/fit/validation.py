@@ -1,5 +1,6 @@
 """The validation inside `fit`, accelerated where that pays."""
 
+import enum
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,22 @@ from tfaccel.steps.snapshot import Snapshot
 from tfaccel.system import notices
 
 
+class Turn(enum.Enum):
+    """Whose steps validate.
+
+    Attributes:
+        TIMED: the user's, and what they take is noted.
+        ALTERNATING: the user's and the accelerated ones in turns.
+        ORIGINAL: the user's, for good.
+        ACCELERATED: the accelerated ones, as long as their sizes are few.
+    """
+
+    TIMED = "timed"
+    ALTERNATING = "alternating"
+    ORIGINAL = "original"
+    ACCELERATED = "accelerated"
+
+
 class Validation:
     """Stands in for `model.test_function` while a plan is in use.
 
@@ -36,6 +53,9 @@ class Validation:
         tolerance: the user's; None for the table's.
         clock: seconds.
         on_wait: told the seconds that tracing and comparing the accelerated step took.
+
+    Attributes:
+        turn: whose steps validate.
     """
 
     def __init__(
@@ -54,7 +74,7 @@ class Validation:
         self._clock = clock
         self._on_wait = on_wait
         self._original = workload.model.test_function
-        self._chosen: StepFunction | None = None
+        self.turn = Turn.TIMED
         self._fast: StepFunction | None = None
         self._seconds: dict[bool, list[float]] = {False: [], True: []}
         self._first_seconds: list[float] = []
@@ -75,8 +95,16 @@ class Validation:
         """Gives the place back."""
         model: keras.Model = self._workload.model
         if model.test_function is self._installed:
-            was_used = self._validations or self._first_seconds  # or by evaluate in a callback
-            model.test_function = self._user if was_used else self._original
+            model.test_function = self._user if self.was_used else self._original
+
+    @property
+    def was_used(self) -> bool:
+        """Whether there was a validation in this fit, or an `evaluate` in a callback."""
+        return bool(self._validations or self._first_seconds)
+
+    def accelerate(self, step: StepFunction) -> None:
+        """From now on this step validates."""
+        self._fast, self.turn = step, Turn.ACCELERATED
 
     def begin(self, epochs_to_come: int) -> None:
         """A validation begins.
@@ -85,27 +113,27 @@ class Validation:
             epochs_to_come: epochs still to be validated, this one included.
         """
         self._validations += 1
-        if self._validations == 2 and self._chosen is None:
+        if self._validations == 2 and self.turn is Turn.TIMED:
             trace, *steps = self._first_seconds or [0.0]
             saved = sum(steps) * epochs_to_come * (1 - 1 / self._gain)
-            if saved <= trace:
-                self._chosen = self._user
+            self.turn = Turn.ALTERNATING if saved > trace else Turn.ORIGINAL
 
     def _run(self, iterator: Any) -> Any:
-        if self._chosen is not None:
-            return self._run_chosen(iterator)
-        if not self._first_seconds and isinstance(iterator, tf.data.Iterator):
+        can_be_fed = isinstance(iterator, tf.data.Iterator)
+        if self.turn is Turn.ACCELERATED and self._fast is not None:
+            return self._accelerated(self._fast, iterator)
+        if self.turn is Turn.ORIGINAL:
+            return self._user(iterator)
+        if can_be_fed and not self._first_seconds:
             return self._first_user(iterator)
-        if self._validations < 2 or not isinstance(iterator, tf.data.Iterator):
-            return self._timed(self._user, iterator, self._first_seconds)
-        return self._alternate(iterator)
+        if can_be_fed and self.turn is Turn.ALTERNATING:
+            return self._alternate(iterator)
+        return self._timed(self._user, iterator, self._first_seconds)
 
-    def _run_chosen(self, iterator: Any) -> Any:
-        step = self._chosen
-        assert step is not None
+    def _accelerated(self, step: StepFunction, iterator: Any) -> Any:
         logs = step(iterator)
         if isinstance(step, BuiltStep) and step.sizes is not None and step.sizes.too_many():
-            self._chosen = self._user  # XLA would compile for ever more sizes
+            self.turn = Turn.ORIGINAL  # XLA would compile for ever more sizes
         return logs
 
     def _first_user(self, iterator: tf.data.Iterator) -> Any:
@@ -118,8 +146,9 @@ class Validation:
             if not any(item.fallback_reason(error) for item in self._plan.passes):
                 raise
         metrics.restore()
-        self._chosen = build_step(self._workload, self._plan, kind="test")
-        return self._chosen(feed(batches, iterator))
+        step = build_step(self._workload, self._plan, kind="test")
+        self.accelerate(step)
+        return step(feed(batches, iterator))
 
     def _timed(self, step: StepFunction, iterator: Any, seconds: list[float]) -> Any:
         start = self._clock()
@@ -143,9 +172,9 @@ class Validation:
             return
         gain = timing.speedup(user, fast)
         if gain.low > 1.0:
-            self._chosen = self._fast
+            self.turn = Turn.ACCELERATED
         elif gain.high < 1.0 or len(user) == timing.LOOKS[-1]:
-            self._chosen = self._user
+            self.turn = Turn.ORIGINAL
 
     def _first_fast(self, iterator: tf.data.Iterator) -> Any:
         """Compares the two steps on one batch; the user's own step counts."""
@@ -154,17 +183,17 @@ class Validation:
         metrics = Snapshot(v for m in self._workload.model.metrics for v in m.variables)
         try:
             if unrepeatable(self._user, feed(batches, iterator)):
-                self._chosen = self._user
+                self.turn = Turn.ORIGINAL
                 return self._user(feed(batches, iterator))
             self._fast = build_step(
                 self._workload, self._plan, kind="test", on_trace=metrics.include_graph
             )
             if not self._alike(batches, iterator, self._fast):
-                self._chosen = self._user
+                self.turn = Turn.ORIGINAL
         except Exception as error:
             why = error_line(error)
             notices.warn(f"tfaccel leaves validation as it is: {why}", stacklevel=2)
-            self._chosen = self._user
+            self.turn = Turn.ORIGINAL
         metrics.restore()
         self._on_wait(self._clock() - start)
         return self._user(feed(batches, iterator))

@@ -1,0 +1,191 @@
+"""Choosing how a fit goes on: by the cache, by trials, or by neither where nothing would pay."""
+
+import dataclasses
+from collections.abc import Callable
+
+from tfaccel.autotune.eligibility import too_short
+from tfaccel.autotune.options import Options
+from tfaccel.autotune.plan_cache import is_watched, workload_key
+from tfaccel.autotune.report import Report
+from tfaccel.autotune.search import cheapest_trial_seconds, tune_workload
+from tfaccel.autotune.training_trials import TrainingTrials
+from tfaccel.autotune.trial import Outcome
+from tfaccel.core.workload import Workload
+from tfaccel.fit.observed import Observed
+from tfaccel.fit.phases import Phase
+from tfaccel.fit.progress import Progress
+from tfaccel.measure.timing import Clock
+from tfaccel.steps.compiled_step import BuiltStep, StepFunction
+from tfaccel.steps.remembered import Memory, TooShort
+from tfaccel.steps.repeatable import unrepeatable, unrestorable
+from tfaccel.steps.worker_agreement import WorkerAgreement
+from tfaccel.system import notices
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How a fit goes on.
+
+    Attributes:
+        phase: RUN, STAY or AWAIT_LENGTH.
+        workload: what it was chosen for.
+        report: says why, and the plan; None while the length is awaited.
+        traced: the plan's step, where trials have traced it.
+        waits: whether this fit ran steps for it, so that its next epoch may begin late.
+    """
+
+    phase: Phase
+    workload: Workload
+    report: Report | None = None
+    traced: BuiltStep | None = None
+    waits: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanChooser:
+    """Goes through the phases PREDICT, CHECK and RACE, in which no step of the training runs.
+
+    Attributes:
+        settings: what the user asked for.
+        observed: what the steps have shown.
+        baseline: the original step.
+        memory: what earlier fits of the compiled model left.
+        progress: of the fit.
+        clock: seconds, the same in all processes.
+        agreement: of the processes that train together.
+        enter: told the phases.
+        on_tuning: told the budget in seconds before trials begin.
+    """
+
+    settings: Options
+    observed: Observed
+    baseline: StepFunction
+    memory: Memory
+    progress: Progress
+    clock: Clock
+    agreement: WorkerAgreement
+    enter: Callable[[Phase], None]
+    on_tuning: Callable[[float], None]
+
+    def choose(self) -> Choice:
+        """Decides; all processes must do so together."""
+        self.enter(Phase.PREDICT)
+        workload, settings = self.observed.workload(), self.settings
+        key = self._key(workload)
+        known = self.agreement.same(settings.cache.load(key) if settings.cache else None)
+        if known is not None:
+            choice = self._by_cache(known, workload)
+            if choice is not None:
+                return choice
+        seconds = settings.budget.seconds(workload)
+        least = cheapest_trial_seconds(workload, settings.names)
+        if least is None or least > seconds:
+            return self._without_trials(workload, least, seconds)
+        return self._unrepeatable(workload) or self._by_trials(workload, key, seconds)
+
+    def known_too_short(self) -> str:
+        """Why nothing can pay, by what an earlier fit has shown; empty where something may."""
+        settings, workload = self.settings, self.observed.workload()
+        steps = workload.steps_to_come
+        known = self.memory.too_short(
+            settings.names, is_watched(workload), self.observed.element_spec
+        )
+        if known is None or steps is None:
+            return ""
+        workload = dataclasses.replace(workload, step_seconds=known.step_seconds)
+        seconds = settings.budget.seconds(workload)
+        # A plan from the cache costs its trace alone.
+        may_be_cached = settings.cache and steps * known.step_seconds > known.trace_seconds
+        if may_be_cached or (known.least is not None and known.least <= seconds):
+            return ""
+        return too_short(workload, known.least, seconds, settings.budget.max_seconds)
+
+    def _key(self, workload: Workload) -> str:
+        settings = self.settings
+        if not settings.cache:
+            return ""
+        return workload_key(workload, settings.considered, settings.tolerance)
+
+    def _by_cache(self, known: Report, workload: Workload) -> Choice | None:
+        """Goes on with what won before, if it is faithful here; None where others may be tried.
+
+        The cache knows a loss, a layer or a train_step by its name, behind which there may be
+        another by now.
+        """
+        note = "From the cache: this model was tuned on this machine before."
+        report = dataclasses.replace(known, tuning_seconds=0.0, note=note, cached=True)
+        if known.plan.is_baseline:
+            return Choice(Phase.STAY, workload, report)
+        traced = self.memory.step(known.plan, self.observed.element_spec)
+        needed = 0.0 if traced else _check_seconds(known, workload)
+        steps = workload.steps_to_come
+        saved = (steps or 0) * workload.step_seconds * (1 - 1 / known.speedup)
+        if steps is not None and saved < needed:
+            return self._stay(f"{note} The rest is too short to pay for {known.plan}.", workload)
+        if traced:
+            return Choice(Phase.RUN, workload, report)
+        return self._unrepeatable(workload) or self._checked(known, report, workload)
+
+    def _checked(self, known: Report, report: Report, workload: Workload) -> Choice | None:
+        """The cached plan, if it serves here."""
+        self.enter(Phase.CHECK)
+        with self._bench(workload) as bench:
+            trial = bench.check(known.plan, self.clock() + self.settings.budget.max_seconds)
+        if trial.outcome is Outcome.FASTER:
+            return Choice(Phase.RUN, workload, report, bench.step_function(known.plan), waits=True)
+        why = f"tfaccel tunes anew: {known.plan} is in the cache, but does not serve here"
+        notices.warn(f"{why}: {trial.reason}", stacklevel=2)
+        self.enter(Phase.PREDICT)
+        return None
+
+    def _without_trials(self, workload: Workload, least: float | None, seconds: float) -> Choice:
+        """The budget can pay for no trial: for now, or for good."""
+        if workload.steps_to_come is None and self.progress.epochs_left > 1:
+            return Choice(Phase.AWAIT_LENGTH, workload)
+        self.memory.note_too_short(
+            TooShort(
+                self.settings.names,
+                is_watched(workload),
+                self.observed.element_spec,
+                least,
+                workload.step_seconds,
+                max(workload.first_step_seconds, workload.trace_seconds),
+            )
+        )
+        bound = self.settings.budget.max_seconds
+        return self._stay(too_short(workload, least, seconds, bound), workload)
+
+    def _unrepeatable(self, workload: Workload) -> Choice | None:
+        """No step may be repeated: then the training stays as it is, with the reason."""
+        why = unrepeatable(self.baseline, self.observed.replay())
+        return self._stay(why, workload) if why else None
+
+    def _by_trials(self, workload: Workload, key: str, seconds: float) -> Choice:
+        settings = self.settings
+        self.enter(Phase.RACE)
+        self.on_tuning(seconds)
+        with self._bench(workload) as bench:
+            report = tune_workload(
+                workload, bench, settings.names, seconds, reserve=settings.reserve
+            )
+        report = report.with_note(unrestorable(self.baseline, self.observed.replay()))
+        worth_keeping = report.complete or not report.plan.is_baseline
+        if settings.cache and worth_keeping and self.agreement.is_chief:
+            settings.cache.save(key, report)
+        if report.plan.is_baseline:
+            return Choice(Phase.STAY, workload, report, waits=len(report.trials) > 1)
+        return Choice(Phase.RUN, workload, report, bench.step_function(report.plan), waits=True)
+
+    def _bench(self, workload: Workload) -> TrainingTrials:
+        tolerance = self.settings.tolerance
+        return TrainingTrials(workload, self.baseline, self.clock, tolerance, self.agreement)
+
+    def _stay(self, note: str, workload: Workload) -> Choice:
+        return Choice(Phase.STAY, workload, self.observed.untried(note))
+
+
+def _check_seconds(known: Report, workload: Workload) -> float:
+    """What it costs to use a plan from the cache: its trace, and those that compare it."""
+    trace = next((t.compile_seconds for t in known.trials if t.plan == known.plan), 0.0)
+    own = max(workload.first_step_seconds, workload.trace_seconds)
+    return 2 * trace + own if known.plan.changes_step else trace

@@ -1,0 +1,257 @@
+"""How a fit gets from one phase to the next, and back to the original step."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import keras
+
+from tfaccel.autotune.explicit_plan import served
+from tfaccel.autotune.options import COLLECTED_STEPS, Options
+from tfaccel.autotune.report import Report
+from tfaccel.autotune.trial import error_line
+from tfaccel.core.compiled_sizes import MOST_SIZES
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.fit import phases
+from tfaccel.fit.announcer import Announcer
+from tfaccel.fit.choose import Choice, PlanChooser
+from tfaccel.fit.observed import Observed
+from tfaccel.fit.phases import IllegalTransitionError, Phase, Phases
+from tfaccel.fit.progress import Progress
+from tfaccel.fit.run import PlanRun
+from tfaccel.fit.step_dispatcher import StepDispatcher
+from tfaccel.fit.waiting import Waiting
+from tfaccel.steps.compiled_step import BuiltStep
+from tfaccel.steps.remembered import Memory
+from tfaccel.steps.worker_agreement import WorkerAgreement
+from tfaccel.system import notices
+
+# What a plan that the user gave, and nobody measured, is taken to win in validation.
+_HOPED_GAIN = 2.0
+
+
+class Course:
+    """The state of one fit, and all that changes its phase.
+
+    Whatever fails, `_back_to_original` is the way back.
+
+    Args:
+        model: compiled, its train function made.
+        settings: what the user asked for.
+        agreement: of the processes that train together.
+        dispatcher: the place of the train function.
+        progress: of the fit.
+        callbacks: those of the fit; None where they can't be seen.
+        on_tuning: told the budget in seconds before trials begin.
+        on_report: told once, when it is decided how the training goes on.
+
+    Attributes:
+        phases: where the fit is.
+        observed: what its steps have shown.
+        memory: what fits of the compiled model leave to each other.
+        plan_run: the plan that runs, if one does.
+        announcer: has the report.
+        waiting: what the fit waits for beside its trials.
+        clock: seconds, the same in all processes.
+        chooser: decides by the cache and by trials.
+        is_decided: whether trials, or a plan that ran, have decided how fits go on; a short
+            fit decides nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: keras.Model,
+        settings: Options,
+        agreement: WorkerAgreement,
+        dispatcher: StepDispatcher,
+        progress: Progress,
+        callbacks: tuple[keras.callbacks.Callback, ...] | None,
+        on_tuning: Callable[[float], None],
+        on_report: Callable[[Report], None],
+    ):
+        self.settings = settings
+        self.agreement = agreement
+        self.phases = Phases()
+        self.clock = clock = agreement.clock(settings.clock)
+        self.memory = memory = Memory.of(model, dispatcher.own)
+        self.observed = observed = Observed(
+            model, dispatcher.own, memory, progress, agreement, callbacks
+        )
+        self.announcer = Announcer(dispatcher, on_report)
+        self.waiting = Waiting(clock)
+        self._awaited_epoch: int | None = None
+        self.is_decided = False
+        self._dispatcher = dispatcher
+        self._progress = progress
+        self.chooser = PlanChooser(
+            settings=settings,
+            observed=observed,
+            baseline=dispatcher.own,
+            memory=memory,
+            progress=progress,
+            clock=clock,
+            agreement=agreement,
+            enter=self.phases.enter,
+            on_tuning=on_tuning,
+        )
+        self.plan_run = PlanRun(
+            settings=settings,
+            observed=observed,
+            memory=memory,
+            progress=progress,
+            dispatcher=dispatcher,
+            clock=clock,
+            agreement=agreement,
+            on_abandon=self._abandon,
+            on_many_sizes=self._go_on_for_any_size,
+            on_wait=self.announcer.add_wait,
+        )
+
+    @property
+    def phase(self) -> Phase:
+        """Where the fit is."""
+        return self.phases.now
+
+    @property
+    def is_length_awaited(self) -> bool:
+        """Whether the epoch whose length is to be seen is not over yet."""
+        return self._progress.epoch == self._awaited_epoch
+
+    @contextlib.contextmanager
+    def own_work(self) -> Iterator[None]:
+        """tfaccel's own work, in none of the user's code: if it fails, the training goes on."""
+        try:
+            yield
+        except Exception as error:
+            self.give_up(error)
+
+    def decide(self) -> None:
+        """Enough is known to choose how the training goes on; all processes go on in one way."""
+        error: Exception | None = None
+        try:
+            self.observed.agree_on_steps_to_come()
+            if self.settings.plan is not None:
+                self.start_given(self.settings.plan)
+            else:
+                self._take(self.chooser.choose())
+        except Exception as raised:
+            error = raised
+        if self.agreement.any(error is not None):
+            self.give_up(error or RuntimeError("it failed in another process"))
+
+    def _take(self, choice: Choice) -> None:
+        """Goes on as was chosen."""
+        report = choice.report
+        if report is None:
+            self.phases.enter(Phase.AWAIT_LENGTH)
+            self._awaited_epoch = self._progress.epoch
+        elif choice.phase is Phase.STAY:
+            self.stay(report, choice.waits)
+        else:
+            self.announcer.announce(report)
+            self.waiting.is_expected = choice.waits
+            self.start_plan(report.plan, choice.workload, choice.traced)
+
+    def start_given(self, plan: Plan) -> None:
+        """The plan that the user gave, less the passes that can't serve this model."""
+        workload = self.observed.workload()
+        plan = served(plan, workload)
+        if plan.is_baseline:
+            self.stay()
+        else:
+            self.start_plan(plan, workload, None)
+
+    def start_plan(self, plan: Plan, workload: Workload, traced: BuiltStep | None) -> None:
+        """A plan runs from now on, if it can get ready.
+
+        Args:
+            plan: whose passes all serve.
+            workload: what it is for.
+            traced: its step, if trials or another fit have traced it.
+        """
+        report = self.announcer.report
+        gain = _HOPED_GAIN if report is None else report.speedup
+        if self.plan_run.start(plan, workload, traced, gain):
+            self.is_decided = True
+            self.phases.enter(Phase.RUN)
+        else:
+            self.stay()
+
+    def _go_on_for_any_size(self) -> None:
+        """The plan that the user gave, less what XLA would compile for ever more sizes."""
+        why = f"batches come in more than {MOST_SIZES} sizes"
+        notices.warn(f"tfaccel compiles nothing for each size any longer: {why}", stacklevel=2)
+        with self.own_work():
+            self.observed.many_sizes = True
+            self.plan_run.drop()
+            assert self.settings.plan is not None
+            self.start_given(self.settings.plan)
+
+    def stay_if_too_few(self, steps: int | None) -> None:
+        """Leaves a fit alone that will end before anything is decided.
+
+        Args:
+            steps: how many there are in all, as the processes agreed; None where unknown.
+        """
+        if self.settings.plan is None and steps is not None and steps <= COLLECTED_STEPS:
+            self.stay_for(f"{steps} steps are too few to try anything.")
+
+    def stay_for(self, note: str) -> None:
+        """The training stays as it is, for a reason that is known before anything is tried."""
+        self.stay(self.observed.untried(note))
+
+    def stay(self, report: Report | None = None, waits: bool = False) -> None:
+        """The training stays as it is from now on.
+
+        Args:
+            report: says why; None where the present one does, or none is needed.
+            waits: whether the next epoch may begin late on account of trials.
+        """
+        if self.phase is not Phase.STAY:
+            self.phases.enter(Phase.STAY)
+        self.observed.forget_batches()
+        self.waiting.is_expected = waits
+        self.stop_unless_needed()
+        if report is not None:
+            self.is_decided = len(report.trials) > 1
+            self.announcer.announce(report)
+
+    def stop_unless_needed(self) -> None:
+        """Gives the train function back, unless batches or the next epoch's start are awaited."""
+        if not self.observed.has_taken and not self.waiting.is_expected:
+            self._dispatcher.give_back()
+
+    def finish(self) -> None:
+        """The fit has ended: what the next ones may use stays, no data and no copies do."""
+        observed, memory = self.observed, self.memory
+        seconds = observed.seconds
+        if self.announcer.report is None and self.settings.plan is None:
+            self.stay_for(f"{len(seconds)} steps are too few to try anything.")
+        if seconds:
+            memory.trace_seconds = max(memory.trace_seconds, seconds[0])
+        self.plan_run.finish()
+        observed.callbacks = ()
+        observed.forget_batches()
+
+    def _abandon(self, why: str) -> None:
+        """The plan failed; its guarded step has put the last good state back."""
+        self.plan_run.forget_failed()
+        self._back_to_original(f"tfaccel goes on with your own step: {why}", RuntimeWarning)
+
+    def give_up(self, error: Exception) -> None:
+        """Something beside the steps failed, which has put back what it had changed."""
+        if phases.RAISES and isinstance(error, IllegalTransitionError):
+            raise error
+        why = error_line(error)
+        report = self.observed.untried(f"It could not be accelerated: {why}.")
+        notice = f"tfaccel gave up and left the training as it is: {why}"
+        self._back_to_original(notice, UserWarning, report)
+
+    def _back_to_original(
+        self, notice: str, category: type[Warning], report: Report | None = None
+    ) -> None:
+        """The one way from whatever failed to the original step, with one notice."""
+        notices.warn(notice, category, stacklevel=4)
+        self.plan_run.drop()
+        self.stay(report)

@@ -1,0 +1,170 @@
+"""The phases before a choice: OBSERVE, in which steps are timed, and AWAIT_LENGTH."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.autotune.options import COLLECTED_STEPS
+from tfaccel.autotune.report import Report
+from tfaccel.autotune.trial import error_line
+from tfaccel.compat import keras_private
+from tfaccel.fit.course import Course
+from tfaccel.fit.first_step import FirstStepFallback
+from tfaccel.fit.given_plan import calls_to_look_at, must_observe
+from tfaccel.fit.phases import Phase
+from tfaccel.measure.timing import wait_for
+from tfaccel.steps.compiled_step import StepFunction, unheard_traces
+from tfaccel.steps.snapshot import build_all
+from tfaccel.system import notices
+
+
+class Observing:
+    """Runs the original step until enough is known to decide.
+
+    Args:
+        model: whose fit it is.
+        baseline: the original step.
+        course: of the fit.
+        dispatch: runs one step, as the phase has it by then.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        baseline: StepFunction,
+        course: Course,
+        dispatch: Callable[[tf.data.Iterator], Any],
+    ):
+        self._model = model
+        self._baseline = baseline
+        self._course = course
+        self._dispatch = dispatch
+
+    def observe(self, iterator: tf.data.Iterator) -> Any:
+        """Looks at the first call, times the next ones, and decides when they have shown enough."""
+        course, observed = self._course, self._course.observed
+        if observed.element_spec is None:
+            iterator = self._look_ahead(iterator)
+        elif iterator.element_spec != observed.element_spec:
+            course.stay_for("Batches change their kind.")
+        if course.phase is not Phase.OBSERVE:
+            return self._dispatch(iterator)
+        if len(observed.seconds) >= (COLLECTED_STEPS if course.settings.plan is None else 1):
+            return self._decided_step(iterator)
+        return self._timed_step(iterator)
+
+    def await_length(self, iterator: tf.data.Iterator) -> Any:
+        """The original step, until the first epoch has shown how long an epoch is.
+
+        The next epoch begins at the same step in all processes, whatever each knows of its own.
+        """
+        if self._course.is_length_awaited:
+            return self._baseline(iterator)
+        return self._decided_step(iterator)
+
+    def _look_ahead(self, iterator: tf.data.Iterator) -> tf.data.Iterator:
+        course, calls = self._course, 0
+        with course.own_work():
+            calls = self._prepare(iterator.element_spec)
+        if calls:
+            course.observed.take(iterator, calls)
+            iterator = course.observed.fed(iterator)
+            course.decide()
+        return iterator
+
+    def _prepare(self, element_spec: Any) -> int:
+        """The first call: of how many calls the batches must be known before a plan runs."""
+        course, observed = self._course, self._course.observed
+        explicit = course.settings.plan
+        observed.element_spec = element_spec
+        steps = observed.agree_on_steps_to_come()
+        if not keras_private.trace_counter(self._baseline)():
+            self._build_variables()
+        if explicit is None:
+            course.stay_if_too_few(steps)
+            if course.phase is Phase.OBSERVE and (note := course.chooser.known_too_short()):
+                course.stay_for(note)
+            return 0
+        workload = observed.workload()
+        if course.memory.step(explicit, element_spec) is None:
+            if must_observe(explicit, workload):
+                return 0
+            if calls := calls_to_look_at(explicit, workload):
+                return calls
+        course.decide()
+        return 0
+
+    def _build_variables(self) -> None:
+        """Spares the first step a second trace, where Keras's own step is not all that is asked."""
+        explicit = self._course.settings.plan
+        if explicit is not None and explicit.is_baseline:
+            return
+        try:
+            build_all(self._model, self._course.observed.element_spec)
+        except Exception as error:
+            why = error_line(error)
+            notices.warn(f"tfaccel leaves all variables to the first step: {why}", stacklevel=2)
+
+    def _timed_step(self, iterator: tf.data.Iterator) -> Any:
+        """One step of the original that is timed and whose batches are kept."""
+        course, observed = self._course, self._course.observed
+        batches = observed.pull(iterator)
+        begun, feeding, saved = course.clock(), None, None
+        with course.own_work():
+            feeding = observed.feed(batches, iterator)
+            if not observed.seconds:
+                saved = FirstStepFallback.of(observed.workload(), course.settings, batches[0])
+            observed.begin_step()
+        if feeding is None:  # the batches can't be fed, so the next ones are trained on
+            return self._dispatch(iterator)
+        start = course.clock()
+        logs, error = self._tried(feeding)
+        seconds = course.clock() - start
+        report = None if saved is None else saved.agree_on_report(error, course.agreement)
+        if saved is not None and report is not None:
+            self._start_fallback(saved, report)
+            return self._dispatch(observed.feed(batches, iterator))
+        if error is not None:
+            raise error
+        if course.phase is Phase.OBSERVE:
+            with course.own_work():
+                observed.end_step(seconds, logs, batches)
+                course.waiting.add(start - begun)
+        return logs
+
+    def _tried(self, feeding: Any) -> tuple[Any, Exception | None]:
+        """The logs of a step of the original, or the error of TensorFlow's that it raised."""
+        try:
+            # In a loop over models it is called too seldom for TensorFlow's count of traces.
+            with unheard_traces():
+                logs = self._baseline(feeding)
+                wait_for(logs)
+        except tf.errors.OpError as error:
+            return None, error
+        return logs, None
+
+    def _start_fallback(self, saved: FirstStepFallback, report: Report) -> None:
+        """Goes on with the only step that runs; nothing can be compared."""
+        with self._course.own_work():
+            saved.restore(self._model)
+            self._course.announcer.announce(report)
+            self._course.start_given(report.plan)
+
+    def _decided_step(self, iterator: tf.data.Iterator) -> Any:
+        """Decides, and makes the first step under the choice.
+
+        What that takes longer than a step is what tuning cost. It is told when it is known.
+        """
+        course = self._course
+        start = course.clock()
+        with course.announcer.held_back():
+            course.decide()
+            logs = self._dispatch(iterator)
+            if course.announcer.report is not None:
+                wait_for(logs)
+                usual = course.observed.usual_seconds
+                waited = course.clock() - start - usual + course.waiting.taken()
+                course.announcer.set_tuning_seconds(waited)
+        return logs

@@ -1,0 +1,153 @@
+"""What the first steps of a fit show: batches and their sizes, times, what is to come."""
+
+import collections
+from typing import Any
+
+import keras
+
+from tfaccel.autotune.report import Report
+from tfaccel.autotune.search import baseline_trial, expected_trace_seconds
+from tfaccel.compat import keras_private
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload, shapes, sizes_vary
+from tfaccel.fit.progress import Progress
+from tfaccel.steps.compiled_step import StepFunction
+from tfaccel.steps.logs import not_finite
+from tfaccel.steps.remembered import Memory
+from tfaccel.steps.replay import feed, kept, pull
+from tfaccel.steps.worker_agreement import WorkerAgreement
+
+# Batches kept at most, whatever steps_per_execution is.
+_KEPT_BATCHES = 8
+
+
+class Observed:
+    """The facts of one fit, as far as its steps have shown them.
+
+    Args:
+        model: whose fit it is.
+        baseline: the original step.
+        memory: what earlier fits of the compiled model left.
+        progress: of the fit.
+        agreement: of the processes that train together.
+        callbacks: those of the fit; None where they can't be seen.
+
+    Attributes:
+        element_spec: the iterator's; None before the first step.
+        seconds: of each timed step.
+        steps_to_come: as the processes agreed last; None where unknown.
+        not_finite: the names of logs that were not finite under the original step.
+        many_sizes: whether the training has shown that batches come in many sizes.
+        callbacks: as given.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        baseline: StepFunction,
+        memory: Memory,
+        progress: Progress,
+        agreement: WorkerAgreement,
+        callbacks: tuple[keras.callbacks.Callback, ...] | None,
+    ):
+        self.element_spec: Any = None
+        self.seconds: list[float] = []
+        self.steps_to_come: int | None = None
+        self.not_finite: frozenset[str] = frozenset()
+        self.many_sizes = False
+        self.callbacks = callbacks
+        self._model = model
+        self._traces = keras_private.trace_counter(baseline)
+        self._traces_before = 0
+        self._trace_seconds = memory.trace_seconds  # unless the first step shows it
+        self._progress = progress
+        self._agreement = agreement
+        self._batches: list[Any] = []
+        self._sizes: list[Any] = []  # of all batches that were looked at
+        self._taken: collections.deque[tuple[Any, ...]] = collections.deque()  # to be fed
+
+    @property
+    def usual_seconds(self) -> float:
+        """What a step takes once traced; 0.0 before that is known."""
+        return min(self.seconds[1:], default=0.0)
+
+    @property
+    def holds_data(self) -> bool:
+        """Whether any batch is kept."""
+        return bool(self._batches or self._taken)
+
+    @property
+    def has_taken(self) -> bool:
+        """Whether batches were taken out of the iterator that are still to be fed."""
+        return bool(self._taken)
+
+    def agree_on_steps_to_come(self) -> int | None:
+        """The chief's count, as workers may have fewer batches. All must ask together."""
+        self.steps_to_come = self._agreement.same(self._progress.steps_to_come)
+        return self.steps_to_come
+
+    def workload(self) -> Workload:
+        """What is known of the training by now. No process need wait for another."""
+        alike = [b for b in self._batches if shapes(b) == shapes(self._batches[0])]
+        return Workload(
+            model=self._model,
+            batches=tuple(alike),
+            element_spec=self.element_spec,
+            steps_to_come=self.steps_to_come,
+            first_step_seconds=self.seconds[0] if self.seconds else 0.0,
+            trace_seconds=self._trace_seconds,
+            step_seconds=self.usual_seconds,
+            callbacks=self.callbacks,
+            sizes_vary=self.many_sizes or sizes_vary(self._sizes),
+        )
+
+    def untried(self, note: str) -> Report:
+        """The report of a training that stays as it is before anything was tried."""
+        trials = (baseline_trial(self.workload()),) if self.seconds else ()
+        return Report(trials=trials, plan=Plan(), note=note)
+
+    def pull(self, iterator: Any, calls: int = 1) -> tuple[Any, ...]:
+        """Takes the batches of the next calls out, and notes their sizes.
+
+        Raises:
+            StopIteration: there are none.
+        """
+        batches = pull(iterator, calls * self._model.steps_per_execution)
+        self._sizes.extend(map(shapes, batches))
+        return batches
+
+    def take(self, iterator: Any, calls: int) -> None:
+        """Takes the batches of the next calls out, to look at them; each is fed in its turn."""
+        batches, stride = self.pull(iterator, calls), self._model.steps_per_execution
+        self._batches.extend(batches)
+        self._taken.extend(batches[i : i + stride] for i in range(0, len(batches), stride))
+
+    def fed(self, iterator: Any) -> Any:
+        """The iterator of the next call: over batches that were taken out, while there are any."""
+        return self.feed(self._taken.popleft(), iterator) if self._taken else iterator
+
+    def feed(self, batches: tuple[Any, ...], like: Any) -> Any:
+        """An iterator over batches that the step can't tell from the one they came from."""
+        return feed(batches, like, self._model.distribute_strategy)
+
+    def replay(self) -> Any:
+        """An iterator over the kept batches, like the one that the step runs on."""
+        workload = self.workload()
+        return iter(kept(workload.batches, self.element_spec, workload.strategy))
+
+    def begin_step(self) -> None:
+        """A step is about to run and to be timed."""
+        self._traces_before = self._traces()
+
+    def end_step(self, seconds: float, logs: Any, batches: tuple[Any, ...]) -> None:
+        """A step of the original ran."""
+        self.seconds.append(seconds)
+        self.not_finite |= not_finite(logs)
+        if len(self.seconds) == 1 and 0 < self._traces_before == self._traces():
+            self._trace_seconds = self._trace_seconds or expected_trace_seconds(self._model)
+        if len(self._batches) < _KEPT_BATCHES:
+            self._batches.extend(batches)
+
+    def forget_batches(self) -> None:
+        """Keeps no data any longer, but what is still to be fed."""
+        self._batches.clear()

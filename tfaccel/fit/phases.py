@@ -1,0 +1,101 @@
+"""The phases of an accelerated fit, and which may follow which."""
+
+import enum
+from collections.abc import Mapping
+
+# Whether an illegal transition is raised in a training, too, as tests want it. Otherwise the
+# training goes on with the original step, and a notice says so.
+RAISES = False
+
+
+class Phase(enum.Enum):
+    """Where a fit is on its way; `FitSession` has the step that runs in each.
+
+    Attributes:
+        OBSERVE: the original step runs, timed, and its batches are kept.
+        AWAIT_LENGTH: the original step runs until an epoch has shown its length.
+        PREDICT: no step runs. The cache, what candidates cost and what the rest of the training
+            can pay for tell which of the following phases pays.
+        CHECK: no step runs. One candidate is compared with the original step on kept batches.
+        RACE: no step runs. Candidates are timed in turns with the original step on kept
+            batches, and compared with it.
+        RUN: the step of the chosen plan runs, guarded.
+        STAY: the original step runs, and its function is given back.
+    """
+
+    OBSERVE = "observe"
+    AWAIT_LENGTH = "await length"
+    PREDICT = "predict"
+    CHECK = "check"
+    RACE = "race"
+    RUN = "run"
+    STAY = "stay"
+
+
+# From a phase to those that may follow, and when they do. STAY is for good.
+TRANSITIONS: Mapping[Phase, Mapping[Phase, str]] = {
+    Phase.OBSERVE: {
+        Phase.PREDICT: "a step's time, its trace's time and kept batches are there",
+        Phase.RUN: "a plan is given, or was chosen in an earlier fit of this model, or the "
+        "original step can't run and a plan can",
+        Phase.STAY: "the training can't be accelerated, or has too few steps",
+    },
+    Phase.AWAIT_LENGTH: {
+        Phase.PREDICT: "an epoch has shown its length",
+        Phase.STAY: "the fit ended in its first epoch",
+    },
+    Phase.PREDICT: {
+        Phase.AWAIT_LENGTH: "what pays depends on a length that the first epoch will show",
+        Phase.CHECK: "the cache has a plan, which this process has not traced",
+        Phase.RACE: "trials are expected to pay",
+        Phase.RUN: "the cache has a plan whose step an earlier fit has traced",
+        Phase.STAY: "nothing is expected to pay, or no step can be repeated",
+    },
+    Phase.CHECK: {
+        Phase.PREDICT: "the plan does not serve here; others may",
+        Phase.RUN: "the plan is faithful and faster",
+        Phase.STAY: "the comparison failed",
+    },
+    Phase.RACE: {
+        Phase.RUN: "a plan won",
+        Phase.STAY: "no plan won",
+    },
+    Phase.RUN: {
+        Phase.RUN: "the given plan goes on without what would be compiled for ever more sizes",
+        Phase.STAY: "the plan failed, or none of it can serve",
+    },
+    Phase.STAY: {},
+}
+
+
+class IllegalTransitionError(RuntimeError):
+    """A phase was to follow another that it may not follow."""
+
+
+class Phases:
+    """The phase that a fit is in, and how it came there.
+
+    Attributes:
+        path: all phases so far, the present one last.
+    """
+
+    def __init__(self) -> None:
+        self.path = [Phase.OBSERVE]
+
+    @property
+    def now(self) -> Phase:
+        """The present phase."""
+        return self.path[-1]
+
+    def enter(self, phase: Phase) -> None:
+        """Goes on to another phase.
+
+        Raises:
+            IllegalTransitionError: that phase may not follow the present one.
+        """
+        if phase not in TRANSITIONS[self.now]:
+            raise IllegalTransitionError(
+                f"Phase {phase.name} may not follow {self.now.name}; "
+                f"these may: {', '.join(item.name for item in TRANSITIONS[self.now]) or 'none'}."
+            )
+        self.path.append(phase)

@@ -1,0 +1,152 @@
+"""The plan that a fit runs: its guarded step, its validation, and what it leaves behind."""
+
+import dataclasses
+from collections.abc import Callable
+
+from tfaccel.autotune.explicit_plan import prepared
+from tfaccel.autotune.options import Options
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.fit.guarded_step import GuardedStep
+from tfaccel.fit.observed import Observed
+from tfaccel.fit.progress import Progress
+from tfaccel.fit.step_dispatcher import StepDispatcher
+from tfaccel.fit.validation import Validation, serves_validation
+from tfaccel.measure.timing import Clock
+from tfaccel.steps.compiled_step import BuiltStep
+from tfaccel.steps.remembered import Memory, TracedStep
+from tfaccel.steps.snapshot import build_used_optimizer
+from tfaccel.steps.worker_agreement import WorkerAgreement
+
+
+@dataclasses.dataclass(kw_only=True)
+class PlanRun:
+    """Starts plans, one at a time, and takes them back.
+
+    Attributes:
+        settings: what the user asked for.
+        observed: what the steps have shown.
+        memory: what fits of the compiled model leave to each other.
+        progress: of the fit.
+        dispatcher: in whose place the step runs.
+        clock: seconds, the same in all processes.
+        agreement: of the processes that train together.
+        on_abandon: told why a plan can't go on, when its last good state is back.
+        on_many_sizes: called where a plan that the user gave compiles for ever more sizes.
+        on_wait: told the seconds that validation cost once.
+        plan: what runs; `Plan()` for the original step.
+        step: the guarded step; None where no plan runs.
+        validation: what stands in for the test function; None where it is left alone.
+    """
+
+    settings: Options
+    observed: Observed
+    memory: Memory
+    progress: Progress
+    dispatcher: StepDispatcher
+    clock: Clock
+    agreement: WorkerAgreement
+    on_abandon: Callable[[str], None]
+    on_many_sizes: Callable[[], None]
+    on_wait: Callable[[float], None]
+    plan: Plan = dataclasses.field(default_factory=Plan, init=False)
+    step: GuardedStep | None = dataclasses.field(default=None, init=False)
+    validation: Validation | None = dataclasses.field(default=None, init=False)
+    _workload: Workload | None = dataclasses.field(default=None, init=False)
+
+    @property
+    def workload(self) -> Workload | None:
+        """What the plan was started for, without batches; None before."""
+        return self._workload
+
+    def start(
+        self, plan: Plan, workload: Workload, traced: BuiltStep | None, hoped_gain: float
+    ) -> bool:
+        """From now on this plan runs; False where nothing is left of it that could.
+
+        Args:
+            plan: whose passes all serve.
+            workload: with kept batches, where there are any.
+            traced: its step, if trials or another fit have traced it.
+            hoped_gain: how much faster than the original it is taken to be in validation.
+        """
+        if traced is None:
+            traced = self._remembered(plan, workload)
+        if traced is None:
+            deadline = self.clock() + self.settings.budget.max_seconds
+            plan = prepared(plan, workload, self.clock, deadline)
+            if plan.is_baseline:
+                return False
+        if traced is not None and traced.held is not None and workload.batches:
+            traced.held.widen(workload.batches[0])
+        self.observed.forget_batches()
+        workload = dataclasses.replace(workload, batches=())  # no data is held any longer
+        build_used_optimizer(workload.model)
+        step = self._guarded(plan, workload, traced)
+        self.plan, self.step, self._workload = plan, step, workload
+        self.dispatcher.plan, self.dispatcher.built = plan, step.function
+        if serves_validation(plan, workload):
+            self._accelerate_validation(workload, hoped_gain)
+        return True
+
+    def _remembered(self, plan: Plan, workload: Workload) -> BuiltStep | None:
+        """The step that an earlier fit has traced; what its passes found is on the workload."""
+        known = self.memory.step(plan, self.observed.element_spec)
+        if known is None:
+            return None
+        workload.prepared.update(known.prepared)
+        return known.built
+
+    def _guarded(self, plan: Plan, workload: Workload, traced: BuiltStep | None) -> GuardedStep:
+        return GuardedStep(
+            workload,
+            plan,
+            traced,
+            self.dispatcher.own,
+            self.clock,
+            self.settings.guard,
+            self.on_abandon,
+            self.agreement,
+            lambda: self.progress.room,
+            self.observed.not_finite,
+            None if self.settings.plan is None else self.on_many_sizes,
+        )
+
+    def _accelerate_validation(self, workload: Workload, gain: float) -> None:
+        tolerance, clock = self.settings.tolerance, self.clock
+        self.validation = Validation(workload, self.plan, gain, tolerance, clock, self.on_wait)
+        self.validation.install()
+
+    def begin_epoch(self) -> None:
+        """An epoch begins."""
+        if self.step is not None:
+            self.step.begin_epoch()
+
+    def begin_validation(self) -> None:
+        """A validation begins."""
+        if self.validation is not None:
+            self.validation.begin(self.progress.epochs_left)
+
+    def end_validation(self) -> None:
+        """The test function is the user's own again."""
+        if self.validation is not None:
+            self.validation.remove()
+
+    def drop(self) -> None:
+        """The plan runs no longer, and is not used again if it failed."""
+        self.end_validation()
+        self.plan, self.step, self.validation = Plan(), None, None
+
+    def forget_failed(self) -> None:
+        """The plan failed: no later fit goes on with its step."""
+        self.memory.drop(self.plan, self.observed.element_spec)
+
+    def finish(self) -> None:
+        """The fit has ended: its step stays for the next, but no copy of its state."""
+        step, workload = self.step, self._workload
+        if step is None or workload is None:
+            return
+        if step.has_run:
+            spec = self.observed.element_spec
+            self.memory.keep(TracedStep(self.plan, spec, step.function, workload.prepared))
+        step.release()
