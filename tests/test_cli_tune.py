@@ -14,6 +14,7 @@ from clocks import FakeClock
 from command_line import call
 
 import tfaccel
+from tfaccel.autotune import tune_and_cache as choosing
 from tfaccel.autotune.offline import offline_trials
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import Outcome, Trial
@@ -85,7 +86,7 @@ def won(monkeypatch):
         Trial(FUSED, Outcome.FASTER, "", 1.0, 0.1, Speedup(2.0, 1.9, 2.1, 6)),
     )
     report = Report(trials, FUSED, Speedup(2.0, 1.9, 2.1, 6), 3.0)
-    monkeypatch.setattr(command, "tune_workload", lambda *arguments: report)
+    monkeypatch.setattr(choosing, "tune_workload", lambda *arguments: report)
     return report
 
 
@@ -171,7 +172,7 @@ def test_a_plan_that_can_not_be_written_in_the_end_is_not_lost(folder, won, monk
     ],
 )
 def test_wrong_words(folder, words, message, monkeypatch):
-    monkeypatch.setattr(command, "tune_workload", no_tuning)
+    monkeypatch.setattr(choosing, "tune_workload", no_tuning)
     with pytest.raises(UsageError, match=message):
         tune(folder, *(word.format(folder=folder) for word in words))
 

@@ -95,7 +95,7 @@ def test_the_clock_decides(clock, monkeypatch):
     model, x = image_model(), numbers(8, 8, 3)
     clock.step = 0.01
     timed = functools.partial(accelerating.make_options, clock=clock)
-    monkeypatch.setattr(accelerating, "make_settings", timed)
+    monkeypatch.setattr(accelerating, "make_options", timed)
     fast = accelerate(model, x, includes=PLAN)
     assert fast.plan.is_baseline
     assert "model's own function, unchanged" in fast.report.summary()
@@ -376,6 +376,13 @@ def test_what_wins_is_remembered(tmp_path, winning):
     assert_alike(first.predict(numbers(4), verbose=0), second.predict(numbers(4), verbose=0))
     other = accelerate(fresh(), numbers(4)[:3], **arguments)
     assert "cache" not in other.report.note
+
+
+def test_a_search_that_ran_out_of_time_is_not_remembered(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    found = accelerate(model, numbers(4), cache_dir=tmp_path, max_tuning_seconds=0, verbose=0)
+    assert not found.report.complete
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_remembered_is_compared_again(tmp_path, winning):

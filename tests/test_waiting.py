@@ -125,7 +125,7 @@ def test_the_trace_of_a_plan_from_the_cache_counts(clock, slow, wins, tmp_path):
     slow.clear()
     report = fit(clock, cache_dir=tmp_path)
     assert report.cached and report.plan.names == ("idle_here",)
-    assert report.tuning_seconds == 2.0 + 3 * 1.0
+    assert report.tuning_seconds == 7.0 + 2.0 + 3 * 1.0  # it was compared on a bench
 
 
 @pytest.mark.parametrize("won", [True, False])

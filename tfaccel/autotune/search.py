@@ -309,6 +309,7 @@ class _Search:
         """Tries a plan; whether it is the new best."""
         trial = self.bench.try_plan(plan, self.deadline - self._confirming_seconds(plan))
         self.note(trial)
+        self.complete = self.complete and trial.outcome is not Outcome.UNDECIDED
         if trial.outcome is not Outcome.FASTER or not _better(trial, self.best):
             self.bench.forget(plan)
             return False

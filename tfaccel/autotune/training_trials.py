@@ -130,12 +130,12 @@ class TrainingTrials(TrialRunner):
         tolerance = numerics.as_tolerance(self._tolerance, dtype)
         if self._tolerance is None and dtype in SIXTEEN_BITS and rounded is None:
             tolerance = numerics.NOTICED  # the untouched step is no more exact than the plan
-        drift = self._agreement.same(numerics.compare(self._reference, seen))
+        drift = self.agreement.same(numerics.compare(self._reference, seen))
         violation = drift.violation(tolerance)
         if violation is None or self._tolerance is not None:
             return drift, violation
         yardsticks = Yardsticks(self._near(rounded), self._other, dtype)
-        broken = self._agreement.same(
+        broken = self.agreement.same(
             faithfulness.violation(self._reference, seen, tolerance, yardsticks)
         )
         if broken is None:

@@ -49,6 +49,7 @@ class Outcome(enum.Enum):
     REFUSED = "refused"
     FAILED = "failed"
     STOPPED = "stopped"
+    UNDECIDED = "undecided"  # for want of time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ class TrialRunner(abc.ABC):
     def __init__(self, workload: Workload, clock: Clock, agreement: WorkerAgreement | None = None):
         self.workload = workload
         self.clock = clock
-        self._agreement = agreement or WorkerAgreement()
+        self.agreement = agreement or WorkerAgreement()
         self._snapshot = Snapshot.of(workload)
         self._functions: dict[Plan, Any] = {}
         self._unheard = contextlib.ExitStack()
@@ -199,8 +200,8 @@ class TrialRunner(abc.ABC):
 
     def _agreed(self, trial: Trial) -> Trial:
         """The trial as all processes take it: the chief's, failed if it failed anywhere."""
-        failed = self._agreement.any(trial.outcome is Outcome.FAILED)
-        trial = self._agreement.same(trial)
+        failed = self.agreement.any(trial.outcome is Outcome.FAILED)
+        trial = self.agreement.same(trial)
         if failed and trial.outcome is not Outcome.FAILED:
             return dataclasses.replace(
                 trial, outcome=Outcome.FAILED, reason="it failed on another worker"
@@ -224,7 +225,7 @@ class TrialRunner(abc.ABC):
                 return trial
             if self.clock() + self._judging_seconds(trial) > deadline:
                 reason = "faster, but there was no time left to compare it"
-                return dataclasses.replace(trial, outcome=Outcome.STOPPED, reason=reason)
+                return dataclasses.replace(trial, outcome=Outcome.UNDECIDED, reason=reason)
             return self._judged(trial)
         except Exception as error:
             reason = error_line(error)
@@ -261,7 +262,7 @@ class TrialRunner(abc.ABC):
         except Exception as error:
             failure = error
         # A worker that ran the step would wait for the others for good.
-        if self._agreement.any(failure is not None):
+        if self.agreement.any(failure is not None):
             raise failure or RuntimeError("it could not be built on another worker")
         return self._first(plan)
 
@@ -307,7 +308,7 @@ class TrialRunner(abc.ABC):
         baseline_seconds, seconds = self._pairs(plan, deadline, step_seconds=first)
         if len(seconds) < timing.FEWEST:
             reason = "there was no time left to measure it"
-            return Trial(plan, Outcome.STOPPED, reason, compile_seconds, first)
+            return Trial(plan, Outcome.UNDECIDED, reason, compile_seconds, first)
         gain = timing.speedup(baseline_seconds, seconds)
         faster = gain.low > 1.0 and gain.median >= WORTHWHILE
         reason = "" if faster else _why_not(gain)

@@ -13,16 +13,16 @@ from tfaccel.autotune.eligibility import ineligibility, too_short
 from tfaccel.autotune.explicit_plan import prepared, served
 from tfaccel.autotune.fallback_plan import fallback, fallbacks
 from tfaccel.autotune.options import COLLECTED_STEPS, Options
-from tfaccel.autotune.plan_cache import is_watched, workload_key
+from tfaccel.autotune.plan_cache import is_watched
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.search import (
     baseline_trial,
     cheapest_trial_seconds,
     expected_trace_seconds,
-    tune_workload,
 )
 from tfaccel.autotune.training_trials import TrainingTrials
 from tfaccel.autotune.trial import Outcome, error_line
+from tfaccel.autotune.tune_and_cache import known_report, tune_and_cache
 from tfaccel.compat import keras_private
 from tfaccel.core.compiled_sizes import MOST_SIZES
 from tfaccel.core.plan import Pass, Plan
@@ -412,12 +412,7 @@ class Session:
     def _choose(self) -> None:
         """The cache's plan, or a trial of plans, or neither where nothing would pay."""
         workload, settings = self.workload(), self.settings
-        key = (
-            workload_key(workload, settings.considered, settings.tolerance)
-            if settings.cache
-            else ""
-        )
-        known = self._agreement.same(settings.cache.load(key) if settings.cache else None)
+        known = known_report(workload, settings, self._agreement)
         if known is not None and self._use_cached(known, workload):
             return
         seconds = settings.budget.seconds(workload)
@@ -443,14 +438,9 @@ class Session:
         if self._cannot_repeat(workload):
             return
         self._on_tuning(seconds)
+        note = unrestorable(self.baseline, self._replay(workload))
         with self._bench(workload) as bench:
-            report = tune_workload(
-                workload, bench, settings.names, seconds, reserve=settings.reserve
-            )
-        report = report.with_note(unrestorable(self.baseline, self._replay(workload)))
-        worth_keeping = report.complete or not report.plan.is_baseline
-        if settings.cache and worth_keeping and self._agreement.is_chief:
-            settings.cache.save(key, report)
+            report = tune_and_cache(bench, settings, note=note)
         self._accept(report, workload, bench)
 
     def _await_length(self, iterator: tf.data.Iterator) -> Any:
