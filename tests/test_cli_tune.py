@@ -17,12 +17,13 @@ import tfaccel
 from tfaccel.autotune import tune_and_cache as choosing
 from tfaccel.autotune.offline import offline_trials
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.autotune.trial import Trial
 from tfaccel.cli import tune as command
 from tfaccel.cli._command import UsageError
 from tfaccel.cli.inputs.feeds import file_feed
 from tfaccel.cli.inputs.models import Chosen
 from tfaccel.core.plan import Plan
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
 from tfaccel.passes import FusedOptimizer
 

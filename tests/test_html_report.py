@@ -10,10 +10,11 @@ import pytest
 from absl import flags
 
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.autotune.trial import Trial
 from tfaccel.cli._command import UsageError
 from tfaccel.cli.report import COMMAND
 from tfaccel.core.plan import Plan
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup, median_interval
 from tfaccel.passes import XLA, FusedNorm
 from tfaccel.profiling.html import facts, key_figures, verdict

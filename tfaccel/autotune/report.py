@@ -7,9 +7,10 @@ from typing import Any
 import rich.console
 from rich.markup import escape
 
-from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.autotune.trial import Trial
 from tfaccel.core.plan import Plan
 from tfaccel.measure.numerics import Drift
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.tables import markdown_table, terminal_table
 from tfaccel.measure.timing import Speedup
 from tfaccel.system import notices

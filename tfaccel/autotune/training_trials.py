@@ -8,11 +8,12 @@ from typing import Any
 from tfaccel.autotune import faithfulness
 from tfaccel.autotune.faithfulness import Yardsticks
 from tfaccel.autotune.step_recorder import StepRecorder
-from tfaccel.autotune.trial import Outcome, Trial, TrialRunner, coarsest_dtype, rounded_dtype
+from tfaccel.autotune.trial import Trial, TrialRunner, coarsest_dtype, rounded_dtype
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
 from tfaccel.measure import numerics
 from tfaccel.measure.numerics import SIXTEEN_BITS, Drift, Observation, Tolerance
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Clock
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction, build_step
 from tfaccel.steps.replay import kept

@@ -6,7 +6,8 @@ import json
 import rich.console
 from rich.markup import escape
 
-from tfaccel.batch_size.search import SizeTrial, Verdict
+from tfaccel.batch_size.search import SizeTrial
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.tables import markdown_table, terminal_table
 
 SCHEMA = 1
@@ -33,7 +34,7 @@ class BatchSizeReport:
     @property
     def largest(self) -> int:
         """The largest batch size that fits; 0 where none does."""
-        fits = (t.batch_size for t in self.trials if t.verdict is Verdict.FITS)
+        fits = (t.batch_size for t in self.trials if t.verdict is Outcome.FITS)
         return max(fits, default=0)
 
     @property
@@ -82,7 +83,7 @@ class BatchSizeReport:
             if data["schema"] != SCHEMA:
                 raise ValueError(f"schema must be {SCHEMA}. Received: {data['schema']!r}")
             trials = tuple(
-                SizeTrial(**trial | {"verdict": Verdict(trial["verdict"])})
+                SizeTrial(**trial | {"verdict": Outcome(trial["verdict"])})
                 for trial in data["trials"]
             )
             return cls(trials, data["headroom"], data["limited_by"], data["memory_limit_bytes"])

@@ -21,7 +21,7 @@ from tfaccel.autotune.search import (
     expected_trace_seconds,
 )
 from tfaccel.autotune.training_trials import TrainingTrials
-from tfaccel.autotune.trial import Outcome, error_line
+from tfaccel.autotune.trial import error_line
 from tfaccel.autotune.tune_and_cache import known_report, tune_and_cache
 from tfaccel.compat import keras_private
 from tfaccel.core.compiled_sizes import MOST_SIZES
@@ -32,6 +32,7 @@ from tfaccel.fit.progress import Progress
 from tfaccel.fit.step_dispatcher import StepDispatcher
 from tfaccel.fit.validation import Validation, serves_validation
 from tfaccel.fit.waiting import Waiting
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import wait_for
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction, unheard_traces
 from tfaccel.steps.logs import not_finite

@@ -14,7 +14,6 @@ from tfaccel.autotune.fallback_plan import fallback, fallbacks
 from tfaccel.autotune.options import Options, make_options
 from tfaccel.autotune.report import Report, show
 from tfaccel.autotune.search import baseline_trial, one_plan
-from tfaccel.autotune.trial import Outcome
 from tfaccel.autotune.tune_and_cache import known_report, tune_and_cache
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Pass, Plan
@@ -25,6 +24,7 @@ from tfaccel.inference.predict_function import PredictFunction, own_function
 from tfaccel.inference.sample import first_batch, spec_of
 from tfaccel.inference.trials import PredictionTrials
 from tfaccel.measure.numerics import Tolerance
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Clock, timed
 from tfaccel.steps.snapshot import Snapshot
 

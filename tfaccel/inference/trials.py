@@ -11,13 +11,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.autotune.perturb import round_otherwise
-from tfaccel.autotune.trial import Outcome, Trial, TrialRunner, coarsest_dtype
+from tfaccel.autotune.trial import Trial, TrialRunner, coarsest_dtype
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
 from tfaccel.inference.predict_function import PredictFunction
 from tfaccel.inference.sample import changed
 from tfaccel.measure import numerics
 from tfaccel.measure.numerics import Drift, Tolerance
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Clock
 
 Outputs = dict[str, np.ndarray]

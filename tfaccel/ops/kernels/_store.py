@@ -19,7 +19,7 @@ from tfaccel.system.cache_dir import default_directory, replace_text
 from tfaccel.system.device import current_device
 from tfaccel.version import __version__
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Store:

@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from typing import TypeVar
 
-from tfaccel.measure.timing import LOOKS, median_interval
+from tfaccel.measure.racing import LOOKS
+from tfaccel.measure.timing import median_interval
 from tfaccel.profiling.html.outcome import facts
 from tfaccel.profiling.html.plots import Chart, Line, line_chart
 from tfaccel.profiling.html.tags import beside, section, table, tag
