@@ -76,7 +76,7 @@ def test_a_real_tuning(folder, capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "fused_optimizer: " in shown.err
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob(".*.tmp"))
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_a_plan_that_can_not_be_written_in_the_end_is_not_lost(folder, won, monk
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(command.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     found = tune(folder)
     assert found.exit_code == 1
     assert "plan.json could not be written (No space left on device). It was: {" in found.notes[-1]

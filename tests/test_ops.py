@@ -256,9 +256,9 @@ def registered(op, name, fn, **arguments):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"strides": 0}, ValueError, "`strides` must be a positive int. Received: 0"),
+        ({"strides": 0}, ValueError, "`strides` must be a positive whole number. Received: 0"),
         ({"strides": (1, 2, 3)}, ValueError, "`strides` must be an int or 2 of them"),
-        ({"dilation_rate": 1.5}, ValueError, "`dilation_rate` must be a positive int"),
+        ({"dilation_rate": 1.5}, ValueError, "`dilation_rate` must be a positive whole number"),
         ({"padding": "causal"}, ValueError, "\"causal\" for conv1d only.*Received: 'causal'"),
         ({"padding": 3}, ValueError, "`padding` must be"),
         ({"groups": 3}, ValueError, "must be channels / groups.*4 channels, 3 groups"),

@@ -14,6 +14,7 @@ from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.tables import markdown_table, terminal_table
 from tfaccel.measure.timing import Speedup
 from tfaccel.system import notices
+from tfaccel.system.json_files import parsed
 
 SCHEMA = 1
 # Lines of findings on a terminal; a deep net has one a layer.
@@ -99,10 +100,7 @@ class Report:
         Raises:
             ValueError: the text is no report, or of another schema.
         """
-        try:
-            data = json.loads(text)
-            if data["schema"] != SCHEMA:
-                raise ValueError(f"schema must be {SCHEMA}. Received: {data['schema']!r}")
+        with parsed(text, SCHEMA, "a tfaccel report") as data:
             return cls(
                 trials=tuple(_trial_from_dict(trial) for trial in data["trials"]),
                 plan=Plan.from_json(json.dumps(data["plan"])),
@@ -113,8 +111,6 @@ class Report:
                 predicts=bool(data.get("predicts", False)),
                 cached=bool(data.get("cached", False)),
             )
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"This is not a tfaccel report: {error!r}") from error
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table's cells: plan, step, speedup, drift, compile, verdict; of what was tried."""

@@ -1,7 +1,6 @@
 """What max_batch_size found."""
 
 import dataclasses
-import json
 
 import rich.console
 from rich.markup import escape
@@ -9,6 +8,7 @@ from rich.markup import escape
 from tfaccel.batch_size.search import SizeTrial
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.tables import markdown_table, terminal_table
+from tfaccel.system.json_files import parsed, to_text
 
 SCHEMA = 1
 _HEADINGS = ("batch size", "memory", "step", "outcome")
@@ -69,7 +69,7 @@ class BatchSizeReport:
         ]
         derived = {"batch_size": self.batch_size, "largest": self.largest}
         fields = dataclasses.asdict(self) | {"trials": trials}
-        return json.dumps({"schema": SCHEMA} | derived | fields, indent=2)
+        return to_text(SCHEMA, derived | fields)
 
     @classmethod
     def from_json(cls, text: str) -> "BatchSizeReport":
@@ -78,17 +78,12 @@ class BatchSizeReport:
         Raises:
             ValueError: the text is no such report, or of another schema.
         """
-        try:
-            data = json.loads(text)
-            if data["schema"] != SCHEMA:
-                raise ValueError(f"schema must be {SCHEMA}. Received: {data['schema']!r}")
+        with parsed(text, SCHEMA, "a report of max_batch_size") as data:
             trials = tuple(
                 SizeTrial(**trial | {"verdict": Outcome(trial["verdict"])})
                 for trial in data["trials"]
             )
             return cls(trials, data["headroom"], data["limited_by"], data["memory_limit_bytes"])
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"This is not a report of max_batch_size: {error!r}") from error
 
     def to_markdown(self) -> str:
         """The table and the summary as Markdown."""

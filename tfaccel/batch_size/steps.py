@@ -22,6 +22,7 @@ from tfaccel.measure.timing import Clock, timed
 from tfaccel.steps.compiled_step import BuiltStep, build_step
 from tfaccel.steps.snapshot import Snapshot, build_optimizer
 from tfaccel.system import notices
+from tfaccel.system.arguments import positive
 from tfaccel.system.memory import Meter, is_out_of_memory, meter_for
 
 # The share of the host's free memory that steps on a CPU may take: one step may take
@@ -104,8 +105,7 @@ def _check(
     if stopped := ineligibility(model):
         raise ValueError(f"`model` must have a compiled step of Keras's, on one device. {stopped}")
     for name, value in (("start", start), ("limit", limit)):
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be a whole number above 0. Received: {value!r}")
+        positive(name, value)
     if start > limit:
         raise ValueError(f"`start` must not be above `limit` ({limit}). Received: {start}")
     if not 0 < headroom <= 1:

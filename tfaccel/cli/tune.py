@@ -20,6 +20,7 @@ from tfaccel.cli._command import Command, UsageError
 from tfaccel.cli._progress import Progress, progress
 from tfaccel.cli.inputs.feeds import define_feed_flags, file_feed
 from tfaccel.cli.inputs.models import Chosen, define_model_flags, first_line, load_model, only_model
+from tfaccel.system.json_files import replace_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +130,8 @@ def _writable(flag: str, name: str) -> pathlib.Path:
 
 def _write(path: pathlib.Path, text: str) -> tuple[bool, str]:
     """Writes a file whole or not at all; what went wrong must not cost the result."""
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        replace_text(path, text + "\n")
     except OSError as error:
         return False, f"{path} could not be written ({error.strerror or error}). It was: {text}"
     return True, f"Written: {path}"
