@@ -255,7 +255,7 @@ def test_cells():
     )
     assert full.cells() == (
         *("GPU", "fused_norm", "12.3 [12.0, 130]", "2602", "1.50x [1.40, 1.62]", "2.0"),
-        *("3.0e-04", "1.5 GiB", "chosen"),
+        *("3.0e-04", "1.50 GiB", "chosen"),
     )
     refused = BenchRow("CPU", "xla", "refused", "layer 'x' [is] in the way")
     assert refused.cells() == ("CPU", "xla", "", "", "", "", "", "", "refused")

@@ -154,7 +154,7 @@ def test_it_says_what_it_is_bound_by(clock):
     timings = made.account.timings
     assert timings.parts == {"read": 0.0, "map": 4.0, "batch": 0.0}
     assert timings.bound_by == "map"
-    assert "bound by `map` (4e+03 ms in one thread)" in made.account.summary()
+    assert "bound by `map` (4,000 ms in one thread)" in made.account.summary()
     # On this clock the cache gains all; what threads work ahead of it is chance.
     assert made.account.layout.cached is True
     before = clock.now

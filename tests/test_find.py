@@ -189,7 +189,7 @@ def test_a_ranking_travels_and_prints():
     assert Ranking.from_dict(json.loads(json.dumps(ranking.to_dict()))) == ranking
     text = ranking.to_markdown()
     assert text.startswith("matmul 4x3 * 3x2, float32: forward")
-    assert "| xla | 1 ms | 2.00x [1.90-2.10] | 1e-07 | faster |  |" in text
+    assert "| xla | 1.00 ms | 2.00x [1.90-2.10] | 1e-07 | faster |  |" in text
     # Fewer bits only where they were asked for.
     assert ranking.best().kernel == "xla"
     assert ranking.best(reduced=True).kernel == "in_bfloat16"

@@ -107,7 +107,7 @@ def test_the_report_survives_json():
 
 def test_the_report_says_what_was_found():
     text = report().to_markdown()
-    assert "| 1 | 3 MiB | 12.3 ms | fits |" in text
+    assert "| 1 | 3.00 MiB | 12.3 ms | fits |" in text
     assert "| 4 |  |  | out of memory |" in text
     assert "A batch of 2 is the largest that fits; 1 leaves 25%" in text
     console = rich.console.Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115

@@ -423,7 +423,7 @@ def test_what_else_is_refused():
     item, model = StepBatching(), make_model()
     assert item.unsupported(Workload(model)) is None
     assert item.unsupported(Workload(model, step_seconds=0.001)) is None
-    assert "a step takes 40 ms" in str(item.unsupported(Workload(model, step_seconds=0.04)))
+    assert "a step takes 40.0 ms" in str(item.unsupported(Workload(model, step_seconds=0.04)))
     assert "can't be seen" in str(item.unsupported(Workload(model, callbacks=None)))
     allowed = StepBatching(allow_batch_hooks=True)
     assert allowed.unsupported(Workload(model, callbacks=(Watching(),))) is None

@@ -13,6 +13,7 @@ from tfaccel.measure.numerics import Drift
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.tables import markdown_table, terminal_table
 from tfaccel.measure.timing import Speedup
+from tfaccel.measure.units import milliseconds
 from tfaccel.system import notices
 from tfaccel.system.json_files import parsed
 
@@ -181,18 +182,12 @@ def show(report: Report) -> None:
 
 
 def _row(trial: Trial, chosen: bool) -> tuple[str, ...]:
-    step = "" if trial.step_seconds is None else _duration(trial.step_seconds)
+    step = "" if trial.step_seconds is None else milliseconds(trial.step_seconds)
     gain = "" if trial.speedup is None else str(trial.speedup)
     drift = "" if trial.drift is None else f"{trial.drift.main:.1e}"
     compiling = f"{trial.compile_seconds:.1f} s" if trial.compile_seconds else ""
     verdict = "chosen" if chosen else trial.outcome.value
     return str(trial.plan), step, gain, drift, compiling, verdict
-
-
-def _duration(seconds: float) -> str:
-    milliseconds = seconds * 1e3
-    digits = 0 if milliseconds >= 100 else 1 if milliseconds >= 10 else 2
-    return f"{milliseconds:.{digits}f} ms"
 
 
 def _trial_to_dict(trial: Trial) -> dict[str, Any]:

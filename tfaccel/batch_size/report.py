@@ -8,11 +8,11 @@ from rich.markup import escape
 from tfaccel.batch_size.search import SizeTrial
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.tables import markdown_table, terminal_table
+from tfaccel.measure.units import milliseconds, size
 from tfaccel.system.json_files import parsed, to_text
 
 SCHEMA = 1
 _HEADINGS = ("batch size", "memory", "step", "outcome")
-_MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +97,6 @@ class BatchSizeReport:
 
 
 def _cells(trial: SizeTrial) -> tuple[str, ...]:
-    peak = "" if trial.peak_bytes is None else f"{trial.peak_bytes / _MIB:.0f} MiB"
-    step = "" if trial.step_seconds is None else f"{trial.step_seconds * 1e3:.1f} ms"
+    peak = "" if trial.peak_bytes is None else size(trial.peak_bytes)
+    step = "" if trial.step_seconds is None else milliseconds(trial.step_seconds)
     return str(trial.batch_size), peak, step, trial.verdict.value

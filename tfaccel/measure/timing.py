@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from tfaccel.measure.units import ratio
+
 Clock = Callable[[], float]
 Step = Callable[[], object]
 
@@ -31,7 +33,7 @@ class Speedup:
     pairs: int = 0
 
     def __str__(self) -> str:
-        return f"{self.median:.2f}x [{self.low:.2f}-{self.high:.2f}]"
+        return f"{ratio(self.median)} [{self.low:.2f}-{self.high:.2f}]"
 
 
 def wait_for(outputs: object) -> None:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.tables import markdown_table, terminal_table
 from tfaccel.measure.timing import Speedup
+from tfaccel.measure.units import milliseconds, ratio
 from tfaccel.ops.kernels._kernel import Kernel
 from tfaccel.ops.kernels._registry import REFERENCE, named, reference
 from tfaccel.ops.kernels._spec import CallSpec
@@ -48,7 +49,7 @@ class Candidate:
     def __str__(self) -> str:
         """Such as `im2col 1.82x` or `shifted refused: it has groups`."""
         if self.speedup is not None and self.verdict is not Outcome.BASELINE:
-            return f"{self.kernel} {self.speedup.median:.2f}x"
+            return f"{self.kernel} {ratio(self.speedup.median)}"
         return f"{self.kernel} {self.verdict.value}" + (f": {self.reason}" if self.reason else "")
 
 
@@ -151,7 +152,7 @@ class Ranking:
         return [
             (
                 c.kernel,
-                "" if c.seconds is None else f"{1e3 * c.seconds:.3g} ms",
+                "" if c.seconds is None else milliseconds(c.seconds),
                 "" if c.speedup is None else str(c.speedup),
                 "" if c.drift is None else f"{c.drift:.0e}",
                 c.verdict.value,
