@@ -96,9 +96,18 @@ def test_no_second_chance_is_given_that_would_end_too_late(bench):
 def test_timing_ends_in_time(bench):
     start = bench.clock()
     trial = bench.try_plan(Plan((Slower(seconds=0.01, steps=8),)), start + 3.0)
-    assert (trial.outcome, trial.speedup) == (Outcome.STOPPED, None)
+    assert (trial.outcome, trial.speedup) == (Outcome.UNDECIDED, None)
     assert "no time left" in trial.reason
     assert bench.clock() - start <= 3.0
+
+
+def test_a_search_whose_last_plan_was_not_decided_in_time_is_not_complete(bench, monkeypatch):
+    plan = Plan((Slower(seconds=0.01, steps=8),))
+    monkeypatch.setattr(search.priors, "expected", lambda workload, names: [(plan.passes[0], True)])
+    monkeypatch.setattr(search, "trial_seconds", lambda *_: 0.0)
+    report = search.tune_workload(bench.workload, bench, ["slower_by"], 6.0, reserve=())
+    assert [trial.outcome for trial in report.trials[1:]] == [Outcome.UNDECIDED]
+    assert not report.complete
 
 
 def test_a_plan_that_can_t_be_compared_in_time_is_not_chosen(bench, monkeypatch):
@@ -107,7 +116,7 @@ def test_a_plan_that_can_t_be_compared_in_time_is_not_chosen(bench, monkeypatch)
     )
     bench.workload = dataclasses.replace(bench.workload, first_step_seconds=50.0)
     trial = bench.try_plan(Plan((Slower(),)), bench.clock() + 40.0)
-    assert trial.outcome is Outcome.STOPPED
+    assert trial.outcome is Outcome.UNDECIDED
     assert trial.drift is None
 
 

@@ -13,7 +13,7 @@ from clocks import FakeClock
 from command_line import call
 
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.autotune.trial import Trial
 from tfaccel.cli import _bench_measure, bench
 from tfaccel.cli._bench_measure import Wanted, measure
 from tfaccel.cli._bench_result import BenchResult, BenchRow, machine_line
@@ -22,6 +22,7 @@ from tfaccel.cli._progress import progress
 from tfaccel.cli.inputs.feeds import Feed, random_feed
 from tfaccel.cli.inputs.models import Chosen
 from tfaccel.core.plan import Plan
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
 from tfaccel.passes import FusedNorm, FusedOptimizer
 
@@ -254,7 +255,7 @@ def test_cells():
     )
     assert full.cells() == (
         *("GPU", "fused_norm", "12.3 [12.0, 130]", "2602", "1.50x [1.40, 1.62]", "2.0"),
-        *("3.0e-04", "1.5 GiB", "chosen"),
+        *("3.0e-04", "1.50 GiB", "chosen"),
     )
     refused = BenchRow("CPU", "xla", "refused", "layer 'x' [is] in the way")
     assert refused.cells() == ("CPU", "xla", "", "", "", "", "", "", "refused")

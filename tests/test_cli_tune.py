@@ -14,14 +14,16 @@ from clocks import FakeClock
 from command_line import call
 
 import tfaccel
+from tfaccel.autotune import tune_and_cache as choosing
 from tfaccel.autotune.offline import offline_trials
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.autotune.trial import Trial
 from tfaccel.cli import tune as command
 from tfaccel.cli._command import UsageError
 from tfaccel.cli.inputs.feeds import file_feed
 from tfaccel.cli.inputs.models import Chosen
 from tfaccel.core.plan import Plan
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
 from tfaccel.passes import FusedOptimizer
 
@@ -74,7 +76,7 @@ def test_a_real_tuning(folder, capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "fused_optimizer: " in shown.err
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob(".*.tmp"))
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def won(monkeypatch):
         Trial(FUSED, Outcome.FASTER, "", 1.0, 0.1, Speedup(2.0, 1.9, 2.1, 6)),
     )
     report = Report(trials, FUSED, Speedup(2.0, 1.9, 2.1, 6), 3.0)
-    monkeypatch.setattr(command, "tune_workload", lambda *arguments: report)
+    monkeypatch.setattr(choosing, "tune_workload", lambda *arguments: report)
     return report
 
 
@@ -145,7 +147,7 @@ def test_a_plan_that_can_not_be_written_in_the_end_is_not_lost(folder, won, monk
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(command.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     found = tune(folder)
     assert found.exit_code == 1
     assert "plan.json could not be written (No space left on device). It was: {" in found.notes[-1]
@@ -171,7 +173,7 @@ def test_a_plan_that_can_not_be_written_in_the_end_is_not_lost(folder, won, monk
     ],
 )
 def test_wrong_words(folder, words, message, monkeypatch):
-    monkeypatch.setattr(command, "tune_workload", no_tuning)
+    monkeypatch.setattr(choosing, "tune_workload", no_tuning)
     with pytest.raises(UsageError, match=message):
         tune(folder, *(word.format(folder=folder) for word in words))
 

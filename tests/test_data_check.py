@@ -246,7 +246,7 @@ def test_findings_as_table_json_and_markdown(rng):
     text = console.export_text()
     assert "9.5 at [3, 0] is outside -9 to 9" in text
     assert "8 faults (3 nan, 1 inf, 2 range, 2 label)" in text
-    with pytest.raises(ValueError, match="not tfaccel's findings"):
+    with pytest.raises(ValueError, match="not a report of tfaccel.data"):
         Findings.from_json("[]")
 
 

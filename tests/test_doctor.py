@@ -232,19 +232,19 @@ def test_a_cpu_that_tells_nothing(surroundings, tmp_path):
 
 
 def test_memory(surroundings):
-    assert_finding(only(check_memory(surroundings())), OK, "16.0 GiB", "8.0 GiB of it free")
+    assert_finding(only(check_memory(surroundings())), OK, "16.0 GiB", "8.00 GiB of it free")
 
 
 def test_memory_that_is_short(surroundings):
     here = surroundings({"proc/meminfo": "MemTotal:  16777216 kB\nMemAvailable:  1000000 kB\n"})
-    assert_finding(only(check_memory(here)), WARNING, "1.0 GiB of it free")
+    assert_finding(only(check_memory(here)), WARNING, "977 MiB of it free")
 
 
 def test_memory_that_a_container_limits(surroundings):
     group = {"proc/self/cgroup": "0::/pod\n", "sys/fs/cgroup/pod/memory.max": f"{GIB // 2}\n"}
     group["sys/fs/cgroup/pod/memory.current"] = f"{GIB // 4}\n"
     found = only(check_memory(surroundings(group)))
-    assert_finding(found, WARNING, "this process may take 0.5 GiB")
+    assert_finding(found, WARNING, "this process may take 512 MiB")
 
 
 def test_memory_where_there_is_no_listing(surroundings, tmp_path):
@@ -258,7 +258,7 @@ def test_disks(surroundings):
     assert [finding.level for finding in findings] == [OK, OK]
     full = dataclasses.replace(surroundings(), free_bytes=lambda path: GIB // 10)
     for found in check_disk(full):
-        assert_finding(found, WARNING, "0.1 GiB free", "Make room")
+        assert_finding(found, WARNING, "102 MiB free", "Make room")
 
 
 def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path):

@@ -8,8 +8,9 @@ import tensorflow as tf
 from clocks import FakeClock
 
 from tfaccel import ops
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
-from tfaccel.ops.kernels import CallSpec, Candidate, Ranking, Store, Verdict, measure
+from tfaccel.ops.kernels import CallSpec, Candidate, Ranking, Store, measure
 from tfaccel.passes.kernels._selection import Selection
 
 SPEC = CallSpec("matmul", "forward", "float32", (4, 3), (3, 2))
@@ -86,14 +87,14 @@ def test_the_fastest_faithful_kernel_wins(clock, only_slow_reference):
         assert found.reference_seconds == 1.0
     assert [c.kernel for c in found.candidates][:3] == ["quicker", "quick", "hardly"]
     assert verdicts(found) == {
-        "tensorflow": Verdict.REFERENCE,
-        "quick": Verdict.FASTER,
-        "quicker": Verdict.FASTER,
-        "slow": Verdict.SLOWER,
-        "slower": Verdict.SLOWER,
-        "hardly": Verdict.SLOWER,
-        "wrong": Verdict.UNFAITHFUL,
-        "broken": Verdict.FAILED,
+        "tensorflow": Outcome.BASELINE,
+        "quick": Outcome.FASTER,
+        "quicker": Outcome.FASTER,
+        "slow": Outcome.SLOWER,
+        "slower": Outcome.SLOWER,
+        "hardly": Outcome.SLOWER,
+        "wrong": Outcome.UNFAITHFUL,
+        "broken": Outcome.FAILED,
     }
     reasons = {c.kernel: c.reason for c in found.candidates}
     assert reasons["hardly"] == "a gain below 5% is not worth it"
@@ -112,7 +113,7 @@ def test_a_kernel_that_has_gone_is_not_chosen(clock, only_slow_reference):
 def test_the_budget_ends_the_search(clock, only_slow_reference):
     with kernels(clock, quick=(0.5, tf.matmul), other=(0.5, tf.matmul)):
         found = measure(SPEC, clock, deadline=clock() + 4.0)
-        assert verdicts(found)["other"] is Verdict.UNTRIED
+        assert verdicts(found)["other"] is Outcome.UNDECIDED
         assert not found.complete
         ops.find("matmul", SHAPES, max_seconds=4.0, clock=clock)
         assert not Store.at().path.exists() or "quick" not in Store.at().path.read_text()
@@ -137,7 +138,7 @@ def test_two_processes_keep_what_the_other_found(tmp_path):
     a, b = Store(tmp_path), Store(tmp_path)
     other = CallSpec("matmul", "forward", "float32", (9, 3), (3, 2))
     names = [k.name for k in ops.kernels("matmul", "forward")]
-    rows = tuple(Candidate(n, Verdict.REFUSED, reason="x") for n in names)
+    rows = tuple(Candidate(n, Outcome.REFUSED, reason="x") for n in names)
     for store, spec in ((a, SPEC), (b, other)):
         store.add(Ranking(spec, rows))
         store.save()
@@ -148,7 +149,7 @@ def test_two_processes_keep_what_the_other_found(tmp_path):
 def test_unknown_sizes_take_what_was_measured_last(tmp_path):
     store = Store(tmp_path)
     names = [k.name for k in ops.kernels("matmul", "forward")]
-    rows = tuple(Candidate(n, Verdict.REFUSED) for n in names)
+    rows = tuple(Candidate(n, Outcome.REFUSED) for n in names)
     known = [CallSpec("matmul", "forward", "float32", (n, 3), (3, 2)) for n in (4, 8)]
     for spec in (*known, known[0]):
         store.add(Ranking(spec, rows))
@@ -179,16 +180,16 @@ def test_a_folder_that_can_not_be_written(tmp_path):
 
 def test_a_ranking_travels_and_prints():
     rows = (
-        Candidate("tensorflow", Verdict.REFERENCE, 2e-3, Speedup()),
-        Candidate("xla", Verdict.FASTER, 1e-3, Speedup(2.0, 1.9, 2.1, 6), 1e-7),
-        Candidate("in_float32", Verdict.REFUSED, reason="it computes in float32 already"),
-        Candidate("in_bfloat16", Verdict.FASTER, 1e-4, Speedup(9.0, 8, 10, 6), 1e-3, "", True),
+        Candidate("tensorflow", Outcome.BASELINE, 2e-3, Speedup()),
+        Candidate("xla", Outcome.FASTER, 1e-3, Speedup(2.0, 1.9, 2.1, 6), 1e-7),
+        Candidate("in_float32", Outcome.REFUSED, reason="it computes in float32 already"),
+        Candidate("in_bfloat16", Outcome.FASTER, 1e-4, Speedup(9.0, 8, 10, 6), 1e-3, "", True),
     )
     ranking = Ranking(SPEC, rows)
     assert Ranking.from_dict(json.loads(json.dumps(ranking.to_dict()))) == ranking
     text = ranking.to_markdown()
     assert text.startswith("matmul 4x3 * 3x2, float32: forward")
-    assert "| xla | 1 ms | 2.00x [1.90-2.10] | 1e-07 | faster |  |" in text
+    assert "| xla | 1.00 ms | 2.00x [1.90-2.10] | 1e-07 | faster |  |" in text
     # Fewer bits only where they were asked for.
     assert ranking.best().kernel == "xla"
     assert ranking.best(reduced=True).kernel == "in_bfloat16"
@@ -198,7 +199,7 @@ def test_a_ranking_travels_and_prints():
 def test_what_xla_compiles_must_be_clearly_ahead(gain, best):
     spec = CallSpec("conv2d", "forward", "float32", (1, 1, 1, 3), (1, 1, 3, 2), (1, 1))
     rows = tuple(
-        Candidate(name, Verdict.FASTER, 1e-3, Speedup(median, median, median, 6))
+        Candidate(name, Outcome.FASTER, 1e-3, Speedup(median, median, median, 6))
         for name, median in (("matmul_1x1", 2.0), ("xla", gain))
     )
     ranking = Ranking(spec, rows)
@@ -208,7 +209,7 @@ def test_what_xla_compiles_must_be_clearly_ahead(gain, best):
 
 def test_what_xla_can_not_compile_is_used_only_where_it_need_not():
     rows = tuple(
-        Candidate(name, Verdict.FASTER, 1e-3, Speedup(gain, gain, gain, 6))
+        Candidate(name, Outcome.FASTER, 1e-3, Speedup(gain, gain, gain, 6))
         for name, gain in (("xla", 2.0), ("onednn", 3.0))
     )
     ranking = Ranking(SPEC, rows)
@@ -218,7 +219,7 @@ def test_what_xla_can_not_compile_is_used_only_where_it_need_not():
 
 def test_what_xla_compiles_is_not_for_batches_of_many_sizes():
     speedup = Speedup(2.0, 2.0, 2.0, 6)
-    ranking = Ranking(SPEC, (Candidate("xla", Verdict.FASTER, 1e-3, speedup),))
+    ranking = Ranking(SPEC, (Candidate("xla", Outcome.FASTER, 1e-3, speedup),))
     assert ranking.kernel(in_xla=False).name == "xla"
     assert ranking.kernel(in_xla=False, compiled=False).name == "tensorflow"
     selection = Selection()
@@ -232,10 +233,10 @@ def test_a_real_measurement(direction):
         "conv2d", [(2, 6, 6, 3), (3, 3, 3, 4)], direction=direction, strides=2, padding="same"
     )
     seen = verdicts(found)
-    assert seen["tensorflow"] is Verdict.REFERENCE
-    assert seen["matmul_1x1"] is Verdict.REFUSED
-    assert seen["im2col"] in (Verdict.FASTER, Verdict.SLOWER)
-    assert not {Verdict.FAILED, Verdict.UNFAITHFUL} & set(seen.values()), found.to_markdown()
+    assert seen["tensorflow"] is Outcome.BASELINE
+    assert seen["matmul_1x1"] is Outcome.REFUSED
+    assert seen["im2col"] in (Outcome.FASTER, Outcome.SLOWER)
+    assert not {Outcome.FAILED, Outcome.UNFAITHFUL} & set(seen.values()), found.to_markdown()
 
 
 @pytest.mark.parametrize(

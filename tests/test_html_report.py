@@ -10,10 +10,11 @@ import pytest
 from absl import flags
 
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.autotune.trial import Trial
 from tfaccel.cli._command import UsageError
 from tfaccel.cli.report import COMMAND
 from tfaccel.core.plan import Plan
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup, median_interval
 from tfaccel.passes import XLA, FusedNorm
 from tfaccel.profiling.html import facts, key_figures, verdict
@@ -237,14 +238,14 @@ def test_the_page_has_the_numbers_of_the_record(page):
         "1.35 %",
         "1.36x",
         "95 % interval 1.31 to 1.66, 8 comparisons, xla",
-        "0.76 GiB",
+        "775 MiB",
         "2.2 s",
         "tracing and compiling took 2.12 s, 2 traces",
         "13.2 s",
         "paid back after 2,210 steps; the run had 300",
         "1.15 %",
         "in 12.2 s",
-        "NVIDIA H100, 80.00 GiB, compute capability 9.0",
+        "NVIDIA H100, 80.0 GiB, compute capability 9.0",
         "avx2, fma",
         "2.21.0",
         "(None, 32, 32, 3) float32, (None,) int64",
@@ -411,7 +412,7 @@ def test_facts_of_a_stopped_run():
 def test_device_memory_comes_before_the_process_s(tmp_path):
     figures = key_figures(records(tmp_path, changed("summary", peak_bytes=2**31)))
     [memory] = [figure for figure in figures if figure.label == "Peak memory"]
-    assert (memory.value, memory.note) == ("2.00 GiB", "on the device; process 0.76 GiB")
+    assert (memory.value, memory.note) == ("2.00 GiB", "on the device; process 775 MiB")
 
 
 def test_the_command_s_three_forms(tmp_path):

@@ -378,6 +378,13 @@ def test_what_wins_is_remembered(tmp_path, winning):
     assert "cache" not in other.report.note
 
 
+def test_a_search_that_ran_out_of_time_is_not_remembered(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    found = accelerate(model, numbers(4), cache_dir=tmp_path, max_tuning_seconds=0, verbose=0)
+    assert not found.report.complete
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_remembered_is_compared_again(tmp_path, winning):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     arguments = {"includes": ["skewed_predictions"], "cache_dir": tmp_path}

@@ -18,8 +18,9 @@ from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
 from tfaccel.explain.api import explain
 from tfaccel.measure import numerics
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
-from tfaccel.ops.kernels import KERNELS, Candidate, Ranking, Store, Verdict, kernels, reference
+from tfaccel.ops.kernels import KERNELS, Candidate, Ranking, Store, kernels, reference
 from tfaccel.passes import XLA, FusedNorm, Kernels, MixedPrecision
 from tfaccel.passes.kernels import _selection
 from tfaccel.passes.kernels._selection import Selection
@@ -75,11 +76,11 @@ def ranked(spec, winner="tensorflow", gain=3.0):
     for kernel in kernels(spec.op, spec.direction):
         if kernel.name == winner != "tensorflow" and kernel.unsupported(spec) is None:
             speedup = Speedup(gain, gain - 0.1, gain + 0.1, 6)
-            rows.append(Candidate(kernel.name, Verdict.FASTER, 1e-3, speedup, 1e-7))
+            rows.append(Candidate(kernel.name, Outcome.FASTER, 1e-3, speedup, 1e-7))
         elif kernel.name == "tensorflow":
-            rows.append(Candidate(kernel.name, Verdict.REFERENCE, 3e-3, Speedup()))
+            rows.append(Candidate(kernel.name, Outcome.BASELINE, 3e-3, Speedup()))
         else:
-            rows.append(Candidate(kernel.name, Verdict.REFUSED, reason="not now"))
+            rows.append(Candidate(kernel.name, Outcome.REFUSED, reason="not now"))
     return Ranking(spec, tuple(rows))
 
 

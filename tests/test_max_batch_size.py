@@ -9,8 +9,9 @@ import pytest
 import rich.console
 import tensorflow as tf
 
-from tfaccel.batch_size import BatchSizeReport, SizeTrial, Verdict, max_batch_size, steps
+from tfaccel.batch_size import BatchSizeReport, SizeTrial, max_batch_size, steps
 from tfaccel.batch_size.search import Limits, search
+from tfaccel.measure.outcome import Outcome
 from tfaccel.passes import Recompute
 from tfaccel.system import memory
 
@@ -30,8 +31,8 @@ class Machine:
     def __call__(self, size):
         self.tried.append(size)
         if self.full is not None and self.need(size) > self.full:
-            return SizeTrial(size, Verdict.OUT_OF_MEMORY)
-        return SizeTrial(size, Verdict.FITS, self.need(size) if self.told else None, 0.5)
+            return SizeTrial(size, Outcome.OUT_OF_MEMORY)
+        return SizeTrial(size, Outcome.FITS, self.need(size) if self.told else None, 0.5)
 
 
 def largest(trials):
@@ -58,18 +59,18 @@ def test_what_is_foreseen_to_be_too_large_is_not_tried(start, fits, fixed):
     # Before two sizes are known, twice the first is tried.
     assert max(machine.tried) <= max(fits, 2 * start)
     if fits > 2 * start:
-        assert trials[-1] == SizeTrial(fits + 1, Verdict.FORESEEN, machine.need(fits + 1))
+        assert trials[-1] == SizeTrial(fits + 1, Outcome.FORESEEN, machine.need(fits + 1))
 
 
 def test_what_takes_more_than_was_foreseen_does_not_count():
     """A need that jumps at some size."""
 
     def jumps(size):
-        return SizeTrial(size, Verdict.FITS, size if size < 40 else 100 * size)
+        return SizeTrial(size, Outcome.FITS, size if size < 40 else 100 * size)
 
     trials = search(jumps, Limits(1, 1000, memory_bytes=200))
     assert largest(trials) == 39
-    assert next(t.batch_size for t in trials if t.verdict is Verdict.OVER) == 64
+    assert next(t.batch_size for t in trials if t.verdict is Outcome.OVER) == 64
 
 
 def test_the_machines_memory_is_never_exceeded():
@@ -84,14 +85,14 @@ def test_the_limit_ends_the_search():
     machine = Machine()
     trials = search(machine, Limits(3, 50))
     assert [trial.batch_size for trial in trials] == [3, 6, 12, 24, 48, 50]
-    assert search(machine, Limits(50, 50))[0].verdict is Verdict.FITS
+    assert search(machine, Limits(50, 50))[0].verdict is Outcome.FITS
 
 
 def report(limited_by="memory"):
     trials = (
-        SizeTrial(1, Verdict.FITS, 3 * 2**20, 0.0123),
-        SizeTrial(2, Verdict.FITS),
-        SizeTrial(4, Verdict.OUT_OF_MEMORY),
+        SizeTrial(1, Outcome.FITS, 3 * 2**20, 0.0123),
+        SizeTrial(2, Outcome.FITS),
+        SizeTrial(4, Outcome.OUT_OF_MEMORY),
     )
     return BatchSizeReport(trials, 0.75, limited_by, 10**9)
 
@@ -100,13 +101,13 @@ def test_the_report_survives_json():
     assert BatchSizeReport.from_json(report().to_json()) == report()
     assert json.loads(report().to_json())["largest"] == 2
     for text in ("{}", "[]", '{"schema": 9}', "no"):
-        with pytest.raises(ValueError, match="not a report of max_batch_size|schema must be"):
+        with pytest.raises(ValueError, match="not a report of max_batch_size|schema of .* must be"):
             BatchSizeReport.from_json(text)
 
 
 def test_the_report_says_what_was_found():
     text = report().to_markdown()
-    assert "| 1 | 3 MiB | 12.3 ms | fits |" in text
+    assert "| 1 | 3.00 MiB | 12.3 ms | fits |" in text
     assert "| 4 |  |  | out of memory |" in text
     assert "A batch of 2 is the largest that fits; 1 leaves 25%" in text
     console = rich.console.Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
@@ -117,9 +118,9 @@ def test_the_report_says_what_was_found():
 def test_the_recommended_size():
     assert report().batch_size == 1
     assert report("limit").batch_size == 2
-    assert BatchSizeReport((SizeTrial(1, Verdict.OUT_OF_MEMORY),), 0.9, "memory").batch_size == 0
-    assert BatchSizeReport((SizeTrial(1, Verdict.FITS),), 0.1, "memory").batch_size == 1
-    nothing = BatchSizeReport((SizeTrial(1, Verdict.OUT_OF_MEMORY),), 0.9, "memory")
+    assert BatchSizeReport((SizeTrial(1, Outcome.OUT_OF_MEMORY),), 0.9, "memory").batch_size == 0
+    assert BatchSizeReport((SizeTrial(1, Outcome.FITS),), 0.1, "memory").batch_size == 1
+    nothing = BatchSizeReport((SizeTrial(1, Outcome.OUT_OF_MEMORY),), 0.9, "memory")
     assert "not even of one row" in nothing.summary()
 
 
@@ -205,7 +206,7 @@ def test_memory_runs_out_in_a_real_step():
     assert max(out.seen) == 32
     assert state(model) == before
     assert model.train_function is train_function
-    assert [t.verdict for t in found.trials].count(Verdict.OUT_OF_MEMORY) >= 2
+    assert [t.verdict for t in found.trials].count(Outcome.OUT_OF_MEMORY) >= 2
     model.fit(*SAMPLE, verbose=0)  # the process is as usable as it was
 
 
@@ -294,9 +295,9 @@ def test_another_error_is_the_users():
 @pytest.mark.parametrize(
     ("sample", "arguments", "message"),
     [
-        (SAMPLE, {"start": 0}, "`start` must be a whole number above 0. Received: 0"),
-        (SAMPLE, {"limit": 2.5}, "`limit` must be a whole number above 0. Received: 2.5"),
-        (SAMPLE, {"start": True}, "`start` must be a whole number"),
+        (SAMPLE, {"start": 0}, "`start` must be a positive whole number. Received: 0"),
+        (SAMPLE, {"limit": 2.5}, "`limit` must be a positive whole number. Received: 2.5"),
+        (SAMPLE, {"start": True}, "`start` must be a positive"),
         (SAMPLE, {"start": 9, "limit": 8}, "`start` must not be above `limit`"),
         (SAMPLE, {"headroom": 0}, "`headroom` must be above 0 and at most 1. Received: 0"),
         (SAMPLE, {"headroom": 1.5}, "`headroom` must be above 0"),

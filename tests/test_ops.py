@@ -9,13 +9,13 @@ import tensorflow as tf
 
 import tfaccel
 from tfaccel import ops
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
 from tfaccel.ops.kernels import (
     KERNELS,
     Candidate,
     Ranking,
     Store,
-    Verdict,
     convolution_spec,
     matmul_spec,
     product,
@@ -226,9 +226,9 @@ def test_the_measured_kernel_is_used(monkeypatch):
         assert not np.allclose(ops.conv2d(x, w), 7 * x)  # nothing was measured
         spec = convolution_spec("conv2d", x.shape, w.shape, "float32")
         names = [k.name for k in ops.kernels("conv2d", "forward")]
-        verdicts = {"tensorflow": Verdict.REFERENCE, "spy": Verdict.FASTER}
+        verdicts = {"tensorflow": Outcome.BASELINE, "spy": Outcome.FASTER}
         rows = (
-            Candidate(n, verdicts.get(n, Verdict.REFUSED), speedup=WINNER if n == "spy" else None)
+            Candidate(n, verdicts.get(n, Outcome.REFUSED), speedup=WINNER if n == "spy" else None)
             for n in names
         )
         Store.at().add(Ranking(spec, tuple(rows)))
@@ -256,9 +256,9 @@ def registered(op, name, fn, **arguments):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"strides": 0}, ValueError, "`strides` must be a positive int. Received: 0"),
+        ({"strides": 0}, ValueError, "`strides` must be a positive whole number. Received: 0"),
         ({"strides": (1, 2, 3)}, ValueError, "`strides` must be an int or 2 of them"),
-        ({"dilation_rate": 1.5}, ValueError, "`dilation_rate` must be a positive int"),
+        ({"dilation_rate": 1.5}, ValueError, "`dilation_rate` must be a positive whole number"),
         ({"padding": "causal"}, ValueError, "\"causal\" for conv1d only.*Received: 'causal'"),
         ({"padding": 3}, ValueError, "`padding` must be"),
         ({"groups": 3}, ValueError, "must be channels / groups.*4 channels, 3 groups"),

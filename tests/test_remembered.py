@@ -14,11 +14,10 @@ from clocks import FakeClock
 from keras import layers
 
 import tfaccel
-from tfaccel.autotune import trial
 from tfaccel.autotune.options import COLLECTED_STEPS
 from tfaccel.compat import keras_private
 from tfaccel.fit import guarded_step, observed
-from tfaccel.measure import timing
+from tfaccel.measure import racing, timing
 from tfaccel.profiling import profile
 
 
@@ -188,7 +187,7 @@ def test_a_longer_fit_tries_all_the_same(traces):
 def test_a_short_fit_goes_on_with_what_a_long_one_decided(won, monkeypatch, traces):
     gain = tfaccel.Speedup(2.0, 1.9, 2.1, 6) if won else tfaccel.Speedup(0.5, 0.4, 0.6, 6)
     monkeypatch.setattr(timing, "speedup", lambda *_: gain)
-    monkeypatch.setattr(trial, "CLEARLY_SLOWER", float("inf"))
+    monkeypatch.setattr(racing, "CLEARLY_SLOWER", float("inf"))
     model, callback = make_model(), auto(tuning_share=None, max_tuning_seconds=1e6)
     fit(model, callback, batches=6)
     report, count, ran = callback.report, len(traces), []

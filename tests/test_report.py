@@ -3,9 +3,10 @@ import dataclasses
 import pytest
 
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.autotune.trial import Trial
 from tfaccel.core.plan import Plan
 from tfaccel.measure.numerics import Drift
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
 from tfaccel.passes import XLA, FusedActivation, FusedNorm, FusedOptimizer, Kernels
 

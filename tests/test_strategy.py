@@ -95,7 +95,7 @@ def test_bad_arguments(arguments, message):
 
 @pytest.mark.parametrize("bad", [0, -1, 2.0, True, "8"])
 def test_bad_batch_sizes(bad):
-    with pytest.raises(ValueError, match="integer of at least 1"):
+    with pytest.raises(ValueError, match="`per_replica_batch_size` must be a positive"):
         AccelStrategy("default").global_batch_size(bad)
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -67,6 +69,29 @@ def test_what_wins_is_kept_for_the_callback(tmp_path):
     accel = tfaccel.AccelCallback(includes=["fused_optimizer"], cache_dir=tmp_path, verbose=0)
     model.fit(batches(), verbose=0, callbacks=[accel])
     assert "From the cache" in accel.report.note
+
+
+def test_a_search_that_ran_out_of_time_is_not_kept(tmp_path):
+    arguments = {"includes": ["fused_optimizer"], "cache_dir": tmp_path, "verbose": 0}
+    model = make()
+    report = tfaccel.tune(model, batches(), max_tuning_seconds=0, **arguments)
+    assert (report.plan.is_baseline, report.complete) == (True, False)
+    assert not list(tmp_path.iterdir())
+    accel = tfaccel.AccelCallback(tuning_share=1.0, max_tuning_seconds=1e6, **arguments)
+    model.fit(batches().repeat(10**4), epochs=1, steps_per_epoch=5, verbose=0, callbacks=[accel])
+    assert not accel.report.cached
+
+
+def test_what_was_kept_of_a_search_without_a_choice_is_not_believed(tmp_path):
+    """Such files were written once."""
+    arguments = {"includes": ["fused_optimizer"], "cache_dir": tmp_path, "verbose": 0}
+    report = tfaccel.tune(make(), batches(), max_tuning_seconds=1e6, **arguments)
+    (file,) = tmp_path.iterdir()
+    undecided = dataclasses.replace(report, plan=tfaccel.Plan(), complete=False)
+    PlanCache(tmp_path).save(file.stem, undecided)
+    accel = tfaccel.AccelCallback(**arguments)
+    make().fit(batches(), verbose=0, callbacks=[accel])
+    assert not accel.report.cached
 
 
 def test_it_prints_its_table(capsys):

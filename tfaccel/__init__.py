@@ -13,7 +13,7 @@ except ModuleNotFoundError as error:
 
 from tfaccel import data, ops, passes
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.autotune.trial import Trial
 from tfaccel.autotune.tune import tune
 from tfaccel.batch_size import max_batch_size
 from tfaccel.callbacks import AccelCallback, ProfilerCallback
@@ -22,6 +22,7 @@ from tfaccel.core.workload import Workload
 from tfaccel.distribute import AccelStrategy
 from tfaccel.inference import AcceleratedModel, accelerate
 from tfaccel.measure.numerics import Drift, Tolerance
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
 from tfaccel.version import __version__
 

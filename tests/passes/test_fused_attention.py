@@ -9,9 +9,10 @@ import tensorflow as tf
 
 from tfaccel.core.plan import Plan, Unsupported
 from tfaccel.core.workload import Workload
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
 from tfaccel.ops.attention import _blocks
-from tfaccel.ops.kernels import Candidate, Ranking, Verdict
+from tfaccel.ops.kernels import Candidate, Ranking
 from tfaccel.passes import Kernels
 from tfaccel.passes.attention.fused_attention import FusedAttention
 from tfaccel.passes.kernels import _selection
@@ -389,9 +390,9 @@ def test_with_kernels_its_products_are_chosen(rng, monkeypatch):
 
     def measured(spec, clock, deadline):
         rows = [
-            Candidate("transposed", Verdict.FASTER, 1e-3, Speedup(2.0, 1.9, 2.1, 6), 0.0)
+            Candidate("transposed", Outcome.FASTER, 1e-3, Speedup(2.0, 1.9, 2.1, 6), 0.0)
             if spec.direction == "weight_gradient"
-            else Candidate("tensorflow", Verdict.REFERENCE, 2e-3, Speedup())
+            else Candidate("tensorflow", Outcome.BASELINE, 2e-3, Speedup())
         ]
         return Ranking(spec, tuple(rows))
 

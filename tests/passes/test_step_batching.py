@@ -16,12 +16,12 @@ from clocks import FakeClock
 from early import built_early
 
 import tfaccel
-from tfaccel.autotune import search, trial
+from tfaccel.autotune import search
 from tfaccel.autotune.offline import offline_trials
 from tfaccel.autotune.plan_cache import workload_key
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.workload import Workload
-from tfaccel.measure import timing
+from tfaccel.measure import racing, timing
 from tfaccel.measure.numerics import Drift
 from tfaccel.passes import StepBatching, step_batching
 from tfaccel.passes.step_batching import acts_per_batch, suited
@@ -423,7 +423,7 @@ def test_what_else_is_refused():
     item, model = StepBatching(), make_model()
     assert item.unsupported(Workload(model)) is None
     assert item.unsupported(Workload(model, step_seconds=0.001)) is None
-    assert "a step takes 40 ms" in str(item.unsupported(Workload(model, step_seconds=0.04)))
+    assert "a step takes 40.0 ms" in str(item.unsupported(Workload(model, step_seconds=0.04)))
     assert "can't be seen" in str(item.unsupported(Workload(model, callbacks=None)))
     allowed = StepBatching(allow_batch_hooks=True)
     assert allowed.unsupported(Workload(model, callbacks=(Watching(),))) is None
@@ -481,7 +481,7 @@ def slow_is_fast_enough(monkeypatch):
 def test_trials_and_what_they_choose_change_nothing(wins, monkeypatch):
     gain = tfaccel.Speedup(2.0, 1.9, 2.1, 6) if wins else tfaccel.Speedup(0.5, 0.4, 0.6, 6)
     monkeypatch.setattr(timing, "speedup", lambda own, candidate: gain)
-    monkeypatch.setattr(trial, "CLEARLY_SLOWER", float("inf"))
+    monkeypatch.setattr(racing, "CLEARLY_SLOWER", float("inf"))
     accel = tfaccel.AccelCallback(
         includes=["step_batching"], tuning_share=None, max_tuning_seconds=1e6, verbose=0
     )
@@ -503,7 +503,7 @@ def test_a_group_that_is_another_training_is_unfaithful(monkeypatch):
 
     monkeypatch.setattr(multi_step.MultiStep, "__call__", skipping)
     monkeypatch.setattr(timing, "speedup", lambda own, fast: tfaccel.Speedup(2.0, 1.9, 2.1, 6))
-    monkeypatch.setattr(trial, "CLEARLY_SLOWER", float("inf"))
+    monkeypatch.setattr(racing, "CLEARLY_SLOWER", float("inf"))
     accel = tfaccel.AccelCallback(
         includes=["step_batching"], tuning_share=None, max_tuning_seconds=1e6, verbose=0
     )
@@ -524,7 +524,7 @@ def test_both_sides_of_a_trial_make_as_many_steps():
         assert int(made) == before + 4
         assert len(bench._calls(plan, 4)()) == 4
         assert int(made) == before + 8
-        assert bench._pairs(plan, deadline=0.0, fewest=1)[0] == [0.25]
+        assert bench._race(plan, deadline=0.0, fewest=1).baseline_seconds == [1.0]
 
 
 def test_it_costs_no_probe():

@@ -14,6 +14,7 @@ from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.plan import Pass
 from tfaccel.core.replicas import replica_id
 from tfaccel.core.workload import Workload
+from tfaccel.measure import racing
 from tfaccel.passes import XLA, Layout, MixedPrecision
 
 layers = keras.layers
@@ -130,11 +131,13 @@ def test_trials_leave_no_trace(strategy, monkeypatch):
 def plans_win(monkeypatch):
     """Whatever is tried takes half the time."""
 
-    def compare_steps(baseline, candidate, *_, **__):
+    def race(baseline, candidate, *_, **__):
         baseline(), candidate()
-        return [2.0] * 6, [1.0] * 6
+        found = racing.Race()
+        found.baseline_seconds, found.candidate_seconds = [2.0] * 6, [1.0] * 6
+        return found
 
-    monkeypatch.setattr("tfaccel.measure.timing.compare_steps", compare_steps)
+    monkeypatch.setattr(racing, "race", race)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,8 @@ from tfaccel.core.workload import Workload, shapes
 from tfaccel.measure.numerics import Tolerance
 from tfaccel.passes.step_batching import acts_per_batch
 from tfaccel.system import notices
-from tfaccel.system.cache_dir import default_directory, replace_text
+from tfaccel.system.cache_dir import default_directory
+from tfaccel.system.json_files import parsed, replace_text, to_text
 from tfaccel.version import __version__
 
 SCHEMA = 1
@@ -40,10 +41,10 @@ class PlanCache:
         """The report kept for a key; all but a whole, current file is ignored with a warning."""
         path = self._path(key)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(data, dict) or (data.get("schema"), data.get("key")) != (SCHEMA, key):
-                raise ValueError("it is of another version or another workload")
-            return Report.from_json(json.dumps(data.get("report")))
+            with parsed(path.read_text(encoding="utf-8"), SCHEMA, "a plan of the cache") as data:
+                if data["key"] != key:
+                    raise ValueError("it is of another workload")
+                return Report.from_json(json.dumps(data["report"]))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -52,7 +53,7 @@ class PlanCache:
 
     def save(self, key: str, report: Report) -> None:
         """Keeps a report; a failure (a full disk, a read-only folder) is a warning."""
-        text = json.dumps({"schema": SCHEMA, "key": key, "report": json.loads(report.to_json())})
+        text = to_text(SCHEMA, {"key": key, "report": report.to_dict()}, indent=None)
         try:
             replace_text(self._path(key), text)
         except OSError as error:

@@ -7,12 +7,15 @@ from typing import Any
 import rich.console
 from rich.markup import escape
 
-from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.autotune.trial import Trial
 from tfaccel.core.plan import Plan
 from tfaccel.measure.numerics import Drift
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.tables import markdown_table, terminal_table
 from tfaccel.measure.timing import Speedup
+from tfaccel.measure.units import milliseconds
 from tfaccel.system import notices
+from tfaccel.system.json_files import parsed
 
 SCHEMA = 1
 # Lines of findings on a terminal; a deep net has one a layer.
@@ -98,10 +101,7 @@ class Report:
         Raises:
             ValueError: the text is no report, or of another schema.
         """
-        try:
-            data = json.loads(text)
-            if data["schema"] != SCHEMA:
-                raise ValueError(f"schema must be {SCHEMA}. Received: {data['schema']!r}")
+        with parsed(text, SCHEMA, "a tfaccel report") as data:
             return cls(
                 trials=tuple(_trial_from_dict(trial) for trial in data["trials"]),
                 plan=Plan.from_json(json.dumps(data["plan"])),
@@ -112,8 +112,6 @@ class Report:
                 predicts=bool(data.get("predicts", False)),
                 cached=bool(data.get("cached", False)),
             )
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"This is not a tfaccel report: {error!r}") from error
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table's cells: plan, step, speedup, drift, compile, verdict; of what was tried."""
@@ -184,18 +182,12 @@ def show(report: Report) -> None:
 
 
 def _row(trial: Trial, chosen: bool) -> tuple[str, ...]:
-    step = "" if trial.step_seconds is None else _duration(trial.step_seconds)
+    step = "" if trial.step_seconds is None else milliseconds(trial.step_seconds)
     gain = "" if trial.speedup is None else str(trial.speedup)
     drift = "" if trial.drift is None else f"{trial.drift.main:.1e}"
     compiling = f"{trial.compile_seconds:.1f} s" if trial.compile_seconds else ""
     verdict = "chosen" if chosen else trial.outcome.value
     return str(trial.plan), step, gain, drift, compiling, verdict
-
-
-def _duration(seconds: float) -> str:
-    milliseconds = seconds * 1e3
-    digits = 0 if milliseconds >= 100 else 1 if milliseconds >= 10 else 2
-    return f"{milliseconds:.{digits}f} ms"
 
 
 def _trial_to_dict(trial: Trial) -> dict[str, Any]:

@@ -10,11 +10,13 @@ import keras
 from tfaccel import passes
 from tfaccel.autotune import priors
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.trial import WORTHWHILE, Outcome, Trial, TrialRunner
+from tfaccel.autotune.trial import WORTHWHILE, Trial, TrialRunner
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Pass, Plan, make_pass
 from tfaccel.core.workload import Workload
-from tfaccel.measure.timing import FEWEST, LOOKS, Speedup
+from tfaccel.measure.outcome import Outcome
+from tfaccel.measure.racing import FEWEST, LOOKS, verdict
+from tfaccel.measure.timing import Speedup
 
 # Trials in a row without a new best plan after which the search ends.
 PATIENCE = 4
@@ -309,6 +311,7 @@ class _Search:
         """Tries a plan; whether it is the new best."""
         trial = self.bench.try_plan(plan, self.deadline - self._confirming_seconds(plan))
         self.note(trial)
+        self.complete = self.complete and trial.outcome is not Outcome.UNDECIDED
         if trial.outcome is not Outcome.FASTER or not _better(trial, self.best):
             self.bench.forget(plan)
             return False
@@ -329,7 +332,7 @@ class _Search:
         if self.best is None:
             return Speedup()
         gain = self.bench.time_again(self.best.plan, self.deadline)
-        if gain.low > 1.0 and gain.median >= WORTHWHILE:
+        if verdict(gain, WORTHWHILE)[0] is Outcome.FASTER:
             return gain
         self.bench.forget(self.best.plan)
         self.ending = f"{self.best.plan} won once but not when it was measured again."

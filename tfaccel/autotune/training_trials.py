@@ -8,11 +8,12 @@ from typing import Any
 from tfaccel.autotune import faithfulness
 from tfaccel.autotune.faithfulness import Yardsticks
 from tfaccel.autotune.step_recorder import StepRecorder
-from tfaccel.autotune.trial import Outcome, Trial, TrialRunner, coarsest_dtype, rounded_dtype
+from tfaccel.autotune.trial import Trial, TrialRunner, coarsest_dtype, rounded_dtype
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
 from tfaccel.measure import numerics
 from tfaccel.measure.numerics import SIXTEEN_BITS, Drift, Observation, Tolerance
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Clock
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction, build_step
 from tfaccel.steps.replay import kept
@@ -130,12 +131,12 @@ class TrainingTrials(TrialRunner):
         tolerance = numerics.as_tolerance(self._tolerance, dtype)
         if self._tolerance is None and dtype in SIXTEEN_BITS and rounded is None:
             tolerance = numerics.NOTICED  # the untouched step is no more exact than the plan
-        drift = self._agreement.same(numerics.compare(self._reference, seen))
+        drift = self.agreement.same(numerics.compare(self._reference, seen))
         violation = drift.violation(tolerance)
         if violation is None or self._tolerance is not None:
             return drift, violation
         yardsticks = Yardsticks(self._near(rounded), self._other, dtype)
-        broken = self._agreement.same(
+        broken = self.agreement.same(
             faithfulness.violation(self._reference, seen, tolerance, yardsticks)
         )
         if broken is None:

@@ -3,10 +3,10 @@
 import abc
 import contextlib
 import dataclasses
-import enum
 import gc
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -15,17 +15,15 @@ import tensorflow as tf
 
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
-from tfaccel.measure import numerics, timing
+from tfaccel.measure import numerics, racing, timing
 from tfaccel.measure.numerics import SIXTEEN_BITS, Drift
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Clock, Speedup
 from tfaccel.steps.compiled_step import unheard_traces
 from tfaccel.steps.snapshot import Snapshot
 from tfaccel.steps.worker_agreement import WorkerAgreement
 from tfaccel.system.memory import is_out_of_memory
 
-# A candidate whose first step, once traced, is this much slower than the baseline's
-# median is not timed any further.
-CLEARLY_SLOWER = 1.5
 # A gain below this share is not worth another set of roundings.
 WORTHWHILE = 1.02
 # How the reason of a trial begins that ran out of memory.
@@ -37,18 +35,6 @@ _WHERE = re.compile(
     r"Exception encountered when calling|Graph execution error|Detected at node"
     r"|<stack traces unavailable>|File \".*\", line \d+, in "
 )
-
-
-class Outcome(enum.Enum):
-    """How a trial ended."""
-
-    BASELINE = "baseline"
-    FASTER = "faster"
-    SLOWER = "slower"
-    UNFAITHFUL = "unfaithful"
-    REFUSED = "refused"
-    FAILED = "failed"
-    STOPPED = "stopped"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +89,7 @@ class TrialRunner(abc.ABC):
     def __init__(self, workload: Workload, clock: Clock, agreement: WorkerAgreement | None = None):
         self.workload = workload
         self.clock = clock
-        self._agreement = agreement or WorkerAgreement()
+        self.agreement = agreement or WorkerAgreement()
         self._snapshot = Snapshot.of(workload)
         self._functions: dict[Plan, Any] = {}
         self._unheard = contextlib.ExitStack()
@@ -199,8 +185,8 @@ class TrialRunner(abc.ABC):
 
     def _agreed(self, trial: Trial) -> Trial:
         """The trial as all processes take it: the chief's, failed if it failed anywhere."""
-        failed = self._agreement.any(trial.outcome is Outcome.FAILED)
-        trial = self._agreement.same(trial)
+        failed = self.agreement.any(trial.outcome is Outcome.FAILED)
+        trial = self.agreement.same(trial)
         if failed and trial.outcome is not Outcome.FAILED:
             return dataclasses.replace(
                 trial, outcome=Outcome.FAILED, reason="it failed on another worker"
@@ -224,7 +210,7 @@ class TrialRunner(abc.ABC):
                 return trial
             if self.clock() + self._judging_seconds(trial) > deadline:
                 reason = "faster, but there was no time left to compare it"
-                return dataclasses.replace(trial, outcome=Outcome.STOPPED, reason=reason)
+                return dataclasses.replace(trial, outcome=Outcome.UNDECIDED, reason=reason)
             return self._judged(trial)
         except Exception as error:
             reason = error_line(error)
@@ -236,7 +222,7 @@ class TrialRunner(abc.ABC):
         """A fresh measurement of a plan that was tried, free of the luck that made it win."""
         with self._restored():
             # It is known to be fast, so that these few cost little.
-            return timing.speedup(*self._pairs(plan, deadline, timing.FEWEST))
+            return self._race(plan, deadline, racing.FEWEST).gain
 
     def _judging_seconds(self, trial: Trial) -> float:
         """What comparing a plan that was timed is expected to take; by default nothing."""
@@ -261,17 +247,17 @@ class TrialRunner(abc.ABC):
         except Exception as error:
             failure = error
         # A worker that ran the step would wait for the others for good.
-        if self._agreement.any(failure is not None):
+        if self.agreement.any(failure is not None):
             raise failure or RuntimeError("it could not be built on another worker")
         return self._first(plan)
 
     def _timed(self, step: Callable[[], Any]) -> float:
         return timing.timed(step, self.clock)
 
-    def _pairs(
+    def _race(
         self, plan: Plan, deadline: float, fewest: int = 0, step_seconds: float = 0.0
-    ) -> tuple[list[float], list[float]]:
-        """Seconds of a step, the user's own and the plan's, in turns.
+    ) -> racing.Race:
+        """The user's own steps against the plan's.
 
         Either side makes the same number of steps in a turn: as many as the plan runs in
         one call, so that what lies between steps counts on both.
@@ -283,7 +269,7 @@ class TrialRunner(abc.ABC):
             step_seconds: what a step under the plan took so far.
         """
         steps = plan.steps_per_call
-        pairs = timing.compare_steps(
+        return racing.race(
             self._own_calls(steps),
             self._calls(plan, steps),
             self.clock,
@@ -291,29 +277,25 @@ class TrialRunner(abc.ABC):
             fewest=fewest,
             expected_seconds=steps * (self.workload.step_seconds + step_seconds),
         )
-        own_seconds, seconds = ([turn / steps for turn in side] for side in pairs)
-        return own_seconds, seconds
 
     def _timed_trial(self, plan: Plan, compile_seconds: float, deadline: float) -> Trial:
-        usual = self.workload.step_seconds
-        first = self._first_seconds(plan, usual)
-        if usual and first > CLEARLY_SLOWER * usual and self.clock() + first + usual < deadline:
-            # Both get a second chance: the machine may have been busy for a moment.
-            usual = max(usual, self._timed(self._own_calls(1)))
-            first = min(first, self._first_seconds(plan, usual))
-        if usual and first > CLEARLY_SLOWER * usual:
+        usual, first = racing.first_look(
+            self.workload.step_seconds,
+            lambda: self._timed(self._own_calls(1)),
+            lambda: self._first_seconds(plan, self.workload.step_seconds),
+            self.clock,
+            deadline,
+        )
+        if racing.seems_hopeless(usual, first):
             reason = f"its first traced step took {first / usual:.1f} times the baseline's"
             return Trial(plan, Outcome.STOPPED, reason, compile_seconds, first)
-        baseline_seconds, seconds = self._pairs(plan, deadline, step_seconds=first)
-        if len(seconds) < timing.FEWEST:
+        race = self._race(plan, deadline, step_seconds=first)
+        if race.pairs < racing.FEWEST:
             reason = "there was no time left to measure it"
-            return Trial(plan, Outcome.STOPPED, reason, compile_seconds, first)
-        gain = timing.speedup(baseline_seconds, seconds)
-        faster = gain.low > 1.0 and gain.median >= WORTHWHILE
-        reason = "" if faster else _why_not(gain)
-        outcome = Outcome.FASTER if faster else Outcome.SLOWER
-        median = timing.median_interval(seconds)[0]
-        return Trial(plan, outcome, reason, compile_seconds, median, gain)
+            return Trial(plan, Outcome.UNDECIDED, reason, compile_seconds, first)
+        outcome, reason = racing.verdict(race.gain, WORTHWHILE)
+        median = statistics.median(race.candidate_seconds) / plan.steps_per_call
+        return Trial(plan, outcome, reason, compile_seconds, median, race.gain)
 
     def _first_seconds(self, plan: Plan, usual: float) -> float:
         """What a step takes, from as few steps as show it.
@@ -322,9 +304,9 @@ class TrialRunner(abc.ABC):
         call may be the reason: twice as many then, and so on up to what the plan runs in one,
         as long as the call takes no longer than that many clearly slower steps would.
         """
-        count, most = 1, CLEARLY_SLOWER * usual * plan.steps_per_call
+        count, most = 1, racing.CLEARLY_SLOWER * usual * plan.steps_per_call
         seconds = self._timed(self._calls(plan, count))
-        while count < plan.steps_per_call and seconds / count > CLEARLY_SLOWER * usual:
+        while count < plan.steps_per_call and seconds / count > racing.CLEARLY_SLOWER * usual:
             if 2 * seconds > most:
                 break
             count = min(2 * count, plan.steps_per_call)
@@ -350,14 +332,6 @@ def coarsest_dtype(plan: Plan, workload: Workload) -> str:
     dtypes = {compute_dtype(plan, workload), *(str(layer.compute_dtype) for layer in computing)}
     known = [dtype for dtype in dtypes if dtype in numerics.TOLERANCES]
     return max(known, key=lambda dtype: numerics.TOLERANCES[dtype].output, default="float32")
-
-
-def _why_not(gain: Speedup) -> str:
-    if gain.high < 1.0:
-        return "slower than the baseline"
-    if gain.low <= 1.0:
-        return "not faster beyond the spread"
-    return f"a gain below {WORTHWHILE - 1:.0%} is not worth it"
 
 
 @contextlib.contextmanager

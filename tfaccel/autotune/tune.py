@@ -10,9 +10,9 @@ from tfaccel.autotune.eligibility import ineligibility
 from tfaccel.autotune.fallback_plan import fallback, fallbacks
 from tfaccel.autotune.offline import offline_trials
 from tfaccel.autotune.options import Options, make_options
-from tfaccel.autotune.plan_cache import workload_key
 from tfaccel.autotune.report import Report, show
-from tfaccel.autotune.search import one_plan, tune_workload
+from tfaccel.autotune.search import one_plan
+from tfaccel.autotune.tune_and_cache import tune_and_cache
 from tfaccel.core.plan import Pass, Plan
 from tfaccel.core.workload import Workload
 from tfaccel.measure.numerics import Tolerance
@@ -36,7 +36,8 @@ def tune(
 
     Weights, optimizer and metrics are afterwards what they were. What wins is kept
     in the cache, so that `AccelCallback` finds it, and can be saved with
-    `report.plan.save("plan.json")`.
+    `report.plan.save("plan.json")`. A search that ran out of time before a plan won is
+    not kept.
 
     Args:
         model: a compiled model.
@@ -110,11 +111,6 @@ def _tuned(model: keras.Model, dataset: tf.data.Dataset, settings: Options) -> R
     with offline_trials(
         model, dataset, tolerance=settings.tolerance, clock=settings.clock
     ) as bench:
-        workload = bench.workload
         if settings.plan is not None:
-            return one_plan(settings.plan, workload, bench)
-        budget = settings.budget.seconds(workload)
-        report = tune_workload(workload, bench, settings.names, budget, reserve=settings.reserve)
-    if settings.cache:
-        settings.cache.save(workload_key(workload, settings.considered, settings.tolerance), report)
-    return report
+            return one_plan(settings.plan, bench.workload, bench)
+        return tune_and_cache(bench, settings)

@@ -1,17 +1,18 @@
 """What max_batch_size found."""
 
 import dataclasses
-import json
 
 import rich.console
 from rich.markup import escape
 
-from tfaccel.batch_size.search import SizeTrial, Verdict
+from tfaccel.batch_size.search import SizeTrial
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.tables import markdown_table, terminal_table
+from tfaccel.measure.units import milliseconds, size
+from tfaccel.system.json_files import parsed, to_text
 
 SCHEMA = 1
 _HEADINGS = ("batch size", "memory", "step", "outcome")
-_MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class BatchSizeReport:
     @property
     def largest(self) -> int:
         """The largest batch size that fits; 0 where none does."""
-        fits = (t.batch_size for t in self.trials if t.verdict is Verdict.FITS)
+        fits = (t.batch_size for t in self.trials if t.verdict is Outcome.FITS)
         return max(fits, default=0)
 
     @property
@@ -68,7 +69,7 @@ class BatchSizeReport:
         ]
         derived = {"batch_size": self.batch_size, "largest": self.largest}
         fields = dataclasses.asdict(self) | {"trials": trials}
-        return json.dumps({"schema": SCHEMA} | derived | fields, indent=2)
+        return to_text(SCHEMA, derived | fields)
 
     @classmethod
     def from_json(cls, text: str) -> "BatchSizeReport":
@@ -77,17 +78,12 @@ class BatchSizeReport:
         Raises:
             ValueError: the text is no such report, or of another schema.
         """
-        try:
-            data = json.loads(text)
-            if data["schema"] != SCHEMA:
-                raise ValueError(f"schema must be {SCHEMA}. Received: {data['schema']!r}")
+        with parsed(text, SCHEMA, "a report of max_batch_size") as data:
             trials = tuple(
-                SizeTrial(**trial | {"verdict": Verdict(trial["verdict"])})
+                SizeTrial(**trial | {"verdict": Outcome(trial["verdict"])})
                 for trial in data["trials"]
             )
             return cls(trials, data["headroom"], data["limited_by"], data["memory_limit_bytes"])
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"This is not a report of max_batch_size: {error!r}") from error
 
     def to_markdown(self) -> str:
         """The table and the summary as Markdown."""
@@ -101,6 +97,6 @@ class BatchSizeReport:
 
 
 def _cells(trial: SizeTrial) -> tuple[str, ...]:
-    peak = "" if trial.peak_bytes is None else f"{trial.peak_bytes / _MIB:.0f} MiB"
-    step = "" if trial.step_seconds is None else f"{trial.step_seconds * 1e3:.1f} ms"
+    peak = "" if trial.peak_bytes is None else size(trial.peak_bytes)
+    step = "" if trial.step_seconds is None else milliseconds(trial.step_seconds)
     return str(trial.batch_size), peak, step, trial.verdict.value

@@ -1,17 +1,9 @@
 """The search for the largest batch that fits."""
 
 import dataclasses
-import enum
 from collections.abc import Callable, Sequence
 
-
-class Verdict(enum.Enum):
-    """How a batch size fared."""
-
-    FITS = "fits"
-    OUT_OF_MEMORY = "out of memory"  # it was tried, and ran out
-    OVER = "over the limit"  # it was tried, and took more than it may
-    FORESEEN = "foreseen to be too large"  # it was not tried
+from tfaccel.measure.outcome import Outcome
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +19,7 @@ class SizeTrial:
     """
 
     batch_size: int
-    verdict: Verdict
+    verdict: Outcome
     peak_bytes: int | None = None
     step_seconds: float | None = None
 
@@ -61,7 +53,7 @@ def search(try_size: Callable[[int], SizeTrial], limits: Limits) -> tuple[SizeTr
         The trials in order. The largest that fits is the answer.
 
     >>> def fits_up_to_5(size):
-    ...     return SizeTrial(size, Verdict.FITS if size <= 5 else Verdict.OUT_OF_MEMORY)
+    ...     return SizeTrial(size, Outcome.FITS if size <= 5 else Outcome.OUT_OF_MEMORY)
     >>> [trial.batch_size for trial in search(fits_up_to_5, Limits(start=1, limit=100))]
     [1, 2, 4, 8, 6, 5]
     """
@@ -69,7 +61,7 @@ def search(try_size: Callable[[int], SizeTrial], limits: Limits) -> tuple[SizeTr
     low, high, size = 0, limits.limit + 1, limits.start
     while True:
         tried.append(_within(try_size(size), limits))
-        if tried[-1].verdict is Verdict.FITS:
+        if tried[-1].verdict is Outcome.FITS:
             low = size
         else:
             high = size
@@ -80,19 +72,19 @@ def search(try_size: Callable[[int], SizeTrial], limits: Limits) -> tuple[SizeTr
         size = _largest_safe(low, aim, tried, limits)
         if size == low:
             foreseen = _expected(low + 1, _measured(tried))
-            return (*tried, SizeTrial(low + 1, Verdict.FORESEEN, foreseen))
+            return (*tried, SizeTrial(low + 1, Outcome.FORESEEN, foreseen))
 
 
 def _within(trial: SizeTrial, limits: Limits) -> SizeTrial:
     """The trial, which does not fit if it took more than it may."""
     peak, most = trial.peak_bytes, limits.memory_bytes
-    over = trial.verdict is Verdict.FITS and peak is not None and most is not None and peak > most
-    return dataclasses.replace(trial, verdict=Verdict.OVER) if over else trial
+    over = trial.verdict is Outcome.FITS and peak is not None and most is not None and peak > most
+    return dataclasses.replace(trial, verdict=Outcome.OVER) if over else trial
 
 
 def _measured(tried: Sequence[SizeTrial]) -> list[tuple[int, int]]:
     """What steps took that fit, by batch size."""
-    fits = (trial for trial in tried if trial.verdict is Verdict.FITS)
+    fits = (trial for trial in tried if trial.verdict is Outcome.FITS)
     return sorted((t.batch_size, t.peak_bytes) for t in fits if t.peak_bytes is not None)
 
 

@@ -14,13 +14,15 @@ import tensorflow as tf
 
 from tfaccel.autotune.eligibility import ineligibility
 from tfaccel.batch_size.report import BatchSizeReport
-from tfaccel.batch_size.search import Limits, SizeTrial, Verdict, search
+from tfaccel.batch_size.search import Limits, SizeTrial, search
 from tfaccel.core.plan import Pass, Plan, as_plan
 from tfaccel.core.workload import Workload, replay
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Clock, timed
 from tfaccel.steps.compiled_step import BuiltStep, build_step
 from tfaccel.steps.snapshot import Snapshot, build_optimizer
 from tfaccel.system import notices
+from tfaccel.system.arguments import positive
 from tfaccel.system.memory import Meter, is_out_of_memory, meter_for
 
 # The share of the host's free memory that steps on a CPU may take: one step may take
@@ -103,8 +105,7 @@ def _check(
     if stopped := ineligibility(model):
         raise ValueError(f"`model` must have a compiled step of Keras's, on one device. {stopped}")
     for name, value in (("start", start), ("limit", limit)):
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be a whole number above 0. Received: {value!r}")
+        positive(name, value)
     if start > limit:
         raise ValueError(f"`start` must not be above `limit` ({limit}). Received: {start}")
     if not 0 < headroom <= 1:
@@ -193,7 +194,7 @@ class _Probe:
     ) -> BatchSizeReport:
         """Tries batch sizes until the largest is found."""
         first = self(1)  # unmeasured: traces, and starts the threads
-        if first.verdict is not Verdict.FITS:
+        if first.verdict is not Outcome.FITS:
             return BatchSizeReport((first,), headroom, "memory", memory_limit_bytes)
         self._meter = _meter(self._workload)
         free = self._meter.available_bytes()
@@ -201,7 +202,7 @@ class _Probe:
             memory_limit_bytes = int(free * _FREE_SHARE)
         limits = Limits(start, limit, memory_limit_bytes, self._meter.available_bytes)
         tried = search(self, limits)
-        reached = any(t.batch_size == limit and t.verdict is Verdict.FITS for t in tried)
+        reached = any(t.batch_size == limit and t.verdict is Outcome.FITS for t in tried)
         limited_by = "limit" if reached else "memory"
         return BatchSizeReport(tried, headroom, limited_by, memory_limit_bytes)
 
@@ -212,7 +213,7 @@ class _Probe:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            return SizeTrial(batch_size, Verdict.OUT_OF_MEMORY)
+            return SizeTrial(batch_size, Outcome.OUT_OF_MEMORY)
         finally:
             self._snapshot.restore()
             gc.collect()
@@ -229,7 +230,7 @@ class _Probe:
             step = functools.partial(self._built, iterator)
             timed(step, self._clock)
             seconds = timed(step, self._clock)
-        return SizeTrial(batch_size, Verdict.FITS, peak.bytes if peak else None, seconds)
+        return SizeTrial(batch_size, Outcome.FITS, peak.bytes if peak else None, seconds)
 
 
 def _repeated(leaf: tf.Tensor, count: int) -> tf.Tensor:

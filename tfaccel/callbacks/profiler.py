@@ -12,6 +12,7 @@ from tfaccel.measure.timing import Clock
 from tfaccel.profiling.live import Every
 from tfaccel.profiling.profile import Profile
 from tfaccel.system import notices
+from tfaccel.system.arguments import is_positive
 
 
 class ProfilerCallback(keras.callbacks.Callback):
@@ -120,17 +121,13 @@ class ProfilerCallback(keras.callbacks.Callback):
             self._profile.end()
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def _check_counts(compare_every: Any, update_freq: Any) -> None:
-    if compare_every not in (None, "auto") and not _is_count(compare_every):
+    if compare_every not in (None, "auto") and not is_positive(compare_every):
         raise ValueError(
             f'`compare_every` must be "auto", None or a positive integer. '
             f"Received: {compare_every!r}"
         )
-    if update_freq != "epoch" and not _is_count(update_freq):
+    if update_freq != "epoch" and not is_positive(update_freq):
         raise ValueError(
             f'`update_freq` must be "epoch" or a positive integer. Received: {update_freq!r}'
         )
@@ -144,7 +141,7 @@ def _batch_range(profile_batch: Any) -> tuple[int, int] | None:
     if not (
         isinstance(both, tuple | list)
         and len(both) == 2
-        and all(map(_is_count, both))
+        and all(map(is_positive, both))
         and both[0] <= both[1]
     ):
         raise ValueError(

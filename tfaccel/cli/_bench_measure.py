@@ -12,11 +12,13 @@ from tfaccel.autotune.offline import offline_trials
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.search import baseline_trial, trial_seconds, tune_workload
 from tfaccel.autotune.training_trials import TrainingTrials
-from tfaccel.autotune.trial import Outcome, Trial
+from tfaccel.autotune.trial import Trial
 from tfaccel.cli._bench_result import BenchRow
 from tfaccel.cli._progress import Progress
 from tfaccel.cli.inputs.feeds import Feed
 from tfaccel.core.plan import Plan
+from tfaccel.measure.outcome import Outcome
+from tfaccel.measure.racing import Race
 from tfaccel.measure.timing import Clock, Speedup, median_interval
 from tfaccel.passes import PASSES
 
@@ -60,12 +62,13 @@ class RecordingBench(TrainingTrials):
         self.seconds[plan] = self._latest
         return gain
 
-    def _pairs(
+    def _race(
         self, plan: Plan, deadline: float, fewest: int = 0, step_seconds: float = 0.0
-    ) -> tuple[list[float], list[float]]:
-        baseline, self._latest = super()._pairs(plan, deadline, fewest, step_seconds)
-        self.baseline_seconds += baseline
-        return baseline, self._latest
+    ) -> Race:
+        race, steps = super()._race(plan, deadline, fewest, step_seconds), plan.steps_per_call
+        self.baseline_seconds += [turn / steps for turn in race.baseline_seconds]
+        self._latest = [turn / steps for turn in race.candidate_seconds]
+        return race
 
 
 def measure(

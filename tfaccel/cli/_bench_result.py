@@ -9,6 +9,7 @@ import rich.console
 from rich.markup import escape
 
 from tfaccel.measure.tables import markdown_table, terminal_table
+from tfaccel.measure.units import number, ratio, size
 
 SCHEMA = 1
 _HEADINGS = (
@@ -16,7 +17,6 @@ _HEADINGS = (
     *("peak", "verdict"),
 )
 _NUMBERS = _HEADINGS[2:8]
-_GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +65,12 @@ class BenchRow:
         return (
             self.device,
             self.plan,
-            _with_interval(self.step_seconds, self.step_seconds_interval, _milliseconds),
+            _with_interval(self.step_seconds, self.step_seconds_interval, _in_milliseconds),
             "" if self.samples_per_second is None else f"{self.samples_per_second:.0f}",
-            _with_interval(self.speedup, self.speedup_interval, lambda ratio: f"{ratio:.2f}x"),
+            _with_interval(self.speedup, self.speedup_interval, ratio),
             f"{self.compile_seconds:.1f}" if self.compile_seconds else "",
             "" if self.drift is None else f"{self.drift:.1e}",
-            "" if self.peak_bytes is None else f"{self.peak_bytes / _GIB:.1f} GiB",
+            "" if self.peak_bytes is None else size(self.peak_bytes),
             self.verdict,
         )
 
@@ -151,6 +151,5 @@ def _with_interval(value: float | None, interval: tuple[float, float] | None, sh
     return f"{show(value)} [{low}, {high}]"
 
 
-def _milliseconds(seconds: float) -> str:
-    value = 1e3 * seconds
-    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+def _in_milliseconds(seconds: float) -> str:
+    return number(1e3 * seconds)

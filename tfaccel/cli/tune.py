@@ -14,13 +14,13 @@ from rich.markup import escape
 from tfaccel.autotune.eligibility import ineligibility
 from tfaccel.autotune.offline import offline_trials
 from tfaccel.autotune.options import Options, make_options
-from tfaccel.autotune.plan_cache import workload_key
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.search import tune_workload
+from tfaccel.autotune.tune_and_cache import tune_and_cache
 from tfaccel.cli._command import Command, UsageError
 from tfaccel.cli._progress import Progress, progress
 from tfaccel.cli.inputs.feeds import define_feed_flags, file_feed
 from tfaccel.cli.inputs.models import Chosen, define_model_flags, first_line, load_model, only_model
+from tfaccel.system.json_files import replace_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +108,8 @@ def _tuned(
     feed = file_feed(chosen, pathlib.Path(values.data), values.batch_size)
     told.stage("Running the model's own step")
     with offline_trials(chosen.model, feed.dataset, clock=settings.clock) as bench:
-        seconds = settings.budget.seconds(bench.workload)
-        told.stage("Trying plans", seconds)
-        report = tune_workload(
-            bench.workload, bench, settings.names, seconds, told.trial, settings.reserve
-        )
-    if settings.cache and (report.complete or not report.plan.is_baseline):
-        settings.cache.save(workload_key(bench.workload, settings.considered, None), report)
+        told.stage("Trying plans", settings.budget.seconds(bench.workload))
+        report = tune_and_cache(bench, settings, told.trial)
     return report, f"{feed.source}, batches of {feed.batch_size}"
 
 
@@ -135,10 +130,8 @@ def _writable(flag: str, name: str) -> pathlib.Path:
 
 def _write(path: pathlib.Path, text: str) -> tuple[bool, str]:
     """Writes a file whole or not at all; what went wrong must not cost the result."""
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        replace_text(path, text + "\n")
     except OSError as error:
         return False, f"{path} could not be written ({error.strerror or error}). It was: {text}"
     return True, f"Written: {path}"

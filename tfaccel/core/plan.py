@@ -3,7 +3,6 @@
 import abc
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -14,6 +13,7 @@ from typing import Any, ClassVar
 from tfaccel.core.workload import Workload
 from tfaccel.measure.numerics import SIXTEEN_BITS
 from tfaccel.measure.timing import Clock
+from tfaccel.system.json_files import parsed, replace_text, to_text
 
 _KNOWN_PASSES: dict[str, type["Pass"]] = {}
 SCHEMA = 1
@@ -248,7 +248,7 @@ class Plan:
     def to_json(self) -> str:
         """The plan as JSON text, readable by `from_json` on any machine."""
         passes = [{"name": item.name, "config": item.to_config()} for item in self.passes]
-        return json.dumps({"schema": SCHEMA, "passes": passes}, indent=2)
+        return to_text(SCHEMA, {"passes": passes})
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
@@ -258,19 +258,12 @@ class Plan:
             ValueError: the text is no plan, of another schema, or names an
                 unknown pass or field.
         """
-        try:
-            data = json.loads(text)
-            if data["schema"] != SCHEMA:
-                raise ValueError(f"a plan's schema must be {SCHEMA}. Received: {data['schema']!r}")
+        with parsed(text, SCHEMA, "a tfaccel plan") as data:
             return cls(tuple(make_pass(p["name"], p.get("config", {})) for p in data["passes"]))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"This is not a tfaccel plan: {error}. Received: {text[:200]!r}"
-            ) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan to a JSON file, for `AccelCallback(plan="plan.json")`."""
-        pathlib.Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        replace_text(pathlib.Path(path), self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Plan":

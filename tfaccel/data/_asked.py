@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfaccel.data._pipeline import Map, Pipeline
 from tfaccel.data._sources import Arrays, is_arrays
+from tfaccel.system.arguments import positive
 
 
 def asked_for(
@@ -20,7 +20,8 @@ def asked_for(
     drop_remainder: bool,
 ) -> Pipeline:
     """`prepare`'s arguments as a pipeline."""
-    _check_whole("batch_size", batch_size)
+    if batch_size is not None:
+        positive("batch_size", batch_size)
     for name, function in (("map", map), ("augment", augment)):
         if function is not None and not callable(function):
             raise ValueError(f"`{name}` must be a function, or None. Received: {function!r}")
@@ -34,15 +35,9 @@ def asked_for(
             "without end. Received: True"
         )
     if not isinstance(shuffle, bool):
-        _check_whole("shuffle", shuffle)
+        positive("shuffle", shuffle)
     buffer = pipeline.length if shuffle is True else int(shuffle)
     return dataclasses.replace(pipeline, shuffle=buffer or 0)
-
-
-def _check_whole(name: str, value: Any) -> None:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if value is not None and not (whole and value > 0):
-        raise ValueError(f"`{name}` must be a positive whole number. Received: {value!r}")
 
 
 def _source(data: Any) -> Arrays | tf.data.Dataset:

@@ -9,12 +9,14 @@ import tensorflow as tf
 
 from tfaccel.data._pipeline import Layout, Pipeline
 from tfaccel.data._sources import Arrays
-from tfaccel.measure.timing import Clock
+from tfaccel.measure.outcome import Outcome
+from tfaccel.measure.racing import FEWEST, verdict
+from tfaccel.measure.timing import Clock, speedup
 
 # A layout that costs threads or memory has to be this much faster.
-_GAIN = 0.9
-# Each thing is timed so often, in turns; the median counts.
-_ROUNDS = 3
+_WORTHWHILE = 1 / 0.9
+# Each thing is timed so often, in turns: as few as a race believes, as there is little time.
+_ROUNDS = FEWEST
 # What the cache that is tried may take, a batch at least.
 _KEPT_BYTES = 2**28
 # Batches of a round at most.
@@ -28,15 +30,20 @@ class Timings:
     Attributes:
         parts: seconds a batch that each part takes, in one thread: `read`, `map`,
             `augment`, `batch`.
-        layouts: seconds a batch of the whole pipeline, by layout.
+        turns: seconds a batch of the whole pipeline, by layout, turn by turn.
         cached_seconds: a batch of mapped samples from the cache; None where not measured.
         sample_bytes: of a mapped sample; None where not measured.
     """
 
     parts: dict[str, float] = dataclasses.field(default_factory=dict)
-    layouts: dict[Layout, float] = dataclasses.field(default_factory=dict)
+    turns: dict[Layout, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     cached_seconds: float | None = None
     sample_bytes: float | None = None
+
+    @property
+    def layouts(self) -> dict[Layout, float]:
+        """Seconds a batch of the whole pipeline, by layout."""
+        return {layout: statistics.median(found) for layout, found in self.turns.items()}
 
     @property
     def bound_by(self) -> str:
@@ -44,18 +51,26 @@ class Timings:
         return max(self.parts, key=self.parts.__getitem__, default="")
 
     def fastest(self, layouts: Sequence[Layout]) -> Layout:
-        """The simplest layout that nothing later is clearly faster than."""
+        """The simplest layout that nothing later beats, by the verdict of every race."""
         best = layouts[0]
         for layout in layouts[1:]:
-            if self.layouts.get(layout, float("inf")) < _GAIN * self.layouts[best]:
+            if layout in self.turns and self._beats(layout, best):
                 best = layout
         return best
+
+    def _beats(self, layout: Layout, best: Layout) -> bool:
+        pairs = zip(self.turns[best], self.turns[layout], strict=True)
+        measured = [(one, other) for one, other in pairs if other > 0]  # less than a clock's tick
+        if not measured:
+            return False
+        gain = speedup(*zip(*measured, strict=True))
+        return verdict(gain, _WORTHWHILE)[0] is Outcome.FASTER
 
     @property
     def cache_pays(self) -> bool:
         """Whether the cache saves a good part of reading and mapping."""
         made = self.parts.get("read", 0.0) + self.parts.get("map", 0.0)
-        return self.cached_seconds is not None and self.cached_seconds < _GAIN * made
+        return self.cached_seconds is not None and _WORTHWHILE * self.cached_seconds < made
 
 
 def measure(
@@ -78,12 +93,13 @@ def measure(
         size, kept = _kept(mapped, max_seconds / 4, clock)
         if kept is not None:
             tried["cache"] = _alone(_Tried(kept, mapped.per_batch))
-    seconds = _in_turns(tried, max_seconds * 3 / 4, clock)
+    turns = _in_turns(tried, max_seconds * 3 / 4, clock)
+    seconds = {name: statistics.median(found) for name, found in turns.items()}
     parts, before = {}, 0.0
     for name in stages:
         parts[name] = max(0.0, seconds[name] - before)
         before = max(before, seconds[name])
-    by_layout = {layout: seconds[layout] for layout in layouts}
+    by_layout = {layout: turns[layout] for layout in layouts}
     return Timings(parts, by_layout, seconds.get("cache"), size)
 
 
@@ -160,14 +176,14 @@ def _bytes(leaf: object) -> int:
 
 def _in_turns(
     tried: dict[str | Layout, tf.data.Dataset], max_seconds: float, clock: Clock
-) -> dict[str | Layout, float]:
-    """Seconds a batch of each; a slow machine is slow for all of them."""
+) -> dict[str | Layout, tuple[float, ...]]:
+    """Seconds a batch of each; a slow machine is slow for all of them. The order alternates."""
     share = max_seconds / (_ROUNDS * len(tried))
     seconds: dict[str | Layout, list[float]] = {name: [] for name in tried}
-    for _ in range(_ROUNDS):
-        for name, dataset in tried.items():
+    for turn in range(_ROUNDS):
+        for name, dataset in list(tried.items())[:: -1 if turn % 2 else 1]:
             seconds[name].append(_seconds(dataset, share, clock))
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return {name: tuple(found) for name, found in seconds.items()}
 
 
 def _seconds(dataset: tf.data.Dataset, share: float, clock: Clock) -> float:

@@ -10,6 +10,7 @@ import rich.console
 from rich.markup import escape
 
 from tfaccel.measure.tables import markdown_table, terminal_table
+from tfaccel.system.json_files import parsed
 
 SCHEMA = 1
 # Rows of a table; JSON has them all.
@@ -156,18 +157,13 @@ class Findings:
         Raises:
             ValueError: the text is something else.
         """
-        try:
-            data = json.loads(text)
-            if data.pop("schema") != SCHEMA:
-                raise ValueError(f"schema must be {SCHEMA}.")
+        with parsed(text, SCHEMA, "a report of tfaccel.data") as data:
             del data["ok"]
             faults = tuple(
                 Fault(**fault | {"kind": FaultKind(fault["kind"])}) for fault in data["faults"]
             )
             unknown = tuple(data["not_looked_at"])
             return cls(**data | {"faults": faults, "not_looked_at": unknown})
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"These are not tfaccel's findings: {error!r}") from error
 
     def to_markdown(self) -> str:
         """All listed faults as a table, and the summary."""

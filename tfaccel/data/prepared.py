@@ -12,6 +12,7 @@ from tfaccel.data._measure import Timings
 from tfaccel.data._pipeline import Layout
 from tfaccel.data.findings import Findings
 from tfaccel.measure.tables import terminal_table
+from tfaccel.measure.units import milliseconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,22 +35,18 @@ class Account:
         seconds = self.timings.layouts.get(dataclasses.replace(self.layout, cached=False))
         if seconds is not None:
             name, cost = self.timings.bound_by, self.timings.parts[self.timings.bound_by]
-            said += f" A batch takes {_ms(seconds)} by itself; bound by `{name}` ({_ms(cost)} "
-            said += "in one thread)."
+            said += f" A batch takes {milliseconds(seconds)} by itself; bound by `{name}` "
+            said += f"({milliseconds(cost)} in one thread)."
             cached = self.timings.cached_seconds
             if self.layout.cached and cached is not None:
-                said += f" From the cache a batch's samples come in {_ms(cached)}."
+                said += f" From the cache a batch's samples come in {milliseconds(cached)}."
         return " ".join([said, *self.notes])
 
     def __rich__(self) -> rich.console.Group:
-        rows = [(name, _ms(seconds)) for name, seconds in self.timings.parts.items()]
-        rows += [(f"all: {layout}", _ms(s)) for layout, s in self.timings.layouts.items()]
+        rows = [(name, milliseconds(seconds)) for name, seconds in self.timings.parts.items()]
+        rows += [(f"all: {layout}", milliseconds(s)) for layout, s in self.timings.layouts.items()]
         table = [terminal_table(("part", "a batch"), rows, numbers=["a batch"])] if rows else []
         return rich.console.Group(*table, escape(self.summary()))
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
 
 
 class Prepared(tf.data.Dataset):

@@ -24,6 +24,7 @@ from tfaccel.data.findings import Findings
 from tfaccel.data.prepared import Account, Prepared
 from tfaccel.data.rules import Rules
 from tfaccel.measure.timing import Clock
+from tfaccel.measure.units import size
 from tfaccel.system.memory import available_bytes
 
 # TensorFlow's random operations: what they have drawn is forgotten with each iterator.
@@ -206,5 +207,5 @@ def _is_cached(
     bound = int(_CACHE_SHARE * (available_bytes() or 0)) if most is None else most
     needed = timings.sample_bytes * pipeline.length
     if needed > bound:
-        notes.append(f"No cache: {needed / 2**20:,.0f} MiB, beyond {bound / 2**20:,.0f} MiB.")
+        notes.append(f"No cache: {size(needed)}, beyond {size(bound)}.")
     return needed <= bound

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.system.arguments import is_whole, positive
+
 Shape = tuple[int | None, ...]
 
 # One WAV file or image beyond this is taken for a mistake: as float32 it is 128 MiB or
@@ -61,11 +63,11 @@ class Rules:
 
     def __post_init__(self):
         for name in ("max_file_bytes", "max_pixels", "max_array_bytes"):
-            _check_count(name, getattr(self, name))
+            positive(name, getattr(self, name))
         if self.sample_rate is not None:
-            _check_count("sample_rate", self.sample_rate)
+            positive("sample_rate", self.sample_rate)
         for value in _each(self.classes):
-            _check_count("classes", value)
+            positive("classes", value)
         for value in _each(self.shape):
             _check_shape(value)
         for value in _each(self.value_range):
@@ -102,18 +104,9 @@ def _each(value: Any) -> list[Any]:
     return [item for item in values if item is not None]
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not _is_whole(value) or value < 1:
-        raise ValueError(f"`{name}` must be a positive whole number. Received: {value!r}")
-
-
 def _check_shape(value: Any) -> None:
     sizes = value if isinstance(value, tuple | list) else [-1]
-    if not all(size is None or (_is_whole(size) and size >= 0) for size in sizes):
+    if not all(size is None or (is_whole(size) and size >= 0) for size in sizes):
         raise ValueError(f"`shape` must be sizes, None for one that may vary. Received: {value!r}")
 
 

@@ -20,6 +20,7 @@ from tfaccel.distribute.defaults import (
 from tfaccel.distribute.gpu_memory import GpuMemory
 from tfaccel.distribute.multi_worker import MultiWorker
 from tfaccel.distribute.sharding import check_policy_name, sharded_by
+from tfaccel.system.arguments import positive
 from tfaccel.system.device import current_device
 
 
@@ -142,12 +143,7 @@ class AccelStrategy(tf.distribute.Strategy):
         >>> AccelStrategy("default").global_batch_size(32)
         32
         """
-        size = per_replica_batch_size
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(
-                "global_batch_size takes the samples of one replica, an integer of at least 1. "
-                f"Received: {size!r}"
-            )
+        size = positive("per_replica_batch_size", per_replica_batch_size)
         return size * self.num_replicas_in_sync
 
     def distribute(self, dataset: tf.data.Dataset, auto_shard_policy: str | None = None) -> Any:

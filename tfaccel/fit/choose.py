@@ -5,15 +5,16 @@ from collections.abc import Callable
 
 from tfaccel.autotune.eligibility import too_short
 from tfaccel.autotune.options import Options
-from tfaccel.autotune.plan_cache import is_watched, workload_key
+from tfaccel.autotune.plan_cache import is_watched
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.search import cheapest_trial_seconds, tune_workload
+from tfaccel.autotune.search import cheapest_trial_seconds
 from tfaccel.autotune.training_trials import TrainingTrials
-from tfaccel.autotune.trial import Outcome
+from tfaccel.autotune.tune_and_cache import known_report, tune_and_cache
 from tfaccel.core.workload import Workload
 from tfaccel.fit.observed import Observed
 from tfaccel.fit.phases import Phase
 from tfaccel.fit.progress import Progress
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Clock
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction
 from tfaccel.steps.remembered import Memory, TooShort
@@ -71,8 +72,7 @@ class PlanChooser:
         """Decides; all processes must do so together."""
         self.enter(Phase.PREDICT)
         workload, settings = self.observed.workload(), self.settings
-        key = self._key(workload)
-        known = self.agreement.same(settings.cache.load(key) if settings.cache else None)
+        known = known_report(workload, settings, self.agreement)
         if known is not None:
             choice = self._by_cache(known, workload)
             if choice is not None:
@@ -81,7 +81,7 @@ class PlanChooser:
         least = cheapest_trial_seconds(workload, settings.names)
         if least is None or least > seconds:
             return self._without_trials(workload, least, seconds)
-        return self._unrepeatable(workload) or self._by_trials(workload, key, seconds)
+        return self._unrepeatable(workload) or self._by_trials(workload, seconds)
 
     def known_too_short(self) -> str:
         """Why nothing can pay, by what an earlier fit has shown; empty where something may."""
@@ -99,12 +99,6 @@ class PlanChooser:
         if may_be_cached or (known.least is not None and known.least <= seconds):
             return ""
         return too_short(workload, known.least, seconds, settings.budget.max_seconds)
-
-    def _key(self, workload: Workload) -> str:
-        settings = self.settings
-        if not settings.cache:
-            return ""
-        return workload_key(workload, settings.considered, settings.tolerance)
 
     def _by_cache(self, known: Report, workload: Workload) -> Choice | None:
         """Goes on with what won before, if it is faithful here; None where others may be tried.
@@ -160,18 +154,12 @@ class PlanChooser:
         why = unrepeatable(self.baseline, self.observed.replay())
         return self._stay(why, workload) if why else None
 
-    def _by_trials(self, workload: Workload, key: str, seconds: float) -> Choice:
-        settings = self.settings
+    def _by_trials(self, workload: Workload, seconds: float) -> Choice:
         self.enter(Phase.RACE)
         self.on_tuning(seconds)
+        note = unrestorable(self.baseline, self.observed.replay())
         with self._bench(workload) as bench:
-            report = tune_workload(
-                workload, bench, settings.names, seconds, reserve=settings.reserve
-            )
-        report = report.with_note(unrestorable(self.baseline, self.observed.replay()))
-        worth_keeping = report.complete or not report.plan.is_baseline
-        if settings.cache and worth_keeping and self.agreement.is_chief:
-            settings.cache.save(key, report)
+            report = tune_and_cache(bench, self.settings, note=note)
         if report.plan.is_baseline:
             return Choice(Phase.STAY, workload, report, waits=len(report.trials) > 1)
         return Choice(Phase.RUN, workload, report, bench.step_function(report.plan), waits=True)

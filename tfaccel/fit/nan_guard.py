@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from tfaccel.core.replicas import local_values
 from tfaccel.core.workload import Workload
+from tfaccel.measure.finite import all_finite
 from tfaccel.measure.timing import Clock
-from tfaccel.steps.logs import all_finite
 from tfaccel.steps.resources import Touched
 from tfaccel.steps.snapshot import Snapshot
 

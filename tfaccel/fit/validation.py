@@ -13,6 +13,7 @@ from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
 from tfaccel.measure import numerics, timing
 from tfaccel.measure.numerics import Tolerance
+from tfaccel.measure.racing import Race
 from tfaccel.measure.timing import Clock
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction, build_step
 from tfaccel.steps.repeatable import unrepeatable
@@ -76,7 +77,7 @@ class Validation:
         self._original = workload.model.test_function
         self.turn = Turn.TIMED
         self._fast: StepFunction | None = None
-        self._seconds: dict[bool, list[float]] = {False: [], True: []}
+        self._race = Race()
         self._first_seconds: list[float] = []
         self._validations = 0
 
@@ -128,7 +129,7 @@ class Validation:
             return self._first_user(iterator)
         if can_be_fed and self.turn is Turn.ALTERNATING:
             return self._alternate(iterator)
-        return self._timed(self._user, iterator, self._first_seconds)
+        return self._timed(self._user, iterator, self._first_seconds.append)
 
     def _accelerated(self, step: StepFunction, iterator: Any) -> Any:
         logs = step(iterator)
@@ -141,7 +142,7 @@ class Validation:
         batches = pull(iterator, self._workload.model.steps_per_execution)
         metrics = Snapshot(v for m in self._workload.model.metrics for v in m.variables)
         try:
-            return self._timed(self._user, feed(batches, iterator), self._first_seconds)
+            return self._timed(self._user, feed(batches, iterator), self._first_seconds.append)
         except tf.errors.OpError as error:
             if not any(item.fallback_reason(error) for item in self._plan.passes):
                 raise
@@ -150,31 +151,22 @@ class Validation:
         self.accelerate(step)
         return step(feed(batches, iterator))
 
-    def _timed(self, step: StepFunction, iterator: Any, seconds: list[float]) -> Any:
+    def _timed(self, step: StepFunction, iterator: Any, note: Callable[[float], None]) -> Any:
         start = self._clock()
         logs = step(iterator)
         timing.wait_for(logs)
-        seconds.append(self._clock() - start)
+        note(self._clock() - start)
         return logs
 
     def _alternate(self, iterator: tf.data.Iterator) -> Any:
         if self._fast is None:
             return self._first_fast(iterator)
-        use_fast = len(self._seconds[True]) <= len(self._seconds[False])
-        step = self._fast if use_fast else self._user
-        logs = self._timed(step, iterator, self._seconds[use_fast])
-        self._settle()
+        step = self._fast if self._race.candidate_is_next else self._user
+        logs = self._timed(step, iterator, self._race.note)
+        if self._race.is_decided:
+            won = self._race.gain.low > 1.0
+            self.turn = Turn.ACCELERATED if won else Turn.ORIGINAL
         return logs
-
-    def _settle(self) -> None:
-        user, fast = self._seconds[False], self._seconds[True]
-        if len(user) != len(fast) or len(user) not in timing.LOOKS:
-            return
-        gain = timing.speedup(user, fast)
-        if gain.low > 1.0:
-            self.turn = Turn.ACCELERATED
-        elif gain.high < 1.0 or len(user) == timing.LOOKS[-1]:
-            self.turn = Turn.ORIGINAL
 
     def _first_fast(self, iterator: tf.data.Iterator) -> Any:
         """Compares the two steps on one batch; the user's own step counts."""

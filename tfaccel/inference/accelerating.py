@@ -12,10 +12,9 @@ import tensorflow as tf
 from tfaccel import passes
 from tfaccel.autotune.fallback_plan import fallback, fallbacks
 from tfaccel.autotune.options import Options, make_options
-from tfaccel.autotune.plan_cache import workload_key
 from tfaccel.autotune.report import Report, show
-from tfaccel.autotune.search import baseline_trial, one_plan, tune_workload
-from tfaccel.autotune.trial import Outcome
+from tfaccel.autotune.search import baseline_trial, one_plan
+from tfaccel.autotune.tune_and_cache import known_report, tune_and_cache
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Pass, Plan
 from tfaccel.core.tracing import unmarked
@@ -25,6 +24,7 @@ from tfaccel.inference.predict_function import PredictFunction, own_function
 from tfaccel.inference.sample import first_batch, spec_of
 from tfaccel.inference.trials import PredictionTrials
 from tfaccel.measure.numerics import Tolerance
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Clock, timed
 from tfaccel.steps.snapshot import Snapshot
 
@@ -185,15 +185,8 @@ def _report(workload: Workload, bench: PredictionTrials, settings: Options) -> R
         return Report((baseline_trial(workload),), Plan())
     if settings.plan is not None:
         return one_plan(settings.plan, workload, bench)
-    key = workload_key(workload, settings.considered, settings.tolerance)
-    known = settings.cache.load(key) if settings.cache else None
-    if known is not None:
-        return _remembered(known, bench)
-    budget = settings.budget.seconds(workload)
-    report = tune_workload(workload, bench, settings.names, budget, reserve=())
-    if settings.cache:
-        settings.cache.save(key, report)
-    return report
+    known = known_report(workload, settings)
+    return tune_and_cache(bench, settings) if known is None else _remembered(known, bench)
 
 
 def _remembered(report: Report, bench: PredictionTrials) -> Report:

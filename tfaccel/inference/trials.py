@@ -11,13 +11,15 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.autotune.perturb import round_otherwise
-from tfaccel.autotune.trial import Outcome, Trial, TrialRunner, coarsest_dtype
+from tfaccel.autotune.trial import Trial, TrialRunner, coarsest_dtype
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
 from tfaccel.inference.predict_function import PredictFunction
 from tfaccel.inference.sample import changed
 from tfaccel.measure import numerics
+from tfaccel.measure.finite import finite_where
 from tfaccel.measure.numerics import Drift, Tolerance
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Clock
 
 Outputs = dict[str, np.ndarray]
@@ -135,7 +137,7 @@ def _as_finite(reference: np.ndarray, candidate: np.ndarray | None) -> bool:
         return True
     if reference.dtype.kind not in _FLOATS:
         return True
-    return bool(np.all(np.isfinite(candidate) | ~np.isfinite(reference)))
+    return finite_where(reference, candidate)
 
 
 def _error(reference: np.ndarray, candidate: np.ndarray | None) -> float:

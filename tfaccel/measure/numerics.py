@@ -45,6 +45,8 @@ from typing import Any
 
 import numpy as np
 
+from tfaccel.measure.finite import finite_where
+
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
@@ -267,10 +269,7 @@ def relative_error(reference: np.ndarray, candidate: np.ndarray, floor: float = 
 
 def _as_finite(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> bool:
     """Whether the candidate is finite wherever the reference is."""
-    return all(
-        bool(np.all(np.isfinite(candidate[name]) | ~np.isfinite(value)))
-        for name, value in reference.items()
-    )
+    return all(finite_where(value, candidate[name]) for name, value in reference.items())
 
 
 def _overall(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> float:

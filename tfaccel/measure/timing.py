@@ -4,21 +4,17 @@ The clock is always passed in, so that tests use exact numbers and never sleep.
 """
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from tfaccel.measure.units import ratio
+
 Clock = Callable[[], float]
 Step = Callable[[], object]
 
-# Pairs after which the interval is looked at. Six is the smallest number at which
-# the range of the sample is a 95 % interval of the median.
-LOOKS = (6, 9, 12, 17, 21)
 CONFIDENCE = 0.95
-# Pairs that a ratio is not believed without.
-FEWEST = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Speedup:
     pairs: int = 0
 
     def __str__(self) -> str:
-        return f"{self.median:.2f}x [{self.low:.2f}-{self.high:.2f}]"
+        return f"{ratio(self.median)} [{self.low:.2f}-{self.high:.2f}]"
 
 
 def wait_for(outputs: object) -> None:
@@ -98,48 +94,3 @@ def speedup(baseline_seconds: Sequence[float], candidate_seconds: Sequence[float
     """
     ratios = [a / b for a, b in zip(baseline_seconds, candidate_seconds, strict=True)]
     return Speedup(*median_interval(ratios), len(ratios))
-
-
-def compare_steps(
-    baseline: Step,
-    candidate: Step,
-    clock: Clock,
-    deadline: float = math.inf,
-    looks: Sequence[int] = LOOKS,
-    *,
-    fewest: int = FEWEST,
-    expected_seconds: float = 0.0,
-) -> tuple[list[float], list[float]]:
-    """Times two traced steps in pairs whose order alternates.
-
-    Stops at the first number of pairs in `looks` at which the interval excludes
-    1.0, at the last of them, or where one more pair, taken to be as long as the longest so
-    far, would end after the deadline.
-
-    Args:
-        baseline, candidate: the steps.
-        clock: seconds.
-        deadline: the clock's value at which all should have ended.
-        looks: numbers of pairs.
-        fewest: pairs that are made whatever the deadline is.
-        expected_seconds: what a pair is expected to take before any was made.
-
-    Returns:
-        The baseline's and the candidate's seconds, pair by pair.
-    """
-    baseline_seconds: list[float] = []
-    candidate_seconds: list[float] = []
-    longest = expected_seconds
-    for pair in range(looks[-1]):
-        if pair >= fewest and deadline < math.inf and clock() + longest > deadline:
-            break
-        order = ((baseline, baseline_seconds), (candidate, candidate_seconds))
-        for step, seconds in order if pair % 2 == 0 else reversed(order):
-            seconds.append(timed(step, clock))
-        longest = max(longest, baseline_seconds[-1] + candidate_seconds[-1])
-        done = pair + 1
-        if done in looks:
-            now = speedup(baseline_seconds, candidate_seconds)
-            if now.low > 1.0 or now.high < 1.0:
-                break
-    return baseline_seconds, candidate_seconds

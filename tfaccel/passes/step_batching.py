@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Pass, Unsupported
 from tfaccel.core.workload import Workload
+from tfaccel.measure.units import milliseconds
 
 # A call should take no longer than this: what happens within a tenth of a second is felt
 # to happen at once, so nobody sees that a progress bar's numbers come in groups.
@@ -80,7 +81,7 @@ class StepBatching(Pass):
             return Unsupported(f"a step under {type(strategy).__name__} is more than one device's")
         if workload.step_seconds * CHOICES[0] > CALL_SECONDS:
             return Unsupported(
-                f"a step takes {1e3 * workload.step_seconds:.0f} ms, so the time between "
+                f"a step takes {milliseconds(workload.step_seconds)}, so the time between "
                 "steps hardly counts"
             )
         return None if self.allow_batch_hooks else _watched(workload)

@@ -4,7 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
-from tfaccel.measure.timing import LOOKS, Speedup
+from tfaccel.measure.racing import LOOKS
+from tfaccel.measure.timing import Speedup
 from tfaccel.profiling import memory
 from tfaccel.profiling.ledger import Ledger
 from tfaccel.profiling.meter import Meter

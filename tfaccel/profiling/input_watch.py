@@ -8,6 +8,7 @@ import tensorflow as tf
 from tfaccel.compat.tf_data import Stage, dataset_of, stages
 from tfaccel.fit.step_dispatcher import StepDispatcher
 from tfaccel.measure.timing import Clock, wait_for
+from tfaccel.measure.units import milliseconds
 from tfaccel.profiling.sampling import Sampling
 from tfaccel.profiling.tally import INPUT_BOUND_SHARE
 from tfaccel.steps.replay import is_plain
@@ -100,7 +101,7 @@ def bottleneck(waited_seconds: float, step_seconds: float, dataset: tf.data.Data
     found = stages(dataset) if dataset is not None else None
     said = (
         f"The input is the bottleneck: {share:.0%} of a step is waiting for it "
-        f"({waited_seconds * 1e3:.3g} ms, and {step_seconds * 1e3:.3g} ms of training). "
+        f"({milliseconds(waited_seconds)}, and {milliseconds(step_seconds)} of training). "
         "A faster step would wait longer."
     )
     return " ".join([said, *_remedies(found or ()), _PREPARE])

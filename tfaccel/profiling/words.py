@@ -6,12 +6,14 @@ from typing import Any
 import rich.box
 import rich.table
 
+from tfaccel.measure.units import number, ratio, size
+
 
 def sentence(record: Mapping[str, Any]) -> str:
     """An `interval` record in a line, to be read beside Keras's progress bar."""
     if record["time/step_ms"] is None:
         return f"tfaccel: epoch {record['epoch'] + 1}: no step without tracing or tuning"
-    usual, most = _digits(record["time/step_ms"]), _digits(record["time/step_ms_p95"])
+    usual, most = number(record["time/step_ms"]), number(record["time/step_ms_p95"])
     parts = [f"{usual} ms a step (95 % within {most})"]
     if record["throughput/samples_per_sec"] is not None:
         parts.append(f"{record['throughput/samples_per_sec']:,.0f} samples/s")
@@ -55,11 +57,6 @@ def rows(summary: Mapping[str, Any], shapes: list[str]) -> list[tuple[str, str]]
     return [(name, value) for name, value in found if value]
 
 
-def _digits(value: float) -> str:
-    """Three digits, or more where there are more before the point."""
-    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
-
-
 def _share(value: float | None, of: str) -> str:
     return "" if value is None else f"{value:.1%} {of}"
 
@@ -68,13 +65,13 @@ def _speedup(record: Mapping[str, Any], prefix: str = "") -> str:
     """The ratio, with its 95 % interval once there is one."""
     low, high = record[f"{prefix}speedup_low"], record[f"{prefix}speedup_high"]
     interval = "" if low is None else f" [{low:.2f}-{high:.2f}]"
-    return f"{record[f'{prefix}speedup']:.2f}x{interval}"
+    return f"{ratio(record[f'{prefix}speedup'])}{interval}"
 
 
 def _step(summary: Mapping[str, Any]) -> str:
     if summary["step_ms"] is None:
         return ""
-    usual, most = _digits(summary["step_ms"]), _digits(summary["step_ms_p95"])
+    usual, most = number(summary["step_ms"]), number(summary["step_ms_p95"])
     return f"{usual} ms (median; 95 % within {most} ms)"
 
 
@@ -83,7 +80,7 @@ def _throughput(summary: Mapping[str, Any]) -> str:
         return ""
     samples = summary["samples_per_sec"]
     first = "" if samples is None else f"{samples:,.0f} samples/s, "
-    return f"{first}{_digits(summary['batches_per_sec'])} steps/s"
+    return f"{first}{number(summary['batches_per_sec'])} steps/s"
 
 
 def _scaling(summary: Mapping[str, Any]) -> str:
@@ -92,7 +89,7 @@ def _scaling(summary: Mapping[str, Any]) -> str:
         return ""
     if efficiency is None:
         return f"{replicas} replicas"
-    alone = _digits(summary["one_replica_step_ms"])
+    alone = number(summary["one_replica_step_ms"])
     return (
         f"{efficiency:.0%} of {replicas} times one replica's throughput "
         f"(alone it takes {alone} ms a step)"
@@ -118,8 +115,8 @@ def _gain(summary: Mapping[str, Any]) -> str:
 def _first(summary: Mapping[str, Any]) -> str:
     if summary["first_step_seconds"] is None:
         return ""
-    compiling = f"tracing and compiling took {_digits(summary['compile_seconds'])} s in all"
-    return f"{_digits(summary['first_step_seconds'])} s; {compiling}"
+    compiling = f"tracing and compiling took {number(summary['compile_seconds'])} s in all"
+    return f"{number(summary['first_step_seconds'])} s; {compiling}"
 
 
 def _tuning(summary: Mapping[str, Any]) -> str:
@@ -127,23 +124,23 @@ def _tuning(summary: Mapping[str, Any]) -> str:
         return ""
     even = summary["break_even_steps"]
     paid = f", paid back after {even:,} steps" if even else ""
-    return f"{_digits(summary['tuning_seconds'])} s{paid}"
+    return f"{number(summary['tuning_seconds'])} s{paid}"
 
 
 def _work(summary: Mapping[str, Any]) -> str:
     if not summary["flops_per_step"]:
         return ""
-    work = f"{_digits(summary['flops_per_step'] / 1e9)} GFLOP a step"
+    work = f"{number(summary['flops_per_step'] / 1e9)} GFLOP a step"
     if summary["mfu"] is None:
         return work
-    peak = f"{_digits(summary['peak_flops_per_second'] / 1e12)} TFLOP/s ({summary['peak_source']})"
+    peak = f"{number(summary['peak_flops_per_second'] / 1e12)} TFLOP/s ({summary['peak_source']})"
     return f"{work}, {summary['mfu']:.1%} of the peak of {peak}"
 
 
 def _memory(summary: Mapping[str, Any]) -> str:
     device, host = summary["peak_bytes"], summary["host_peak_bytes"]
-    parts = [f"{device / 2**30:.2f} GiB on the device"] if device else []
-    return ", ".join(parts + ([f"{host / 2**30:.2f} GiB in the process"] if host else []))
+    parts = [f"{size(device)} on the device"] if device else []
+    return ", ".join(parts + ([f"{size(host)} in the process"] if host else []))
 
 
 def _traces(summary: Mapping[str, Any], shapes: list[str]) -> str:

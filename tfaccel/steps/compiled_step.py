@@ -13,6 +13,7 @@ from tfaccel.compat.patching import SharedContext, instance_attribute
 from tfaccel.core.compiled_sizes import Sizes, collected, shape_of
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
+from tfaccel.measure.finite import all_finite_in_graph
 from tfaccel.steps.held_batches import HeldBatches
 from tfaccel.steps.multi_step import MultiStep
 from tfaccel.steps.resources import Touched
@@ -153,16 +154,9 @@ def _note_bad_data(data: Any, outputs: Any, bad_data: tf.Variable) -> None:
     """Looks at the batch, but only when the step's results are not finite: no cost till then."""
 
     def note() -> None:
-        bad_data.assign(bad_data | ~_all_finite(data))
+        bad_data.assign(bad_data | ~all_finite_in_graph(data))
 
-    tf.cond(_all_finite(outputs), lambda: None, note)
-
-
-def _all_finite(structure: Any) -> tf.Tensor:
-    """Whether every floating-point tensor of a structure is finite."""
-    leaves = tf.nest.flatten(structure, expand_composites=True)
-    floats = [t for t in leaves if isinstance(t, tf.Tensor) and t.dtype.is_floating]
-    return tf.reduce_all([True, *(tf.reduce_all(tf.math.is_finite(t)) for t in floats)])
+    tf.cond(all_finite_in_graph(outputs), lambda: None, note)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from tfaccel.cli.doctor._finding import Finding, Level
 from tfaccel.cli.doctor._surroundings import Surroundings
+from tfaccel.measure.units import size
 from tfaccel.system.cgroup import cpu_quota_cores, memory_limit_bytes
 from tfaccel.system.device import read_cpu
 from tfaccel.system.machine import isa, total_memory_bytes
@@ -125,4 +126,4 @@ def check_load(here: Surroundings) -> Iterator[Finding]:
 
 def gib(size_bytes: int | None) -> str:
     """A size in GiB, as text."""
-    return "an unknown amount" if size_bytes is None else f"{size_bytes / 2**30:.1f} GiB"
+    return "an unknown amount" if size_bytes is None else size(size_bytes)

@@ -15,7 +15,8 @@ import tensorflow as tf
 from tfaccel.cli.doctor._finding import Finding, Level
 from tfaccel.cli.doctor._gpu import GROWTH
 from tfaccel.cli.doctor._surroundings import Surroundings
-from tfaccel.measure.timing import Clock, Speedup, compare_steps, speedup, wait_for
+from tfaccel.measure.racing import Race, race
+from tfaccel.measure.timing import Clock, Speedup, wait_for
 from tfaccel.system.device import Device, read_cpu
 
 # Half the distance from 1 to the next number of the dtype: what rounding a result
@@ -115,10 +116,13 @@ def timed_products(device: Device, name: str, dtype: str, here: Surroundings) ->
     size, repeats = here.sizes[device.kind], _GPU_REPEATS if device.kind == "GPU" else 1
     with tf.device(name):
         full, half = (Multiplication(size, kind, repeats) for kind in ("float32", dtype))
-        seconds = compare(full, half, here.clock)
+        raced = compare(full, half, here.clock)
     flops = 2 * size**3 * repeats
-    rates = [flops / statistics.median(side) for side in seconds]
-    return verdict(device, _area(name), dtype, speedup(*seconds), (rates[0], rates[1]))
+    rates = [
+        flops / statistics.median(side)
+        for side in (raced.baseline_seconds, raced.candidate_seconds)
+    ]
+    return verdict(device, _area(name), dtype, raced.gain, (rates[0], rates[1]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +152,11 @@ class Multiplication:
         return product[0, 0]
 
 
-def compare(full: Multiplication, half: Multiplication, clock: Clock) -> tuple[list[float], ...]:
-    """Seconds of both in turns, after a first call of each, which loads kernels."""
+def compare(full: Multiplication, half: Multiplication, clock: Clock) -> Race:
+    """Both in turns, after a first call of each, which loads kernels."""
     for step in (full, half):
         wait_for(step())
-    return compare_steps(full, half, clock, deadline=clock() + _TIMING_SECONDS)
+    return race(full, half, clock, deadline=clock() + _TIMING_SECONDS)
 
 
 def verdict(

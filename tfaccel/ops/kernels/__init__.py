@@ -9,7 +9,7 @@ from tfaccel.ops.kernels._chooser import Chooser
 from tfaccel.ops.kernels._kernel import TOLERANCES, Kernel
 from tfaccel.ops.kernels._measure import find, measure
 from tfaccel.ops.kernels._product import Choose, input_gradient, product, weight_gradient
-from tfaccel.ops.kernels._ranking import Candidate, Ranking, Verdict
+from tfaccel.ops.kernels._ranking import Candidate, Ranking
 from tfaccel.ops.kernels._registry import (
     KERNELS,
     REFERENCE,
@@ -37,7 +37,6 @@ __all__ = [
     "Kernel",
     "Ranking",
     "Store",
-    "Verdict",
     "convolution_spec",
     "data_format",
     "find",

@@ -1,6 +1,7 @@
 """Measuring kernels on random data of a call's shapes."""
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,19 +9,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.measure import timing
+from tfaccel.measure import racing, timing
 from tfaccel.measure.numerics import relative_error
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Clock, Speedup
 from tfaccel.ops.kernels import _reference
 from tfaccel.ops.kernels._kernel import Kernel
-from tfaccel.ops.kernels._ranking import Candidate, Ranking, Verdict
+from tfaccel.ops.kernels._ranking import Candidate, Ranking
 from tfaccel.ops.kernels._registry import REFERENCE, kernels, reference
 from tfaccel.ops.kernels._spec import CallSpec
 from tfaccel.ops.kernels._store import Store
 from tfaccel.ops.kernels._validation import spec_of
 
-# A kernel whose first two runs are this much slower than TensorFlow's is not timed further.
-_CLEARLY_SLOWER = 1.3
 # A gain below this share is not worth another set of roundings, nor another op in the graph.
 WORTHWHILE = 1.05
 # A run on random data is repeated for as long as this at most, whatever is at stake.
@@ -106,12 +106,12 @@ def measure(spec: CallSpec, clock: Clock, deadline: float = math.inf) -> Ranking
     for kernel in kernels(spec.op, spec.direction)[1:]:
         unsupported = kernel.unsupported(spec)
         if unsupported is not None:
-            candidates.append(Candidate(kernel.name, Verdict.REFUSED, reason=str(unsupported)))
+            candidates.append(Candidate(kernel.name, Outcome.REFUSED, reason=str(unsupported)))
         elif clock() + race.least_seconds > deadline:
-            candidates.append(Candidate(kernel.name, Verdict.UNTRIED, reason="out of time"))
+            candidates.append(Candidate(kernel.name, Outcome.UNDECIDED, reason="out of time"))
         else:
             candidates.append(race.run(kernel, deadline))
-    tried = all(c.verdict is not Verdict.UNTRIED for c in candidates)
+    tried = all(c.verdict is not Outcome.UNDECIDED for c in candidates)
     return Ranking(spec, tuple(candidates), complete=tried)
 
 
@@ -148,11 +148,11 @@ class _Race:
     @property
     def least_seconds(self) -> float:
         """What it takes to hold any kernel against TensorFlow's own."""
-        return timing.FEWEST * self._own_seconds
+        return racing.FEWEST * self._own_seconds
 
     def own(self) -> Candidate:
         """TensorFlow's own."""
-        return Candidate(REFERENCE, Verdict.REFERENCE, self._own_seconds, Speedup())
+        return Candidate(REFERENCE, Outcome.BASELINE, self._own_seconds, Speedup())
 
     def run(self, kernel: Kernel, deadline: float) -> Candidate:
         """Traces, compares and times one kernel; whatever goes wrong is its verdict."""
@@ -163,41 +163,36 @@ class _Race:
             bound = kernel.tolerance.get(self._spec.dtype, 0.0)
             if not drift <= bound:
                 reason = f"off by {drift:.2g}, {bound:.2g} allowed"
-                return Candidate(kernel.name, Verdict.UNFAITHFUL, drift=drift, reason=reason)
+                return Candidate(kernel.name, Outcome.UNFAITHFUL, drift=drift, reason=reason)
             found = self._gain(self._runner(kernel, function), deadline)
             if found is None:
                 reason = "out of time"
-                return Candidate(kernel.name, Verdict.UNTRIED, drift=drift, reason=reason)
+                return Candidate(kernel.name, Outcome.UNDECIDED, drift=drift, reason=reason)
             seconds, gain = found
         except Exception as error:
             line = (str(error).strip().splitlines() or [""])[0][:120]
             reason = f"{type(error).__name__}: {line}"
-            return Candidate(kernel.name, Verdict.FAILED, reason=reason)
-        faster = gain.low > 1.0 and gain.median >= WORTHWHILE
-        verdict = Verdict.FASTER if faster else Verdict.SLOWER
-        reason = "" if faster else _why_not(gain)
+            return Candidate(kernel.name, Outcome.FAILED, reason=reason)
+        verdict, reason = racing.verdict(gain, WORTHWHILE, "TensorFlow's")
         return Candidate(kernel.name, verdict, seconds, gain, drift, reason, kernel.reduces)
 
     def _gain(self, step: Callable[[], None], deadline: float) -> tuple[float, Speedup] | None:
         """Seconds and speedup; None where there is no time to see them."""
-        seconds = self._timed(step)
-        if not self._is_slow(seconds) or self._clock() + seconds < deadline:
-            seconds = min(seconds, self._timed(step))
-        if self._is_slow(seconds) and self._clock() + seconds < deadline:
-            # The machine may have been busy for a moment.
-            self._own_seconds = max(self._own_seconds, self._timed(self._own))
-            seconds = min(seconds, self._timed(step))
-        if self._is_slow(seconds):
-            return seconds, timing.speedup([self._own_seconds], [seconds])
+        own, seconds = racing.first_look(
+            self._own_seconds,
+            lambda: self._timed(self._own),
+            lambda: self._timed(step),
+            self._clock,
+            deadline,
+        )
+        if racing.seems_hopeless(own, seconds):
+            return seconds, timing.speedup([own], [seconds])
         now = self._clock()
-        if now + timing.FEWEST * (seconds + self._own_seconds) > deadline:
+        if now + racing.FEWEST * (seconds + own) > deadline:
             return None
         until = min(deadline, now + _MOST_SECONDS_A_KERNEL)
-        own, other = timing.compare_steps(self._own, step, self._clock, until)
-        return timing.median_interval(other)[0], timing.speedup(own, other)
-
-    def _is_slow(self, seconds: float) -> bool:
-        return seconds > _CLEARLY_SLOWER * self._own_seconds
+        race = racing.race(self._own, step, self._clock, until)
+        return statistics.median(race.candidate_seconds), race.gain
 
     def _runner(
         self, kernel: Kernel, function: Callable[..., tf.Tensor] | None = None
@@ -212,11 +207,3 @@ class _Race:
 
     def _timed(self, step: Callable[[], None]) -> float:
         return timing.timed(step, self._clock)
-
-
-def _why_not(gain: Speedup) -> str:
-    if gain.high < 1.0:
-        return "slower than TensorFlow's"
-    if gain.low <= 1.0:
-        return "not faster beyond the spread"
-    return f"a gain below {WORTHWHILE - 1:.0%} is not worth it"

@@ -1,14 +1,15 @@
 """What measuring the kernels of one call found."""
 
 import dataclasses
-import enum
 from typing import Any
 
 import rich.console
 from rich.markup import escape
 
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.tables import markdown_table, terminal_table
 from tfaccel.measure.timing import Speedup
+from tfaccel.measure.units import milliseconds, ratio
 from tfaccel.ops.kernels._kernel import Kernel
 from tfaccel.ops.kernels._registry import REFERENCE, named, reference
 from tfaccel.ops.kernels._spec import CallSpec
@@ -19,19 +20,7 @@ _NUMBERS = ("time", "drift")
 _WORTH_COMPILING = 1.1
 
 
-class Verdict(enum.Enum):
-    """How a kernel did."""
-
-    REFERENCE = "reference"
-    FASTER = "faster"
-    SLOWER = "slower"
-    UNFAITHFUL = "unfaithful"
-    REFUSED = "refused"
-    FAILED = "failed"
-    UNTRIED = "untried"
-
-
-_ORDER = list(Verdict)
+_ORDER = list(Outcome)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +39,7 @@ class Candidate:
     """
 
     kernel: str
-    verdict: Verdict
+    verdict: Outcome
     seconds: float | None = None
     speedup: Speedup | None = None
     drift: float | None = None
@@ -59,8 +48,8 @@ class Candidate:
 
     def __str__(self) -> str:
         """Such as `im2col 1.82x` or `shifted refused: it has groups`."""
-        if self.speedup is not None and self.verdict is not Verdict.REFERENCE:
-            return f"{self.kernel} {self.speedup.median:.2f}x"
+        if self.speedup is not None and self.verdict is not Outcome.BASELINE:
+            return f"{self.kernel} {ratio(self.speedup.median)}"
         return f"{self.kernel} {self.verdict.value}" + (f": {self.reason}" if self.reason else "")
 
 
@@ -99,7 +88,7 @@ class Ranking:
             in_xla: whether XLA may compile what it becomes part of.
             compiled: whether it may be one that XLA compiles for each size.
         """
-        faster = [c for c in self.candidates if c.verdict is Verdict.FASTER]
+        faster = [c for c in self.candidates if c.verdict is Outcome.FASTER]
         allowed = [c for c in faster if reduced or not c.reduces]
         winners = [c for c in allowed if not in_xla or self._kernel(c).in_xla]
         plain = next((c for c in winners if not self._kernel(c).jit_compile), None)
@@ -151,7 +140,7 @@ class Ranking:
             Candidate(
                 **item
                 | {
-                    "verdict": Verdict(item["verdict"]),
+                    "verdict": Outcome(item["verdict"]),
                     "speedup": item["speedup"] and Speedup(**item["speedup"]),
                 }
             )
@@ -163,7 +152,7 @@ class Ranking:
         return [
             (
                 c.kernel,
-                "" if c.seconds is None else f"{1e3 * c.seconds:.3g} ms",
+                "" if c.seconds is None else milliseconds(c.seconds),
                 "" if c.speedup is None else str(c.speedup),
                 "" if c.drift is None else f"{c.drift:.0e}",
                 c.verdict.value,

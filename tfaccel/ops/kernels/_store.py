@@ -15,11 +15,12 @@ from tfaccel.ops.kernels._ranking import Ranking
 from tfaccel.ops.kernels._registry import kernels
 from tfaccel.ops.kernels._spec import CallSpec
 from tfaccel.system import notices
-from tfaccel.system.cache_dir import default_directory, replace_text
+from tfaccel.system.cache_dir import default_directory
 from tfaccel.system.device import current_device
+from tfaccel.system.json_files import parsed, replace_text, to_text
 from tfaccel.version import __version__
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Store:
@@ -59,22 +60,21 @@ class Store:
     def save(self) -> None:
         """Writes all that is complete, with what other processes have written meanwhile."""
         merged = {r.spec: r for r in (*self._read(), *self._rankings.values()) if r.complete}
-        data = {"schema": SCHEMA, "rankings": [r.to_dict() for r in merged.values()]}
+        data = {"rankings": [r.to_dict() for r in merged.values()]}
         try:
-            replace_text(self.path, json.dumps(data))
+            replace_text(self.path, to_text(SCHEMA, data, indent=None))
         except OSError as error:
             notices.warn(f"tfaccel could not keep its kernels' times: {error}", stacklevel=2)
 
     def _read(self) -> Iterable[Ranking]:
         try:
-            data = json.loads(self.path.read_text(encoding="utf-8"))
-            if data["schema"] != SCHEMA:
-                raise ValueError(f"it is of schema {data['schema']}, not {SCHEMA}")
-            return [Ranking.from_dict(item) for item in data["rankings"]]
+            text = self.path.read_text(encoding="utf-8")
+            with parsed(text, SCHEMA, "a list of kernels' times") as data:
+                return [Ranking.from_dict(item) for item in data["rankings"]]
         except FileNotFoundError:
             return []
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            notices.warn(f"tfaccel ignores {self.path}: {error!r}", stacklevel=2)
+        except (OSError, ValueError) as error:
+            notices.warn(f"tfaccel ignores {self.path}: {error}", stacklevel=2)
             return []
 
 

@@ -15,6 +15,7 @@ from tfaccel.ops.kernels._spec import (
     Shape,
     output_size,
 )
+from tfaccel.system.arguments import positive
 
 RANKS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "depthwise_conv2d": 2}
 
@@ -80,7 +81,7 @@ def convolution_spec(
         raise ValueError(f"`filters` must have a known shape. Received: {w}")
     if x[-1] is None:
         raise ValueError(f"`x` must have a known number of channels. Received the shape {x}")
-    groups = _positive_int("groups", groups)
+    groups = positive("groups", groups)
     _check_channels(op, x, w, groups)
     spec = CallSpec(
         op=op,
@@ -187,17 +188,11 @@ def _shape(name: str, shape: Any, rank: int | None = None) -> Shape:
     return sizes
 
 
-def _positive_int(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be a positive int. Received: {value!r}")
-    return value
-
-
 def _per_dimension(name: str, value: Any, rank: int) -> tuple[int, ...]:
     values = value if isinstance(value, tuple | list) else (value,) * rank
     if len(values) != rank:
         raise ValueError(f"`{name}` must be an int or {rank} of them. Received: {value!r}")
-    return tuple(_positive_int(name, item) for item in values)
+    return tuple(positive(name, item) for item in values)
 
 
 def _padding(padding: Any) -> str:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfaccel.core.plan import Pass, Unsupported
 from tfaccel.core.workload import Workload
+from tfaccel.measure.units import size
 
 # A graph is one protocol buffer, which must stay below 2 GiB, and optimizing it makes copies.
 # Source: https://protobuf.dev/programming-guides/proto-limits/
@@ -48,7 +49,7 @@ class FrozenWeights(Pass):
                 return Unsupported(f"layer {layer.name!r} ({type(layer).__name__}) is stateful")
         total = sum(_bytes(variable) for variable in workload.model.variables)
         if total > _MOST_BYTES:
-            return Unsupported(f"{total / 2**30:.1f} GiB of weights are too much for a graph")
+            return Unsupported(f"{size(total)} of weights are too much for a graph")
         return None
 
     @contextlib.contextmanager

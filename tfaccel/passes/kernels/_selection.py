@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from tfaccel.measure.timing import Clock
+from tfaccel.measure.units import ratio
 from tfaccel.ops.kernels import (
     DIRECTIONS,
     REFERENCE,
@@ -146,7 +147,7 @@ class Selection:
             name, way = chosen.name, direction.replace("_", " ")
             best = next(c for c in ranking.candidates if c.kernel == name)
             if name != REFERENCE and best.speedup is not None:
-                used.append(f"{way} by {name} ({best.speedup.median:.2f}x)")
+                used.append(f"{way} by {name} ({ratio(best.speedup.median)})")
             rest = [str(c) for c in ranking.candidates if c.kernel not in (name, REFERENCE)]
             others.append(f"{way}: {', '.join(rest)}")
         return "; ".join(used), tuple(others)

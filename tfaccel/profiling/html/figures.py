@@ -2,8 +2,9 @@
 
 import dataclasses
 
+from tfaccel.measure.units import ratio, size
 from tfaccel.profiling.html.outcome import BASELINE, facts, plan_of
-from tfaccel.profiling.html.words import duration, gibibytes, plain_number, ratio, share, si
+from tfaccel.profiling.html.words import duration, plain_number, share, si
 from tfaccel.profiling.records import Record, Records, number
 
 
@@ -86,9 +87,9 @@ def _input(found: Record) -> Figure | None:
 def _memory(found: Record) -> Figure | None:
     device, host = number(found, "peak_bytes"), number(found, "host_peak_bytes")
     if device is not None:
-        note = "on the device" + ("" if host is None else f"; process {gibibytes(host)}")
-        return Figure("Peak memory", gibibytes(device), note)
-    return host if host is None else Figure("Peak memory", gibibytes(host), "of the process")
+        note = "on the device" + ("" if host is None else f"; process {size(host)}")
+        return Figure("Peak memory", size(device), note)
+    return host if host is None else Figure("Peak memory", size(host), "of the process")
 
 
 def _first_step(found: Record) -> Figure | None:

@@ -3,7 +3,7 @@
 import json
 
 from tfaccel.autotune.report import Report
-from tfaccel.measure.timing import LOOKS
+from tfaccel.measure.racing import LOOKS
 from tfaccel.profiling.records import Record, Records, number
 
 BASELINE = "baseline"

@@ -6,11 +6,13 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from typing import TypeVar
 
-from tfaccel.measure.timing import LOOKS, median_interval
+from tfaccel.measure.racing import LOOKS
+from tfaccel.measure.timing import median_interval
+from tfaccel.measure.units import ratio
 from tfaccel.profiling.html.outcome import facts
 from tfaccel.profiling.html.plots import Chart, Line, line_chart
 from tfaccel.profiling.html.tags import beside, section, table, tag
-from tfaccel.profiling.html.words import in_column, plain_number, ratio
+from tfaccel.profiling.html.words import in_column, plain_number
 from tfaccel.profiling.records import Record, Records, number
 
 # More points than a screen can show, and more rows than anyone reads, are thinned.

@@ -3,12 +3,13 @@
 import xml.etree.ElementTree as ET
 from typing import Any
 
+from tfaccel.measure.units import size
 from tfaccel.profiling.html.figures import peak_words
 from tfaccel.profiling.html.outcome import BASELINE, facts, part, plan_of, tuning_report
 from tfaccel.profiling.html.over_steps import MAX_ROWS
 from tfaccel.profiling.html.plots import Bar, Chart, bar_chart
 from tfaccel.profiling.html.tags import beside, section, table, tag
-from tfaccel.profiling.html.words import duration, gibibytes, in_column, plain_number, share
+from tfaccel.profiling.html.words import duration, in_column, plain_number, share
 from tfaccel.profiling.records import Record, Records, number
 
 OP_KINDS = (
@@ -208,7 +209,7 @@ def _listed(record: Record, key: str) -> list[Any]:
 
 def _bytes(record: Record) -> str:
     value = number(record, "memory_bytes")
-    return "" if value is None else gibibytes(value)
+    return "" if value is None else size(value)
 
 
 def _gpu(gpu: object) -> str:

@@ -1,7 +1,8 @@
 """The one sentence that a run comes to."""
 
+from tfaccel.measure.units import ratio
 from tfaccel.profiling.html.outcome import BASELINE, facts, last_report, plan_of
-from tfaccel.profiling.html.words import ratio, share
+from tfaccel.profiling.html.words import share
 from tfaccel.profiling.records import Record, Records, number
 
 

@@ -53,21 +53,3 @@ def si(value: float, unit: str) -> str:
     while abs(value) >= 999.5 and index < len(_PREFIXES) - 1:
         value, index = value / 1000, index + 1
     return f"{value:.3g} {_PREFIXES[index]}{unit}"
-
-
-def gibibytes(size: float) -> str:
-    """Bytes, in the unit that memory is sold in.
-
-    >>> gibibytes(85899345920)
-    '80.00 GiB'
-    """
-    return f"{size / 2**30:.2f} GiB"
-
-
-def ratio(value: float) -> str:
-    """A speedup, as everywhere in tfaccel.
-
-    >>> ratio(1.3649)
-    '1.36x'
-    """
-    return f"{value:.2f}x"

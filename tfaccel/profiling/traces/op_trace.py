@@ -11,6 +11,7 @@ import rich.box
 import rich.table
 import tensorflow as tf
 
+from tfaccel.measure.units import ratio
 from tfaccel.profiling.traces._op_kinds import KINDS
 from tfaccel.profiling.traces._xplane import XLA_PROGRAM, TraceError, read_space, work
 from tfaccel.system import notices
@@ -257,8 +258,8 @@ def kinds_table(
 def _compared(
     kind: str, old: float, steps: int, new: float, steps_after: int
 ) -> tuple[str, str, str, str]:
-    ratio = f"{old / steps / (new / steps_after):.2f}x" if old and new else ""
-    return kind, _milliseconds(old, steps), _milliseconds(new, steps_after), ratio
+    gain = ratio(old / steps / (new / steps_after)) if old and new else ""
+    return kind, _milliseconds(old, steps), _milliseconds(new, steps_after), gain
 
 
 def _milliseconds(seconds: float, steps: int) -> str:

@@ -1,0 +1,69 @@
+"""The one way from a workload to a plan in the cache."""
+
+import dataclasses
+
+from tfaccel.autotune.options import Options
+from tfaccel.autotune.plan_cache import workload_key
+from tfaccel.autotune.report import Report
+from tfaccel.autotune.search import OnTrial, tune_workload
+from tfaccel.autotune.trial import TrialRunner
+from tfaccel.core.workload import Workload
+from tfaccel.steps.worker_agreement import WorkerAgreement
+
+
+def known_report(
+    workload: Workload, settings: Options, agreement: WorkerAgreement | None = None
+) -> Report | None:
+    """What the cache knows of a workload; None where nothing is, or nothing that decides.
+
+    Args:
+        workload: with at least one kept batch.
+        settings: what the user asked for.
+        agreement: of the processes that train together, which all must ask at once.
+    """
+    cache = settings.cache
+    known = cache.load(_key(workload, settings)) if cache else None
+    if known is not None and not decides(known):
+        known = None
+    return (agreement or WorkerAgreement()).same(known)
+
+
+def tune_and_cache(
+    bench: TrialRunner,
+    settings: Options,
+    on_trial: OnTrial = lambda trial: None,
+    note: str = "",
+) -> Report:
+    """Tries plans within the user's budget, and keeps in the cache what it found if that decides.
+
+    What the cache knew before is not asked: see `known_report`.
+
+    Args:
+        bench: the workload set up for trials, entered.
+        settings: what the user asked for.
+        on_trial: told about each trial.
+        note: a sentence more for the report.
+
+    Returns:
+        The report, as it is kept. Its first trial is the baseline.
+    """
+    workload = bench.workload
+    seconds = settings.budget.seconds(workload)
+    report = tune_workload(workload, bench, settings.names, seconds, on_trial, settings.reserve)
+    report = dataclasses.replace(report, predicts=not workload.training).with_note(note)
+    if settings.cache and decides(report) and bench.agreement.is_chief:
+        settings.cache.save(_key(workload, settings), report)
+    return report
+
+
+def decides(report: Report) -> bool:
+    """Whether a report may stand in for a search: it was complete, or a plan has won.
+
+    A search that ran out of time before anything won says nothing about the next, which may
+    have more.
+    """
+    return report.complete or not report.plan.is_baseline
+
+
+def _key(workload: Workload, settings: Options) -> str:
+    return workload_key(workload, settings.considered, settings.tolerance)
