@@ -247,10 +247,8 @@ def test_the_layer_of_a_variable_can_be_spared():
     name = layer_of(variable.path, workload)
     assert SIXTEEN.sparing(name).keep == (name,)
     spared = workload_of(attending)
-    kept = [str(x.name) for x, why in SIXTEEN.sparing(name).obstacles(workload) if why]
-    assert name in kept and name not in [
-        str(x.name) for x, why in SIXTEEN.obstacles(workload) if why
-    ]
+    kept = [str(x.name) for x, why in SIXTEEN.sparing(name).layers(workload) if why]
+    assert name in kept and name not in [str(x.name) for x, why in SIXTEEN.layers(workload) if why]
     assert layer_of("no such variable", spared) == ""
 
 

@@ -412,7 +412,7 @@ def test_subclasses_that_change_nothing_are_served():
     model = keras.Sequential([keras.Input((4, 4, 1)), Renamed(2, 3), Own(2)])
     workload = Workload(model)
     assert Kernels().unsupported(workload) is None
-    assert [obstacle is None for _, obstacle in Kernels().obstacles(workload)] == [True, False]
+    assert [obstacle is None for _, obstacle in Kernels().layers(workload)] == [True, False]
     with Kernels().applied(workload):
         assert "call" in vars(model.layers[0]) and "call" not in vars(model.layers[1])
 

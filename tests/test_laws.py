@@ -15,6 +15,7 @@ import tensorflow as tf
 import tfaccel
 from tfaccel.autotune.step_recorder import StepRecorder
 from tfaccel.autotune.trial import coarsest_dtype
+from tfaccel.core.layer_note import Runs
 from tfaccel.core.plan import Plan, make_pass
 from tfaccel.core.workload import Workload
 from tfaccel.passes import PASSES, FusedNorm, FusedOptimizer, FusedRNN
@@ -59,6 +60,22 @@ def test_refusing_changes_nothing(row, built):
     assert row.item.unsupported(workload) is None
     after = marks(workload), [v.numpy().tobytes() for v in known_variables(workload)]
     assert after == before
+
+
+@ROWS
+def test_a_pass_tells_its_facts_and_changes_nothing(row, built):
+    """What is expected of the pass, what decides whether it serves, and what it makes of layers."""
+    workload = built(row.workload)
+    before = marks(workload)
+    assert type(row.item).suited(workload).name == row.item.name
+    prior = row.item.prior(workload)
+    assert prior.reason and isinstance(prior.pays, bool)
+    json.dumps(row.item.cache_key(workload))
+    for layer, reason in row.item.layers(workload):
+        if reason is None:
+            note = row.item.describe(layer, Runs("an op", "", "float32", ""), workload)
+            assert str(note.runs)
+    assert marks(workload) == before
 
 
 @ROWS

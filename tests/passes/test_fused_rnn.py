@@ -344,7 +344,7 @@ OBSTACLES = [
 def test_what_keeps_keras_own_loop(make, words):
     layer = make()
     workload = workload_of(layer)
-    (found,) = [o for item, o in FusedRNN().obstacles(workload) if item is layer]
+    (found,) = [o for item, o in FusedRNN().layers(workload) if item is layer]
     assert words in str(found) and repr(layer.name) in str(found)
     assert FusedRNN().unsupported(workload) == found
     with FusedRNN().applied(workload):

@@ -725,7 +725,7 @@ def test_refusals_name_the_layer():
 
 def test_obstacles_tell_of_every_channels_first_layer():
     parts = [conv(), OwnCall(1, 1, **FIRST), layers.ReLU(), layers.MaxPooling2D(**FIRST)]
-    found = list(Layout().obstacles(workload_of(*parts)))
+    found = list(Layout().layers(workload_of(*parts)))
     assert [(layer, bool(obstacle)) for layer, obstacle in found] == [
         (parts[0], False),
         (parts[1], True),

@@ -18,6 +18,7 @@ from tfaccel.core.workload import Workload
 from tfaccel.measure import numerics, timing
 from tfaccel.measure.numerics import SIXTEEN_BITS, Drift
 from tfaccel.measure.timing import Clock, Speedup
+from tfaccel.passes import PASSES
 from tfaccel.steps.compiled_step import unheard_traces
 from tfaccel.steps.snapshot import Snapshot
 from tfaccel.steps.worker_agreement import WorkerAgreement
@@ -371,8 +372,9 @@ def _peak_memory(workload: Workload) -> Iterator[Callable[[], int | None]]:
 
 
 def _less_memory(plan: Plan) -> str:
-    also = "" if "recompute" in plan.names else ", and so does the pass recompute"
-    return f"smaller batches need less{also}"
+    spare = next(kind.name for kind in PASSES if kind.saves_memory)
+    saves = any(item.saves_memory for item in plan.passes)
+    return f"smaller batches need less{'' if saves else f', and so does the pass {spare}'}"
 
 
 def error_line(error: Exception) -> str:

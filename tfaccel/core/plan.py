@@ -8,9 +8,11 @@ import math
 import os
 import pathlib
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
+from tfaccel.core.layer_note import LayerNote, Runs
+from tfaccel.core.prior import Prior
 from tfaccel.core.workload import Workload
 from tfaccel.measure.numerics import SIXTEEN_BITS
 from tfaccel.measure.timing import Clock
@@ -97,6 +99,41 @@ class Pass(abc.ABC):
             clock: seconds.
             deadline: the clock's value at which this should have ended.
         """
+
+    @classmethod
+    def suited(cls, workload: Workload) -> "Pass":
+        """The pass as tuning tries it; a subclass may configure it for the workload."""
+        return cls.from_config({})
+
+    def prior(self, workload: Workload) -> Prior:
+        """Whether the pass is expected to pay, before anything is measured; by default it is."""
+        return Prior()
+
+    def cache_key(self, workload: Workload) -> Any:
+        """What decides whether the pass serves or wins, beyond what every plan's key has.
+
+        Returns:
+            A JSON value; None where there is nothing.
+        """
+        return None
+
+    def layers(self, workload: Workload) -> Iterable[tuple[Any, Unsupported | None]]:
+        """Each layer that the pass looks at, with what keeps the pass off it; for `explain`.
+
+        Yields:
+            The layer, and None where the pass serves it.
+        """
+        return ()
+
+    def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
+        """How a layer that the pass serves runs under it; for `explain`.
+
+        Args:
+            layer: one of `layers`.
+            runs: how it runs without the pass.
+            workload: the model and the device; nothing is run.
+        """
+        return LayerNote(runs)
 
     def findings(self, workload: Workload) -> tuple[str, ...]:
         """What `prepare` found, a line for each layer."""
@@ -281,19 +318,32 @@ class Plan:
         return " + ".join(map(str, self.passes)) or "baseline"
 
 
+def suited_pass(name: str, workload: Workload) -> Pass:
+    """The pass called `name` as tuning tries it on a workload.
+
+    Raises:
+        ValueError: no pass has this name.
+    """
+    return _kind(name).suited(workload)
+
+
 def make_pass(name: str, config: dict[str, Any] | None = None) -> Pass:
     """The pass called `name` with the fields in `config`.
 
     Raises:
         ValueError: no pass has this name, or it has no such field.
     """
+    try:
+        return _kind(name).from_config(config or {})
+    except TypeError as error:
+        raise ValueError(f"The pass {name!r} does not take {config}: {error}") from error
+
+
+def _kind(name: str) -> type[Pass]:
     kind = _KNOWN_PASSES.get(name)
     if kind is None:
         raise ValueError(f"No pass is called {name!r}. Known: {sorted(_KNOWN_PASSES)}")
-    try:
-        return kind.from_config(config or {})
-    except TypeError as error:
-        raise ValueError(f"The pass {name!r} does not take {config}: {error}") from error
+    return kind
 
 
 def as_plan(plan: "Plan | Sequence[str | Pass] | str | os.PathLike[str]") -> Plan:

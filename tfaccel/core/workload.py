@@ -64,6 +64,10 @@ class Workload:
         """The model and every layer in it, once each."""
         return keras_private.flatten_layers(self.model)
 
+    def has(self, *kinds: type[keras.layers.Layer]) -> bool:
+        """Whether the model has a layer of one of these classes."""
+        return any(isinstance(layer, kinds) for layer in self.layers)
+
     @property
     def strategy(self) -> tf.distribute.Strategy | None:
         """The strategy that the model trains under; None for TensorFlow's default."""

@@ -7,22 +7,18 @@ import keras
 import tensorflow as tf
 
 from tfaccel.compat import keras_private
-from tfaccel.compat.tensorflow_private import onednn_is_on
+from tfaccel.core.layer_note import CONVOLUTION, PRODUCT, Runs, library
 from tfaccel.system.device import Device
 
 _LOOP = "a loop over time steps"
 _ELEMENTWISE = "elementwise ops"
 _NORM = "reductions and elementwise ops"
-_BATCH_NORM = "statistics and elementwise ops"
-_FUSED_BATCH_NORM = "FusedBatchNormV3"
-_LOOPS = "loops by XLA"
-_JOINED = "part of the loops before it"
-_CONVOLUTION, _PRODUCT, _POOLING = "convolution", "matrix product", "pooling"
+_POOLING = "pooling"
 
 # By the class's name in keras.layers, as the oldest Keras lacks some of them.
 _OPS: Mapping[str, str] = {
-    **dict.fromkeys(("Dense", "EinsumDense"), _PRODUCT),
-    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), _CONVOLUTION),
+    **dict.fromkeys(("Dense", "EinsumDense"), PRODUCT),
+    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), CONVOLUTION),
     **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), "depthwise convolution"),
     **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), "depthwise and 1x1 convolution"),
     **dict.fromkeys(
@@ -33,7 +29,7 @@ _OPS: Mapping[str, str] = {
         ("MultiHeadAttention", "GroupQueryAttention", "Attention"),
         "two batched products around a softmax",
     ),
-    "BatchNormalization": _BATCH_NORM,
+    "BatchNormalization": "statistics and elementwise ops",
     **dict.fromkeys(
         ("LayerNormalization", "GroupNormalization", "RMSNormalization", "UnitNormalization"),
         _NORM,
@@ -63,35 +59,7 @@ _OPS: Mapping[str, str] = {
     ),
 }
 # Ops to which it matters where the channels are.
-_SPATIAL = {_CONVOLUTION, _POOLING, "depthwise convolution", "transposed convolution"}
-# Ops for which the vendor's library has a kernel: on a CPU oneDNN, on a GPU the second.
-_LIBRARIES = {
-    _CONVOLUTION: "cuDNN",
-    "transposed convolution": "cuDNN",
-    _PRODUCT: "cuBLAS",
-    _FUSED_BATCH_NORM: "cuDNN",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Runs:
-    """How a layer runs.
-
-    Attributes:
-        op: the kind of work.
-        library: whose kernel it is, where that is known.
-        dtype: what it computes in.
-        layout: where the channels are; empty where it does not matter.
-    """
-
-    op: str
-    library: str = ""
-    dtype: str = ""
-    layout: str = ""
-
-    def __str__(self) -> str:
-        op = f"{self.op} ({self.library})" if self.library else self.op
-        return ", ".join(part for part in (op, self.dtype, self.layout) if part)
+_SPATIAL = {CONVOLUTION, _POOLING, "depthwise convolution", "transposed convolution"}
 
 
 def runs(layer: keras.layers.Layer, device: Device) -> Runs:
@@ -107,34 +75,11 @@ def runs(layer: keras.layers.Layer, device: Device) -> Runs:
     op = _OPS[base.__name__]
     if base.__name__ in ("LSTM", "GRU") and device.kind == "GPU" and not off_cudnn(layer):
         return Runs("CudnnRNNV3", "cuDNN", dtype)
-    if op == _CONVOLUTION and getattr(layer, "groups", 1) > 1:
+    if op == CONVOLUTION and getattr(layer, "groups", 1) > 1:
         # keras/src/backend/tensorflow/nn.py, conv: TensorFlow lacks them on CPUs.
         return Runs("grouped convolution", "XLA", dtype, layer.data_format)
     layout = getattr(layer, "data_format", None) or "" if op in _SPATIAL else ""
-    return Runs(op, _library(op, device), dtype, layout)
-
-
-def fused(normalisation: Runs, device: Device, by_loops: bool) -> Runs:
-    """How a normalization layer, or an activation after it, runs under the pass `fused_norm`.
-
-    Args:
-        normalisation: how it runs without.
-        device: where.
-        by_loops: whether the pass compiles loops for batch normalization in float32.
-    """
-    if normalisation.op == _ELEMENTWISE:
-        return dataclasses.replace(normalisation, op=_JOINED)
-    if normalisation.op != _BATCH_NORM:
-        return dataclasses.replace(normalisation, op=f"{normalisation.op}, a shorter gradient")
-    if by_loops and normalisation.dtype == "float32":
-        return dataclasses.replace(normalisation, op=_LOOPS)
-    library = _library(_FUSED_BATCH_NORM, device)
-    return dataclasses.replace(normalisation, op=_FUSED_BATCH_NORM, library=library)
-
-
-def compiled_loop(recurrent: Runs) -> Runs:
-    """How a recurrent layer runs that the pass `fused_rnn` serves."""
-    return dataclasses.replace(recurrent, op="a loop that XLA compiles")
+    return Runs(op, library(op, device), dtype, layout)
 
 
 def by_xla(layer: Runs, device: Device) -> Runs:
@@ -152,14 +97,6 @@ def _keras_kind(layer: keras.layers.Layer) -> type | None:
         if base.__name__ in _OPS and getattr(keras.layers, base.__name__, None) is base:
             return base
     return None
-
-
-def _library(op: str, device: Device) -> str:
-    if op not in _LIBRARIES:
-        return ""
-    if device.kind == "GPU":
-        return _LIBRARIES[op]
-    return {True: "oneDNN", False: "Eigen", None: ""}[onednn_is_on()]
 
 
 def off_cudnn(layer: keras.layers.Layer) -> list[str]:

@@ -13,7 +13,7 @@ from tfaccel.autotune.eligibility import ineligibility, too_short
 from tfaccel.autotune.explicit_plan import prepared, served
 from tfaccel.autotune.fallback_plan import fallback, fallbacks
 from tfaccel.autotune.options import COLLECTED_STEPS, Options
-from tfaccel.autotune.plan_cache import is_watched, workload_key
+from tfaccel.autotune.plan_cache import workload_key
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.search import (
     baseline_trial,
@@ -33,6 +33,7 @@ from tfaccel.fit.step_dispatcher import StepDispatcher
 from tfaccel.fit.validation import Validation, serves_validation
 from tfaccel.fit.waiting import Waiting
 from tfaccel.measure.timing import wait_for
+from tfaccel.passes.step_batching import is_watched
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction, unheard_traces
 from tfaccel.steps.logs import not_finite
 from tfaccel.steps.remembered import Memory, TooShort, TracedStep

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.prior import Prior
 from tfaccel.core.workload import Workload
 
 # On a tensor that a product made: the product.
@@ -55,6 +56,12 @@ class FoldedNorm(Pass):
         if not any(_is_product(layer) for layer in workload.layers):
             return Unsupported("the model has no layer that BatchNormalization could be part of")
         return None
+
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=not workload.training,
+            reason="with fixed statistics a normalization is part of the convolution before it",
+        )
 
     @contextlib.contextmanager
     def applied(self, workload: Workload) -> Iterator[None]:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.prior import Prior
 from tfaccel.core.workload import Workload
 
 # A graph is one protocol buffer, which must stay below 2 GiB, and optimizing it makes copies.
@@ -50,6 +51,12 @@ class FrozenWeights(Pass):
         if total > _MOST_BYTES:
             return Unsupported(f"{total / 2**30:.1f} GiB of weights are too much for a graph")
         return None
+
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=not workload.training,
+            reason="constants need not be read, and what hangs on them alone is computed once",
+        )
 
     @contextlib.contextmanager
     def applied(self, workload: Workload) -> Iterator[None]:

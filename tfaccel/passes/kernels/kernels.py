@@ -10,7 +10,9 @@ import keras
 
 from tfaccel.compat import keras_private
 from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.plan import Pass, Plan, Unsupported
+from tfaccel.core.prior import CONVOLUTIONS, Prior
 from tfaccel.core.tracing import trace_forward, trace_step
 from tfaccel.core.workload import Workload
 from tfaccel.measure.timing import Clock
@@ -61,20 +63,26 @@ class Kernels(Pass):
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.num_replicas > 1:
             return Unsupported("its measuring is that of one replica, and replicas must run alike")
-        obstacles = [obstacle for _, obstacle in self.obstacles(workload)]
+        obstacles = [obstacle for _, obstacle in self.layers(workload)]
         if not obstacles:
             return Unsupported("the model has no convolution or Dense layer")
         if workload.model.jit_compile:
             return Unsupported("the model uses XLA, which has kernels of its own")
         return obstacles[0] if all(obstacles) else None
 
-    def obstacles(
-        self, workload: Workload
-    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every layer that is a product, with what keeps its own `call`; None where nothing."""
         for layer in workload.layers:
             if _layers.kind_of(layer) is not None:
                 yield layer, _layers.obstacle(layer)
+
+    def prior(self, workload: Workload) -> Prior:
+        slow = workload.device.kind == "CPU" and workload.has(*CONVOLUTIONS)
+        return Prior(
+            pays=workload.training and slow,
+            reason="on a CPU TensorFlow has one algorithm for all convolutions, on a GPU cuDNN "
+            "picks one; predictions try what costs no measuring first",
+        )
 
     def prepare(self, workload: Workload, plan: Plan, clock: Clock, deadline: float) -> None:
         deadline = min(deadline, clock() + self.max_seconds)
@@ -106,7 +114,7 @@ class Kernels(Pass):
         with contextlib.ExitStack() as stack:
             # For passes that make products of their own, such as fused_attention.
             stack.enter_context(instance_attribute(workload, "chooser", chooser))
-            for layer, obstacle in self.obstacles(workload):
+            for layer, obstacle in self.layers(workload):
                 if obstacle is None:
                     call = _layers.kernel_call(layer, chooser)
                     stack.enter_context(instance_attribute(layer, "call", call))
@@ -123,25 +131,16 @@ class Kernels(Pass):
                     lines.append(f"{self.name}: {layer} ({spec}): {what} [{'; '.join(others)}]")
         return tuple(lines)
 
-    def choices(self, workload: Workload, layer: Any, dtype: str) -> tuple[str, tuple[str, ...]]:
-        """What is known on this machine of a layer's kernels, in words.
-
-        Args:
-            workload: the model; nothing is run.
-            layer: one that has no obstacle.
-            dtype: what it is to compute in.
-
-        Returns:
-            The kernels that would be used, and what the others did; nothing where nothing
-            was measured.
-        """
+    def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
+        """What is known on this machine of a layer's kernels."""
         try:
-            specs = _layers.calls(layer, layer.input.shape, dtype)
+            specs = _layers.calls(layer, layer.input.shape, runs.dtype)
         except (AttributeError, ValueError, RuntimeError):  # never called on symbols, or often
-            return "", ()
+            return LayerNote(runs)
         words = [self._selection(workload).words(spec) for spec in specs]
         used = "; ".join(said for said, _ in words if said)
-        return used, tuple(clause for _, others in words for clause in others)
+        why_not = tuple(clause for _, others in words for clause in others)
+        return LayerNote(runs.extended(used), why_not)
 
     def _selection(self, workload: Workload) -> Selection:
         directions = DIRECTIONS if workload.training else DIRECTIONS[:1]

@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 import keras
 
 from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.layer_note import FUSED_BATCH_NORM, LayerNote, Runs, library
 from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.prior import Prior
 from tfaccel.core.workload import Workload
 from tfaccel.passes.normalization import _batch_norm, _layer_norm
 
@@ -55,9 +57,7 @@ class FusedNorm(Pass):
             return Unsupported("the model has no BatchNormalization or LayerNormalization layer")
         return obstacles[0] if all(obstacles) else None
 
-    def obstacles(
-        self, workload: Workload
-    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every normalization layer, with what keeps its own `call`; None where it is replaced.
 
         Then the activations that may join the loops.
@@ -65,6 +65,23 @@ class FusedNorm(Pass):
         yield from _norms(workload)
         for layer in self._joining(workload):
             yield layer, None
+
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=workload.training,
+            reason="Keras 3 computes BatchNormalization by about ten ops; fused it is one (in "
+            "predictions it is three, and mostly none, as it can be folded)",
+        )
+
+    def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
+        if isinstance(layer, keras.layers.LayerNormalization):
+            return LayerNote(runs.extended("a shorter gradient"))
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            return LayerNote(runs.replaced(op="part of the loops before it"))
+        if self.compiles(workload) and runs.dtype == "float32":
+            return LayerNote(runs.replaced(op="loops by XLA"))
+        whose = library(FUSED_BATCH_NORM, workload.device)
+        return LayerNote(runs.replaced(op=FUSED_BATCH_NORM, library=whose))
 
     def compiles(self, workload: Workload) -> bool:
         """Whether BatchNormalization in float32 runs by loops that XLA compiles."""

@@ -5,6 +5,7 @@ import dataclasses
 from typing import ClassVar
 
 from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.prior import Prior
 from tfaccel.core.workload import Workload
 from tfaccel.passes.precision._exact_sums import exact_sums
 
@@ -35,6 +36,12 @@ class ExactReductions(Pass):
         if not any(str(layer.compute_dtype) == "bfloat16" for layer in workload.layers):
             return Unsupported("no layer of the model computes in bfloat16")
         return None
+
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=False,
+            reason="it changes no time; it serves the gradients of models written in bfloat16",
+        )
 
     def applied(self, workload: Workload) -> contextlib.AbstractContextManager[None]:
         return exact_sums()

@@ -9,7 +9,9 @@ import keras
 
 from tfaccel.compat import keras_private
 from tfaccel.compat.patching import set_attribute
+from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.prior import Prior
 from tfaccel.core.workload import Workload
 from tfaccel.passes.precision._dtypes import is_reduced
 
@@ -45,22 +47,30 @@ class FullPrecision(Pass):
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if not any(is_reduced(layer) for layer in workload.layers):
             return Unsupported("no layer of the model computes in 16 bits")
-        told = ((obstacle, is_reduced(layer)) for layer, obstacle in self.obstacles(workload))
+        told = ((obstacle, is_reduced(layer)) for layer, obstacle in self.layers(workload))
         kept = [obstacle for obstacle, reduced in told if reduced]
         return None if None in kept else kept[0]
+
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=workload.device.kind == "CPU",
+            reason="a CPU without 16-bit instructions emulates them; a GPU without Tensor Cores "
+            "wins memory by them, and some time",
+        )
+
+    def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
+        return LayerNote(runs.replaced(dtype=self.compute_dtype(workload)))
 
     @contextlib.contextmanager
     def applied(self, workload: Workload) -> Iterator[None]:
         policy = keras.DTypePolicy("float32")
         with contextlib.ExitStack() as stack:
-            for layer, obstacle in list(self.obstacles(workload)):
+            for layer, obstacle in list(self.layers(workload)):
                 if obstacle is None:
                     stack.enter_context(set_attribute(layer, "dtype_policy", policy))
             yield
 
-    def obstacles(
-        self, workload: Workload
-    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every layer, with what keeps it in its own dtype; None where it is changed."""
         outputs = {id(layer) for layer in keras_private.output_layers(workload.model)}
         for layer in workload.layers:

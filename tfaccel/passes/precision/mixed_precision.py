@@ -10,7 +10,9 @@ import tensorflow as tf
 
 from tfaccel.compat import keras_private
 from tfaccel.compat.patching import instance_attribute, set_attribute
+from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.prior import Prior
 from tfaccel.core.workload import Workload
 from tfaccel.passes.precision._dtypes import is_reduced
 from tfaccel.passes.precision._exact_sums import exact_sums
@@ -86,6 +88,16 @@ class MixedPrecision(Pass):
             return Unsupported("no layer of the model computes in float32 and could do otherwise")
         return None
 
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=workload.device.kind == "GPU" or not workload.has(keras.layers.RNN),
+            reason="16-bit products run at twice the rate and more where the chip has them; "
+            "recurrent cells on a CPU lose more by casts than they win",
+        )
+
+    def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
+        return LayerNote(runs.replaced(dtype=self.compute_dtype(workload)))
+
     def sparing(self, layer: str) -> "MixedPrecision":
         return dataclasses.replace(self, keep=(*self.keep, layer))
 
@@ -106,9 +118,7 @@ class MixedPrecision(Pass):
                 stack.enter_context(workload.scratch[self.name].applied(workload.optimizers))
             yield
 
-    def obstacles(
-        self, workload: Workload
-    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every layer, with what keeps it in its own dtype; None where it is changed."""
         kept = {id(layer) for layer in keras_private.output_layers(workload.model)}
         for layer in workload.layers:
@@ -120,7 +130,7 @@ class MixedPrecision(Pass):
                 yield layer, _obstacle(layer)
 
     def _changed_layers(self, workload: Workload) -> list[keras.layers.Layer]:
-        return [layer for layer, obstacle in self.obstacles(workload) if obstacle is None]
+        return [layer for layer, obstacle in self.layers(workload) if obstacle is None]
 
 
 def _no_hardware(workload: Workload) -> str:

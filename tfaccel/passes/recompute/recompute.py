@@ -10,6 +10,7 @@ import keras
 from tfaccel.compat import keras_private
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.prior import Prior
 from tfaccel.core.workload import Workload
 from tfaccel.passes.recompute import _partition
 from tfaccel.passes.recompute._partition import DOMINANT
@@ -70,6 +71,12 @@ class Recompute(Pass):
         if not any(True for _ in self._sites(workload, Recomputer())):
             return Unsupported("the model has no part of several layers before its last")
         return None
+
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=False,
+            reason="a second forward pass costs time; it serves memory",
+        )
 
     def fallback_reason(self, error: Exception) -> str:
         return "memory runs out, and recompute needs less" if is_out_of_memory(error) else ""

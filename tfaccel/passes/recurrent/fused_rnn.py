@@ -3,13 +3,15 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
 
 from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.prior import Prior
 from tfaccel.core.workload import Workload, batch_size, varies
 from tfaccel.passes.recurrent import _layers
 
@@ -47,7 +49,7 @@ class FusedRNN(Pass):
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.device.kind == "GPU":
             return Unsupported("on a GPU Keras runs recurrent layers by cuDNN")
-        obstacles = [obstacle for _, obstacle in self.obstacles(workload)]
+        obstacles = [obstacle for _, obstacle in self.layers(workload)]
         if not obstacles:
             return Unsupported("the model has no recurrent layer")
         if workload.num_replicas > 1:
@@ -65,12 +67,20 @@ class FusedRNN(Pass):
             )
         return obstacles[0] if all(obstacles) else None
 
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=workload.device.kind == "CPU" and workload.has(keras.layers.RNN),
+            reason="on a CPU Keras runs each time step of an LSTM as some twenty ops; compiled by "
+            "XLA the whole loop is one",
+        )
+
+    def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
+        return LayerNote(runs.replaced(op="a loop that XLA compiles"))
+
     def compiles_sizes(self, workload: Workload) -> bool:
         return True
 
-    def obstacles(
-        self, workload: Workload
-    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every recurrent layer, with what keeps its own loop; None where it is replaced."""
         for layer in workload.layers:
             if isinstance(layer, keras.layers.RNN):
@@ -80,7 +90,7 @@ class FusedRNN(Pass):
     def applied(self, workload: Workload) -> Iterator[None]:
         parts = _parts(workload)
         with contextlib.ExitStack() as stack:
-            for layer, obstacle in self.obstacles(workload):
+            for layer, obstacle in self.layers(workload):
                 if obstacle is None:
                     name, loop = _layers.compiled_loop(layer, parts)
                     stack.enter_context(instance_attribute(layer, name, loop))
