@@ -15,6 +15,7 @@ from tfaccel.cli import explain as command
 from tfaccel.cli._command import UsageError
 from tfaccel.core import layer_note
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import StepContext
 from tfaccel.explain import facts as layer_facts
 from tfaccel.explain.api import explain
 from tfaccel.passes import PASSES, XLA, FusedNorm, FusedOptimizer, MixedPrecision
@@ -316,7 +317,7 @@ class Quiet(tfaccel.Pass):
     def unsupported(self, workload):
         return None
 
-    def applied(self, workload):
+    def applied(self, context):
         raise AssertionError("explain enters no pass")
 
 
@@ -360,7 +361,7 @@ def test_it_tells_what_the_passes_really_do(item, workload):
         return [(dtype, sorted(vars(t))) for dtype, t in zip(dtypes, targets, strict=True)]
 
     before = marks()
-    with item.applied(workload):
+    with item.applied(StepContext(workload)):
         during = marks()
     changed = {t.name for t, a, b in zip(targets, before, during, strict=True) if a != b}
     models = {layer.name for layer in workload.layers if isinstance(layer, keras.Model)}

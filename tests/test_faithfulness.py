@@ -199,8 +199,8 @@ class Planted(tfaccel.Pass):
         return None
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        optimizer, norms = workload.model.optimizer, layers.BatchNormalization
+    def applied(self, context):
+        optimizer, norms = context.workload.model.optimizer, layers.BatchNormalization
         apply = optimizer.apply
 
         def mistaken(grads, variables=None):
@@ -210,7 +210,7 @@ class Planted(tfaccel.Pass):
         with contextlib.ExitStack() as stack:
             stack.enter_context(instance_attribute(optimizer, "apply", mistaken))
             if self.mistake == "stale":
-                for layer in (x for x in workload.layers if isinstance(x, norms)):
+                for layer in (x for x in context.workload.layers if isinstance(x, norms)):
                     stack.enter_context(set_attribute(layer, "momentum", 1.0))
             yield
 

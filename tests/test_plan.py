@@ -86,7 +86,7 @@ def test_a_pass_of_the_user_s_own_travels_too():
         def unsupported(self, workload):
             return tfaccel.Unsupported("never serves")
 
-        def applied(self, workload):
+        def applied(self, context):
             raise NotImplementedError
 
     workload = Workload(keras.Sequential())

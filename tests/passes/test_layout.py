@@ -18,6 +18,7 @@ import tensorflow as tf
 import tfaccel
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes import FusedNorm, FusedOptimizer, Layout, MixedPrecision
 from tfaccel.system.device import Device
@@ -72,7 +73,7 @@ def as_written(model):
 
 
 def laid_out(model, *others, device=CPU):
-    return Plan((*others, Layout())).applied(Workload(model, device=device))
+    return Plan((*others, Layout())).applied(StepContext(Workload(model, device=device)))
 
 
 def flat(structure):

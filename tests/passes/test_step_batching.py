@@ -572,8 +572,8 @@ class Spoiling(tfaccel.Pass):
         return None
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        model = workload.model
+    def applied(self, context):
+        model = context.workload.model
         original = model.compute_loss
 
         def compute_loss(*args, **kwargs):

@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import Prepared, StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.measure import numerics, timing
 from tfaccel.measure.numerics import SIXTEEN_BITS, Drift
@@ -99,10 +100,18 @@ class TrialRunner(abc.ABC):
         clock: seconds, such as `time.perf_counter`.
         consensus: of the processes that train together; None for one alone. `clock` must
             be its.
+        prepared: where what passes find out is kept.
     """
 
-    def __init__(self, workload: Workload, clock: Clock, agreement: WorkerAgreement | None = None):
+    def __init__(
+        self,
+        workload: Workload,
+        clock: Clock,
+        agreement: WorkerAgreement | None = None,
+        prepared: Prepared | None = None,
+    ):
         self.workload = workload
+        self.prepared = prepared if prepared is not None else Prepared()
         self.clock = clock
         self._agreement = agreement or WorkerAgreement()
         self._snapshot = Snapshot.of(workload)
@@ -183,7 +192,7 @@ class TrialRunner(abc.ABC):
         compile_seconds = 0.0
         try:
             with self._restored():
-                plan.prepare(self.workload, self.clock, deadline)
+                plan.prepare(self._context(), self.clock, deadline)
                 step = self._built(plan)
                 compile_seconds = max(0.0, self._timed(step) - self.workload.step_seconds)
             return self._judged(Trial(plan, Outcome.FASTER, compile_seconds=compile_seconds))
@@ -214,7 +223,7 @@ class TrialRunner(abc.ABC):
             with self._restored(), _peak_memory(self.workload) as peak:
                 # Half of the time that is left, as the trial needs some too.
                 now = self.clock()
-                plan.prepare(self.workload, self.clock, now + (deadline - now) / 2)
+                plan.prepare(self._context(), self.clock, now + (deadline - now) / 2)
                 one = self._built(plan)
                 compile_seconds = max(0.0, self._timed(one) - self.workload.step_seconds)
                 trial = self._timed_trial(plan, compile_seconds, deadline)
@@ -251,8 +260,12 @@ class TrialRunner(abc.ABC):
         """Lets go of a plan's traced function and its memory."""
         self._functions.pop(plan, None)
 
+    def _context(self) -> StepContext:
+        return StepContext(self.workload, prepared=self.prepared)
+
     def _findings(self, plan: Plan) -> tuple[str, ...]:
-        return tuple(line for item in plan.passes for line in item.findings(self.workload))
+        context = self._context()
+        return tuple(line for item in plan.passes for line in item.findings(context))
 
     def _built(self, plan: Plan) -> Callable[[], Any]:
         """Builds a plan's function; gives its first step."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.measure.numerics import SIXTEEN_BITS
 from tfaccel.measure.timing import Clock
@@ -49,7 +50,8 @@ class Pass(abc.ABC):
     3. The fields survive JSON.
 
     A subclass is a frozen dataclass with a `name`; defining it makes the name
-    known to `Plan.from_json` and to `AccelCallback(plan=[...])`.
+    known to `Plan.from_json` and to `AccelCallback(plan=[...])`. A class that others derive
+    from is given `is_base=True`, and no name.
     """
 
     name: ClassVar[str]
@@ -68,8 +70,10 @@ class Pass(abc.ABC):
     # Whether `prepare` needs a batch of the user's.
     needs_batch: ClassVar[bool] = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, is_base: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if is_base:
+            return
         name = getattr(cls, "name", None)
         if not isinstance(name, str) or not name.isidentifier():
             raise TypeError(
@@ -85,16 +89,20 @@ class Pass(abc.ABC):
         """Why this pass cannot serve the workload; None when it can."""
 
     @abc.abstractmethod
-    def applied(self, workload: Workload) -> contextlib.AbstractContextManager[None]:
-        """A context in which a step that is built and traced is accelerated."""
+    def applied(self, context: StepContext) -> contextlib.AbstractContextManager[None]:
+        """A context manager inside which a step that is built and traced is accelerated.
+
+        Args:
+            context: the step's; `context.workload` has the facts.
+        """
 
     def prepare(  # noqa: B027 (most passes have nothing to find out)
-        self, workload: Workload, plan: "Plan", clock: Clock, deadline: float
+        self, context: StepContext, plan: "Plan", clock: Clock, deadline: float
     ) -> None:
         """Finds out what the pass must know before a step is traced; by default nothing.
 
         Args:
-            workload: the model and its batches. `workload.prepared` keeps what is found.
+            context: `context.workload` has batches; `context.prepared` keeps what is found.
             plan: all that the step will be traced under, this pass included.
             clock: seconds.
             deadline: the clock's value at which this should have ended.
@@ -135,7 +143,7 @@ class Pass(abc.ABC):
         """
         return LayerNote(runs)
 
-    def findings(self, workload: Workload) -> tuple[str, ...]:
+    def findings(self, context: StepContext) -> tuple[str, ...]:
         """What `prepare` found, a line for each layer."""
         return ()
 
@@ -263,23 +271,23 @@ class Plan:
         """Whether XLA would compile some of a step anew for each size of a batch."""
         return any(item.compiles_sizes(workload) for item in self.passes)
 
-    def prepare(self, workload: Workload, clock: Clock, deadline: float = math.inf) -> None:
+    def prepare(self, context: StepContext, clock: Clock, deadline: float = math.inf) -> None:
         """Has every pass find out what it must know before a step is traced under the plan.
 
         Args:
-            workload: the model and its batches.
+            context: `context.workload` has batches; `context.prepared` keeps what is found.
             clock: seconds.
             deadline: the clock's value at which this should have ended.
         """
         for item in self.passes:
-            item.prepare(workload, self, clock, deadline)
+            item.prepare(context, self, clock, deadline)
 
     @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
+    def applied(self, context: StepContext) -> Iterator[None]:
         """All passes' contexts, entered in order."""
         with contextlib.ExitStack() as stack:
             for item in self.passes:
-                stack.enter_context(item.applied(workload))
+                stack.enter_context(item.applied(context))
             yield
 
     def to_json(self) -> str:

@@ -9,6 +9,7 @@ import keras
 from tfaccel.autotune import priors
 from tfaccel.core.layer_note import Runs
 from tfaccel.core.plan import Pass, Plan, Unsupported
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.explain import facts as layer_facts
 from tfaccel.explain.advice import advice
@@ -82,7 +83,9 @@ class Look:
         """In a plan with XLA some optimizers can't be fused."""
         xla = self._serving(XLA)
         alone = self._plan is None or not isinstance(item, FusedOptimizer)
-        return contextlib.nullcontext() if alone or not xla else xla.applied(self._workload)
+        if alone or xla is None:
+            return contextlib.nullcontext()
+        return xla.applied(StepContext(self._workload))
 
     def _serving(self, kind: type[Pass]) -> Pass | None:
         """The pass of this kind that is looked at, unless it refuses."""

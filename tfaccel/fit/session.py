@@ -26,6 +26,7 @@ from tfaccel.autotune.trial import Outcome, error_line
 from tfaccel.compat import keras_private
 from tfaccel.core.compiled_sizes import MOST_SIZES
 from tfaccel.core.plan import Pass, Plan
+from tfaccel.core.step_context import Prepared, StepContext
 from tfaccel.core.workload import Workload, shapes, sizes_vary
 from tfaccel.fit.guarded_step import GuardedStep
 from tfaccel.fit.progress import Progress
@@ -98,7 +99,7 @@ class Session:
         self._memory = Memory.of(model, self.baseline)
         # Unless the first step shows it.
         self._trace_seconds = self._memory.trace_seconds
-        self._prepared: dict[str, Any] = {}
+        self._prepared = Prepared()
         self._waiting = Waiting(self._clock)
         self._is_told = True
         self._not_finite: frozenset[str] = frozenset()  # logs that are not under the own step
@@ -471,7 +472,12 @@ class Session:
     def _bench(self, workload: Workload) -> TrainingTrials:
         settings = self.settings
         return TrainingTrials(
-            workload, self.baseline, self._clock, settings.tolerance, self._agreement
+            workload,
+            self.baseline,
+            self._clock,
+            settings.tolerance,
+            self._agreement,
+            self._prepared,
         )
 
     def _replay(self, workload: Workload) -> Any:
@@ -531,15 +537,15 @@ class Session:
         known = self._remembered(plan) if traced is None else None
         if known is not None:
             traced = known.built
-            workload.prepared.update(known.prepared)
+            self._prepared.update(known.prepared)
         if traced is None:
             deadline = self._clock() + self.settings.budget.max_seconds
-            plan = prepared(plan, workload, self._clock, deadline)
+            context = StepContext(workload, prepared=self._prepared)
+            plan = prepared(plan, context, self._clock, deadline)
             if plan.is_baseline:
                 self._step = self.baseline
                 return
         self.plan, self._decided = plan, True
-        self._prepared = workload.prepared
         if traced is not None and traced.held is not None and workload.batches:
             traced.held.widen(workload.batches[0])
         workload = dataclasses.replace(workload, batches=())  # no data is held any longer
@@ -558,12 +564,15 @@ class Session:
             lambda: self._progress.room,
             self._not_finite,
             None if self.settings.plan is None else self._go_on_for_any_size,
+            self._prepared,
         )
         self._train_function.plan = plan
         self._train_function.built = self._accelerated.function
         if serves_validation(plan, workload):
             gain = _HOPED_GAIN if self.report is None else self.report.speedup
-            self._validation = Validation(workload, plan, gain, tolerance, clock, self._count_wait)
+            self._validation = Validation(
+                workload, plan, gain, tolerance, clock, self._count_wait, self._prepared
+            )
             self._validation.install()
 
     def _abandoned(self) -> None:
@@ -576,7 +585,7 @@ class Session:
         """The plan that the user gave, less what XLA would compile for ever more sizes."""
         why = f"batches come in more than {MOST_SIZES} sizes"
         notices.warn(f"tfaccel compiles nothing for each size any longer: {why}", stacklevel=2)
-        self._many_sizes = True
+        self._many_sizes, self._prepared = True, Prepared()
         self._remove_validation()
         self.plan, self._accelerated, self._validation = Plan(), None, None
         assert self.settings.plan is not None

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Pass, Unsupported
 from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 
 # A call should take no longer than this: what happens within a tenth of a second is felt
@@ -101,7 +102,7 @@ class StepBatching(Pass):
             "refused",
         )
 
-    def applied(self, workload: Workload) -> contextlib.AbstractContextManager[None]:
+    def applied(self, context: StepContext) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
 

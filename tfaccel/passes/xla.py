@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfaccel.compat.patching import set_attribute
 from tfaccel.core.plan import Pass, Unsupported
 from tfaccel.core.prior import CONVOLUTIONS, Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload, varies
 
 
@@ -67,8 +68,8 @@ class XLA(Pass):
     def compiles_sizes(self, workload: Workload) -> bool:
         return self.jit_compile
 
-    def applied(self, workload: Workload) -> contextlib.AbstractContextManager[None]:
-        return set_attribute(workload.model, "jit_compile", self.jit_compile)
+    def applied(self, context: StepContext) -> contextlib.AbstractContextManager[None]:
+        return set_attribute(context.workload.model, "jit_compile", self.jit_compile)
 
 
 def _obstacle(workload: Workload) -> Unsupported | None:

@@ -1,22 +1,22 @@
 """Attention layers by few, large products and a gradient written by hand."""
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import keras
 
-from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.layer_note import LayerNote, Runs
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.layer_pass import LayerPass
+from tfaccel.core.plan import Unsupported
 from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.attention import _layers
 
 
 @dataclasses.dataclass(frozen=True)
-class FusedAttention(Pass):
+class FusedAttention(LayerPass):
     """Runs MultiHeadAttention and GroupQueryAttention by few products of matrices.
 
     Keras projects query, key and value each by an einsum of its own, computes scores and
@@ -40,12 +40,7 @@ class FusedAttention(Pass):
     """
 
     name: ClassVar[str] = "fused_attention"
-
-    def unsupported(self, workload: Workload) -> Unsupported | None:
-        obstacles = [obstacle for _, obstacle in self.layers(workload)]
-        if not obstacles:
-            return Unsupported("the model has no MultiHeadAttention or GroupQueryAttention layer")
-        return obstacles[0] if all(obstacles) else None
+    no_layer: ClassVar[str] = "the model has no MultiHeadAttention or GroupQueryAttention layer"
 
     def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every attention layer, with what keeps its own `call`; None where it is replaced."""
@@ -63,11 +58,5 @@ class FusedAttention(Pass):
     def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
         return LayerNote(runs.extended("a shorter gradient"))
 
-    @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for layer, obstacle in self.layers(workload):
-                if obstacle is None:
-                    call = _layers.fused_call(layer, lambda: workload.chooser)
-                    stack.enter_context(instance_attribute(layer, "call", call))
-            yield
+    def patches(self, layer: Any, context: StepContext) -> Iterator[tuple[str, Any]]:
+        yield "call", _layers.fused_call(layer, lambda: context.chooser)

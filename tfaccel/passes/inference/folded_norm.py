@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.plan import Pass, Unsupported
 from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 
 # On a tensor that a product made: the product.
@@ -64,9 +65,9 @@ class FoldedNorm(Pass):
         )
 
     @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
+    def applied(self, context: StepContext) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for layer in workload.layers:
+            for layer in context.workload.layers:
                 call = None
                 if _is_product(layer):
                     call = _noting(layer)

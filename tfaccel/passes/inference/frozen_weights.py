@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfaccel.core.plan import Pass, Unsupported
 from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 
 # A graph is one protocol buffer, which must stay below 2 GiB, and optimizing it makes copies.
@@ -59,10 +60,10 @@ class FrozenWeights(Pass):
         )
 
     @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
-        variables = _unique(workload.model.variables)
+    def applied(self, context: StepContext) -> Iterator[None]:
+        variables = _unique(context.workload.model.variables)
         # Kept, so that a later trace for another shape has the same weights.
-        values = workload.scratch.setdefault(self.name, {})
+        values = context.scratch.setdefault(self.name, {})
         with tf.init_scope():
             for variable in variables:
                 if id(variable) not in values:

@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 import keras
 
 from tfaccel.compat import keras_private
-from tfaccel.compat.patching import instance_attribute
+from tfaccel.compat.patching import set_attribute
 from tfaccel.core.layer_note import LayerNote, Runs
-from tfaccel.core.plan import Pass, Plan, Unsupported
+from tfaccel.core.layer_pass import LayerPass
+from tfaccel.core.plan import Plan, Unsupported
 from tfaccel.core.prior import CONVOLUTIONS, Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.tracing import trace_forward, trace_step
 from tfaccel.core.workload import Workload
 from tfaccel.measure.timing import Clock
@@ -22,7 +24,7 @@ from tfaccel.passes.kernels._selection import Selection
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernels(Pass):
+class Kernels(LayerPass):
     """Runs convolutions and Dense layers by the kernels that were fastest for their shapes.
 
     cuDNN picks the fastest algorithm for each convolution; TensorFlow on a CPU has one.
@@ -49,6 +51,7 @@ class Kernels(Pass):
     """
 
     name: ClassVar[str] = "kernels"
+    no_layer: ClassVar[str] = "the model has no convolution or Dense layer"
     # Kernels are made of several ops where TensorFlow has one.
     compile_factor: ClassVar[float] = 1.3
     needs_batch: ClassVar[bool] = True
@@ -63,12 +66,12 @@ class Kernels(Pass):
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.num_replicas > 1:
             return Unsupported("its measuring is that of one replica, and replicas must run alike")
-        obstacles = [obstacle for _, obstacle in self.layers(workload)]
-        if not obstacles:
-            return Unsupported("the model has no convolution or Dense layer")
+        return super().unsupported(workload)
+
+    def unsupported_step(self, workload: Workload) -> Unsupported | None:
         if workload.model.jit_compile:
             return Unsupported("the model uses XLA, which has kernels of its own")
-        return obstacles[0] if all(obstacles) else None
+        return None
 
     def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every layer that is a product, with what keeps its own `call`; None where nothing."""
@@ -84,14 +87,14 @@ class Kernels(Pass):
             "picks one; predictions try what costs no measuring first",
         )
 
-    def prepare(self, workload: Workload, plan: Plan, clock: Clock, deadline: float) -> None:
+    def prepare(self, context: StepContext, plan: Plan, clock: Clock, deadline: float) -> None:
         deadline = min(deadline, clock() + self.max_seconds)
-        selection = self._selection(workload)
+        workload, selection = context.workload, self._selection(context)
         # What layers compute in decides which calls there are.
         key = tuple(item.compute_dtype(workload) for item in plan.passes)
         if not workload.batches or not selection.is_new(key):
             return
-        with plan.applied(workload), selection.recording():
+        with plan.applied(context), selection.recording():
             _trace(workload)
         selection.looked_at(key)
         selection.measure(workload.step_seconds, clock, deadline)
@@ -100,8 +103,16 @@ class Kernels(Pass):
         return not workload.sizes_vary
 
     @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
-        selection = self._selection(workload)
+    def applied(self, context: StepContext) -> Iterator[None]:
+        # For passes that make products of their own, too, such as fused_attention.
+        with set_attribute(context, "chooser", self._chooser(context)), super().applied(context):
+            yield
+
+    def patches(self, layer: Any, context: StepContext) -> Iterator[tuple[str, Any]]:
+        yield "call", _layers.kernel_call(layer, context.chooser)
+
+    def _chooser(self, context: StepContext) -> Chooser:
+        workload, selection = context.workload, self._selection(context)
 
         def wanted(layer: str, specs: list[CallSpec]) -> bool:
             # Read while tracing: the pass `xla` may be entered after this one.
@@ -110,18 +121,10 @@ class Kernels(Pass):
             return selection.wanted(layer, specs, compiled=not workload.sizes_vary)
 
         choose = functools.partial(selection.choose, compiled=not workload.sizes_vary)
-        chooser = Chooser(wanted, choose)
-        with contextlib.ExitStack() as stack:
-            # For passes that make products of their own, such as fused_attention.
-            stack.enter_context(instance_attribute(workload, "chooser", chooser))
-            for layer, obstacle in self.layers(workload):
-                if obstacle is None:
-                    call = _layers.kernel_call(layer, chooser)
-                    stack.enter_context(instance_attribute(layer, "call", call))
-            yield
+        return Chooser(wanted, choose)
 
-    def findings(self, workload: Workload) -> tuple[str, ...]:
-        selection = self._selection(workload)
+    def findings(self, context: StepContext) -> tuple[str, ...]:
+        selection = self._selection(context)
         lines = []
         for layer, specs in selection.seen.items():
             for spec in specs:
@@ -137,14 +140,15 @@ class Kernels(Pass):
             specs = _layers.calls(layer, layer.input.shape, runs.dtype)
         except (AttributeError, ValueError, RuntimeError):  # never called on symbols, or often
             return LayerNote(runs)
-        words = [self._selection(workload).words(spec) for spec in specs]
+        selection = self._selection(StepContext(workload))
+        words = [selection.words(spec) for spec in specs]
         used = "; ".join(said for said, _ in words if said)
         why_not = tuple(clause for _, others in words for clause in others)
         return LayerNote(runs.extended(used), why_not)
 
-    def _selection(self, workload: Workload) -> Selection:
-        directions = DIRECTIONS if workload.training else DIRECTIONS[:1]
-        return workload.prepared.setdefault(self.name, Selection(self.reduced, directions))
+    def _selection(self, context: StepContext) -> Selection:
+        directions = DIRECTIONS if context.workload.training else DIRECTIONS[:1]
+        return context.prepared.setdefault(self.name, Selection(self.reduced, directions))
 
 
 def _trace(workload: Workload) -> None:

@@ -13,6 +13,7 @@ from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.plan import Pass, Unsupported
 from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.layout import _follow, _rules
 from tfaccel.passes.layout._flow import Flow
@@ -111,8 +112,8 @@ class Layout(Pass):
                 yield layer, _obstacle(layer, rule)
 
     @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
-        flow = Flow()
+    def applied(self, context: StepContext) -> Iterator[None]:
+        flow, workload = Flow(), context.workload
         with contextlib.ExitStack() as stack:
             for layer in workload.layers:
                 call = _call_of(layer, flow)

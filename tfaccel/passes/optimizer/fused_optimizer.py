@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.plan import Pass, Unsupported
 from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.optimizer._updates import (
     Rule,
@@ -78,8 +79,8 @@ class FusedOptimizer(Pass):
         return Prior(reason="Keras 3 updates each variable by about ten ops; fused it is one")
 
     @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
-        scratch = workload.scratch.setdefault(self.name, {})
+    def applied(self, context: StepContext) -> Iterator[None]:
+        workload, scratch = context.workload, context.scratch.setdefault(self.name, {})
         with contextlib.ExitStack() as stack:
             for optimizer in _working(workload.optimizers):
                 rule = rule_of(optimizer)

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from tfaccel.core.plan import Pass, Unsupported
 from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.precision._exact_sums import exact_sums
 
@@ -43,5 +44,5 @@ class ExactReductions(Pass):
             reason="it changes no time; it serves the gradients of models written in bfloat16",
         )
 
-    def applied(self, workload: Workload) -> contextlib.AbstractContextManager[None]:
+    def applied(self, context: StepContext) -> contextlib.AbstractContextManager[None]:
         return exact_sums()

@@ -1,6 +1,5 @@
 """Full precision: models written for 16 bits, on chips that have no fast 16 bits."""
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -8,10 +7,11 @@ from typing import Any, ClassVar
 import keras
 
 from tfaccel.compat import keras_private
-from tfaccel.compat.patching import set_attribute
 from tfaccel.core.layer_note import LayerNote, Runs
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.layer_pass import LayerPass
+from tfaccel.core.plan import Unsupported
 from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.precision._dtypes import is_reduced
 
@@ -20,7 +20,7 @@ _RATES = ("rate", "stddev", "dropout", "recurrent_dropout")
 
 
 @dataclasses.dataclass(frozen=True)
-class FullPrecision(Pass):
+class FullPrecision(LayerPass):
     """Layers with the policy mixed_bfloat16 or mixed_float16 compute in float32.
 
     A model written for Tensor Cores trains on every chip, but on one without 16-bit
@@ -61,14 +61,8 @@ class FullPrecision(Pass):
     def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
         return LayerNote(runs.replaced(dtype=self.compute_dtype(workload)))
 
-    @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
-        policy = keras.DTypePolicy("float32")
-        with contextlib.ExitStack() as stack:
-            for layer, obstacle in list(self.layers(workload)):
-                if obstacle is None:
-                    stack.enter_context(set_attribute(layer, "dtype_policy", policy))
-            yield
+    def patches(self, layer: Any, context: StepContext) -> Iterator[tuple[str, Any]]:
+        yield "dtype_policy", keras.DTypePolicy("float32")
 
     def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every layer, with what keeps it in its own dtype; None where it is changed."""

@@ -11,6 +11,7 @@ from tfaccel.compat import keras_private
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.plan import Pass, Unsupported
 from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.recompute import _partition
 from tfaccel.passes.recompute._partition import DOMINANT
@@ -82,10 +83,10 @@ class Recompute(Pass):
         return "memory runs out, and recompute needs less" if is_out_of_memory(error) else ""
 
     @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
+    def applied(self, context: StepContext) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             recomputer = Recomputer()
-            for owner, name, replacement in self._sites(workload, recomputer):
+            for owner, name, replacement in self._sites(context.workload, recomputer):
                 stack.enter_context(instance_attribute(owner, name, replacement))
             yield
         if recomputer.left and not recomputer.done:
