@@ -213,7 +213,7 @@ def test_what_passes_would_do():
         make(
             layers.Conv2D(8, 3),
             layers.BatchNormalization(),
-            layers.Softmax(),
+            layers.Softmax([1, 2]),
             layers.Flatten(),
             layers.Dense(1, name="head"),
         ),

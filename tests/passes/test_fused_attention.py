@@ -412,7 +412,10 @@ def test_with_kernels_its_products_are_chosen(rng, monkeypatch):
     lines = Kernels().findings(context)
     for product in ("3x5x12 * 12x36", "3x5x12 * 12x12", "3x3x5x5 * 3x3x5x4"):
         (line,) = (line for line in lines if product in line)
-        assert line.startswith("kernels: attention") and "weight gradient by turned (2.00x)" in line
+        assert (
+            line.startswith("kernels: attention")
+            and "weight gradient by transposed (2.00x)" in line
+        )
     assert context.chooser is None
 
     def gradients(passes):

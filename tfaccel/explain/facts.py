@@ -68,12 +68,12 @@ def runs(layer: keras.layers.Layer, device: Device) -> Runs:
     >>> str(runs(keras.layers.Flatten(), Device("CPU", "some CPU")))
     'another view, no copy, float32'
     """
-    base = _keras_kind(layer)
+    name = _keras_kind(layer)
     dtype = str(layer.compute_dtype or "")
-    if base is None or keras_private.overridden(layer, base, "call"):
+    if name is None or keras_private.overridden(layer, getattr(keras.layers, name), "call"):
         return Runs("ops of its own", dtype=dtype)
-    op = _OPS[base.__name__]
-    if base.__name__ in ("LSTM", "GRU") and device.kind == "GPU" and not off_cudnn(layer):
+    op = _OPS[name]
+    if name in ("LSTM", "GRU") and device.kind == "GPU" and not off_cudnn(layer):
         return Runs("CudnnRNNV3", "cuDNN", dtype)
     if op == CONVOLUTION and getattr(layer, "groups", 1) > 1:
         # keras/src/backend/tensorflow/nn.py, conv: TensorFlow lacks them on CPUs.
@@ -91,12 +91,13 @@ def by_xla(layer: Runs, device: Device) -> Runs:
     return dataclasses.replace(layer, library="XLA") if own else layer
 
 
-def _keras_kind(layer: keras.layers.Layer) -> type | None:
-    """The class of Keras's own that the layer is or derives from, if the table has it."""
-    for base in type(layer).__mro__:
-        if base.__name__ in _OPS and getattr(keras.layers, base.__name__, None) is base:
-            return base
-    return None
+def _keras_kind(layer: keras.layers.Layer) -> str | None:
+    """What `keras.layers` calls the class that the layer is or derives from, if `_OPS` has it.
+
+    The class itself may have another name, as GroupQueryAttention does.
+    """
+    known = {getattr(keras.layers, name, None): name for name in _OPS}
+    return next((known[base] for base in type(layer).__mro__ if base in known), None)
 
 
 def off_cudnn(layer: keras.layers.Layer) -> list[str]:
