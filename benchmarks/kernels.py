@@ -18,6 +18,7 @@ import models
 from absl import app, flags
 
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.ops.kernels import DIRECTIONS, REFERENCE
 from tfaccel.passes.attention.fused_attention import FusedAttention
@@ -41,8 +42,9 @@ def measured(benchmark: models.Benchmark) -> Selection:
     # Its products are chosen, too, where the model has attention layers.
     before = (FusedAttention(),) if FusedAttention().unsupported(workload) is None else ()
     plan = Plan((*before, item))
-    item.prepare(workload, plan, time.perf_counter, time.perf_counter() + _SECONDS.value)
-    return workload.prepared[item.name]
+    context = StepContext(workload)
+    item.prepare(context, plan, time.perf_counter, time.perf_counter() + _SECONDS.value)
+    return context.prepared[item.name]
 
 
 def rows(name: str, selection: Selection) -> list[_common.Row]:

@@ -21,6 +21,7 @@ import tensorflow as tf
 from absl import app, flags
 
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.measure.timing import median_interval, timed
 from tfaccel.passes import FusedNorm, FusedOptimizer, FusedRNN
@@ -67,7 +68,7 @@ def _layer_step(name: str, plan: Plan) -> Step:
             outputs = model(x, training=True)
         return tape.gradient(outputs, [x, *weights], upstream)
 
-    with plan.applied(Workload(model, (x,))):
+    with plan.applied(StepContext(Workload(model, (x,)))):
         traced = gradients.get_concrete_function()
     return functools.partial(traced, x, upstream)
 

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes import ExactReductions, MixedPrecision
 
@@ -171,7 +172,7 @@ def show_sums() -> None:
 
 
 def _exact_reductions() -> contextlib.AbstractContextManager[None]:
-    return ExactReductions().applied(Workload(keras.Model()))
+    return ExactReductions().applied(StepContext(Workload(keras.Model())))
 
 
 def _transformer(x: Any) -> Any:
@@ -256,7 +257,11 @@ def show_gradients(name: str) -> None:
     for how, net, context in (
         ("Keras's mixed_bfloat16", mixed, contextlib.nullcontext()),
         ("the same with exact_reductions", mixed, _exact_reductions()),
-        ("mixed_precision", model, MixedPrecision("bfloat16").applied(Workload(model))),
+        (
+            "mixed_precision",
+            model,
+            MixedPrecision("bfloat16").applied(StepContext(Workload(model))),
+        ),
     ):
         net.set_weights(start)
         found = _gradients(net, x, y, context)

@@ -19,6 +19,7 @@ import tensorflow as tf
 from absl import app, flags
 
 from tfaccel.core.plan import Pass, Plan, make_pass
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.measure.timing import median_interval
 
@@ -56,10 +57,11 @@ def keras_step(benchmark: models.Benchmark, plan: Plan) -> Step:
     model, data = benchmark.model(), benchmark.dataset()
     iterator = iter(data)
     workload = Workload(model, (next(iterator),), data.element_spec)
-    plan.prepare(workload, time.perf_counter)
+    context = StepContext(workload)
+    plan.prepare(context, time.perf_counter)
 
     def traced() -> object:
-        with plan.applied(workload):  # read while the first call traces
+        with plan.applied(context):  # read while the first call traces
             return model.train_function(iterator)
 
     model.make_train_function(force=True)
@@ -122,7 +124,7 @@ def layer_step(
         # A gradient of ones would have the softmax's vanish.
         return [y, *tape.gradient(y, [x, *weights], tf.cos(y))]
 
-    with Plan(() if item is None else (item,)).applied(Workload(model)):
+    with Plan(() if item is None else (item,)).applied(StepContext(Workload(model))):
         run.get_concrete_function()
     return lambda: [float(tf.reduce_sum(z[..., :1])) for z in run(x)]
 

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.normalization.fused_norm import FusedNorm
 from tfaccel.system.device import Device
@@ -63,7 +64,7 @@ class Run:
         if fused is None:
             self.function = run.get_concrete_function()
         else:
-            with fused.applied(workload_of(layer, device=device)):
+            with fused.applied(StepContext(workload_of(layer, device=device))):
                 self.function = run.get_concrete_function()
 
     def ops(self):

@@ -50,8 +50,8 @@ class Slower(tfaccel.Pass):
         return self.steps
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        model = workload.model
+    def applied(self, context):
+        model = context.workload.model
         compute_loss = model.compute_loss
 
         def slow(*args, **kwargs):

@@ -174,8 +174,8 @@ class Poison(tfaccel.Pass):
         return None
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        optimizer = workload.model.optimizer
+    def applied(self, context):
+        optimizer = context.workload.model.optimizer
         apply = optimizer.apply
 
         def poisoned(grads, variables=None):

@@ -13,7 +13,9 @@ from command_line import call
 import tfaccel
 from tfaccel.cli import explain as command
 from tfaccel.cli._command import UsageError
+from tfaccel.core import layer_note
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import StepContext
 from tfaccel.explain import facts as layer_facts
 from tfaccel.explain.api import explain
 from tfaccel.passes import PASSES, XLA, FusedNorm, FusedOptimizer, MixedPrecision
@@ -27,7 +29,7 @@ GPU = Device("GPU", "some GPU", compute_capability=(8, 0))
 
 @pytest.fixture(autouse=True)
 def _onednn(monkeypatch):
-    monkeypatch.setattr(layer_facts, "onednn_is_on", lambda: True)
+    monkeypatch.setattr(layer_note, "onednn_is_on", lambda: True)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def test_a_kind_of_keras_with_a_call_of_its_own_is_not_taken_for_keras():
 
 @pytest.mark.parametrize("is_on, library", [(False, " (Eigen)"), (None, "")])
 def test_without_onednn(monkeypatch, is_on, library):
-    monkeypatch.setattr(layer_facts, "onednn_is_on", lambda: is_on)
+    monkeypatch.setattr(layer_note, "onednn_is_on", lambda: is_on)
     assert row(layers.Dense(8)).now == f"matrix product{library}, float32"
     model = make(layers.Dense(1))
     assert ("try TF_ENABLE_ONEDNN_OPTS=1" in str(explain(model, device=CPU).notes)) == bool(library)
@@ -93,7 +95,7 @@ def test_without_onednn(monkeypatch, is_on, library):
 
 def test_onednn_is_known_or_said_to_be_unknown(monkeypatch):
     monkeypatch.undo()
-    assert layer_facts.onednn_is_on() in (True, False, None)
+    assert layer_note.onednn_is_on() in (True, False, None)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +319,7 @@ class Quiet(tfaccel.Pass):
     def unsupported(self, workload):
         return None
 
-    def applied(self, workload):
+    def applied(self, context):
         raise AssertionError("explain enters no pass")
 
 
@@ -327,7 +329,7 @@ class Choosy(Quiet):
 
     name = "choosy"
 
-    def obstacles(self, workload):
+    def layers(self, workload):
         for layer in workload.layers:
             yield layer, tfaccel.Unsupported(f"layer {layer.name!r} is odd", "make it even")
 
@@ -361,7 +363,7 @@ def test_it_tells_what_the_passes_really_do(item, workload):
         return [(dtype, sorted(vars(t))) for dtype, t in zip(dtypes, targets, strict=True)]
 
     before = marks()
-    with item.applied(workload):
+    with item.applied(StepContext(workload)):
         during = marks()
     changed = {t.name for t, a, b in zip(targets, before, during, strict=True) if a != b}
     models = {layer.name for layer in workload.layers if isinstance(layer, keras.Model)}

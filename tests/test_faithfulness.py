@@ -199,8 +199,8 @@ class Planted(tfaccel.Pass):
         return None
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        optimizer, norms = workload.model.optimizer, layers.BatchNormalization
+    def applied(self, context):
+        optimizer, norms = context.workload.model.optimizer, layers.BatchNormalization
         apply = optimizer.apply
 
         def mistaken(grads, variables=None):
@@ -210,7 +210,7 @@ class Planted(tfaccel.Pass):
         with contextlib.ExitStack() as stack:
             stack.enter_context(instance_attribute(optimizer, "apply", mistaken))
             if self.mistake == "stale":
-                for layer in (x for x in workload.layers if isinstance(x, norms)):
+                for layer in (x for x in context.workload.layers if isinstance(x, norms)):
                     stack.enter_context(set_attribute(layer, "momentum", 1.0))
             yield
 
@@ -247,10 +247,8 @@ def test_the_layer_of_a_variable_can_be_spared():
     name = layer_of(variable.path, workload)
     assert SIXTEEN.sparing(name).keep == (name,)
     spared = workload_of(attending)
-    kept = [str(x.name) for x, why in SIXTEEN.sparing(name).obstacles(workload) if why]
-    assert name in kept and name not in [
-        str(x.name) for x, why in SIXTEEN.obstacles(workload) if why
-    ]
+    kept = [str(x.name) for x, why in SIXTEEN.sparing(name).layers(workload) if why]
+    assert name in kept and name not in [str(x.name) for x, why in SIXTEEN.layers(workload) if why]
     assert layer_of("no such variable", spared) == ""
 
 

@@ -254,7 +254,7 @@ class Failing(tfaccel.Pass):
         return None
 
     @contextlib.contextmanager
-    def applied(self, workload):
+    def applied(self, context):
         yield
         raise RuntimeError("this can't be traced")
 
@@ -271,18 +271,18 @@ class Skewed(tfaccel.Pass):
         return None
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        own = workload.model.predict_step
+    def applied(self, context):
+        own = context.workload.model.predict_step
 
         def predict_step(data):
             y = own(data)
             return tf.where(tf.abs(data[0][:, :1]) > self.limit, math.nan, y * self.factor)
 
-        vars(workload.model)["predict_step"] = predict_step
+        vars(context.workload.model)["predict_step"] = predict_step
         try:
             yield
         finally:
-            del vars(workload.model)["predict_step"]
+            del vars(context.workload.model)["predict_step"]
 
 
 def test_a_candidate_that_fails_is_reported(winning):

@@ -75,8 +75,8 @@ class Overflowing(tfaccel.Pass):
         return None
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        layer = workload.model.layers[-1]
+    def applied(self, context):
+        layer = context.workload.model.layers[-1]
         own = layer.call
 
         def call(x, training=None):

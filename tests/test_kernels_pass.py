@@ -15,6 +15,7 @@ import tfaccel
 from tfaccel import ops
 from tfaccel.autotune.step_recorder import StepRecorder
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.explain.api import explain
 from tfaccel.measure import numerics
@@ -103,11 +104,15 @@ def measured(monkeypatch):
     return measure
 
 
-def prepared(workload, *others, item=None, clock=None, seconds=1e9):
+def context_of(model, **arguments):
+    return StepContext(workload_of(model, **arguments))
+
+
+def prepared(context, *others, item=None, clock=None, seconds=1e9):
     item = item or Kernels()
     clock = clock or FakeClock()
-    Plan((*others, item)).prepare(workload, clock, clock() + seconds)
-    return workload.prepared["kernels"]
+    Plan((*others, item)).prepare(context, clock, clock() + seconds)
+    return context.prepared["kernels"]
 
 
 # What is computed
@@ -142,8 +147,9 @@ def untouched():
     """A workload with products of every kind, its probe, and what that saw of Keras's own step."""
     keras.utils.set_random_seed(1)
     workload = workload_of(products())
-    probe = StepRecorder(workload, Snapshot.of(workload))
-    return workload, probe, probe.observe(Plan())
+    context = StepContext(workload)
+    probe = StepRecorder(workload, Snapshot.of(workload), context.prepared)
+    return context, probe, probe.observe(Plan())
 
 
 @pytest.mark.parametrize(
@@ -161,8 +167,8 @@ def untouched():
 )
 def test_layers_are_those_of_keras_by_any_kernel(name, count, untouched):
     """Losses, gradients and updates against Keras's own, for each kernel wherever it serves."""
-    workload, probe, expected = untouched
-    forced = workload.prepared["kernels"] = Forced(name)
+    context, probe, expected = untouched
+    forced = context.prepared["kernels"] = Forced(name)
     found = numerics.compare(expected, probe.observe(Plan((Kernels(),)), expected))
     assert found.gradient < 1e-5 and found.loss < 1e-6 and found.update < 1e-6, found
     assert len(forced.used) == count, forced.used
@@ -184,9 +190,9 @@ def test_channels_first(make):
     first.build((None, 4, 7, 6))
     first.set_weights(last.get_weights())
     model = keras.Sequential([first])
-    workload = Workload(model)
-    workload.prepared["kernels"] = Forced("im2col")
-    with Kernels().applied(workload):
+    context = StepContext(Workload(model))
+    context.prepared["kernels"] = Forced("im2col")
+    with Kernels().applied(context):
         found = first(np.moveaxis(x, -1, 1))
     np.testing.assert_allclose(np.moveaxis(found, 1, -1), expected, rtol=1e-4, atol=1e-5)
 
@@ -262,8 +268,8 @@ def test_a_kernel_that_fails_leaves_the_training_as_it_is(measured):
 
 
 def test_each_shape_is_measured_once_in_each_direction(measured):
-    workload = workload_of(products())
-    selection = prepared(workload)
+    context = context_of(products())
+    selection = prepared(context)
     assert set(selection.seen) == {
         *("plain", "one", "grouped", "deep", "separable", "causal", "each", "volume", "head")
     }
@@ -271,17 +277,17 @@ def test_each_shape_is_measured_once_in_each_direction(measured):
     assert {spec.x[0] for spec in measured.asked} == {3}
     sizes = [spec.flops / 1e11 + spec.bytes / 1e10 for spec in measured.asked]
     assert sizes == sorted(sizes, reverse=True)
-    prepared(workload)
+    prepared(context)
     assert len(measured.asked) == 30
     # Another process, or another model with these shapes.
-    prepared(workload_of(products()))
+    prepared(context_of(products()))
     assert len(measured.asked) == 30
 
 
 def test_another_dtype_is_another_call(measured):
-    workload = workload_of(products())
-    prepared(workload)
-    selection = prepared(workload, MixedPrecision("bfloat16"))
+    context = context_of(products())
+    prepared(context)
+    selection = prepared(context, MixedPrecision("bfloat16"))
     assert {spec.dtype for spec in measured.asked} == {"float32", "bfloat16"}
     # The output layer stays in float32.
     assert {spec.dtype for spec in selection.seen["head"]} == {"float32"}
@@ -289,16 +295,16 @@ def test_another_dtype_is_another_call(measured):
 
 def test_measuring_ends_in_time(measured):
     clock = FakeClock()
-    prepared(workload_of(products()), clock=clock, seconds=4.5)
+    prepared(context_of(products()), clock=clock, seconds=4.5)
     assert len(measured.asked) == 5
     measured.asked.clear()
-    prepared(workload_of(products()), item=Kernels(max_seconds=2.5), clock=clock)
+    prepared(context_of(products()), item=Kernels(max_seconds=2.5), clock=clock)
     assert len(measured.asked) == 3
 
 
 def test_what_is_small_beside_the_step_is_not_measured(measured, monkeypatch):
     monkeypatch.setattr(_selection, "_LEAST_SHARE", 1e-3)
-    prepared(workload_of(products(), step_seconds=1.0))
+    prepared(context_of(products(), step_seconds=1.0))
     assert not measured.asked
 
 
@@ -306,7 +312,7 @@ def test_nothing_is_left_behind(measured):
     workload = workload_of(products())
     before = [(sorted(vars(layer)), layer.losses) for layer in workload.layers]
     weights = [w.numpy() for w in workload.model.weights]
-    prepared(workload)
+    prepared(StepContext(workload))
     assert [(sorted(vars(layer)), layer.losses) for layer in workload.layers] == before
     for a, b in zip(weights, workload.model.weights, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -335,14 +341,13 @@ def names_of(graph):
     return {op.type for op in graph.get_operations()}
 
 
-def traced(workload, *items):
+def traced(context, *items):
     """The kinds of ops in a forward pass under some passes."""
     plan = Plan(items)
-    with plan.applied(workload):
-        x = tf.TensorSpec((None, *workload.model.input_shape[1:]))
-        graph = (
-            tf.function(lambda x: workload.model(x, training=True)).get_concrete_function(x).graph
-        )
+    model = context.workload.model
+    with plan.applied(context):
+        x = tf.TensorSpec((None, *model.input_shape[1:]))
+        graph = tf.function(lambda x: model(x, training=True)).get_concrete_function(x).graph
     return names_of(graph)
 
 
@@ -354,25 +359,25 @@ def one_layer():
 
 def test_what_was_measured_for_a_batch_serves_batches_of_any_size(measured):
     measured.winner = "im2col"
-    workload = workload_of(one_layer())
-    assert "Conv2D" in traced(workload, Kernels())
-    prepared(workload)
-    kinds = traced(workload, Kernels())
+    context = context_of(one_layer())
+    assert "Conv2D" in traced(context, Kernels())
+    prepared(context)
+    kinds = traced(context, Kernels())
     assert "MatMul" in kinds and "Conv2D" not in kinds
 
 
 def test_where_nothing_won_kerass_own_code_runs(measured):
-    workload = workload_of(one_layer())
-    prepared(workload)
-    assert traced(workload, Kernels()) == traced(workload)
+    context = context_of(one_layer())
+    prepared(context)
+    assert traced(context, Kernels()) == traced(context)
 
 
 def test_under_xla_kerass_own_code_runs(measured):
     measured.winner = "im2col"
-    workload = workload_of(one_layer())
-    prepared(workload)
+    context = context_of(one_layer())
+    prepared(context)
     for items in ((XLA(), Kernels()), (Kernels(), XLA())):
-        assert "Conv2D" in traced(workload, *items)
+        assert "Conv2D" in traced(context, *items)
 
 
 # What it refuses
@@ -413,8 +418,8 @@ def test_subclasses_that_change_nothing_are_served():
     model = keras.Sequential([keras.Input((4, 4, 1)), Renamed(2, 3), Own(2)])
     workload = Workload(model)
     assert Kernels().unsupported(workload) is None
-    assert [obstacle is None for _, obstacle in Kernels().obstacles(workload)] == [True, False]
-    with Kernels().applied(workload):
+    assert [obstacle is None for _, obstacle in Kernels().layers(workload)] == [True, False]
+    with Kernels().applied(StepContext(workload)):
         assert "call" in vars(model.layers[0]) and "call" not in vars(model.layers[1])
 
 
@@ -432,7 +437,7 @@ def test_explain_says_what_was_measured_on_this_machine(measured):
     found = {row.layer: row for row in explain(model).rows}
     assert "kernels" not in found["conv"].would
     with contextlib.suppress(KeyError):
-        prepared(workload_of(model))
+        prepared(context_of(model))
     row = {row.layer: row for row in explain(model).rows}["conv"]
     assert "input gradient by im2col (3.00x)" in row.would["kernels"]
     assert any("kernels: forward: " in text and "shifted" in text for text in row.why_not)
@@ -443,9 +448,9 @@ def test_explain_says_what_was_measured_on_this_machine(measured):
 
 
 def test_findings_are_json(measured):
-    workload = workload_of(products())
-    prepared(workload)
-    lines = Kernels().findings(workload)
+    context = context_of(products())
+    prepared(context)
+    lines = Kernels().findings(context)
     assert len(lines) == 10
     assert json.loads(json.dumps(lines)) == list(lines)
     assert all(": TensorFlow's own [" in line for line in lines)
@@ -454,9 +459,10 @@ def test_findings_are_json(measured):
 def test_it_goes_with_other_passes(measured):
     measured.winner = "im2col"
     workload = catalogue.image_workload()
-    probe = StepRecorder(workload, Snapshot.of(workload))
+    context = StepContext(workload)
+    probe = StepRecorder(workload, Snapshot.of(workload), context.prepared)
     reference_step = probe.observe(Plan())
-    prepared(workload, FusedNorm())
+    prepared(context, FusedNorm())
     found = probe.observe(Plan((FusedNorm(), Kernels())), reference_step)
     drift = numerics.compare(reference_step, found)
     assert drift.violation(numerics.TOLERANCES["float32"]) is None
@@ -465,8 +471,8 @@ def test_it_goes_with_other_passes(measured):
 def test_a_call_of_unknown_size_is_left_to_tensorflow():
     model = keras.Sequential([keras.Input((4,)), LosesTheBatch(), layers.Dense(2, name="late")])
     model.compile("sgd", "mse")
-    workload = workload_of(model)
-    Plan((Kernels(),)).prepare(workload, FakeClock())
-    specs = workload.prepared["kernels"].seen["late"]
+    context = context_of(model)
+    Plan((Kernels(),)).prepare(context, FakeClock())
+    specs = context.prepared["kernels"].seen["late"]
     assert [spec.is_known for spec in specs] == [False]
-    assert Kernels().findings(workload) == ()
+    assert Kernels().findings(context) == ()

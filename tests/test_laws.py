@@ -15,7 +15,9 @@ import tensorflow as tf
 import tfaccel
 from tfaccel.autotune.step_recorder import StepRecorder
 from tfaccel.autotune.trial import coarsest_dtype
+from tfaccel.core.layer_note import Runs
 from tfaccel.core.plan import Plan, make_pass
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes import PASSES, FusedNorm, FusedOptimizer, FusedRNN
 from tfaccel.steps.snapshot import Snapshot, known_variables
@@ -44,10 +46,10 @@ def built():
 def test_leaving_a_pass_restores_everything(row, built):
     workload = built(row.workload)
     before = marks(workload)
-    with row.item.applied(workload):
+    with row.item.applied(StepContext(workload)):
         assert (marks(workload) != before) == row.item.changes_step
     assert marks(workload) == before
-    with pytest.raises(ZeroDivisionError), row.item.applied(workload):
+    with pytest.raises(ZeroDivisionError), row.item.applied(StepContext(workload)):
         raise ZeroDivisionError
     assert marks(workload) == before
 
@@ -59,6 +61,22 @@ def test_refusing_changes_nothing(row, built):
     assert row.item.unsupported(workload) is None
     after = marks(workload), [v.numpy().tobytes() for v in known_variables(workload)]
     assert after == before
+
+
+@ROWS
+def test_a_pass_tells_its_facts_and_changes_nothing(row, built):
+    """What is expected of the pass, what decides whether it serves, and what it makes of layers."""
+    workload = built(row.workload)
+    before = marks(workload)
+    assert type(row.item).suited(workload).name == row.item.name
+    prior = row.item.prior(workload)
+    assert prior.reason and isinstance(prior.pays, bool)
+    json.dumps(row.item.cache_key(workload))
+    for layer, reason in row.item.layers(workload):
+        if reason is None:
+            note = row.item.describe(layer, Runs("an op", "", "float32", ""), workload)
+            assert str(note.runs)
+    assert marks(workload) == before
 
 
 @ROWS
@@ -114,7 +132,7 @@ def derivatives(workload, item):
         return one, two, [third.gradient(total, x)]
 
     state = Snapshot.of(workload)
-    with item.applied(workload) if item else contextlib.nullcontext():
+    with item.applied(StepContext(workload)) if item else contextlib.nullcontext():
         function = run.get_concrete_function(tf.TensorSpec((None, *x.shape[1:])))
     found = [np.concatenate([np.ravel(t) for t in order]) for order in function(x)]
     state.restore()
@@ -160,7 +178,7 @@ def compiled_for_its_size(workload, item):
             total = tf.reduce_sum(model(x, training=True))
         return tape.gradient(total, [v.value for v in model.trainable_variables])
 
-    with item.applied(workload):
+    with item.applied(StepContext(workload)):
         graph = run.get_concrete_function(tf.TensorSpec((None, *x.shape[1:]))).graph
         calls = [op for op in graph.get_operations() if op.type.endswith("PartitionedCall")]
         # An attribute that is absent reads as false.
@@ -212,7 +230,7 @@ class Nothing(tfaccel.Pass):
     def unsupported(self, workload):
         return None
 
-    def applied(self, workload):
+    def applied(self, context):
         return tf.name_scope("")
 
 

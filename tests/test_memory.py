@@ -56,7 +56,7 @@ class _Serving(tfaccel.Pass):
     def unsupported(self, workload):
         return None
 
-    def applied(self, workload):
+    def applied(self, context):
         return contextlib.nullcontext()
 
 
@@ -67,7 +67,7 @@ class FullWhileTracing(_Serving):
     name = "full_while_tracing"
 
     @contextlib.contextmanager
-    def applied(self, workload):
+    def applied(self, context):
         if tf.inside_function():
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating a constant")
         yield
@@ -81,8 +81,8 @@ class FullWhileRunning(_Serving):
     helped: ClassVar[bool] = False  # whether it does so only where there is no `recompute`
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        model = workload.model
+    def applied(self, context):
+        model = context.workload.model
         own = model.compute_loss
 
         def compute_loss(x, y, y_pred, *args, **kwargs):

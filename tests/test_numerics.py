@@ -172,8 +172,8 @@ class Scaled(tfaccel.Pass):
         return None
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        layer = workload.model.layers[0]
+    def applied(self, context):
+        layer = context.workload.model.layers[0]
         call = layer.call
         scaled = lambda x, **keywords: call(x, **keywords) * self.factor  # noqa: E731
         with instance_attribute(layer, "call", scaled):

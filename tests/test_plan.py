@@ -1,11 +1,14 @@
 import dataclasses
 import json
 
+import keras
 import pytest
 
 import tfaccel
+from tfaccel.autotune.priors import expected
 from tfaccel.core.plan import as_plan
-from tfaccel.passes import PASSES, XLA, FusedNorm, FusedOptimizer, MixedPrecision
+from tfaccel.core.workload import Workload
+from tfaccel.passes import PASSES, XLA, FusedNorm, FusedOptimizer, MixedPrecision, StepBatching
 
 
 def test_the_baseline_is_an_empty_plan():
@@ -83,9 +86,12 @@ def test_a_pass_of_the_user_s_own_travels_too():
         def unsupported(self, workload):
             return tfaccel.Unsupported("never serves")
 
-        def applied(self, workload):
+        def applied(self, context):
             raise NotImplementedError
 
+    workload = Workload(keras.Sequential())
+    ((item, prior),) = expected(workload, ["own_of_this_test"])
+    assert (item, prior.pays, item.cache_key(workload)) == (Own(), True, None)
     plan = tfaccel.Plan((Own(level=3),))
     assert tfaccel.Plan.from_json(plan.to_json()) == plan
     assert json.loads(plan.to_json())["passes"][0]["config"] == {"level": 3}
@@ -99,6 +105,21 @@ def test_a_pass_of_the_user_s_own_travels_too():
 def test_a_pass_needs_a_name(name):
     with pytest.raises(TypeError, match="class attribute `name`"):
         type("Nameless", (tfaccel.Pass,), {"name": name})
+
+
+def test_passes_are_expected_in_the_order_of_the_table():
+    """Those of the user's own come last; a pass is configured for the workload."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Last(FusedNorm):
+        name = "last"
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=True)
+    names = ["last", *reversed([item.name for item in PASSES])]
+    found = [item for item, _ in expected(Workload(model, step_seconds=0.02), names)]
+    assert [item.name for item in found] == [*reversed(names)]
+    assert XLA(jit_compile=False) in found and StepBatching(steps=4) in found
 
 
 def test_the_table_of_passes_has_each_once():

@@ -245,8 +245,8 @@ class Hasty(tfaccel.Pass):
         return None
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        with instance_attribute(workload.model, "step_seconds", 0.2):
+    def applied(self, context):
+        with instance_attribute(context.workload.model, "step_seconds", 0.2):
             yield
 
 

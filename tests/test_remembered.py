@@ -32,10 +32,10 @@ class Counted(tfaccel.Pass):
         return None
 
     @contextlib.contextmanager
-    def applied(self, workload):
+    def applied(self, context):
         if tf.inside_function():
-            self.traces.append(workload.model)
-            if getattr(workload.model, "fails", False):
+            self.traces.append(context.workload.model)
+            if getattr(context.workload.model, "fails", False):
                 raise ValueError("no trace today")
         yield
 

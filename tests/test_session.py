@@ -47,7 +47,7 @@ class _Serving(tfaccel.Pass):
     def unsupported(self, workload):
         return None
 
-    def applied(self, workload):
+    def applied(self, context):
         return contextlib.nullcontext()
 
 
@@ -59,8 +59,8 @@ class Poison(_Serving):
     iteration: int = 30
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        model = workload.model
+    def applied(self, context):
+        model = context.workload.model
         original = model.compute_loss
 
         def compute_loss(*args, **kwargs):
@@ -79,7 +79,7 @@ class Failing(_Serving):
     error: str = "ValueError"
 
     @contextlib.contextmanager
-    def applied(self, workload):
+    def applied(self, context):
         if tf.inside_function():
             raise {"ValueError": ValueError, "KeyboardInterrupt": KeyboardInterrupt}[self.error](
                 "this pass always fails"
@@ -94,8 +94,8 @@ class Wrong(_Serving):
     name = "wrong"
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        optimizer = workload.model.optimizer
+    def applied(self, context):
+        optimizer = context.workload.model.optimizer
         apply = optimizer.apply
 
         def halved(grads, variables=None):
@@ -294,7 +294,7 @@ class Unprepared(_Serving):
 
     name = "unprepared"
 
-    def prepare(self, workload, plan, clock, deadline=math.inf):
+    def prepare(self, context, plan, clock, deadline=math.inf):
         raise ValueError("Exception encountered when calling X.call().\n\n\x1b[1mNo way.\x1b[0m")
 
 
@@ -349,7 +349,7 @@ class Broken(tfaccel.Pass):
     def unsupported(self, workload):
         return workload.model.no_such_thing
 
-    def applied(self, workload):
+    def applied(self, context):
         raise AssertionError("it never serves")
 
 
@@ -446,7 +446,7 @@ class Retracing(_Serving):
     name = "retracing"
 
     @contextlib.contextmanager
-    def applied(self, workload):
+    def applied(self, context):
         if tf.inside_function():
             tf.get_logger().warning("5 out of 5 calls to f triggered tf.function retracing.")
         yield
@@ -605,9 +605,9 @@ class Halving(_Serving):
     of: ClassVar = ()
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        wrong = workload.model.loss in self.of
-        with Wrong().applied(workload) if wrong else contextlib.nullcontext():
+    def applied(self, context):
+        wrong = context.workload.model.loss in self.of
+        with Wrong().applied(context) if wrong else contextlib.nullcontext():
             yield
 
 
@@ -686,8 +686,8 @@ class Rescuer(_Serving):
         return "this device has no such kernel" if "no such kernel" in str(error) else ""
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        layer = next(item for item in workload.layers if isinstance(item, Picky))
+    def applied(self, context):
+        layer = next(item for item in context.workload.layers if isinstance(item, Picky))
         with instance_attribute(layer, "tolerant", True):
             yield
 

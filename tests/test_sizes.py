@@ -41,15 +41,15 @@ class Compiling(tfaccel.Pass):
         return not workload.sizes_vary
 
     @contextlib.contextmanager
-    def applied(self, workload):
+    def applied(self, context):
         if self.fails and self.seen:
             raise ArithmeticError("it can't be traced")
-        self.seen.append(workload.sizes_vary)
-        layer = workload.model.layers[-1]
+        self.seen.append(context.workload.sizes_vary)
+        layer = context.workload.model.layers[-1]
         own = layer.call
 
         def call(inputs, **kwargs):
-            if self.compiles_sizes(workload):
+            if self.compiles_sizes(context.workload):
                 note(inputs)
             return own(inputs, **kwargs)
 

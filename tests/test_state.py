@@ -83,7 +83,7 @@ class Nothing(tfaccel.Pass):
     def unsupported(self, workload):
         return None
 
-    def applied(self, workload):
+    def applied(self, context):
         return tf.name_scope("")
 
 

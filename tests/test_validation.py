@@ -28,8 +28,8 @@ class Forward(tfaccel.Pass):
         return None
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        head = workload.model.layers[-1]
+    def applied(self, context):
+        head = context.workload.model.layers[-1]
         call = head.call
 
         def shifted(inputs, training=None):

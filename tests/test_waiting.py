@@ -23,7 +23,7 @@ class Idle(tfaccel.Pass):
     def unsupported(self, workload):
         return None
 
-    def applied(self, workload):
+    def applied(self, context):
         return contextlib.nullcontext()
 
 

@@ -11,6 +11,7 @@ import tfaccel
 from tfaccel.autotune.step_recorder import StepRecorder
 from tfaccel.autotune.trial import coarsest_dtype
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.measure import numerics
 from tfaccel.passes import FullPrecision, FusedNorm, Kernels
@@ -58,11 +59,11 @@ def probe_of(workload):
 def test_what_computes_in_which_dtype(policy, data):
     workload = workload_of(convolutional(policy, rate=0.5), data)
     own = policy.removeprefix("mixed_")
-    with FullPrecision().applied(workload):
+    with FullPrecision().applied(StepContext(workload)):
         found = {layer.name: str(layer.compute_dtype) for layer in workload.model.layers[1:]}
     changed = dict.fromkeys(("conv", "norm", "wise", "flat", "gate"), "float32")
     assert found == changed | {"noise": own, "head": "float32"}
-    why = {layer.name: str(why) for layer, why in FullPrecision().obstacles(workload) if why}
+    why = {layer.name: str(why) for layer, why in FullPrecision().layers(workload) if why}
     assert "would draw others in float32" in why["noise"]
     assert "computes in float32" in why["head"]
 
@@ -73,10 +74,10 @@ def test_outputs_keep_their_dtype(data):
     )
     model.build((None, 9, 9, 3))
     workload = workload_of(model, data)
-    with FullPrecision().applied(workload):
+    with FullPrecision().applied(StepContext(workload)):
         assert str(model.get_layer("head").compute_dtype) == "float16"
         assert model(data[0][:2]).dtype == tf.float16
-    why = {layer.name: str(why) for layer, why in FullPrecision().obstacles(workload) if why}
+    why = {layer.name: str(why) for layer, why in FullPrecision().layers(workload) if why}
     assert why["head"] == "layer 'head' makes an output of the model"
 
 
@@ -142,7 +143,7 @@ def test_what_keeps_a_layer_in_its_own_dtype(layer, said, data):
     inputs = keras.Input((5, 4))
     y = layer(inputs, inputs) if isinstance(layer, layers.MultiHeadAttention) else layer(inputs)
     model = keras.Model(inputs, layers.Dense(1, name="head", dtype="float32")(y))
-    why = {id(x): why for x, why in FullPrecision().obstacles(Workload(model, device=PLAIN))}
+    why = {id(x): why for x, why in FullPrecision().layers(Workload(model, device=PLAIN))}
     assert (why[id(layer)] is None) == (said is None)
     if said:
         assert said in str(why[id(layer)])

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfaccel.compat.tensorflow_private import onednn_is_on
 from tfaccel.core.plan import Plan, Unsupported
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.ops.activations import GELU, IDENTITY, RELU, RELU6, SILU
 from tfaccel.passes.fused_activation import FusedActivation
@@ -89,7 +90,7 @@ LAYERS = {
 
 
 def traced(layer, spec, passes=()):
-    with Plan(passes).applied(workload_of(layer)):
+    with Plan(passes).applied(StepContext(workload_of(layer))):
 
         @tf.function(autograph=False)
         def run(x):
@@ -145,7 +146,7 @@ def test_layers_that_keep_keras(make, cause):
     layer = make()
     unsupported = FusedActivation().unsupported(workload_of(layer))
     assert unsupported.cause == f"layer {layer.name!r} ({type(layer).__name__}) {cause}"
-    with FusedActivation().applied(workload_of(layer)):
+    with FusedActivation().applied(StepContext(workload_of(layer))):
         assert layer.activation is keras.activations.gelu
 
 
@@ -164,6 +165,6 @@ def test_models_without_use_are_refused():
 def test_nothing_is_left_behind():
     layer = keras.layers.Dense(3, activation="gelu")
     before = dict(vars(layer))
-    with FusedActivation().applied(workload_of(layer)):
+    with FusedActivation().applied(StepContext(workload_of(layer))):
         assert layer.activation is not keras.activations.gelu
     assert dict(vars(layer)) == before

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tfaccel.core.plan import Plan, Unsupported
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
@@ -60,7 +61,7 @@ class Run:
             return y, *tape.gradient(loss, [*inputs, *self.weights])
 
         spec = spec or [tf.TensorSpec(x.shape, x.dtype) for x in inputs]
-        with (fused or Plan()).applied(workload_of(layer)):
+        with (fused or Plan()).applied(StepContext(workload_of(layer))):
             self.function = run.get_concrete_function(*spec)
 
     def ops(self):
@@ -238,7 +239,7 @@ def test_a_gradient_penalty(rng):
 
         return [g.numpy() for g in run(x)]
 
-    with FusedAttention().applied(workload_of(layer)):
+    with FusedAttention().applied(StepContext(workload_of(layer))):
         actual = penalty(layer)
     agree(actual, penalty(own), rtol=1e-3, atol=1e-4)
 
@@ -266,7 +267,7 @@ def test_masks_that_keras_hands_on(rng):
     other.set_weights([rng.normal(size=w.shape) for w in own.get_weights()])
     own.set_weights(other.get_weights())
     tokens = np.array([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8], [1, 0, 0, 0, 0]])
-    with FusedAttention().applied(Workload(other, device=CPU)):
+    with FusedAttention().applied(StepContext(Workload(other, device=CPU))):
         actual = tf.function(lambda x: other(x, training=True))(tokens)
     np.testing.assert_allclose(actual, tf.function(own)(tokens), **CLOSE)
 
@@ -308,7 +309,7 @@ def test_layers_that_keep_keras(make, cause):
     layer.build((None, QUERIES, WIDTH), (None, QUERIES, WIDTH))
     unsupported = FusedAttention().unsupported(workload_of(layer))
     assert unsupported.cause == f"layer {layer.name!r} ({type(layer).__name__}) {cause}"
-    with FusedAttention().applied(workload_of(layer)):
+    with FusedAttention().applied(StepContext(workload_of(layer))):
         assert "call" not in vars(layer)
 
 
@@ -353,7 +354,10 @@ def test_nothing_is_left_behind(rng):
     Run(layer, inputs, fused=FusedAttention())
     after = {k: v for k, v in vars(layer).items() if not k.startswith("_called")}
     assert after == {k: v for k, v in before.items() if not k.startswith("_called")}
-    with pytest.raises(RuntimeError, match="inside"), FusedAttention().applied(workload_of(layer)):
+    with (
+        pytest.raises(RuntimeError, match="inside"),
+        FusedAttention().applied(StepContext(workload_of(layer))),
+    ):
         raise RuntimeError("inside")
     assert "call" not in vars(layer)
 
@@ -376,7 +380,7 @@ def test_training_a_model_agrees(policy, rng):
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)  # the last is smaller
     own, other = model(), model()
     for each, passes in ((own, ()), (other, (FusedAttention(),))):
-        with Plan(passes).applied(Workload(other, device=CPU)):
+        with Plan(passes).applied(StepContext(Workload(other, device=CPU))):
             each.make_train_function(force=True)
             iterator = iter(data.repeat(2))
             for _ in range(6):
@@ -404,12 +408,16 @@ def test_with_kernels_its_products_are_chosen(rng, monkeypatch):
     (inputs,) = inputs_of(rng, (QUERIES,))
     workload = Workload(model, ((inputs, inputs),), device=CPU)
     plan = Plan((FusedAttention(), Kernels()))
-    plan.prepare(workload, time.perf_counter)
-    lines = Kernels().findings(workload)
+    context = StepContext(workload)
+    plan.prepare(context, time.perf_counter)
+    lines = Kernels().findings(context)
     for product in ("3x5x12 * 12x36", "3x5x12 * 12x12", "3x3x5x5 * 3x3x5x4"):
         (line,) = (line for line in lines if product in line)
-        assert line.startswith("kernels: attention") and "weight gradient by transposed" in line
-    assert workload.chooser is None
+        assert (
+            line.startswith("kernels: attention")
+            and "weight gradient by transposed (2.00x)" in line
+        )
+    assert context.chooser is None
 
     def gradients(passes):
         @tf.function(autograph=False)
@@ -418,7 +426,7 @@ def test_with_kernels_its_products_are_chosen(rng, monkeypatch):
                 loss = tf.reduce_sum(model(x) ** 2)
             return tape.gradient(loss, [w.value for w in model.trainable_weights])
 
-        with Plan(passes).applied(workload):
+        with Plan(passes).applied(context):
             return run.get_concrete_function(tf.TensorSpec((None, QUERIES, WIDTH)))
 
     plain, chosen = gradients([FusedAttention()]), gradients(plan.passes)

@@ -28,6 +28,7 @@ from norms import (
 )
 
 from tfaccel.core.plan import Plan, Unsupported
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.normalization.fused_norm import FusedNorm
 
@@ -230,7 +231,7 @@ def test_second_order_gradients_of_batch_norm_are_those_of_keras(shape, jit_comp
     own, layer = twins(BatchNormalization, shape, rng)
     x = tf.cast(rng.normal(size=shape), tf.float32)
     expected = second_order(lambda x: own(x, training=True), x, own.gamma.value)
-    with by.applied(workload_of(layer)):
+    with by.applied(StepContext(workload_of(layer))):
         actual = second_order(lambda x: layer(x, training=True), x, layer.gamma.value, jit_compile)
     agree(actual, expected, rtol=1e-3, atol=1e-3 * np.abs(expected[0]).max())
 
@@ -242,7 +243,7 @@ def test_second_order_gradients_with_moving_statistics(trainable, by, rng):
     own, layer = twins(lambda: BatchNormalization(trainable=trainable), shape, rng)
     x = tf.cast(rng.normal(size=shape), tf.float32)
     expected = second_order(lambda x: own(x, training=False), x, own.gamma.value)
-    with by.applied(workload_of(layer)):
+    with by.applied(StepContext(workload_of(layer))):
         actual = second_order(lambda x: layer(x, training=False), x, layer.gamma.value)
     agree(actual, expected, rtol=1e-3, atol=1e-3 * np.abs(expected[0]).max())
 
@@ -298,7 +299,7 @@ def test_a_mask_that_keras_hands_on_goes_to_keras(rng):
     other.set_weights(own.get_weights())
     x = rng.normal(size=(3, 5, 2)).astype("float32")
     x[0, 2:] = 0.0
-    with BY_OP.applied(Workload(other, device=CPU)):
+    with BY_OP.applied(StepContext(Workload(other, device=CPU))):
         function = tf.function(lambda x: other(x, training=True)).get_concrete_function(x)
     assert FUSED not in [op.type for op in function.graph.get_operations()]
     np.testing.assert_array_equal(function(x), tf.function(own)(x, training=True))
@@ -308,7 +309,7 @@ def test_a_mask_that_keras_hands_on_goes_to_keras(rng):
 def test_a_tensor_for_training_goes_to_keras():
     layer = BatchNormalization()
     layer.build((None, 3))
-    with BY_OP.applied(workload_of(layer)):
+    with BY_OP.applied(StepContext(workload_of(layer))):
         replaced = vars(layer)["call"]
         # Keras itself can't trace a condition that is a tensor.
         with pytest.raises(Exception, match=r"(?i)tensor|bool"):
@@ -377,7 +378,7 @@ def test_a_call_that_the_user_replaced_is_left_alone():
     layer = BatchNormalization()
     layer.build((None, 3))
     vars(layer)["call"] = mine = lambda inputs, training=None, mask=None: inputs
-    with BY_OP.applied(workload_of(layer)):
+    with BY_OP.applied(StepContext(workload_of(layer))):
         assert layer.call is mine
     assert FusedNorm().unsupported(workload_of(layer)) is not None
 
@@ -466,7 +467,7 @@ def test_second_order_gradients_of_layer_norm_are_those_of_keras(jit_compile, rn
     own, layer = twins(LayerNormalization, (4, 6), rng)
     x = tf.cast(rng.normal(size=(4, 6)), tf.float32)
     expected = second_order(own, x, own.gamma.value)
-    with BY_OP.applied(workload_of(layer)):
+    with BY_OP.applied(StepContext(workload_of(layer))):
         actual = second_order(layer, x, layer.gamma.value, jit_compile)
     agree(actual, expected, rtol=1e-3, atol=1e-3 * np.abs(expected[0]).max())
 
@@ -509,7 +510,7 @@ def test_layer_norms_that_keep_keras(make, shape, cause):
     kind = type(layer).__name__
     unsupported = FusedNorm().unsupported(workload_of(layer))
     assert unsupported.cause == f"layer {layer.name!r} ({kind}) {cause}"
-    with BY_OP.applied(workload_of(layer)):
+    with BY_OP.applied(StepContext(workload_of(layer))):
         assert "call" not in vars(layer)
 
 
@@ -530,7 +531,7 @@ def test_a_model_without_norms_is_refused():
 def test_one_layer_that_can_be_served_is_enough():
     first, second = BatchNormalization(dtype="float64"), BatchNormalization()
     assert FusedNorm().unsupported(workload_of(first, second)) is None
-    with BY_OP.applied(workload_of(first, second)):
+    with BY_OP.applied(StepContext(workload_of(first, second))):
         assert "call" not in vars(first)
         assert "call" in vars(second)
 
@@ -541,7 +542,7 @@ def test_nothing_is_left_behind(kind):
     layer.build((None, 3))
     workload = workload_of(layer)
     before = dict(vars(layer))
-    with BY_OP.applied(workload):
+    with BY_OP.applied(StepContext(workload)):
         assert "call" in vars(layer)
         tf.function(layer)(tf.ones((2, 3)))
     after = dict(vars(layer))
@@ -549,7 +550,7 @@ def test_nothing_is_left_behind(kind):
     assert {k: v for k, v in after.items() if not k.startswith("_called")} == {
         k: v for k, v in before.items() if not k.startswith("_called")
     }
-    with pytest.raises(RuntimeError, match="inside"), BY_OP.applied(workload):
+    with pytest.raises(RuntimeError, match="inside"), BY_OP.applied(StepContext(workload)):
         raise RuntimeError("inside")
     assert "call" not in vars(layer)
     assert layer.call.__func__ is kind.call
@@ -586,7 +587,7 @@ def test_training_a_model_agrees(policy, rtol, rng):
     workload = Workload(other, device=CPU)
     before = [set(vars(layer)) for layer in workload.layers]
     for model, passes in ((own, ()), (other, (BY_OP,))):
-        with Plan(passes).applied(workload):
+        with Plan(passes).applied(StepContext(workload)):
             model.make_train_function(force=True)
             iterator = iter(data.repeat(2))
             for _ in range(6):
@@ -594,7 +595,7 @@ def test_training_a_model_agrees(policy, rtol, rng):
     agree(other.get_weights(), own.get_weights(), rtol=rtol, atol=rtol)
     assert [set(vars(layer)) for layer in workload.layers] == before
     # Inference of the trained models, each by its own way.
-    with BY_OP.applied(workload):
+    with BY_OP.applied(StepContext(workload)):
         other.make_predict_function(force=True)
         fused = other.predict_on_batch(x)
     np.testing.assert_allclose(fused, own.predict_on_batch(x), rtol=rtol, atol=rtol)

@@ -18,6 +18,7 @@ from norms import (
 )
 
 from tfaccel.core.plan import Plan, make_pass
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.ops.batch_norm import moments
 from tfaccel.passes.normalization.fused_norm import FusedNorm
@@ -146,7 +147,7 @@ class Step:
             return [y, *tape.gradient(value, [x, *model.trainable_variables])]
 
         plan = Plan(() if by is None else (by,))
-        with plan.applied(Workload(model, device=CPU)):
+        with plan.applied(StepContext(Workload(model, device=CPU))):
             self.graph = run.get_concrete_function().graph
         self._run = run
 
@@ -216,7 +217,7 @@ def test_what_was_joined_is_not_computed_twice():
 def test_nothing_is_left_behind():
     model = model_with(LAYERS.ReLU())
     before = [dict(vars(layer)) for layer in model.layers]
-    with BY_LOOPS.applied(Workload(model, device=CPU)):
+    with BY_LOOPS.applied(StepContext(Workload(model, device=CPU))):
         assert "call" in vars(model.layers[-1])
     assert [dict(vars(layer)) for layer in model.layers] == before
 
@@ -228,7 +229,7 @@ def test_training_with_an_activation_that_fused_activation_serves(rng):
         model = model_with(LAYERS.Activation("silu"))
         model.compile("sgd", "mse")
         plan = Plan(tuple(make_pass(name) for name in names))
-        with plan.applied(Workload(model, device=CPU)):
+        with plan.applied(StepContext(Workload(model, device=CPU))):
             model.make_train_function(force=True)
             model.fit(x, x, batch_size=5, epochs=2, shuffle=False, verbose=0)
         results.append(model.get_weights())

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tfaccel.core.plan import Plan, Unsupported
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.optimizer.fused_optimizer import FusedOptimizer
 from tfaccel.system.device import Device
@@ -77,13 +78,13 @@ class Trained:
         # In a trace Keras would make the variables, and TensorFlow would trace again.
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        self.workload = Workload(model, device=CPU)
+        self.context = StepContext(Workload(model, device=CPU))
         plan = Plan((FusedOptimizer(),) if fused else ())
         step = step or self.plain_step
 
         @tf.function(jit_compile=jit_compile, autograph=False, reduce_retracing=True)
         def function(*batch):
-            with plan.applied(self.workload):
+            with plan.applied(self.context):
                 step(*batch)
 
         self.function = function
@@ -310,7 +311,7 @@ def test_16_bit_variables_keep_keras(name, dtype, rng):
     batches = batches_of(rng, count=3, dtype=dtype)
     fused = compare(lambda: dense_model(make(), dtype), batches, rtol=0.0, atol=0.0)
     assert not fused.ops()
-    assert FusedOptimizer().unsupported(fused.workload) == Unsupported(
+    assert FusedOptimizer().unsupported(fused.context.workload) == Unsupported(
         f"all weights are {dtype}", "keep them in float32"
     )
 
@@ -366,7 +367,7 @@ def test_xla_has_no_op_for_amsgrad(rng):
 
     fused = compare(model, batches_of(rng, count=3), jit_compile=True)
     assert not fused.ops()
-    assert FusedOptimizer().unsupported(fused.workload) == Unsupported(
+    assert FusedOptimizer().unsupported(fused.context.workload) == Unsupported(
         "XLA lacks the op for Adam(amsgrad=True)", "compile without jit_compile"
     )
 
@@ -401,7 +402,7 @@ def test_scratch_is_not_the_users(rng):
     fused.run(batches_of(rng, count=1, size=4))
     fused.run(batches_of(rng, count=1, size=7))  # another trace
     assert ([v.path for v in model.optimizer.variables], [v.path for v in model.weights]) == before
-    assert len(fused.workload.scratch["fused_optimizer"]) == 2
+    assert len(fused.context.scratch["fused_optimizer"]) == 2
 
 
 def test_a_nan_does_not_stay_in_the_scratch(rng):
@@ -508,7 +509,7 @@ def test_an_update_step_that_the_user_replaced_is_left_alone():
     model = dense_model(opt.Adam())
     vars(model.optimizer)["update_step"] = mine = lambda gradient, variable, learning_rate: None
     workload = Workload(model, device=CPU)
-    with FusedOptimizer().applied(workload):
+    with FusedOptimizer().applied(StepContext(workload)):
         assert model.optimizer.update_step is mine
     assert FusedOptimizer().unsupported(workload).cause == "no fused op has the maths of Adam"
 
@@ -523,7 +524,7 @@ def test_one_optimizer_that_can_be_served_is_enough():
     model.second_optimizer = opt.Adam()
     workload = Workload(model, device=CPU)
     assert FusedOptimizer().unsupported(workload) is None
-    with FusedOptimizer().applied(workload):
+    with FusedOptimizer().applied(StepContext(workload)):
         assert "update_step" not in vars(model.optimizer)
         assert "update_step" in vars(model.second_optimizer)
 
@@ -542,7 +543,10 @@ def test_nothing_is_left_behind(wrap, rng):
     fused = Trained(model, fused=True).run(batches_of(rng, count=1))
     assert fused.ops() == {"ResourceApplyRMSProp": 2}
     assert marks() == before
-    with pytest.raises(RuntimeError, match="inside"), FusedOptimizer().applied(workload):
+    with (
+        pytest.raises(RuntimeError, match="inside"),
+        FusedOptimizer().applied(StepContext(workload)),
+    ):
         assert "update_step" in vars(inner)
         raise RuntimeError("inside")
     assert FusedOptimizer().unsupported(workload) is None
@@ -563,7 +567,7 @@ def test_through_keras_own_train_function(steps_per_execution, rng):
     for passes in ((), (FusedOptimizer(),)):
         model = dense_model(opt.Adam(0.01), steps_per_execution=steps_per_execution)
         workload = Workload(model, device=CPU)
-        with Plan(passes).applied(workload):
+        with Plan(passes).applied(StepContext(workload)):
             model.make_train_function(force=True)
             iterator = iter(data)
             for _ in range(8 // steps_per_execution):

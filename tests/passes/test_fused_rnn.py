@@ -8,6 +8,7 @@ from early import built_early
 
 import tfaccel
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.explain.api import explain
 from tfaccel.passes import FusedRNN, MixedPrecision
@@ -118,7 +119,7 @@ def traced(layer, states=0, dtype="float32", steps=STEPS, fused=False, device=CP
 
     if not fused:
         return run.get_concrete_function()
-    with FusedRNN().applied(workload_of(layer, device=device)):
+    with FusedRNN().applied(StepContext(workload_of(layer, device=device))):
         return run.get_concrete_function()
 
 
@@ -226,14 +227,14 @@ def test_a_loop_for_each_core(cores, rows, units, loops, rng):
     layer.build((None, STEPS, FEATURES))
     batches = () if rows is None else (tf.zeros([rows, STEPS, FEATURES]),)
     workload = workload_of(layer, device=Device("CPU", "test", cores=cores), batches=batches)
-    with FusedRNN().applied(workload):
+    with FusedRNN().applied(StepContext(workload)):
         function = tf.function(layer).get_concrete_function(tf.TensorSpec([None, STEPS, FEATURES]))
     assert compiled_calls(function) == (loops, 0)
 
 
 def test_a_known_number_of_samples_stays_known(rng):
     layer = built(LAYERS["gru"][0], rng)
-    with FusedRNN().applied(workload_of(layer, device=TWO_CORES)):
+    with FusedRNN().applied(StepContext(workload_of(layer, device=TWO_CORES))):
         function = tf.function(layer).get_concrete_function(tf.TensorSpec([BATCH, STEPS, FEATURES]))
     shapes = [tuple(output.shape) for output in function.outputs]
     assert shapes == [(BATCH, STEPS, UNITS), (BATCH, UNITS)]
@@ -311,7 +312,7 @@ def test_gradients_of_gradients(name, rng):
     own, layer = (built(make, np.random.default_rng(1)) for _ in range(2))
     values = floats(inputs_of(rng, states))
     expected = numbers(penalty_of(own), *values)
-    with FusedRNN().applied(workload_of(layer)):
+    with FusedRNN().applied(StepContext(workload_of(layer))):
         actual = numbers(penalty_of(layer), *values)
     agree(actual, expected, rtol=1e-4, atol=1e-5)
 
@@ -344,10 +345,10 @@ OBSTACLES = [
 def test_what_keeps_keras_own_loop(make, words):
     layer = make()
     workload = workload_of(layer)
-    (found,) = [o for item, o in FusedRNN().obstacles(workload) if item is layer]
+    (found,) = [o for item, o in FusedRNN().layers(workload) if item is layer]
     assert words in str(found) and repr(layer.name) in str(found)
     assert FusedRNN().unsupported(workload) == found
-    with FusedRNN().applied(workload):
+    with FusedRNN().applied(StepContext(workload)):
         assert "inner_loop" not in vars(layer)
 
 
@@ -443,7 +444,7 @@ def test_under_mixed_precision_the_inputs_meet_16_bit_weights(rng):
     plan = Plan((MixedPrecision("bfloat16"), FusedRNN()))
     model = keras.Sequential([layer, L.Dense(1)])
     model.build((None, STEPS, FEATURES))
-    with plan.applied(Workload(model, device=CPU)):
+    with plan.applied(StepContext(Workload(model, device=CPU))):
         function = tf.function(model).get_concrete_function(tf.TensorSpec([None, STEPS, FEATURES]))
     products = [op for op in function.graph.get_operations() if op.type == "MatMul"]
     assert products[0].inputs[0].dtype == tf.bfloat16

@@ -11,6 +11,7 @@ from inference_models import image_model, numbers, spread
 
 import tfaccel
 from tfaccel.core.plan import Plan, make_pass
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.inference.predict_function import PredictFunction
 from tfaccel.passes import INFERENCE_PASSES, PASSES, FoldedNorm, FrozenWeights
@@ -219,7 +220,7 @@ def test_they_keep_the_laws(kind):
     ]
     for error in (None, ZeroDivisionError):
         try:
-            with kind().applied(workload(model)):
+            with kind().applied(StepContext(workload(model))):
                 if error:
                     raise error
         except ZeroDivisionError:

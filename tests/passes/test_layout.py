@@ -18,6 +18,7 @@ import tensorflow as tf
 import tfaccel
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes import FusedNorm, FusedOptimizer, Layout, MixedPrecision
 from tfaccel.system.device import Device
@@ -72,7 +73,7 @@ def as_written(model):
 
 
 def laid_out(model, *others, device=CPU):
-    return Plan((*others, Layout())).applied(Workload(model, device=device))
+    return Plan((*others, Layout())).applied(StepContext(Workload(model, device=device)))
 
 
 def flat(structure):
@@ -725,7 +726,7 @@ def test_refusals_name_the_layer():
 
 def test_obstacles_tell_of_every_channels_first_layer():
     parts = [conv(), OwnCall(1, 1, **FIRST), layers.ReLU(), layers.MaxPooling2D(**FIRST)]
-    found = list(Layout().obstacles(workload_of(*parts)))
+    found = list(Layout().layers(workload_of(*parts)))
     assert [(layer, bool(obstacle)) for layer, obstacle in found] == [
         (parts[0], False),
         (parts[1], True),

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tfaccel
 from tfaccel.autotune.step_recorder import StepRecorder
 from tfaccel.compat.tensorflow_private import onednn_is_on
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes import MixedPrecision
 from tfaccel.steps.compiled_step import build_step
@@ -85,7 +86,7 @@ def test_what_computes_in_which_dtype(rng, dtype):
     model = compiled(keras.Model(inputs, layers.Dense(1, name="head")(x)))
     workload = Workload(model, device=ZEN5)
     item = MixedPrecision(dtype, keep=("kept_by_name",))
-    with item.applied(workload):
+    with item.applied(StepContext(workload)):
         found = {layer.name: layer.compute_dtype for layer in model.layers}
         softmax = [x for x in workload.layers if isinstance(x, layers.Softmax)]
         # TensorFlow's op has float32 inside, the sums that Keras makes along two axes have not.
@@ -117,7 +118,7 @@ def test_the_last_layer_of_a_subclassed_model_stays_float32():
             return self.head(self.body(inputs))
 
     model = compiled(Subclassed())
-    with MixedPrecision("bfloat16").applied(Workload(model, device=ZEN5)):
+    with MixedPrecision("bfloat16").applied(StepContext(Workload(model, device=ZEN5))):
         assert (model.body.compute_dtype, model.head.compute_dtype) == ("bfloat16", "float32")
 
 
@@ -130,7 +131,7 @@ def test_dropout_has_the_mask_of_the_untouched_step(rate):
     start = state.numpy()
     reference = layer(x, training=True).numpy()
     state.assign(start)
-    with MixedPrecision("bfloat16").applied(Workload(model, device=ZEN5)):
+    with MixedPrecision("bfloat16").applied(StepContext(Workload(model, device=ZEN5))):
         found = layer(x, training=True)
     assert found.dtype == tf.bfloat16
     np.testing.assert_array_equal(found.numpy() == 0, reference == 0)
@@ -189,20 +190,11 @@ def run(workload, count):
     """Steps under float16; the scale after each, and the optimizer's iterations."""
     scales = []
     item = MixedPrecision("float16")
-    holder = {}
-    original = Workload.for_step
-    with pytest.MonkeyPatch.context() as patch:
-
-        def remembered(self):
-            holder["workload"] = original(self)
-            return holder["workload"]
-
-        patch.setattr(Workload, "for_step", remembered)
-        step = build_step(workload, tfaccel.Plan((item,)))
+    step = build_step(workload, tfaccel.Plan((item,)))
     feed = iter(tf.data.Dataset.from_tensors(workload.batches[0]).repeat())
     for _ in range(count):
         step(feed)
-        scale = holder["workload"].scratch["mixed_precision"]
+        scale = step.scratch["mixed_precision"]
         scales.append((float(scale.value.numpy()), int(scale.good_steps.numpy())))
     return scales
 
@@ -275,7 +267,7 @@ def under_the_pass(layer, function, *args, head=None):
     """A function of tensors, traced while the pass is active on a model of this layer."""
     model = keras.Model()
     model.parts = [layer, head or layers.Dense(1)]  # the last one stays in float32
-    with MixedPrecision("bfloat16").applied(Workload(model, device=ZEN5)):
+    with MixedPrecision("bfloat16").applied(StepContext(Workload(model, device=ZEN5))):
         return tf.function(function, autograph=False)(*args)
 
 
@@ -481,7 +473,7 @@ def test_tensorflow_s_functions_are_back_and_never_others(rng, fails):
         found.extend([gradient(), tf.function(gradient, autograph=False)()])
 
     model = compiled(keras.Sequential([keras.Input((3,)), layers.Dense(2), layers.Dense(1)]))
-    active = MixedPrecision("bfloat16").applied(Workload(model, device=ZEN5))
+    active = MixedPrecision("bfloat16").applied(StepContext(Workload(model, device=ZEN5)))
     with contextlib.suppress(ZeroDivisionError), active:
         thread = threading.Thread(target=elsewhere)
         thread.start()
@@ -500,7 +492,7 @@ def test_float16_and_gpus_keep_tensorflow_s_sums():
     model = compiled(keras.Sequential([keras.Input((3,)), layers.Dense(2), layers.Dense(1)]))
     gpu = Device("GPU", "A100", compute_capability=(8, 0))
     for item, device in ((MixedPrecision("float16"), ZEN5), (MixedPrecision("bfloat16"), gpu)):
-        with item.applied(Workload(model, device=device)):
+        with item.applied(StepContext(Workload(model, device=device))):
             assert tf.nn.bias_add is plain
 
 

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes import XLA, FusedNorm, FusedOptimizer, MixedPrecision
 from tfaccel.passes.recompute import _sites as sites
@@ -432,7 +433,7 @@ def test_xla_does_not_optimize_the_second_run_away():
 
 
 def gradients(model, plan, x):
-    with plan.applied(Workload(model)), tf.GradientTape() as tape:
+    with plan.applied(StepContext(Workload(model))), tf.GradientTape() as tape:
         loss = tf.reduce_mean(model(x, training=True) ** 2)
     return tape.gradient(loss, model.trainable_variables)
 

@@ -24,7 +24,7 @@ from tfaccel.core.workload import Workload
 from tfaccel.measure import racing, timing
 from tfaccel.measure.numerics import Drift
 from tfaccel.passes import StepBatching, step_batching
-from tfaccel.passes.step_batching import acts_per_batch, suited
+from tfaccel.passes.step_batching import acts_per_batch
 from tfaccel.steps import multi_step
 from tfaccel.steps.compiled_step import build_step
 
@@ -439,7 +439,7 @@ def test_what_else_is_refused():
     ("seconds", "steps"), [(0.0, 32), (0.003, 32), (0.006, 16), (0.02, 4), (0.5, 4)]
 )
 def test_as_many_steps_as_nobody_sees(seconds, steps):
-    assert suited(Workload(make_model(), step_seconds=seconds)).steps == steps
+    assert StepBatching.suited(Workload(make_model(), step_seconds=seconds)).steps == steps
     assert steps in step_batching.CHOICES
 
 
@@ -572,8 +572,8 @@ class Spoiling(tfaccel.Pass):
         return None
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        model = workload.model
+    def applied(self, context):
+        model = context.workload.model
         original = model.compute_loss
 
         def compute_loss(*args, **kwargs):

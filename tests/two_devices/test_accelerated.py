@@ -109,7 +109,7 @@ class Idle(Pass):
         return None
 
     @contextlib.contextmanager
-    def applied(self, workload):
+    def applied(self, context):
         yield
 
 
@@ -150,13 +150,13 @@ class Louder(Pass):
         return None
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        own = workload.model.compute_loss
+    def applied(self, context):
+        own = context.workload.model.compute_loss
 
         def compute_loss(*args, **kwargs):
             return own(*args, **kwargs) * 1.1
 
-        with instance_attribute(workload.model, "compute_loss", compute_loss):
+        with instance_attribute(context.workload.model, "compute_loss", compute_loss):
             yield
 
 
@@ -258,13 +258,13 @@ class Spoiled(Pass):
         return None
 
     @contextlib.contextmanager
-    def applied(self, workload):
-        own = workload.model.compute_loss
+    def applied(self, context):
+        own = context.workload.model.compute_loss
 
         def compute_loss(*args, **kwargs):
             return own(*args, **kwargs) * np.float32(np.nan)
 
-        with instance_attribute(workload.model, "compute_loss", compute_loss):
+        with instance_attribute(context.workload.model, "compute_loss", compute_loss):
             yield
 
 
@@ -296,9 +296,9 @@ def test_every_replica_is_traced_under_the_plan_once(mirrored):
             return None
 
         @contextlib.contextmanager
-        def applied(self, workload):
+        def applied(self, context):
             seen.append("in")
-            layer = workload.model.layers[-1]
+            layer = context.workload.model.layers[-1]
             own = layer.call
 
             def call(*args, **kwargs):

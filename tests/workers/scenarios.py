@@ -253,7 +253,7 @@ class Broken(tfaccel.Pass):
         return None
 
     @contextlib.contextmanager
-    def applied(self, workload):
+    def applied(self, context):
         if os.environ["TEST_WORKER"] == "1":
             raise RuntimeError("not on this one")
         yield

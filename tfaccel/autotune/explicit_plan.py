@@ -2,6 +2,7 @@
 
 from tfaccel.autotune.trial import error_line
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.measure.timing import Clock
 from tfaccel.system import notices
@@ -20,18 +21,18 @@ def served(plan: Plan, workload: Workload) -> Plan:
     return plan
 
 
-def prepared(plan: Plan, workload: Workload, clock: Clock, deadline: float) -> Plan:
-    """The plan less the passes that can't get ready; what they found is on the workload.
+def prepared(plan: Plan, context: StepContext, clock: Clock, deadline: float) -> Plan:
+    """The plan less the passes that can't get ready; what they found is in the context.
 
     Args:
         plan: whose passes all serve.
-        workload: the model and its batches.
+        context: the model and its batches, and where findings are kept.
         clock: seconds.
         deadline: the clock's value at which all should be ready.
     """
     for item in plan.passes:
         try:
-            item.prepare(workload, plan, clock, deadline)
+            item.prepare(context, plan, clock, deadline)
         except Exception as error:
             plan = _left_out(plan, item.name, error_line(error))
     return plan

@@ -12,9 +12,9 @@ import keras
 import tensorflow as tf
 
 from tfaccel.autotune.report import Report
+from tfaccel.core.plan import suited_pass
 from tfaccel.core.workload import Workload, shapes
 from tfaccel.measure.numerics import Tolerance
-from tfaccel.passes.step_batching import acts_per_batch
 from tfaccel.system import notices
 from tfaccel.system.cache_dir import default_directory
 from tfaccel.system.json_files import parsed, replace_text, to_text
@@ -70,15 +70,14 @@ def workload_key(
 ) -> str:
     """A digest of all that decides which plan wins.
 
-    What the fit's callbacks forbid is part of it: a plan that won in a fit without a
-    callback at every batch is not for one with it.
-
-    Model structure, optimizer, loss, batch signature, device, versions, and what
-    the user allowed. Names that Keras numbers within a process, learning rates and
+    Model structure, optimizer, loss, batch signature, device, versions, what the user
+    allowed, and what each pass adds: a plan that won in a fit without a callback at every
+    batch is not for one with it. Names that Keras numbers within a process, learning rates and
     weights are left out, so that the same script finds its plan again. Plans for
     predictions have keys of their own.
     """
     model = workload.model
+    keys = [(name, suited_pass(name, workload).cache_key(workload)) for name in names]
     parts = {
         "versions": [__version__, tf.__version__, keras.__version__],
         "device": [workload.device.kind, workload.device.name, workload.device.cores],
@@ -89,7 +88,7 @@ def workload_key(
         "loss": _described(model.loss),
         "batch": [str(workload.element_spec), shapes(workload.batches[0])],
         "allowed": [list(names), str(tolerance)],
-        "watched": is_watched(workload),
+        "passes": {name: key for name, key in keys if key is not None},
     }
     if workload.sizes_vary:
         parts["sizes"] = "vary"
@@ -97,12 +96,6 @@ def workload_key(
         parts["work"] = "predictions"
     text = json.dumps(parts, sort_keys=True, default=_described)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def is_watched(workload: Workload) -> bool:
-    """Whether a callback acts at every batch."""
-    callbacks = workload.callbacks
-    return callbacks is None or any(map(acts_per_batch, callbacks))
 
 
 def _described(value: Any) -> str:

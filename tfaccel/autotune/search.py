@@ -176,10 +176,10 @@ def tune_workload(
     order = [item.name for item, _ in priors.expected(workload, [*names, *spare])]
     search = _Search(workload, bench, start + seconds, on_trial, helpers, order)
     usable = []
-    for item, holds in priors.expected(workload, names):
+    for item, prior in priors.expected(workload, names):
         unsupported = item.unsupported(workload)
         if unsupported is None:
-            usable.append((item, holds))
+            usable.append((item, prior.pays))
         else:
             search.note(Trial(Plan((item,)), Outcome.REFUSED, str(unsupported)))
     search.run(usable)

@@ -15,6 +15,7 @@ from tfaccel.compat import keras_private
 from tfaccel.compat.patching import SharedContext, instance_attribute
 from tfaccel.core.plan import Plan
 from tfaccel.core.replicas import local_values, on_replicas, replica_id
+from tfaccel.core.step_context import Prepared, StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.measure.numerics import Observation
 from tfaccel.steps.snapshot import Snapshot, known_variables
@@ -34,10 +35,12 @@ class StepRecorder:
     Args:
         workload: the model; `workload.batches[0]` is the batch.
         snapshot: the state to start from. It is left restored.
+        prepared: what the plans' passes found out before.
     """
 
-    def __init__(self, workload: Workload, snapshot: Snapshot):
+    def __init__(self, workload: Workload, snapshot: Snapshot, prepared: Prepared | None = None):
         self._workload = workload
+        self._prepared = Prepared() if prepared is None else prepared
         self._snapshot = snapshot
         self._names = _Names(workload)
 
@@ -89,9 +92,10 @@ class StepRecorder:
 
     def _traced(self, plan: Plan) -> Callable[..., Any]:
         """A step under a plan, to be traced when it is called first."""
-        workload = self._workload.for_step()
+        workload = self._workload
+        context = StepContext(workload, prepared=self._prepared)
         tape = _Tape(self._names)
-        under_plan = SharedContext(lambda: _under(plan, workload, tape))
+        under_plan = SharedContext(lambda: _under(plan, context, tape))
 
         def on_replica(batch: Any, given: Mapping[str, Any]) -> Any:
             tape.start(given)
@@ -100,7 +104,7 @@ class StepRecorder:
             self._snapshot.include_graph(tf.compat.v1.get_default_graph())
             return logs, tape.gradients
 
-        @tf.function(jit_compile=_jit_compile(plan, workload), autograph=False)
+        @tf.function(jit_compile=_jit_compile(plan, context), autograph=False)
         def step(batch: Any, given: Mapping[str, Any]) -> Any:
             return on_replicas(workload.strategy, on_replica, batch, given)
 
@@ -249,15 +253,16 @@ class _Tape:
 
 
 @contextlib.contextmanager
-def _under(plan: Plan, workload: Workload, tape: _Tape) -> Iterator[None]:
+def _under(plan: Plan, context: StepContext, tape: _Tape) -> Iterator[None]:
     """A step is traced under the plan, its optimizers recorded from the outside."""
+    optimizers = context.workload.optimizers
     with contextlib.ExitStack() as stack:
-        inner = {id(getattr(o, "inner_optimizer", None)) for o in workload.optimizers}
-        for optimizer in workload.optimizers:
+        inner = {id(getattr(o, "inner_optimizer", None)) for o in optimizers}
+        for optimizer in optimizers:
             if id(optimizer) not in inner:
                 apply = tape.recording(optimizer)
                 stack.enter_context(instance_attribute(optimizer, "apply", apply))
-        stack.enter_context(plan.applied(workload))
+        stack.enter_context(plan.applied(context))
         yield
 
 
@@ -281,9 +286,9 @@ def _quiet(workload: Workload) -> Iterator[None]:
         yield
 
 
-def _jit_compile(plan: Plan, workload: Workload) -> bool:
-    with plan.applied(workload):
-        return bool(workload.model.jit_compile)
+def _jit_compile(plan: Plan, context: StepContext) -> bool:
+    with plan.applied(context):
+        return bool(context.workload.model.jit_compile)
 
 
 def _losses(logs: Any) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from tfaccel.autotune.faithfulness import Yardsticks
 from tfaccel.autotune.step_recorder import StepRecorder
 from tfaccel.autotune.trial import Trial, TrialRunner, coarsest_dtype, rounded_dtype
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import Prepared
 from tfaccel.core.workload import Workload
 from tfaccel.measure import numerics
 from tfaccel.measure.numerics import SIXTEEN_BITS, Drift, Observation, Tolerance
@@ -36,6 +37,7 @@ class TrainingTrials(TrialRunner):
         tolerance: the user's; None for the table's.
         consensus: of the processes that train together; None for one alone. `clock` must
             be its.
+        prepared: where what passes find out is kept.
     """
 
     def __init__(
@@ -45,8 +47,9 @@ class TrainingTrials(TrialRunner):
         clock: Clock,
         tolerance: Tolerance | float | None = None,
         agreement: WorkerAgreement | None = None,
+        prepared: Prepared | None = None,
     ):
-        super().__init__(workload, clock, agreement)
+        super().__init__(workload, clock, agreement, prepared)
         self._tolerance = tolerance
         self._dataset = kept(
             workload.batches, workload.element_spec, workload.strategy, forever=True
@@ -54,7 +57,7 @@ class TrainingTrials(TrialRunner):
         self._own = baseline
         self._own_iterator = iter(self._dataset)
         self._iterator = self._own_iterator
-        self._probe = StepRecorder(workload, self._snapshot)
+        self._probe = StepRecorder(workload, self._snapshot, self.prepared)
         self._verdicts: dict[Plan, tuple[Drift, str | None]] = {}
         self._nears: dict[str | None, Observation] = {}
 
@@ -63,7 +66,13 @@ class TrainingTrials(TrialRunner):
         return self._probe.observe(Plan())
 
     def _build(self, plan: Plan) -> BuiltStep:
-        return build_step(self.workload, plan, on_trace=self._snapshot.include_graph, holds=True)
+        return build_step(
+            self.workload,
+            plan,
+            on_trace=self._snapshot.include_graph,
+            holds=True,
+            prepared=self.prepared,
+        )
 
     def _first(self, plan: Plan) -> Callable[[], Any]:
         # One for each trial: a step that fails may leave replicas at different batches.

@@ -14,11 +14,13 @@ import keras
 import tensorflow as tf
 
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import Prepared, StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.measure import numerics, racing, timing
 from tfaccel.measure.numerics import SIXTEEN_BITS, Drift
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Clock, Speedup
+from tfaccel.passes import PASSES
 from tfaccel.steps.compiled_step import unheard_traces
 from tfaccel.steps.snapshot import Snapshot
 from tfaccel.steps.worker_agreement import WorkerAgreement
@@ -84,10 +86,18 @@ class TrialRunner(abc.ABC):
         clock: seconds, such as `time.perf_counter`.
         consensus: of the processes that train together; None for one alone. `clock` must
             be its.
+        prepared: where what passes find out is kept.
     """
 
-    def __init__(self, workload: Workload, clock: Clock, agreement: WorkerAgreement | None = None):
+    def __init__(
+        self,
+        workload: Workload,
+        clock: Clock,
+        agreement: WorkerAgreement | None = None,
+        prepared: Prepared | None = None,
+    ):
         self.workload = workload
+        self.prepared = prepared if prepared is not None else Prepared()
         self.clock = clock
         self.agreement = agreement or WorkerAgreement()
         self._snapshot = Snapshot.of(workload)
@@ -168,7 +178,7 @@ class TrialRunner(abc.ABC):
         compile_seconds = 0.0
         try:
             with self._restored():
-                plan.prepare(self.workload, self.clock, deadline)
+                plan.prepare(self._context(), self.clock, deadline)
                 step = self._built(plan)
                 compile_seconds = max(0.0, self._timed(step) - self.workload.step_seconds)
             return self._judged(Trial(plan, Outcome.FASTER, compile_seconds=compile_seconds))
@@ -199,7 +209,7 @@ class TrialRunner(abc.ABC):
             with self._restored(), _peak_memory(self.workload) as peak:
                 # Half of the time that is left, as the trial needs some too.
                 now = self.clock()
-                plan.prepare(self.workload, self.clock, now + (deadline - now) / 2)
+                plan.prepare(self._context(), self.clock, now + (deadline - now) / 2)
                 one = self._built(plan)
                 compile_seconds = max(0.0, self._timed(one) - self.workload.step_seconds)
                 trial = self._timed_trial(plan, compile_seconds, deadline)
@@ -236,8 +246,12 @@ class TrialRunner(abc.ABC):
         """Lets go of a plan's traced function and its memory."""
         self._functions.pop(plan, None)
 
+    def _context(self) -> StepContext:
+        return StepContext(self.workload, prepared=self.prepared)
+
     def _findings(self, plan: Plan) -> tuple[str, ...]:
-        return tuple(line for item in plan.passes for line in item.findings(self.workload))
+        context = self._context()
+        return tuple(line for item in plan.passes for line in item.findings(context))
 
     def _built(self, plan: Plan) -> Callable[[], Any]:
         """Builds a plan's function; gives its first step."""
@@ -345,8 +359,9 @@ def _peak_memory(workload: Workload) -> Iterator[Callable[[], int | None]]:
 
 
 def _less_memory(plan: Plan) -> str:
-    also = "" if "recompute" in plan.names else ", and so does the pass recompute"
-    return f"smaller batches need less{also}"
+    spare = next(kind.name for kind in PASSES if kind.saves_memory)
+    saves = any(item.saves_memory for item in plan.passes)
+    return f"smaller batches need less{'' if saves else f', and so does the pass {spare}'}"
 
 
 def error_line(error: Exception) -> str:

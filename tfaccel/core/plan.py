@@ -7,9 +7,12 @@ import math
 import os
 import pathlib
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
+from tfaccel.core.layer_note import LayerNote, Runs
+from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.measure.numerics import SIXTEEN_BITS
 from tfaccel.measure.timing import Clock
@@ -47,7 +50,8 @@ class Pass(abc.ABC):
     3. The fields survive JSON.
 
     A subclass is a frozen dataclass with a `name`; defining it makes the name
-    known to `Plan.from_json` and to `AccelCallback(plan=[...])`.
+    known to `Plan.from_json` and to `AccelCallback(plan=[...])`. A class that others derive
+    from is given `is_base=True`, and no name.
     """
 
     name: ClassVar[str]
@@ -66,8 +70,10 @@ class Pass(abc.ABC):
     # Whether `prepare` needs a batch of the user's.
     needs_batch: ClassVar[bool] = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, is_base: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if is_base:
+            return
         name = getattr(cls, "name", None)
         if not isinstance(name, str) or not name.isidentifier():
             raise TypeError(
@@ -83,22 +89,61 @@ class Pass(abc.ABC):
         """Why this pass cannot serve the workload; None when it can."""
 
     @abc.abstractmethod
-    def applied(self, workload: Workload) -> contextlib.AbstractContextManager[None]:
-        """A context in which a step that is built and traced is accelerated."""
+    def applied(self, context: StepContext) -> contextlib.AbstractContextManager[None]:
+        """A context manager inside which a step that is built and traced is accelerated.
+
+        Args:
+            context: the step's; `context.workload` has the facts.
+        """
 
     def prepare(  # noqa: B027 (most passes have nothing to find out)
-        self, workload: Workload, plan: "Plan", clock: Clock, deadline: float
+        self, context: StepContext, plan: "Plan", clock: Clock, deadline: float
     ) -> None:
         """Finds out what the pass must know before a step is traced; by default nothing.
 
         Args:
-            workload: the model and its batches. `workload.prepared` keeps what is found.
+            context: `context.workload` has batches; `context.prepared` keeps what is found.
             plan: all that the step will be traced under, this pass included.
             clock: seconds.
             deadline: the clock's value at which this should have ended.
         """
 
-    def findings(self, workload: Workload) -> tuple[str, ...]:
+    @classmethod
+    def suited(cls, workload: Workload) -> "Pass":
+        """The pass as tuning tries it; a subclass may configure it for the workload."""
+        return cls.from_config({})
+
+    def prior(self, workload: Workload) -> Prior:
+        """Whether the pass is expected to pay, before anything is measured; by default it is."""
+        return Prior()
+
+    def cache_key(self, workload: Workload) -> Any:
+        """What decides whether the pass serves or wins, beyond what every plan's key has.
+
+        Returns:
+            A JSON value; None where there is nothing.
+        """
+        return None
+
+    def layers(self, workload: Workload) -> Iterable[tuple[Any, Unsupported | None]]:
+        """Each layer that the pass looks at, with what keeps the pass off it; for `explain`.
+
+        Yields:
+            The layer, and None where the pass serves it.
+        """
+        return ()
+
+    def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
+        """How a layer that the pass serves runs under it; for `explain`.
+
+        Args:
+            layer: one of `layers`.
+            runs: how it runs without the pass.
+            workload: the model and the device; nothing is run.
+        """
+        return LayerNote(runs)
+
+    def findings(self, context: StepContext) -> tuple[str, ...]:
         """What `prepare` found, a line for each layer."""
         return ()
 
@@ -226,23 +271,23 @@ class Plan:
         """Whether XLA would compile some of a step anew for each size of a batch."""
         return any(item.compiles_sizes(workload) for item in self.passes)
 
-    def prepare(self, workload: Workload, clock: Clock, deadline: float = math.inf) -> None:
+    def prepare(self, context: StepContext, clock: Clock, deadline: float = math.inf) -> None:
         """Has every pass find out what it must know before a step is traced under the plan.
 
         Args:
-            workload: the model and its batches.
+            context: `context.workload` has batches; `context.prepared` keeps what is found.
             clock: seconds.
             deadline: the clock's value at which this should have ended.
         """
         for item in self.passes:
-            item.prepare(workload, self, clock, deadline)
+            item.prepare(context, self, clock, deadline)
 
     @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
+    def applied(self, context: StepContext) -> Iterator[None]:
         """All passes' contexts, entered in order."""
         with contextlib.ExitStack() as stack:
             for item in self.passes:
-                stack.enter_context(item.applied(workload))
+                stack.enter_context(item.applied(context))
             yield
 
     def to_json(self) -> str:
@@ -274,19 +319,32 @@ class Plan:
         return " + ".join(map(str, self.passes)) or "baseline"
 
 
+def suited_pass(name: str, workload: Workload) -> Pass:
+    """The pass called `name` as tuning tries it on a workload.
+
+    Raises:
+        ValueError: no pass has this name.
+    """
+    return _kind(name).suited(workload)
+
+
 def make_pass(name: str, config: dict[str, Any] | None = None) -> Pass:
     """The pass called `name` with the fields in `config`.
 
     Raises:
         ValueError: no pass has this name, or it has no such field.
     """
+    try:
+        return _kind(name).from_config(config or {})
+    except TypeError as error:
+        raise ValueError(f"The pass {name!r} does not take {config}: {error}") from error
+
+
+def _kind(name: str) -> type[Pass]:
     kind = _KNOWN_PASSES.get(name)
     if kind is None:
         raise ValueError(f"No pass is called {name!r}. Known: {sorted(_KNOWN_PASSES)}")
-    try:
-        return kind.from_config(config or {})
-    except TypeError as error:
-        raise ValueError(f"The pass {name!r} does not take {config}: {error}") from error
+    return kind
 
 
 def as_plan(plan: "Plan | Sequence[str | Pass] | str | os.PathLike[str]") -> Plan:

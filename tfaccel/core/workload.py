@@ -32,13 +32,6 @@ class Workload:
         step_seconds: what a baseline step takes once traced.
         device: where it runs.
         callbacks: those of the fit; none outside of one, None where they can't be seen.
-        chooser: while a step is traced, the `tfaccel.ops.kernels.Chooser` for products that
-            passes make themselves; None where TensorFlow's ops compute them.
-        scratch: a place for variables that a pass needs from step to step and that
-            must not enter the user's model or optimizer, by pass name. Each built
-            step has its own.
-        prepared: what passes found out before a step was traced, by pass name; kept for
-            every step that is built.
         training: whether steps train; in predictions they do not.
         sizes_vary: whether batches come in so many sizes that nothing is worth compiling for
             each.
@@ -53,9 +46,6 @@ class Workload:
     step_seconds: float = 0.0
     device: Device = dataclasses.field(default_factory=current_device)
     callbacks: tuple[keras.callbacks.Callback, ...] | None = ()
-    chooser: Any = dataclasses.field(default=None, compare=False)
-    scratch: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
-    prepared: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     training: bool = True
     sizes_vary: bool = False
 
@@ -63,6 +53,10 @@ class Workload:
     def layers(self) -> list[keras.layers.Layer]:
         """The model and every layer in it, once each."""
         return keras_private.flatten_layers(self.model)
+
+    def has(self, *kinds: type[keras.layers.Layer]) -> bool:
+        """Whether the model has a layer of one of these classes."""
+        return any(isinstance(layer, kinds) for layer in self.layers)
 
     @property
     def strategy(self) -> tf.distribute.Strategy | None:
@@ -81,10 +75,6 @@ class Workload:
         found = [getattr(self.model, "optimizer", None), *vars(self.model).values()]
         unique = {id(o): o for o in found if isinstance(o, keras.optimizers.Optimizer)}
         return tuple(unique.values())
-
-    def for_step(self) -> "Workload":
-        """The same workload with a fresh scratch, for one more built step."""
-        return dataclasses.replace(self, scratch={})
 
 
 class CannotReplayError(ValueError):

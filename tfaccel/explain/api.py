@@ -10,9 +10,9 @@ import rich.console
 from rich.markup import escape
 
 from tfaccel.autotune.eligibility import ineligibility
+from tfaccel.core import layer_note
 from tfaccel.core.plan import Pass, Plan, as_plan
 from tfaccel.core.workload import Workload
-from tfaccel.explain import facts as layer_facts
 from tfaccel.explain.rows import LayerRow, Look
 from tfaccel.measure.tables import markdown_table, terminal_table
 from tfaccel.system.device import Device, current_device
@@ -132,5 +132,5 @@ def _notes(model: keras.Model, device: Device) -> Iterator[str]:
     stopped = ineligibility(model)
     if stopped:
         yield stopped
-    if device.kind == "CPU" and layer_facts.onednn_is_on() is False:
+    if device.kind == "CPU" and layer_note.onednn_is_on() is False:
         yield "TensorFlow leaves oneDNN's kernels off on this CPU; try TF_ENABLE_ONEDNN_OPTS=1."

@@ -7,22 +7,18 @@ import keras
 import tensorflow as tf
 
 from tfaccel.compat import keras_private
-from tfaccel.compat.tensorflow_private import onednn_is_on
+from tfaccel.core.layer_note import CONVOLUTION, PRODUCT, Runs, library
 from tfaccel.system.device import Device
 
 _LOOP = "a loop over time steps"
 _ELEMENTWISE = "elementwise ops"
 _NORM = "reductions and elementwise ops"
-_BATCH_NORM = "statistics and elementwise ops"
-_FUSED_BATCH_NORM = "FusedBatchNormV3"
-_LOOPS = "loops by XLA"
-_JOINED = "part of the loops before it"
-_CONVOLUTION, _PRODUCT, _POOLING = "convolution", "matrix product", "pooling"
+_POOLING = "pooling"
 
 # By the class's name in keras.layers, as the oldest Keras lacks some of them.
 _OPS: Mapping[str, str] = {
-    **dict.fromkeys(("Dense", "EinsumDense"), _PRODUCT),
-    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), _CONVOLUTION),
+    **dict.fromkeys(("Dense", "EinsumDense"), PRODUCT),
+    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), CONVOLUTION),
     **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), "depthwise convolution"),
     **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), "depthwise and 1x1 convolution"),
     **dict.fromkeys(
@@ -33,7 +29,7 @@ _OPS: Mapping[str, str] = {
         ("MultiHeadAttention", "GroupQueryAttention", "Attention"),
         "two batched products around a softmax",
     ),
-    "BatchNormalization": _BATCH_NORM,
+    "BatchNormalization": "statistics and elementwise ops",
     **dict.fromkeys(
         ("LayerNormalization", "GroupNormalization", "RMSNormalization", "UnitNormalization"),
         _NORM,
@@ -62,40 +58,8 @@ _OPS: Mapping[str, str] = {
         ("StringLookup", "IntegerLookup", "TextVectorization", "Hashing"), "table look-ups"
     ),
 }
-# By class: some are exported under another name than their own (GroupedQueryAttention).
-_KINDS = {
-    getattr(keras.layers, name): op for name, op in _OPS.items() if hasattr(keras.layers, name)
-}
 # Ops to which it matters where the channels are.
-_SPATIAL = {_CONVOLUTION, _POOLING, "depthwise convolution", "transposed convolution"}
-# Ops for which the vendor's library has a kernel: on a CPU oneDNN, on a GPU the second.
-_LIBRARIES = {
-    _CONVOLUTION: "cuDNN",
-    "transposed convolution": "cuDNN",
-    _PRODUCT: "cuBLAS",
-    _FUSED_BATCH_NORM: "cuDNN",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Runs:
-    """How a layer runs.
-
-    Attributes:
-        op: the kind of work.
-        library: whose kernel it is, where that is known.
-        dtype: what it computes in.
-        layout: where the channels are; empty where it does not matter.
-    """
-
-    op: str
-    library: str = ""
-    dtype: str = ""
-    layout: str = ""
-
-    def __str__(self) -> str:
-        op = f"{self.op} ({self.library})" if self.library else self.op
-        return ", ".join(part for part in (op, self.dtype, self.layout) if part)
+_SPATIAL = {CONVOLUTION, _POOLING, "depthwise convolution", "transposed convolution"}
 
 
 def runs(layer: keras.layers.Layer, device: Device) -> Runs:
@@ -104,41 +68,18 @@ def runs(layer: keras.layers.Layer, device: Device) -> Runs:
     >>> str(runs(keras.layers.Flatten(), Device("CPU", "some CPU")))
     'another view, no copy, float32'
     """
-    base = _keras_kind(layer)
+    name = _keras_kind(layer)
     dtype = str(layer.compute_dtype or "")
-    if base is None or keras_private.overridden(layer, base, "call"):
+    if name is None or keras_private.overridden(layer, getattr(keras.layers, name), "call"):
         return Runs("ops of its own", dtype=dtype)
-    op = _KINDS[base]
-    if base.__name__ in ("LSTM", "GRU") and device.kind == "GPU" and not off_cudnn(layer):
+    op = _OPS[name]
+    if name in ("LSTM", "GRU") and device.kind == "GPU" and not off_cudnn(layer):
         return Runs("CudnnRNNV3", "cuDNN", dtype)
-    if op == _CONVOLUTION and getattr(layer, "groups", 1) > 1:
+    if op == CONVOLUTION and getattr(layer, "groups", 1) > 1:
         # keras/src/backend/tensorflow/nn.py, conv: TensorFlow lacks them on CPUs.
         return Runs("grouped convolution", "XLA", dtype, layer.data_format)
     layout = getattr(layer, "data_format", None) or "" if op in _SPATIAL else ""
-    return Runs(op, _library(op, device), dtype, layout)
-
-
-def fused(normalisation: Runs, device: Device, by_loops: bool) -> Runs:
-    """How a normalization layer, or an activation after it, runs under the pass `fused_norm`.
-
-    Args:
-        normalisation: how it runs without.
-        device: where.
-        by_loops: whether the pass compiles loops for batch normalization in float32.
-    """
-    if normalisation.op == _ELEMENTWISE:
-        return dataclasses.replace(normalisation, op=_JOINED)
-    if normalisation.op != _BATCH_NORM:
-        return dataclasses.replace(normalisation, op=f"{normalisation.op}, a shorter gradient")
-    if by_loops and normalisation.dtype == "float32":
-        return dataclasses.replace(normalisation, op=_LOOPS)
-    library = _library(_FUSED_BATCH_NORM, device)
-    return dataclasses.replace(normalisation, op=_FUSED_BATCH_NORM, library=library)
-
-
-def compiled_loop(recurrent: Runs) -> Runs:
-    """How a recurrent layer runs that the pass `fused_rnn` serves."""
-    return dataclasses.replace(recurrent, op="a loop that XLA compiles")
+    return Runs(op, library(op, device), dtype, layout)
 
 
 def by_xla(layer: Runs, device: Device) -> Runs:
@@ -150,17 +91,13 @@ def by_xla(layer: Runs, device: Device) -> Runs:
     return dataclasses.replace(layer, library="XLA") if own else layer
 
 
-def _keras_kind(layer: keras.layers.Layer) -> type | None:
-    """The class of Keras's own that the layer is or derives from, if the table has it."""
-    return next((base for base in type(layer).__mro__ if base in _KINDS), None)
+def _keras_kind(layer: keras.layers.Layer) -> str | None:
+    """What `keras.layers` calls the class that the layer is or derives from, if `_OPS` has it.
 
-
-def _library(op: str, device: Device) -> str:
-    if op not in _LIBRARIES:
-        return ""
-    if device.kind == "GPU":
-        return _LIBRARIES[op]
-    return {True: "oneDNN", False: "Eigen", None: ""}[onednn_is_on()]
+    The class itself may have another name, as GroupQueryAttention does.
+    """
+    known = {getattr(keras.layers, name, None): name for name in _OPS}
+    return next((known[base] for base in type(layer).__mro__ if base in known), None)
 
 
 def off_cudnn(layer: keras.layers.Layer) -> list[str]:

@@ -7,29 +7,15 @@ from collections.abc import Iterator
 import keras
 
 from tfaccel.autotune import priors
+from tfaccel.core.layer_note import Runs
 from tfaccel.core.plan import Pass, Plan, Unsupported
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.explain import facts as layer_facts
 from tfaccel.explain.advice import advice
-from tfaccel.explain.facts import Runs
 from tfaccel.explain.tree import output_shape, walk
-from tfaccel.passes import (
-    PASSES,
-    XLA,
-    FullPrecision,
-    FusedActivation,
-    FusedAttention,
-    FusedNorm,
-    FusedOptimizer,
-    FusedRNN,
-    Kernels,
-    MixedPrecision,
-)
+from tfaccel.passes import PASSES, XLA, FusedNorm, FusedOptimizer
 
-# The name of the pass that transposes channels_first layers.
-_LAYOUT = "layout"
-# They decide what layers compute in.
-_PRECISIONS = (FullPrecision, MixedPrecision)
 _NORMS = (keras.layers.BatchNormalization, keras.layers.LayerNormalization)
 
 
@@ -77,20 +63,29 @@ class Look:
     def _told(self) -> Iterator[tuple[tuple[str, int], Unsupported | None]]:
         """By pass and layer (or optimizer): what keeps the pass off it, or None."""
         for item in self._items:
-            tell = getattr(item, "obstacles", None)
             # A refusal of another precision is about the chip or the whole model.
-            too_wide = isinstance(item, _PRECISIONS) and self._refusals[item.name]
-            if tell is None or too_wide:
+            if self._is_precision(item) and self._refusals[item.name]:
                 continue
             with self._beside_xla(item):
-                for target, obstacle in tell(self._workload):
+                told = (
+                    item.optimizers(self._workload)
+                    if isinstance(item, FusedOptimizer)
+                    else item.layers(self._workload)
+                )
+                for target, obstacle in told:
                     yield (item.name, id(target)), obstacle
+
+    def _is_precision(self, item: Pass) -> bool:
+        """Whether the pass decides what layers compute in."""
+        return item.compute_dtype(self._workload) is not None
 
     def _beside_xla(self, item: Pass) -> contextlib.AbstractContextManager[None]:
         """In a plan with XLA some optimizers can't be fused."""
         xla = self._serving(XLA)
         alone = self._plan is None or not isinstance(item, FusedOptimizer)
-        return contextlib.nullcontext() if alone or not xla else xla.applied(self._workload)
+        if alone or xla is None:
+            return contextlib.nullcontext()
+        return xla.applied(StepContext(self._workload))
 
     def _serving(self, kind: type[Pass]) -> Pass | None:
         """The pass of this kind that is looked at, unless it refuses."""
@@ -110,7 +105,7 @@ class Look:
         for path, layer in walk(self._workload.model):
             is_model = isinstance(layer, keras.Model)
             yield self._model_row(path, layer) if is_model else self._layer_row(path, layer)
-        for optimizer, _ in FusedOptimizer().obstacles(self._workload):
+        for optimizer, _ in FusedOptimizer().optimizers(self._workload):
             yield self._optimizer_row(optimizer)
 
     def _layer_row(self, path: str, layer: keras.layers.Layer) -> LayerRow:
@@ -119,19 +114,16 @@ class Look:
         would: dict[str, str] = {}
         why_not: list[str] = []
         # What a layer computes in decides how others serve it.
-        for item in sorted(self._items, key=lambda item: not isinstance(item, _PRECISIONS)):
+        for item in sorted(self._items, key=lambda item: not self._is_precision(item)):
             obstacle = self._obstacles.get((item.name, id(layer)))
             if obstacle is not None:
                 why_not.append(f"{item.name}: {_about(layer, obstacle)}")
             elif self._serves(item, layer):
-                under = _under(item, under, self._workload)
-                would |= _would(item, now, self._workload)
-                if isinstance(item, Kernels):
-                    dtype = now.dtype if self._plan is None else under.dtype
-                    used, others = item.choices(self._workload, layer, dtype)
-                    would |= {item.name: used} if used else {}
-                    under = dataclasses.replace(under, op=f"{under.op}, {used}") if used else under
-                    why_not += [f"{item.name}: {text}" for text in others]
+                before = now if self._plan is None else under
+                note = item.describe(layer, before, self._workload)
+                new, under = _new(before, note.runs), note.runs
+                would |= {item.name: new} if new else {}
+                why_not += [f"{item.name}: {text}" for text in note.why_not]
         why_not += self._advice(layer)
         now, under = (
             layer_facts.by_xla(runs, device) if jit_compile else runs
@@ -208,30 +200,11 @@ def _not_in_plan(kind: type[Pass]) -> str:
     return f"{kind.name} is not in the plan"
 
 
-def _under(item: Pass, runs: Runs, workload: Workload) -> Runs:
-    """How a layer that runs so runs under a pass that serves it."""
-    if isinstance(item, FusedNorm):
-        return layer_facts.fused(runs, workload.device, item.compiles(workload))
-    if isinstance(item, FusedActivation):
-        return dataclasses.replace(runs, op=f"{runs.op}, its activation one loop")
-    if isinstance(item, FusedAttention):
-        return dataclasses.replace(runs, op=f"{runs.op}, a shorter gradient")
-    if isinstance(item, _PRECISIONS):
-        return dataclasses.replace(runs, dtype=item.compute_dtype(workload))
-    if isinstance(item, FusedRNN):
-        return layer_facts.compiled_loop(runs)
-    if item.name == _LAYOUT and runs.layout:
-        return dataclasses.replace(runs, layout="channels_last")
-    return runs
-
-
-def _would(item: Pass, now: Runs, workload: Workload) -> dict[str, str]:
-    """What is new to a layer under a pass that serves it, in words."""
-    under = _under(item, now, workload)
+def _new(now: Runs, under: Runs) -> str:
+    """What is other in how a layer runs, in words."""
     pairs = zip(dataclasses.astuple(now), dataclasses.astuple(under), strict=True)
     op, _, dtype, layout = (new if new != old else "" for old, new in pairs)
-    new = [text for text in (op.removeprefix(f"{now.op}, "), dtype, layout) if text]
-    return {item.name: ", ".join(new)} if new else {}
+    return ", ".join(text for text in (op.removeprefix(f"{now.op}, "), dtype, layout) if text)
 
 
 def _about(layer: keras.layers.Layer, obstacle: Unsupported) -> str:

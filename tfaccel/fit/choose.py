@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 from tfaccel.autotune.eligibility import too_short
 from tfaccel.autotune.options import Options
-from tfaccel.autotune.plan_cache import is_watched
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.search import cheapest_trial_seconds
 from tfaccel.autotune.training_trials import TrainingTrials
@@ -16,6 +15,7 @@ from tfaccel.fit.phases import Phase
 from tfaccel.fit.progress import Progress
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Clock
+from tfaccel.passes.step_batching import is_watched
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction
 from tfaccel.steps.remembered import Memory, TooShort
 from tfaccel.steps.repeatable import unrepeatable, unrestorable
@@ -165,8 +165,14 @@ class PlanChooser:
         return Choice(Phase.RUN, workload, report, bench.step_function(report.plan), waits=True)
 
     def _bench(self, workload: Workload) -> TrainingTrials:
-        tolerance = self.settings.tolerance
-        return TrainingTrials(workload, self.baseline, self.clock, tolerance, self.agreement)
+        return TrainingTrials(
+            workload,
+            self.baseline,
+            self.clock,
+            self.settings.tolerance,
+            self.agreement,
+            self.observed.prepared,
+        )
 
     def _stay(self, note: str, workload: Workload) -> Choice:
         return Choice(Phase.STAY, workload, self.observed.untried(note))

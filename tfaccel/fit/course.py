@@ -11,6 +11,7 @@ from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import error_line
 from tfaccel.core.compiled_sizes import MOST_SIZES
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import Prepared
 from tfaccel.core.workload import Workload
 from tfaccel.fit import phases
 from tfaccel.fit.announcer import Announcer
@@ -183,7 +184,7 @@ class Course:
         why = f"batches come in more than {MOST_SIZES} sizes"
         notices.warn(f"tfaccel compiles nothing for each size any longer: {why}", stacklevel=2)
         with self.own_work():
-            self.observed.many_sizes = True
+            self.observed.many_sizes, self.observed.prepared = True, Prepared()
             self.plan_run.drop()
             assert self.settings.plan is not None
             self.start_given(self.settings.plan)

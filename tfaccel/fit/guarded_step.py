@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfaccel.autotune.trial import error_line
 from tfaccel.core.compiled_sizes import MOST_SIZES
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import Prepared
 from tfaccel.core.workload import Workload
 from tfaccel.fit.nan_guard import NaNGuard, weights_are_finite
 from tfaccel.measure.timing import Clock, wait_for
@@ -60,6 +61,7 @@ class GuardedStep:
         excused: the names of logs that are not finite under the user's own step.
         on_many_sizes: called where XLA would have to compile the step for ever more sizes of
             batches, and something else is to run; None for the user's own step.
+        prepared: what the plan's passes found out before.
 
     Attributes:
         function: the plan's step.
@@ -79,8 +81,9 @@ class GuardedStep:
         room: Callable[[], int] = lambda: 1,
         excused: Collection[str] = (),
         on_many_sizes: Callable[[], None] | None = None,
+        prepared: Prepared | None = None,
     ):
-        self.function = traced or build_step(workload, plan, holds=guard)
+        self.function = traced or build_step(workload, plan, holds=guard, prepared=prepared)
         self._held = self.function.held or HeldBatches()
         self.function.ahead.clear()
         self._workload = workload

@@ -9,6 +9,7 @@ from tfaccel.autotune.report import Report
 from tfaccel.autotune.search import baseline_trial, expected_trace_seconds
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import Prepared
 from tfaccel.core.workload import Workload, shapes, sizes_vary
 from tfaccel.fit.progress import Progress
 from tfaccel.steps.compiled_step import StepFunction
@@ -39,6 +40,7 @@ class Observed:
         not_finite: the names of logs that were not finite under the original step.
         many_sizes: whether the training has shown that batches come in many sizes.
         callbacks: as given.
+        prepared: what passes found out about the training, for every step that is built for it.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Observed:
         self.not_finite: frozenset[str] = frozenset()
         self.many_sizes = False
         self.callbacks = callbacks
+        self.prepared = Prepared()
         self._model = model
         self._traces = keras_private.trace_counter(baseline)
         self._traces_before = 0

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from tfaccel.autotune.explicit_plan import prepared
 from tfaccel.autotune.options import Options
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.fit.guarded_step import GuardedStep
 from tfaccel.fit.observed import Observed
@@ -71,10 +72,11 @@ class PlanRun:
             hoped_gain: how much faster than the original it is taken to be in validation.
         """
         if traced is None:
-            traced = self._remembered(plan, workload)
+            traced = self._remembered(plan)
         if traced is None:
             deadline = self.clock() + self.settings.budget.max_seconds
-            plan = prepared(plan, workload, self.clock, deadline)
+            context = StepContext(workload, prepared=self.observed.prepared)
+            plan = prepared(plan, context, self.clock, deadline)
             if plan.is_baseline:
                 return False
         if traced is not None and traced.held is not None and workload.batches:
@@ -89,12 +91,12 @@ class PlanRun:
             self._accelerate_validation(workload, hoped_gain)
         return True
 
-    def _remembered(self, plan: Plan, workload: Workload) -> BuiltStep | None:
-        """The step that an earlier fit has traced; what its passes found is on the workload."""
+    def _remembered(self, plan: Plan) -> BuiltStep | None:
+        """The step that an earlier fit has traced; what its passes found is known here, too."""
         known = self.memory.step(plan, self.observed.element_spec)
         if known is None:
             return None
-        workload.prepared.update(known.prepared)
+        self.observed.prepared.update(known.prepared)
         return known.built
 
     def _guarded(self, plan: Plan, workload: Workload, traced: BuiltStep | None) -> GuardedStep:
@@ -110,11 +112,15 @@ class PlanRun:
             lambda: self.progress.room,
             self.observed.not_finite,
             None if self.settings.plan is None else self.on_many_sizes,
+            self.observed.prepared,
         )
 
     def _accelerate_validation(self, workload: Workload, gain: float) -> None:
         tolerance, clock = self.settings.tolerance, self.clock
-        self.validation = Validation(workload, self.plan, gain, tolerance, clock, self.on_wait)
+        found = self.observed.prepared
+        self.validation = Validation(
+            workload, self.plan, gain, tolerance, clock, self.on_wait, found
+        )
         self.validation.install()
 
     def begin_epoch(self) -> None:
@@ -148,5 +154,6 @@ class PlanRun:
             return
         if step.has_run:
             spec = self.observed.element_spec
-            self.memory.keep(TracedStep(self.plan, spec, step.function, workload.prepared))
+            found = self.observed.prepared
+            self.memory.keep(TracedStep(self.plan, spec, step.function, found))
         step.release()

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfaccel.autotune.trial import coarsest_dtype, error_line
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import Prepared
 from tfaccel.core.workload import Workload
 from tfaccel.measure import numerics, timing
 from tfaccel.measure.numerics import Tolerance
@@ -54,6 +55,7 @@ class Validation:
         tolerance: the user's; None for the table's.
         clock: seconds.
         on_wait: told the seconds that tracing and comparing the accelerated step took.
+        prepared: what the plan's passes found out before.
 
     Attributes:
         turn: whose steps validate.
@@ -67,6 +69,7 @@ class Validation:
         tolerance: Tolerance | float | None,
         clock: Clock,
         on_wait: Callable[[float], None] = lambda seconds: None,
+        prepared: Prepared | None = None,
     ):
         self._workload = workload
         self._plan = plan
@@ -74,6 +77,7 @@ class Validation:
         self._tolerance = numerics.as_tolerance(tolerance, coarsest_dtype(plan, workload))
         self._clock = clock
         self._on_wait = on_wait
+        self._prepared = prepared
         self._original = workload.model.test_function
         self.turn = Turn.TIMED
         self._fast: StepFunction | None = None
@@ -147,7 +151,7 @@ class Validation:
             if not any(item.fallback_reason(error) for item in self._plan.passes):
                 raise
         metrics.restore()
-        step = build_step(self._workload, self._plan, kind="test")
+        step = build_step(self._workload, self._plan, kind="test", prepared=self._prepared)
         self.accelerate(step)
         return step(feed(batches, iterator))
 
@@ -178,7 +182,11 @@ class Validation:
                 self.turn = Turn.ORIGINAL
                 return self._user(feed(batches, iterator))
             self._fast = build_step(
-                self._workload, self._plan, kind="test", on_trace=metrics.include_graph
+                self._workload,
+                self._plan,
+                kind="test",
+                on_trace=metrics.include_graph,
+                prepared=self._prepared,
             )
             if not self._alike(batches, iterator, self._fast):
                 self.turn = Turn.ORIGINAL

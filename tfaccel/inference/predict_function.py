@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfaccel import passes
 from tfaccel.compat.patching import SharedContext, instance_attribute
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import Prepared, StepContext
 from tfaccel.core.tracing import unmarked
 from tfaccel.core.workload import Workload
 
@@ -23,19 +24,22 @@ class PredictFunction:
     entered whenever it is traced, and the model has no mark of that afterwards.
 
     Args:
-        workload: the model, built, and what passes need to know.
+        workload: the model, built, and its facts.
         plan: what to apply.
+        prepared: what the plan's passes found out before.
 
     Attributes:
         plan: what it was made for.
         compiles_sizes: whether XLA compiles some of it anew for each size; known once it ran.
     """
 
-    def __init__(self, workload: Workload, plan: Plan):
+    def __init__(self, workload: Workload, plan: Plan, prepared: Prepared | None = None):
         self.plan = plan
         self.compiles_sizes = False
-        self._workload = workload = workload.for_step()
-        self._under_plan = SharedContext(lambda: plan.applied(workload))
+        self._workload = workload
+        self._prepared = Prepared() if prepared is None else prepared
+        context = StepContext(workload, prepared=self._prepared)
+        self._under_plan = SharedContext(lambda: plan.applied(context))
         self._function = tf.function(self.step, reduce_retracing=True, autograph=False)
         with unmarked(workload.model), self._under_plan:
             pass  # what passes keep is made now and not in a trace: weights as they are, variables
@@ -62,7 +66,7 @@ class PredictFunction:
     def again(self) -> "PredictFunction":
         """The same for the model as it is now."""
         # Layers are looked up anew.
-        made = PredictFunction(dataclasses.replace(self._workload), self.plan)
+        made = PredictFunction(dataclasses.replace(self._workload), self.plan, self._prepared)
         made.compiles_sizes = self.compiles_sizes
         return made
 

@@ -90,7 +90,7 @@ class PredictionTrials(TrialRunner):
             return _outputs(function(data))
 
     def _build(self, plan: Plan) -> PredictFunction:
-        return PredictFunction(self.workload, plan)
+        return PredictFunction(self.workload, plan, self.prepared)
 
     def _first(self, plan: Plan) -> Callable[[], Any]:
         return functools.partial(self._functions[plan], self._data)

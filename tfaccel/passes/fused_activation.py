@@ -1,6 +1,5 @@
 """Activations of several elementwise ops as one loop forward and one back."""
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
@@ -10,8 +9,11 @@ import keras
 import tensorflow as tf
 
 from tfaccel.compat import keras_private
-from tfaccel.compat.patching import instance_attribute
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.layer_note import LayerNote, Runs
+from tfaccel.core.layer_pass import LayerPass
+from tfaccel.core.plan import Unsupported
+from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.ops.activations import GELU, SILU, ActivationFormula
 
@@ -25,7 +27,7 @@ _LOOPS = (keras.layers.RNN, keras.layers.LSTMCell, keras.layers.GRUCell, keras.l
 
 
 @dataclasses.dataclass(frozen=True)
-class FusedActivation(Pass):
+class FusedActivation(LayerPass):
     """Computes GELU and SiLU, and their gradients, by one loop each.
 
     TensorFlow makes about five ops of each of them and ten of its gradient, and every one
@@ -42,35 +44,33 @@ class FusedActivation(Pass):
     """
 
     name: ClassVar[str] = "fused_activation"
+    no_layer: ClassVar[str] = "the model has no layer with the activation gelu or silu"
 
-    def unsupported(self, workload: Workload) -> Unsupported | None:
-        obstacles = [obstacle for _, obstacle in self.obstacles(workload)]
-        if not obstacles:
-            return Unsupported("the model has no layer with the activation gelu or silu")
+    def unsupported_step(self, workload: Workload) -> Unsupported | None:
         if workload.model.jit_compile:
             return Unsupported("the model uses XLA, which fuses activations already")
-        return obstacles[0] if all(obstacles) else None
+        return None
 
-    def obstacles(
-        self, workload: Workload
-    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every layer with such an activation, with what keeps it; None where it is replaced."""
         for layer in workload.layers:
             if _formula_of(layer) is not None:
                 yield layer, _obstacle(layer)
 
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            reason="TensorFlow makes GELU and SiLU of about five ops, and of ten in the gradient"
+        )
+
+    def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
+        return LayerNote(runs.extended("its activation one loop"))
+
     def compiles_sizes(self, workload: Workload) -> bool:
         return workload.num_replicas == 1 and not workload.sizes_vary
 
-    @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
-        jit_compile = self.compiles_sizes(workload)
-        with contextlib.ExitStack() as stack:
-            for layer, obstacle in self.obstacles(workload):
-                if obstacle is None:
-                    fused = functools.partial(_activation, layer.activation, jit_compile)
-                    stack.enter_context(instance_attribute(layer, "activation", fused))
-            yield
+    def patches(self, layer: Any, context: StepContext) -> Iterator[tuple[str, Any]]:
+        jit_compile = self.compiles_sizes(context.workload)
+        yield "activation", functools.partial(_activation, layer.activation, jit_compile)
 
 
 def _activation(own: Any, jit_compile: bool, x: Any) -> Any:

@@ -10,6 +10,8 @@ import tensorflow as tf
 
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.measure.units import milliseconds
 
@@ -86,14 +88,28 @@ class StepBatching(Pass):
             )
         return None if self.allow_batch_hooks else _watched(workload)
 
-    def applied(self, workload: Workload) -> contextlib.AbstractContextManager[None]:
+    @classmethod
+    def suited(cls, workload: Workload) -> "StepBatching":
+        """As many steps a call as `CALL_SECONDS` has room for, of `CHOICES`."""
+        most = CALL_SECONDS / workload.step_seconds if workload.step_seconds else CHOICES[-1]
+        return cls(max((c for c in CHOICES if c <= most), default=CHOICES[0]))
+
+    def cache_key(self, workload: Workload) -> bool:
+        return is_watched(workload)
+
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            reason="a small model loses more time between steps than in them; a large one is "
+            "refused",
+        )
+
+    def applied(self, context: StepContext) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
 
-def suited(workload: Workload) -> StepBatching:
-    """The pass with as many steps a call as `CALL_SECONDS` has room for, of `CHOICES`."""
-    most = CALL_SECONDS / workload.step_seconds if workload.step_seconds else CHOICES[-1]
-    return StepBatching(max((c for c in CHOICES if c <= most), default=CHOICES[0]))
+def is_watched(workload: Workload) -> bool:
+    """Whether a callback acts at every batch."""
+    return workload.callbacks is None or any(map(acts_per_batch, workload.callbacks))
 
 
 def _watched(workload: Workload) -> Unsupported | None:

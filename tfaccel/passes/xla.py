@@ -10,6 +10,8 @@ import tensorflow as tf
 
 from tfaccel.compat.patching import set_attribute
 from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.prior import CONVOLUTIONS, Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload, varies
 
 
@@ -45,18 +47,29 @@ class XLA(Pass):
             return Unsupported("the model was compiled with jit_compile=True", "compile without it")
         return _obstacle(workload) if self.jit_compile else None
 
-    def obstacles(
-        self, workload: Workload
-    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every layer, with what keeps XLA from compiling it; None where nothing does."""
         for layer in workload.layers:
             yield layer, _blocked(layer) if self.jit_compile else None
 
+    @classmethod
+    def suited(cls, workload: Workload) -> "XLA":
+        return cls(jit_compile=not workload.model.jit_compile)
+
+    def prior(self, workload: Workload) -> Prior:
+        lost = workload.device.kind == "CPU" and workload.has(*CONVOLUTIONS, keras.layers.RNN)
+        return Prior(
+            pays=not workload.model.jit_compile and not lost,
+            reason="XLA fuses elementwise chains, but on a CPU replaces oneDNN's convolutions by "
+            "slow ones, and recurrent loops are faster by themselves; on a GPU Keras has "
+            "turned it on already",
+        )
+
     def compiles_sizes(self, workload: Workload) -> bool:
         return self.jit_compile
 
-    def applied(self, workload: Workload) -> contextlib.AbstractContextManager[None]:
-        return set_attribute(workload.model, "jit_compile", self.jit_compile)
+    def applied(self, context: StepContext) -> contextlib.AbstractContextManager[None]:
+        return set_attribute(context.workload.model, "jit_compile", self.jit_compile)
 
 
 def _obstacle(workload: Workload) -> Unsupported | None:

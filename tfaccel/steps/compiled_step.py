@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfaccel.compat.patching import SharedContext, instance_attribute
 from tfaccel.core.compiled_sizes import Sizes, collected, shape_of
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import Prepared, StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.measure.finite import all_finite_in_graph
 from tfaccel.steps.held_batches import HeldBatches
@@ -71,6 +72,7 @@ def build_step(
     kind: Kind = "train",
     on_trace: OnTrace | None = None,
     holds: bool = False,
+    prepared: Prepared | None = None,
 ) -> BuiltStep:
     """A function like `model.train_function`, traced under `plan`.
 
@@ -80,12 +82,13 @@ def build_step(
     every trace (a new batch shape brings another one) and at no other time.
 
     Args:
-        workload: the model and what its passes need to know.
+        workload: the model and its facts.
         plan: what to apply.
         kind: `"train"` or `"test"`.
         on_trace: called with the graph at the end of each trace.
         holds: whether the step should hold its latest batches, where that costs little:
             without a strategy, on a CPU, and not under XLA, which can't.
+        prepared: what the plan's passes found out before.
 
     Returns:
         A function of an iterator that runs one step (`steps_per_execution` of
@@ -94,7 +97,7 @@ def build_step(
     bad_data, touched = tf.Variable(False, trainable=False), Touched()
     can_hold = holds and workload.strategy is None and workload.device.kind == "CPU"
     holding = HeldBatches() if can_hold else None
-    workload = workload.for_step()
+    context = StepContext(workload, prepared=prepared if prepared is not None else Prepared())
     model = workload.model
     # Where the user's own step is compiled for each size, there is no way around it.
     counts = workload.num_replicas == 1 and not workload.model.jit_compile
@@ -102,7 +105,7 @@ def build_step(
     step, function = f"{kind}_step", f"{kind}_function"
     user_step = getattr(model, step)
 
-    under_plan = SharedContext(lambda: plan.applied(workload))
+    under_plan = SharedContext(lambda: plan.applied(context))
 
     def step_under_plan(data: Any) -> Any:
         with under_plan, collected() as compiled:
@@ -120,13 +123,13 @@ def build_step(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_kept(model, function))
-        stack.enter_context(plan.applied(workload))
+        stack.enter_context(plan.applied(context))
         stack.enter_context(instance_attribute(model, step, step_under_plan))
         getattr(model, f"make_{function}")(force=True)
         built = getattr(model, function)
     most = plan.steps_per_call if kind == "train" else 1
     made = MultiStep(built, model.steps_per_execution) if most > 1 else built
-    return BuiltStep(made, bad_data, workload.scratch, touched, holding, most, sizes=sizes)
+    return BuiltStep(made, bad_data, context.scratch, touched, holding, most, sizes=sizes)
 
 
 def _shapes(data: Any) -> list[tf.Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import Prepared
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction
 
 _ATTRIBUTE = "_tfaccel_memory"
@@ -23,13 +24,13 @@ class TracedStep:
         plan: what it was traced under.
         element_spec: of the data that it was fed.
         built: the step.
-        prepared: what the plan's passes had found out before (`Workload.prepared`).
+        prepared: what the plan's passes had found out before.
     """
 
     plan: Plan
     element_spec: Any
     built: BuiltStep
-    prepared: dict[str, Any]
+    prepared: Prepared
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,20 +1,22 @@
 """Attention layers by few, large products and a gradient written by hand."""
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import keras
 
-from tfaccel.compat.patching import instance_attribute
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.layer_note import LayerNote, Runs
+from tfaccel.core.layer_pass import LayerPass
+from tfaccel.core.plan import Unsupported
+from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.attention import _layers
 
 
 @dataclasses.dataclass(frozen=True)
-class FusedAttention(Pass):
+class FusedAttention(LayerPass):
     """Runs MultiHeadAttention and GroupQueryAttention by few products of matrices.
 
     Keras projects query, key and value each by an einsum of its own, computes scores and
@@ -38,26 +40,23 @@ class FusedAttention(Pass):
     """
 
     name: ClassVar[str] = "fused_attention"
+    no_layer: ClassVar[str] = "the model has no MultiHeadAttention or GroupQueryAttention layer"
 
-    def unsupported(self, workload: Workload) -> Unsupported | None:
-        obstacles = [obstacle for _, obstacle in self.obstacles(workload)]
-        if not obstacles:
-            return Unsupported("the model has no MultiHeadAttention or GroupQueryAttention layer")
-        return obstacles[0] if all(obstacles) else None
-
-    def obstacles(
-        self, workload: Workload
-    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every attention layer, with what keeps its own `call`; None where it is replaced."""
         for layer in workload.layers:
             if _layers.kind_of(layer) is not None:
                 yield layer, _layers.obstacle(layer)
 
-    @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for layer, obstacle in self.obstacles(workload):
-                if obstacle is None:
-                    call = _layers.fused_call(layer, lambda: workload.chooser)
-                    stack.enter_context(instance_attribute(layer, "call", call))
-            yield
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=workload.has(*_layers.KINDS),
+            reason="Keras 3 projects query, key and value apart, by einsums, and keeps all that a "
+            "softmax's gradient needs; here it is few products, and one matrix is kept",
+        )
+
+    def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
+        return LayerNote(runs.extended("a shorter gradient"))
+
+    def patches(self, layer: Any, context: StepContext) -> Iterator[tuple[str, Any]]:
+        yield "call", _layers.fused_call(layer, lambda: context.chooser)

@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 
 # On a tensor that a product made: the product.
@@ -56,10 +58,16 @@ class FoldedNorm(Pass):
             return Unsupported("the model has no layer that BatchNormalization could be part of")
         return None
 
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=not workload.training,
+            reason="with fixed statistics a normalization is part of the convolution before it",
+        )
+
     @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
+    def applied(self, context: StepContext) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for layer in workload.layers:
+            for layer in context.workload.layers:
                 call = None
                 if _is_product(layer):
                     call = _noting(layer)

@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.measure.units import size
 
@@ -52,11 +54,17 @@ class FrozenWeights(Pass):
             return Unsupported(f"{size(total)} of weights are too much for a graph")
         return None
 
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=not workload.training,
+            reason="constants need not be read, and what hangs on them alone is computed once",
+        )
+
     @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
-        variables = _unique(workload.model.variables)
+    def applied(self, context: StepContext) -> Iterator[None]:
+        variables = _unique(context.workload.model.variables)
         # Kept, so that a later trace for another shape has the same weights.
-        values = workload.scratch.setdefault(self.name, {})
+        values = context.scratch.setdefault(self.name, {})
         with tf.init_scope():
             for variable in variables:
                 if id(variable) not in values:

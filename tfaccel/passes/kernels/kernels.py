@@ -9,8 +9,12 @@ from typing import Any, ClassVar
 import keras
 
 from tfaccel.compat import keras_private
-from tfaccel.compat.patching import instance_attribute
-from tfaccel.core.plan import Pass, Plan, Unsupported
+from tfaccel.compat.patching import set_attribute
+from tfaccel.core.layer_note import LayerNote, Runs
+from tfaccel.core.layer_pass import LayerPass
+from tfaccel.core.plan import Plan, Unsupported
+from tfaccel.core.prior import CONVOLUTIONS, Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.tracing import trace_forward, trace_step
 from tfaccel.core.workload import Workload
 from tfaccel.measure.timing import Clock
@@ -20,7 +24,7 @@ from tfaccel.passes.kernels._selection import Selection
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernels(Pass):
+class Kernels(LayerPass):
     """Runs convolutions and Dense layers by the kernels that were fastest for their shapes.
 
     cuDNN picks the fastest algorithm for each convolution; TensorFlow on a CPU has one.
@@ -47,6 +51,7 @@ class Kernels(Pass):
     """
 
     name: ClassVar[str] = "kernels"
+    no_layer: ClassVar[str] = "the model has no convolution or Dense layer"
     # Kernels are made of several ops where TensorFlow has one.
     compile_factor: ClassVar[float] = 1.3
     needs_batch: ClassVar[bool] = True
@@ -61,29 +66,35 @@ class Kernels(Pass):
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.num_replicas > 1:
             return Unsupported("its measuring is that of one replica, and replicas must run alike")
-        obstacles = [obstacle for _, obstacle in self.obstacles(workload)]
-        if not obstacles:
-            return Unsupported("the model has no convolution or Dense layer")
+        return super().unsupported(workload)
+
+    def unsupported_step(self, workload: Workload) -> Unsupported | None:
         if workload.model.jit_compile:
             return Unsupported("the model uses XLA, which has kernels of its own")
-        return obstacles[0] if all(obstacles) else None
+        return None
 
-    def obstacles(
-        self, workload: Workload
-    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every layer that is a product, with what keeps its own `call`; None where nothing."""
         for layer in workload.layers:
             if _layers.kind_of(layer) is not None:
                 yield layer, _layers.obstacle(layer)
 
-    def prepare(self, workload: Workload, plan: Plan, clock: Clock, deadline: float) -> None:
+    def prior(self, workload: Workload) -> Prior:
+        slow = workload.device.kind == "CPU" and workload.has(*CONVOLUTIONS)
+        return Prior(
+            pays=workload.training and slow,
+            reason="on a CPU TensorFlow has one algorithm for all convolutions, on a GPU cuDNN "
+            "picks one; predictions try what costs no measuring first",
+        )
+
+    def prepare(self, context: StepContext, plan: Plan, clock: Clock, deadline: float) -> None:
         deadline = min(deadline, clock() + self.max_seconds)
-        selection = self._selection(workload)
+        workload, selection = context.workload, self._selection(context)
         # What layers compute in decides which calls there are.
         key = tuple(item.compute_dtype(workload) for item in plan.passes)
         if not workload.batches or not selection.is_new(key):
             return
-        with plan.applied(workload), selection.recording():
+        with plan.applied(context), selection.recording():
             _trace(workload)
         selection.looked_at(key)
         selection.measure(workload.step_seconds, clock, deadline)
@@ -92,8 +103,16 @@ class Kernels(Pass):
         return not workload.sizes_vary
 
     @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
-        selection = self._selection(workload)
+    def applied(self, context: StepContext) -> Iterator[None]:
+        # For passes that make products of their own, too, such as fused_attention.
+        with set_attribute(context, "chooser", self._chooser(context)), super().applied(context):
+            yield
+
+    def patches(self, layer: Any, context: StepContext) -> Iterator[tuple[str, Any]]:
+        yield "call", _layers.kernel_call(layer, context.chooser)
+
+    def _chooser(self, context: StepContext) -> Chooser:
+        workload, selection = context.workload, self._selection(context)
 
         def wanted(layer: str, specs: list[CallSpec]) -> bool:
             # Read while tracing: the pass `xla` may be entered after this one.
@@ -102,18 +121,10 @@ class Kernels(Pass):
             return selection.wanted(layer, specs, compiled=not workload.sizes_vary)
 
         choose = functools.partial(selection.choose, compiled=not workload.sizes_vary)
-        chooser = Chooser(wanted, choose)
-        with contextlib.ExitStack() as stack:
-            # For passes that make products of their own, such as fused_attention.
-            stack.enter_context(instance_attribute(workload, "chooser", chooser))
-            for layer, obstacle in self.obstacles(workload):
-                if obstacle is None:
-                    call = _layers.kernel_call(layer, chooser)
-                    stack.enter_context(instance_attribute(layer, "call", call))
-            yield
+        return Chooser(wanted, choose)
 
-    def findings(self, workload: Workload) -> tuple[str, ...]:
-        selection = self._selection(workload)
+    def findings(self, context: StepContext) -> tuple[str, ...]:
+        selection = self._selection(context)
         lines = []
         for layer, specs in selection.seen.items():
             for spec in specs:
@@ -123,29 +134,21 @@ class Kernels(Pass):
                     lines.append(f"{self.name}: {layer} ({spec}): {what} [{'; '.join(others)}]")
         return tuple(lines)
 
-    def choices(self, workload: Workload, layer: Any, dtype: str) -> tuple[str, tuple[str, ...]]:
-        """What is known on this machine of a layer's kernels, in words.
-
-        Args:
-            workload: the model; nothing is run.
-            layer: one that has no obstacle.
-            dtype: what it is to compute in.
-
-        Returns:
-            The kernels that would be used, and what the others did; nothing where nothing
-            was measured.
-        """
+    def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
+        """What is known on this machine of a layer's kernels."""
         try:
-            specs = _layers.calls(layer, layer.input.shape, dtype)
+            specs = _layers.calls(layer, layer.input.shape, runs.dtype)
         except (AttributeError, ValueError, RuntimeError):  # never called on symbols, or often
-            return "", ()
-        words = [self._selection(workload).words(spec) for spec in specs]
+            return LayerNote(runs)
+        selection = self._selection(StepContext(workload))
+        words = [selection.words(spec) for spec in specs]
         used = "; ".join(said for said, _ in words if said)
-        return used, tuple(clause for _, others in words for clause in others)
+        why_not = tuple(clause for _, others in words for clause in others)
+        return LayerNote(runs.extended(used), why_not)
 
-    def _selection(self, workload: Workload) -> Selection:
-        directions = DIRECTIONS if workload.training else DIRECTIONS[:1]
-        return workload.prepared.setdefault(self.name, Selection(self.reduced, directions))
+    def _selection(self, context: StepContext) -> Selection:
+        directions = DIRECTIONS if context.workload.training else DIRECTIONS[:1]
+        return context.prepared.setdefault(self.name, Selection(self.reduced, directions))
 
 
 def _trace(workload: Workload) -> None:

@@ -10,7 +10,10 @@ import tensorflow as tf
 
 from tfaccel.compat import keras_private
 from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.layout import _follow, _rules
 from tfaccel.passes.layout._flow import Flow
@@ -75,10 +78,21 @@ class Layout(Pass):
                 "changes the layer's axis meanwhile",
                 'AccelStrategy("one_device") for this model, or write it channels_last',
             )
-        obstacles = [obstacle for _, obstacle in self.obstacles(workload)]
+        obstacles = [obstacle for _, obstacle in self.layers(workload)]
         if not obstacles:
             return Unsupported("no layer of the model has data_format='channels_first'")
         return obstacles[0] if all(obstacles) else None
+
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=workload.device.kind == "CPU" or workload.device.fast_dtype is not None,
+            reason="CPU kernels want the channels last, and without oneDNN run no channels_first "
+            "convolution; Tensor Cores read 16-bit images channels last, while cuDNN's float32 is "
+            "at home in both",
+        )
+
+    def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
+        return LayerNote(runs.replaced(layout="channels_last") if runs.layout else runs)
 
     def fallback_reason(self, error: Exception) -> str:
         """Why a step fails as it is written and not under the pass; empty where it is not so."""
@@ -87,9 +101,7 @@ class Layout(Pass):
             return "TensorFlow has no channels_first kernels for it on this device"
         return ""
 
-    def obstacles(
-        self, workload: Workload
-    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every channels_first layer, with what keeps it so; None where it is followed."""
         for layer in workload.layers:
             rule = _rule(layer)
@@ -100,8 +112,8 @@ class Layout(Pass):
                 yield layer, _obstacle(layer, rule)
 
     @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
-        flow = Flow()
+    def applied(self, context: StepContext) -> Iterator[None]:
+        flow, workload = Flow(), context.workload
         with contextlib.ExitStack() as stack:
             for layer in workload.layers:
                 call = _call_of(layer, flow)

@@ -1,20 +1,22 @@
 """Normalization layers by few loops or one operation, or with a shorter gradient."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import keras
 
-from tfaccel.compat.patching import instance_attribute
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.layer_note import FUSED_BATCH_NORM, LayerNote, Runs, library
+from tfaccel.core.layer_pass import LayerPass
+from tfaccel.core.plan import Unsupported
+from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.normalization import _batch_norm, _layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
-class FusedNorm(Pass):
+class FusedNorm(LayerPass):
     """Runs BatchNormalization by few loops, and LayerNormalization with a short gradient.
 
     Keras 3 makes both of a dozen elementwise ops and reductions. Here batch
@@ -46,25 +48,33 @@ class FusedNorm(Pass):
     """
 
     name: ClassVar[str] = "fused_norm"
+    no_layer: ClassVar[str] = "the model has no BatchNormalization or LayerNormalization layer"
 
     loops: bool = True
 
-    def unsupported(self, workload: Workload) -> Unsupported | None:
-        obstacles = [obstacle for _, obstacle in _norms(workload)]
-        if not obstacles:
-            return Unsupported("the model has no BatchNormalization or LayerNormalization layer")
-        return obstacles[0] if all(obstacles) else None
+    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+        """Every normalization layer, then the activations that may join their loops."""
+        norms = list(_norms(workload))
+        yield from norms
+        if self.compiles(workload) and any(reason is None for _, reason in norms):
+            yield from ((x, None) for x in workload.layers if _batch_norm.may_join(x))
 
-    def obstacles(
-        self, workload: Workload
-    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
-        """Every normalization layer, with what keeps its own `call`; None where it is replaced.
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=workload.training,
+            reason="Keras 3 computes BatchNormalization by about ten ops; fused it is one (in "
+            "predictions it is three, and mostly none, as it can be folded)",
+        )
 
-        Then the activations that may join the loops.
-        """
-        yield from _norms(workload)
-        for layer in self._joining(workload):
-            yield layer, None
+    def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
+        if isinstance(layer, keras.layers.LayerNormalization):
+            return LayerNote(runs.extended("a shorter gradient"))
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            return LayerNote(runs.replaced(op="part of the loops before it"))
+        if self.compiles(workload) and runs.dtype == "float32":
+            return LayerNote(runs.replaced(op="loops by XLA"))
+        whose = library(FUSED_BATCH_NORM, workload.device)
+        return LayerNote(runs.replaced(op=FUSED_BATCH_NORM, library=whose))
 
     def compiles(self, workload: Workload) -> bool:
         """Whether BatchNormalization in float32 runs by loops that XLA compiles."""
@@ -77,29 +87,16 @@ class FusedNorm(Pass):
             for layer, obstacle in _norms(workload)
         )
 
-    @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for layer, call in self._calls(workload):
-                stack.enter_context(instance_attribute(layer, "call", call))
-            yield
-
-    def _calls(self, workload: Workload) -> Iterator[tuple[Any, Callable[..., Any]]]:
-        """What stands in for the `call` of layers."""
-        by_loops, nchw = self.compiles(workload), _takes_nchw(workload)
-        for layer, obstacle in _norms(workload):
-            if obstacle is None and isinstance(layer, keras.layers.LayerNormalization):
-                yield layer, _layer_norm.fused_call(layer)
-            elif obstacle is None:
-                yield layer, _batch_norm.fused_call(layer, nchw, by_loops)
-        for layer in self._joining(workload):
-            yield layer, _batch_norm.joined_call(layer)
-
-    def _joining(self, workload: Workload) -> list[keras.layers.Layer]:
-        """The activation layers that may be part of the loops before them."""
-        if not self.compiles(workload):
-            return []
-        return [layer for layer in workload.layers if _batch_norm.may_join(layer)]
+    def patches(self, layer: Any, context: StepContext) -> Iterator[tuple[str, Any]]:
+        workload = context.workload
+        if isinstance(layer, keras.layers.LayerNormalization):
+            call = _layer_norm.fused_call(layer)
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            nchw, by_loops = _takes_nchw(workload), self.compiles(workload)
+            call = _batch_norm.fused_call(layer, nchw, by_loops)
+        else:
+            call = _batch_norm.joined_call(layer)
+        yield "call", call
 
 
 def _norms(workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:

@@ -10,6 +10,8 @@ import tensorflow as tf
 
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.optimizer._updates import (
     Rule,
@@ -63,19 +65,22 @@ class FusedOptimizer(Pass):
             return Unsupported(
                 f"all weights are {' or '.join(sorted(dtypes))}", "keep them in float32"
             )
-        obstacles = [obstacle for _, obstacle in self.obstacles(workload)]
+        obstacles = [obstacle for _, obstacle in self.optimizers(workload)]
         return obstacles[0] if all(obstacles) else None
 
-    def obstacles(
+    def optimizers(
         self, workload: Workload
     ) -> Iterator[tuple[keras.optimizers.Optimizer, Unsupported | None]]:
         """Every optimizer that does the work, with what keeps its own update; None where fused."""
         for optimizer in _working(workload.optimizers):
             yield optimizer, _obstacle(optimizer, workload.model.jit_compile)
 
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(reason="Keras 3 updates each variable by about ten ops; fused it is one")
+
     @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
-        scratch = workload.scratch.setdefault(self.name, {})
+    def applied(self, context: StepContext) -> Iterator[None]:
+        workload, scratch = context.workload, context.scratch.setdefault(self.name, {})
         with contextlib.ExitStack() as stack:
             for optimizer in _working(workload.optimizers):
                 rule = rule_of(optimizer)

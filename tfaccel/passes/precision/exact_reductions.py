@@ -5,6 +5,8 @@ import dataclasses
 from typing import ClassVar
 
 from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.precision._exact_sums import exact_sums
 
@@ -36,5 +38,11 @@ class ExactReductions(Pass):
             return Unsupported("no layer of the model computes in bfloat16")
         return None
 
-    def applied(self, workload: Workload) -> contextlib.AbstractContextManager[None]:
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=False,
+            reason="it changes no time; it serves the gradients of models written in bfloat16",
+        )
+
+    def applied(self, context: StepContext) -> contextlib.AbstractContextManager[None]:
         return exact_sums()

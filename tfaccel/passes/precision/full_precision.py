@@ -1,6 +1,5 @@
 """Full precision: models written for 16 bits, on chips that have no fast 16 bits."""
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -8,8 +7,11 @@ from typing import Any, ClassVar
 import keras
 
 from tfaccel.compat import keras_private
-from tfaccel.compat.patching import set_attribute
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.layer_note import LayerNote, Runs
+from tfaccel.core.layer_pass import LayerPass
+from tfaccel.core.plan import Unsupported
+from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.precision._dtypes import is_reduced
 
@@ -18,7 +20,7 @@ _RATES = ("rate", "stddev", "dropout", "recurrent_dropout")
 
 
 @dataclasses.dataclass(frozen=True)
-class FullPrecision(Pass):
+class FullPrecision(LayerPass):
     """Layers with the policy mixed_bfloat16 or mixed_float16 compute in float32.
 
     A model written for Tensor Cores trains on every chip, but on one without 16-bit
@@ -45,22 +47,24 @@ class FullPrecision(Pass):
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if not any(is_reduced(layer) for layer in workload.layers):
             return Unsupported("no layer of the model computes in 16 bits")
-        told = ((obstacle, is_reduced(layer)) for layer, obstacle in self.obstacles(workload))
+        told = ((obstacle, is_reduced(layer)) for layer, obstacle in self.layers(workload))
         kept = [obstacle for obstacle, reduced in told if reduced]
         return None if None in kept else kept[0]
 
-    @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
-        policy = keras.DTypePolicy("float32")
-        with contextlib.ExitStack() as stack:
-            for layer, obstacle in list(self.obstacles(workload)):
-                if obstacle is None:
-                    stack.enter_context(set_attribute(layer, "dtype_policy", policy))
-            yield
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=workload.device.kind == "CPU",
+            reason="a CPU without 16-bit instructions emulates them; a GPU without Tensor Cores "
+            "wins memory by them, and some time",
+        )
 
-    def obstacles(
-        self, workload: Workload
-    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+    def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
+        return LayerNote(runs.replaced(dtype=self.compute_dtype(workload)))
+
+    def patches(self, layer: Any, context: StepContext) -> Iterator[tuple[str, Any]]:
+        yield "dtype_policy", keras.DTypePolicy("float32")
+
+    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every layer, with what keeps it in its own dtype; None where it is changed."""
         outputs = {id(layer) for layer in keras_private.output_layers(workload.model)}
         for layer in workload.layers:

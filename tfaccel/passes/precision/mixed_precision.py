@@ -9,8 +9,11 @@ import keras
 import tensorflow as tf
 
 from tfaccel.compat import keras_private
-from tfaccel.compat.patching import instance_attribute, set_attribute
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.layer_note import LayerNote, Runs
+from tfaccel.core.layer_pass import LayerPass
+from tfaccel.core.plan import Unsupported
+from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.precision._dtypes import is_reduced
 from tfaccel.passes.precision._exact_sums import exact_sums
@@ -21,7 +24,7 @@ _FLOAT32_LAYERS = (keras.layers.Normalization, keras.layers.Rescaling)
 
 
 @dataclasses.dataclass(frozen=True)
-class MixedPrecision(Pass):
+class MixedPrecision(LayerPass):
     """Layers compute in bfloat16 or float16; variables and updates stay float32.
 
     As with Keras's `mixed_bfloat16` and `mixed_float16` policies, but only in the
@@ -82,33 +85,44 @@ class MixedPrecision(Pass):
             for optimizer in workload.optimizers:
                 if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
                     return Unsupported(f"the optimizer {optimizer.name!r} scales the loss already")
-        if not self._changed_layers(workload):
+        if all(reason for _, reason in self.layers(workload)):
             return Unsupported("no layer of the model computes in float32 and could do otherwise")
         return None
+
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=workload.device.kind == "GPU" or not workload.has(keras.layers.RNN),
+            reason="16-bit products run at twice the rate and more where the chip has them; "
+            "recurrent cells on a CPU lose more by casts than they win",
+        )
+
+    def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
+        return LayerNote(runs.replaced(dtype=self.compute_dtype(workload)))
 
     def sparing(self, layer: str) -> "MixedPrecision":
         return dataclasses.replace(self, keep=(*self.keep, layer))
 
     @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
+    def applied(self, context: StepContext) -> Iterator[None]:
+        workload = context.workload
         dtype = self.compute_dtype(workload)
-        policy = keras.DTypePolicy(f"mixed_{dtype}")
         with contextlib.ExitStack() as stack:
             if dtype == "bfloat16" and workload.device.kind == "CPU":
                 stack.enter_context(exact_sums())
-            for layer in self._changed_layers(workload):
-                stack.enter_context(set_attribute(layer, "dtype_policy", policy))
-                if _is_plain_dropout(layer):
-                    stack.enter_context(instance_attribute(layer, "call", _float32_mask(layer)))
+            stack.enter_context(super().applied(context))
             if dtype == "float16":
-                if self.name not in workload.scratch:
-                    workload.scratch[self.name] = LossScale()
-                stack.enter_context(workload.scratch[self.name].applied(workload.optimizers))
+                if self.name not in context.scratch:
+                    context.scratch[self.name] = LossScale()
+                stack.enter_context(context.scratch[self.name].applied(workload.optimizers))
             yield
 
-    def obstacles(
-        self, workload: Workload
-    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+    def patches(self, layer: Any, context: StepContext) -> Iterator[tuple[str, Any]]:
+        policy = keras.DTypePolicy(f"mixed_{self.compute_dtype(context.workload)}")
+        yield "dtype_policy", policy
+        if _is_plain_dropout(layer):
+            yield "call", _float32_mask(layer)
+
+    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every layer, with what keeps it in its own dtype; None where it is changed."""
         kept = {id(layer) for layer in keras_private.output_layers(workload.model)}
         for layer in workload.layers:
@@ -118,9 +132,6 @@ class MixedPrecision(Pass):
                 yield layer, Unsupported(f"layer {layer.name!r} is named in `keep`")
             else:
                 yield layer, _obstacle(layer)
-
-    def _changed_layers(self, workload: Workload) -> list[keras.layers.Layer]:
-        return [layer for layer, obstacle in self.obstacles(workload) if obstacle is None]
 
 
 def _no_hardware(workload: Workload) -> str:

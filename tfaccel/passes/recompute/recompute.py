@@ -10,6 +10,8 @@ import keras
 from tfaccel.compat import keras_private
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes.recompute import _partition
 from tfaccel.passes.recompute._partition import DOMINANT
@@ -71,14 +73,20 @@ class Recompute(Pass):
             return Unsupported("the model has no part of several layers before its last")
         return None
 
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=False,
+            reason="a second forward pass costs time; it serves memory",
+        )
+
     def fallback_reason(self, error: Exception) -> str:
         return "memory runs out, and recompute needs less" if is_out_of_memory(error) else ""
 
     @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
+    def applied(self, context: StepContext) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             recomputer = Recomputer()
-            for owner, name, replacement in self._sites(workload, recomputer):
+            for owner, name, replacement in self._sites(context.workload, recomputer):
                 stack.enter_context(instance_attribute(owner, name, replacement))
             yield
         if recomputer.left and not recomputer.done:

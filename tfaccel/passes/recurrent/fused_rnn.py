@@ -1,15 +1,17 @@
 """LSTM and GRU layers by loops over time that XLA compiles."""
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
 
-from tfaccel.compat.patching import instance_attribute
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.layer_note import LayerNote, Runs
+from tfaccel.core.layer_pass import LayerPass
+from tfaccel.core.plan import Unsupported
+from tfaccel.core.prior import Prior
+from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload, batch_size, varies
 from tfaccel.passes.recurrent import _layers
 
@@ -20,7 +22,7 @@ _USUAL_BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True)
-class FusedRNN(Pass):
+class FusedRNN(LayerPass):
     """Runs LSTM and GRU layers on a CPU by loops that XLA compiles.
 
     Keras 3 runs a time step on a CPU as some twenty small ops, and its gradient as forty.
@@ -42,14 +44,15 @@ class FusedRNN(Pass):
     """
 
     name: ClassVar[str] = "fused_rnn"
+    no_layer: ClassVar[str] = "the model has no recurrent layer"
     compile_factor: ClassVar[float] = 1.5
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.device.kind == "GPU":
             return Unsupported("on a GPU Keras runs recurrent layers by cuDNN")
-        obstacles = [obstacle for _, obstacle in self.obstacles(workload)]
-        if not obstacles:
-            return Unsupported("the model has no recurrent layer")
+        return super().unsupported(workload)
+
+    def unsupported_step(self, workload: Workload) -> Unsupported | None:
         if workload.num_replicas > 1:
             return Unsupported("XLA can't compile a part of a step that several replicas run")
         if any(varies(spec) for spec in tf.nest.flatten(workload.element_spec)):
@@ -63,28 +66,29 @@ class FusedRNN(Pass):
                 "batches come in many sizes, and XLA compiles the loops anew for each",
                 "make batches of one size, such as by `batch(size, drop_remainder=True)`",
             )
-        return obstacles[0] if all(obstacles) else None
+        return None
+
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=workload.device.kind == "CPU" and workload.has(keras.layers.RNN),
+            reason="on a CPU Keras runs each time step of an LSTM as some twenty ops; compiled by "
+            "XLA the whole loop is one",
+        )
+
+    def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
+        return LayerNote(runs.replaced(op="a loop that XLA compiles"))
 
     def compiles_sizes(self, workload: Workload) -> bool:
         return True
 
-    def obstacles(
-        self, workload: Workload
-    ) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every recurrent layer, with what keeps its own loop; None where it is replaced."""
         for layer in workload.layers:
             if isinstance(layer, keras.layers.RNN):
                 yield layer, _layers.obstacle(layer)
 
-    @contextlib.contextmanager
-    def applied(self, workload: Workload) -> Iterator[None]:
-        parts = _parts(workload)
-        with contextlib.ExitStack() as stack:
-            for layer, obstacle in self.obstacles(workload):
-                if obstacle is None:
-                    name, loop = _layers.compiled_loop(layer, parts)
-                    stack.enter_context(instance_attribute(layer, name, loop))
-            yield
+    def patches(self, layer: Any, context: StepContext) -> Iterator[tuple[str, Any]]:
+        yield _layers.compiled_loop(layer, _parts(context.workload))
 
 
 def _parts(workload: Workload) -> int:

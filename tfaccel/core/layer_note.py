@@ -1,0 +1,67 @@
+"""How a layer runs, and what a pass makes of it, in words."""
+
+import dataclasses
+
+from tfaccel.compat.tensorflow_private import onednn_is_on
+from tfaccel.system.device import Device
+
+CONVOLUTION, PRODUCT = "convolution", "matrix product"
+FUSED_BATCH_NORM = "FusedBatchNormV3"
+# Ops for which the vendor's library has a kernel: on a CPU oneDNN, on a GPU the second.
+_LIBRARIES = {
+    CONVOLUTION: "cuDNN",
+    "transposed convolution": "cuDNN",
+    PRODUCT: "cuBLAS",
+    FUSED_BATCH_NORM: "cuDNN",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """How a layer runs.
+
+    Attributes:
+        op: the kind of work.
+        library: whose kernel it is, where that is known.
+        dtype: what it computes in.
+        layout: where the channels are; empty where it does not matter.
+    """
+
+    op: str
+    library: str = ""
+    dtype: str = ""
+    layout: str = ""
+
+    def __str__(self) -> str:
+        op = f"{self.op} ({self.library})" if self.library else self.op
+        return ", ".join(part for part in (op, self.dtype, self.layout) if part)
+
+    def replaced(self, **changes: str) -> "Runs":
+        """The same but for some attributes."""
+        return dataclasses.replace(self, **changes)
+
+    def extended(self, more: str) -> "Runs":
+        """The same with more said about its work; `more` may be empty."""
+        return self.replaced(op=f"{self.op}, {more}") if more else self
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerNote:
+    """What a pass says of a layer that it serves.
+
+    Attributes:
+        runs: how the layer runs under the pass.
+        why_not: a clause for each thing that the pass tried or looked at and left.
+    """
+
+    runs: Runs
+    why_not: tuple[str, ...] = ()
+
+
+def library(op: str, device: Device) -> str:
+    """Whose kernel computes an op on a device; empty where none is known."""
+    if op not in _LIBRARIES:
+        return ""
+    if device.kind == "GPU":
+        return _LIBRARIES[op]
+    return {True: "oneDNN", False: "Eigen", None: ""}[onednn_is_on()]
