@@ -14,7 +14,7 @@ import tensorflow as tf
 import tfaccel
 from tfaccel.autotune import faithfulness
 from tfaccel.autotune.faithfulness import Yardsticks
-from tfaccel.autotune.search import layer_of
+from tfaccel.autotune.search import MOST_REPAIRS, layer_of
 from tfaccel.autotune.step_recorder import StepRecorder
 from tfaccel.autotune.training_trials import TrainingTrials
 from tfaccel.compat.patching import instance_attribute, set_attribute
@@ -204,8 +204,8 @@ class Planted(tfaccel.Pass):
         apply = optimizer.apply
 
         def mistaken(grads, variables=None):
-            wrong = {"scale": lambda g: 1.1 * g, "lost": lambda g: 0.0 * g}.get(self.mistake)
-            return apply([wrong(g) if wrong else g for g in grads], variables)
+            factor = {"scale": 1.1, "lost": 0.0}.get(self.mistake, 1.0)
+            return apply([factor * tf.convert_to_tensor(g) for g in grads], variables)
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(instance_attribute(optimizer, "apply", mistaken))
@@ -252,6 +252,17 @@ def test_the_layer_of_a_variable_can_be_spared():
     assert layer_of("no such variable", spared) == ""
 
 
+def accepted(bench, plan):
+    """Whether a plan is faithful, if need be with some layers left in float32, as the search does."""
+    for _ in range(MOST_REPAIRS + 1):
+        drift, violation = bench.compared(plan)
+        if violation is None:
+            return True
+        layer = layer_of(drift.worst, bench.workload)
+        plan = Plan(tuple(item.sparing(layer) or item for item in plan.passes))
+    return False
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("benchmark", models.MODELS, ids=lambda benchmark: benchmark.name)
 def test_real_models_in_16_bits(benchmark):
@@ -267,6 +278,6 @@ def test_real_models_in_16_bits(benchmark):
     ]
     with TrainingTrials(workload, lambda iterator: {}, time.perf_counter) as bench:
         for plan in plans:
-            assert bench.compared(plan)[1] is None
+            assert accepted(bench, plan)
         for mistake in ("scale", "lost"):
             assert bench.compared(Plan((Planted(mistake), SIXTEEN)))[1] is not None
