@@ -253,7 +253,7 @@ def test_the_layer_of_a_variable_can_be_spared():
 
 
 def accepted(bench, plan):
-    """Whether a plan is faithful, if need be with some layers left in float32, as the search does."""
+    """Whether a plan is faithful, if need be with layers left in float32, as the search does."""
     for _ in range(MOST_REPAIRS + 1):
         drift, violation = bench.compared(plan)
         if violation is None:
