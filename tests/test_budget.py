@@ -15,6 +15,7 @@ from tfaccel.autotune import offline, search
 from tfaccel.autotune.offline import offline_trials
 from tfaccel.autotune.trial import Trial
 from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.prior import Prior
 from tfaccel.core.workload import Workload
 from tfaccel.measure.numerics import Drift
 
@@ -103,7 +104,9 @@ def test_timing_ends_in_time(bench):
 
 def test_a_search_whose_last_plan_was_not_decided_in_time_is_not_complete(bench, monkeypatch):
     plan = Plan((Slower(seconds=0.01, steps=8),))
-    monkeypatch.setattr(search.priors, "expected", lambda workload, names: [(plan.passes[0], True)])
+    monkeypatch.setattr(
+        search.priors, "expected", lambda workload, names: [(plan.passes[0], Prior(pays=True))]
+    )
     monkeypatch.setattr(search, "trial_seconds", lambda *_: 0.0)
     report = search.tune_workload(bench.workload, bench, ["slower_by"], 6.0, reserve=())
     assert [trial.outcome for trial in report.trials[1:]] == [Outcome.UNDECIDED]

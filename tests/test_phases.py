@@ -10,12 +10,11 @@ import tensorflow as tf
 from clocks import FakeClock
 
 import tfaccel
-from tfaccel.autotune import trial
 from tfaccel.autotune.plan_cache import PlanCache
 from tfaccel.fit import choose, phases, session
 from tfaccel.fit.first_step import FirstStepFallback
 from tfaccel.fit.phases import TRANSITIONS, IllegalTransitionError, Phase, Phases
-from tfaccel.measure import timing
+from tfaccel.measure import racing, timing
 from tfaccel.steps.snapshot import Snapshot
 from tfaccel.steps.worker_agreement import WorkerAgreement
 
@@ -76,7 +75,7 @@ def wins(monkeypatch):
     """Whatever is tried is twice as fast."""
     gain = tfaccel.Speedup(2.0, 1.9, 2.1, 6)
     monkeypatch.setattr(timing, "speedup", lambda *_: gain)
-    monkeypatch.setattr(trial, "CLEARLY_SLOWER", float("inf"))
+    monkeypatch.setattr(racing, "CLEARLY_SLOWER", float("inf"))
 
 
 def test_every_phase_can_be_reached_and_stay_is_for_good():

@@ -129,17 +129,32 @@ class Course:
 
     def decide(self) -> None:
         """Enough is known to choose how the training goes on; all processes go on in one way."""
-        error: Exception | None = None
+        choice, error = None, None
         try:
             self.observed.agree_on_steps_to_come()
-            if self.settings.plan is not None:
-                self.start_given(self.settings.plan)
-            else:
-                self._take(self.chooser.choose())
+            if self.settings.plan is None:
+                choice = self.chooser.choose()
         except Exception as raised:
             error = raised
-        if self.agreement.any(error is not None):
+        # Before a plan begins: it asks for the time, and would ask alone.
+        if self._gave_up(error):
+            return
+        error = None
+        try:
+            if choice is not None:
+                self._take(choice)
+            elif self.settings.plan is not None:
+                self.start_given(self.settings.plan)
+        except Exception as raised:
+            error = raised
+        self._gave_up(error)
+
+    def _gave_up(self, error: Exception | None) -> bool:
+        """Gives up in all processes what failed in one; whether that was so."""
+        failed = self.agreement.any(error is not None)
+        if failed:
             self.give_up(error or RuntimeError("it failed in another process"))
+        return failed
 
     def _take(self, choice: Choice) -> None:
         """Goes on as was chosen."""
