@@ -117,7 +117,7 @@ def test_a_plan_that_can_t_be_compared_in_time_is_not_chosen(bench, monkeypatch)
     monkeypatch.setattr(
         tfaccel.measure.timing, "speedup", lambda *_: tfaccel.Speedup(2.0, 1.9, 2.1, 6)
     )
-    bench.workload = dataclasses.replace(bench.workload, first_step_seconds=50.0)
+    bench.workload = dataclasses.replace(bench.workload, step_seconds=5.0)
     trial = bench.try_plan(Plan((Slower(),)), bench.clock() + 40.0)
     assert trial.outcome is Outcome.UNDECIDED
     assert trial.drift is None

@@ -31,6 +31,7 @@ import numpy as np
 from tfaccel.measure.numerics import (
     NOTICED,
     SIXTEEN_BITS,
+    Drift,
     Observation,
     Tolerance,
     changes,
@@ -96,7 +97,11 @@ class Violation:
 
 
 def violation(
-    reference: Observation, candidate: Observation, tolerance: Tolerance, yardsticks: Yardsticks
+    reference: Observation,
+    candidate: Observation,
+    tolerance: Tolerance,
+    yardsticks: Yardsticks,
+    drift: Drift | None = None,
 ) -> Violation | None:
     """The bound that a candidate breaks by most; None where it keeps all.
 
@@ -106,8 +111,9 @@ def violation(
             handed the reference's gradients.
         tolerance: the dtype's.
         yardsticks: what the untouched step makes of rounding.
+        drift: what `compare` says of the two, where that is known.
     """
-    drift = compare(reference, candidate)
+    drift = drift or compare(reference, candidate)
     if not drift.finite:
         return Violation("finite")
     if not drift.update <= tolerance.update:

@@ -42,7 +42,7 @@ class StepRecorder:
         self._workload = workload
         self._prepared = Prepared() if prepared is None else prepared
         self._snapshot = snapshot
-        self._names = _Names(workload)
+        self._names = Names(workload)
 
     def observe(self, plan: Plan, reference: Observation | None = None) -> Observation:
         """One step under `plan`.
@@ -104,7 +104,7 @@ class StepRecorder:
             self._snapshot.include_graph(tf.compat.v1.get_default_graph())
             return logs, tape.gradients
 
-        @tf.function(jit_compile=_jit_compile(plan, context), autograph=False)
+        @tf.function(jit_compile=jit_compiles(plan, context), autograph=False)
         def step(batch: Any, given: Mapping[str, Any]) -> Any:
             return on_replicas(workload.strategy, on_replica, batch, given)
 
@@ -142,7 +142,7 @@ class StepRecorder:
             losses = {
                 f"{name} of step {index}": value
                 for index, step in enumerate(logs)
-                for name, value in _losses(step).items()
+                for name, value in losses_of(step).items()
             }
             return dataclasses.replace(self._observation(logs[-1], {}, *before), losses=losses)
         finally:
@@ -157,7 +157,7 @@ class StepRecorder:
             # A train_step that applies no optimizer: its own updates are compared.
             gradients = {k: v - before[k] for k, v in trained.items() if k in self._names.weights}
         return Observation(
-            losses=_losses(logs),
+            losses=losses_of(logs),
             gradients=gradients,
             trained=trained,
             before=before,
@@ -168,7 +168,7 @@ class StepRecorder:
         )
 
 
-class _Names:
+class Names:
     """Stable names for a workload's variables, and their values as arrays."""
 
     def __init__(self, workload: Workload):
@@ -191,10 +191,23 @@ class _Names:
                 return name
         return getattr(variable, "path", None) or variable.name
 
+    def owner(self, name: str) -> str:
+        """The weight that a name of `trained` belongs to: itself, or that of the slot."""
+        owners = [w for w in self.weights if w == name or w.replace("/", "_") in name]
+        return max(owners, key=len, default="")
+
     def trained(self) -> dict[str, np.ndarray]:
+        """The values of weights and of the optimizers' slots."""
+        return {k: _array(v) for k, v in self._trained().items()}
+
+    def trained_ids(self) -> dict[str, int]:
+        """The `id` of the variable behind each name of `trained`."""
+        return {k: id(v) for k, v in self._trained().items()}
+
+    def _trained(self) -> dict[str, Any]:
         slots = [v for o in self._workload.optimizers for v in o.variables]
         named = {**self.weights, **self._named(slots)}
-        return {k: _array(v) for k, v in named.items() if _is_float(v)}
+        return {k: v for k, v in named.items() if _is_float(v)}
 
     def _others(self) -> dict[str, Any]:
         own = {id(v) for v in self.weights.values()}
@@ -202,11 +215,13 @@ class _Names:
         return self._named(model_variables)
 
     def state(self) -> dict[str, np.ndarray]:
+        """The values of float variables that no optimizer changes, metrics aside."""
         metrics = {id(v) for m in self._workload.model.metrics for v in m.variables}
         others = self._others().items()
         return {k: _array(v) for k, v in others if _is_float(v) and id(v) not in metrics}
 
     def counters(self) -> dict[str, np.ndarray]:
+        """The values of integer variables."""
         everything = self._named(known_variables(self._workload))
         return {k: _array(v) for k, v in everything.items() if _is_integer(v)}
 
@@ -217,7 +232,7 @@ class _Tape:
     Replicas are traced in threads that take turns, so each has its own notes.
     """
 
-    def __init__(self, names: _Names):
+    def __init__(self, names: Names):
         self._names = names
         self._gradients: dict[int, dict[str, Any]] = {}
         self._given: dict[int, Mapping[str, Any]] = {}
@@ -278,20 +293,25 @@ def _quiet(workload: Workload) -> Iterator[None]:
     """Keras's random layers let everything through."""
     with contextlib.ExitStack() as stack:
         for layer in workload.layers:
-            if not hasattr(layer, "seed_generator"):
-                continue
-            for name in _RANDOMNESS:
-                if isinstance(vars(layer).get(name), float):
-                    stack.enter_context(instance_attribute(layer, name, 0.0))
+            for name in randomness_of(layer):
+                stack.enter_context(instance_attribute(layer, name, 0.0))
         yield
 
 
-def _jit_compile(plan: Plan, context: StepContext) -> bool:
+def randomness_of(layer: keras.layers.Layer) -> list[str]:
+    """The attributes by which a layer of Keras's says how random it is."""
+    if not hasattr(layer, "seed_generator"):
+        return []
+    return [name for name in _RANDOMNESS if isinstance(vars(layer).get(name), float)]
+
+
+def jit_compiles(plan: Plan, context: StepContext) -> bool:
+    """Whether XLA compiles a step under a plan as a whole."""
     with plan.applied(context):
         return bool(context.workload.model.jit_compile)
 
 
-def _losses(logs: Any) -> dict[str, np.ndarray]:
+def losses_of(logs: Any) -> dict[str, np.ndarray]:
     """The logs that are losses: those so called, or all where none is."""
     flat = logs if isinstance(logs, Mapping) else {"loss": logs}
     named = {k: v for k, v in flat.items() if "loss" in k} or flat

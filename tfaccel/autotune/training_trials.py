@@ -8,6 +8,7 @@ from typing import Any
 from tfaccel.autotune import faithfulness
 from tfaccel.autotune.faithfulness import Yardsticks
 from tfaccel.autotune.step_recorder import StepRecorder
+from tfaccel.autotune.traced_observer import TracedObserver
 from tfaccel.autotune.trial import Trial, TrialRunner, coarsest_dtype, rounded_dtype
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import Prepared
@@ -16,6 +17,7 @@ from tfaccel.measure import numerics
 from tfaccel.measure.numerics import SIXTEEN_BITS, Drift, Observation, Tolerance
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Clock
+from tfaccel.passes import PASSES
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction, build_step
 from tfaccel.steps.replay import kept
 from tfaccel.steps.worker_agreement import WorkerAgreement
@@ -23,6 +25,39 @@ from tfaccel.steps.worker_agreement import WorkerAgreement
 # Steps in one call that are compared with the same in a call each. More would show how a
 # training amplifies rounding, where a device adds in another order each time.
 _COMPARED_STEPS = 2
+# What comparing traced steps takes, in steps of the original: four of its own, one of the
+# plan's, and as long again for the copies of the state.
+_OBSERVED_STEPS = 10
+
+
+class _Side:
+    """What one way to observe steps sees of the untouched step, each looked at once."""
+
+    def __init__(self, observer: StepRecorder | TracedObserver):
+        self.observer = observer
+        self._nears: dict[str | None, Observation] = {}
+
+    @functools.cached_property
+    def reference(self) -> Observation:
+        """The untouched step."""
+        return self.observer.observe(Plan())
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the untouched step was looked at."""
+        return "reference" in vars(self)
+
+    def near(self, dtype: str | None) -> Observation:
+        """The untouched step with roundings as in `dtype`; None for those of its own dtypes."""
+        if dtype not in self._nears:
+            self._nears[dtype] = self.observer.near(dtype).lightened()
+        return self._nears[dtype]
+
+    @functools.cached_property
+    def other(self) -> Observation | None:
+        """The untouched step on another batch; None where none was kept."""
+        other = self.observer.other()
+        return other and other.lightened()
 
 
 class TrainingTrials(TrialRunner):
@@ -38,6 +73,9 @@ class TrainingTrials(TrialRunner):
         consensus: of the processes that train together; None for one alone. `clock` must
             be its.
         prepared: where what passes find out is kept.
+        thorough: whether a plan with a 16-bit pass is compared in float32, too, without it,
+            where all other passes are built in: those are compared with plain float32
+            references by tfaccel's own tests. Other passes always are.
     """
 
     def __init__(
@@ -48,6 +86,7 @@ class TrainingTrials(TrialRunner):
         tolerance: Tolerance | float | None = None,
         agreement: WorkerAgreement | None = None,
         prepared: Prepared | None = None,
+        thorough: bool = True,
     ):
         super().__init__(workload, clock, agreement, prepared)
         self._tolerance = tolerance
@@ -58,12 +97,14 @@ class TrainingTrials(TrialRunner):
         self._own_iterator = iter(self._dataset)
         self._iterator = self._own_iterator
         self._probe = StepRecorder(workload, self._snapshot, self.prepared)
+        self._recorded = _Side(self._probe)
+        self._traced_observer = TracedObserver(workload, self._snapshot, self._step)
+        self._traced = _Side(self._traced_observer)
+        self._thorough = thorough
         self._verdicts: dict[Plan, tuple[Drift, str | None]] = {}
-        self._nears: dict[str | None, Observation] = {}
 
-    @functools.cached_property
-    def _reference(self) -> Observation:
-        return self._probe.observe(Plan())
+    def _step(self, plan: Plan) -> StepFunction:
+        return self._own if plan.is_baseline else self._functions[plan]
 
     def _build(self, plan: Plan) -> BuiltStep:
         return build_step(
@@ -84,11 +125,13 @@ class TrainingTrials(TrialRunner):
         return functools.partial(self._functions[plan].run, self._iterator, count)
 
     def _judging_seconds(self, trial: Trial) -> float:
-        """A trace of the plan's step, and one of the baseline's where there was none yet."""
+        """A trace of the plan's step and one of the baseline's, where their steps do not do."""
         if not trial.plan.changes_step:
             return 0.0
+        if self._traced_observer.serves(trial.plan) and not self._has_twin(trial.plan):
+            return _OBSERVED_STEPS * self.workload.step_seconds
         first = max(self.workload.first_step_seconds, self.workload.trace_seconds)
-        return trial.compile_seconds + (0.0 if "_reference" in vars(self) else first)
+        return trial.compile_seconds + (0.0 if self._recorded.has_reference else first)
 
     def _own_calls(self, count: int) -> Callable[[], Any]:
         """As many of the user's own steps, each called from Python as Keras does."""
@@ -122,46 +165,51 @@ class TrainingTrials(TrialRunner):
             is broken, in words; None where all hold.
         """
         drift, violation = self._compared(plan)
-        others = plan.without_16_bits(self.workload)
-        if violation is None and others != plan and others.changes_step:
+        if violation is None and self._has_twin(plan):
+            others = plan.without_16_bits(self.workload)
             _, violation = self._compared(others)
             if violation is not None:
                 return dataclasses.replace(drift, worst=""), f"{others} alone: {violation}"
         return drift, violation
 
+    def _has_twin(self, plan: Plan) -> bool:
+        """Whether the plan is to be compared without its 16-bit passes, too."""
+        others = plan.without_16_bits(self.workload)
+        trusted = not self._thorough and all(type(item) in PASSES for item in others.passes)
+        return others != plan and others.changes_step and not trusted
+
     def _compared(self, plan: Plan) -> tuple[Drift, str | None]:
         if plan not in self._verdicts:
-            seen = self._probe.observe(plan, self._reference)
-            self._verdicts[plan] = self._verdict(plan, seen)
+            self._verdicts[plan] = self._verdict(plan)
         return self._verdicts[plan]
 
-    def _verdict(self, plan: Plan, seen: Observation) -> tuple[Drift, str | None]:
+    def _verdict(self, plan: Plan) -> tuple[Drift, str | None]:
+        """By the traced steps where these show enough, else by steps that are traced for it."""
+        observer = self._traced_observer
+        if plan in self._functions and observer.serves(plan):
+            drift, violation = self._verdict_by(self._traced, plan)
+            # A pass may draw a layer's random numbers in another order.
+            if violation is None or not observer.is_random:
+                return drift, violation
+        return self._verdict_by(self._recorded, plan)
+
+    def _verdict_by(self, side: "_Side", plan: Plan) -> tuple[Drift, str | None]:
+        seen = side.observer.observe(plan, side.reference)
         dtype, rounded = coarsest_dtype(plan, self.workload), rounded_dtype(plan, self.workload)
         tolerance = numerics.as_tolerance(self._tolerance, dtype)
         if self._tolerance is None and dtype in SIXTEEN_BITS and rounded is None:
             tolerance = numerics.NOTICED  # the untouched step is no more exact than the plan
-        drift = self.agreement.same(numerics.compare(self._reference, seen))
+        drift = self.agreement.same(numerics.compare(side.reference, seen))
         violation = drift.violation(tolerance)
         if violation is None or self._tolerance is not None:
             return drift, violation
-        yardsticks = Yardsticks(self._near(rounded), self._other, dtype)
+        yardsticks = Yardsticks(side.near(rounded), side.other, dtype)
         broken = self.agreement.same(
-            faithfulness.violation(self._reference, seen, tolerance, yardsticks)
+            faithfulness.violation(side.reference, seen, tolerance, yardsticks, drift)
         )
         if broken is None:
             return drift, None
         return dataclasses.replace(drift, worst=broken.where), str(broken)
-
-    def _near(self, dtype: str | None) -> Observation:
-        """The untouched step with roundings as in `dtype`; None for those of its own dtypes."""
-        if dtype not in self._nears:
-            self._nears[dtype] = self._probe.near(dtype).lightened()
-        return self._nears[dtype]
-
-    @functools.cached_property
-    def _other(self) -> Observation | None:
-        other = self._probe.other()
-        return other and other.lightened()
 
     def _compared_calls(self, plan: Plan, tolerance: Tolerance) -> tuple[Drift, str | None]:
         """How far some steps in one call are from the same in a call each, and if that is too far.

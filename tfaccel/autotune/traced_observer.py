@@ -1,0 +1,218 @@
+"""Looking at traced steps from outside: what they leave behind, without a trace of their own."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.autotune import slot_gradients
+from tfaccel.autotune.perturb import round_once, round_otherwise, rounded_inputs
+from tfaccel.autotune.step_recorder import Names, jit_compiles, losses_of, randomness_of
+from tfaccel.autotune.trial import rounded_dtype
+from tfaccel.compat import keras_private
+from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import StepContext
+from tfaccel.core.workload import Workload
+from tfaccel.measure.numerics import TOLERANCES, Observation, relative_error
+from tfaccel.steps.replay import kept
+from tfaccel.steps.snapshot import Snapshot
+
+# How much further than gradients may be off what an optimizer makes of them, where Keras's
+# own update can't be repeated: squares of gradients are off twice as far.
+_UPDATE_TIMES = 3.0
+_BOUND = TOLERANCES["float32"]
+
+
+class TracedObserver:
+    """Observes single steps that were traced for training, as `StepRecorder` does its own.
+
+    A recorder traces a step once more, to see its gradients. Here they follow from the
+    optimizer's state, and Keras's own update, run eagerly on them, tells what the step should
+    have made of them.
+
+    Args:
+        workload: the model; `workload.batches[0]` is the batch.
+        snapshot: the state to start from. It is left restored.
+        steps: gives the traced step of a plan, that of `Plan()` being the original.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        snapshot: Snapshot,
+        steps: Callable[[Plan], Callable[[Any], Any]],
+    ):
+        self._workload = workload
+        self._snapshot = snapshot
+        self._steps = steps
+        self._names = Names(workload)
+        # What Keras's own update can be repeated for; None before that is known.
+        self._repeated: set[str] | None = None
+
+    def serves(self, plan: Plan) -> bool:
+        """Whether a step under a plan, and the original, show all that is to be compared.
+
+        They do not on several replicas; where the optimizer hides the gradients; and where a
+        plan draws other random numbers than the original, as 16 bits and XLA do.
+        """
+        workload = self._workload
+        if workload.strategy is not None or not workload.optimizers:
+            return False
+        if not all(map(slot_gradients.shows_gradients, self._working())):
+            return False
+        return not (self.is_random and self._draws_otherwise(plan))
+
+    @property
+    def is_random(self) -> bool:
+        """Whether layers of Keras's draw random numbers."""
+        return any(map(randomness_of, self._workload.layers))
+
+    def _draws_otherwise(self, plan: Plan) -> bool:
+        context = StepContext(self._workload)
+        compiled = jit_compiles(plan, context) != bool(self._workload.model.jit_compile)
+        return compiled or rounded_dtype(plan, self._workload) is not None
+
+    def _working(self) -> list[keras.optimizers.Optimizer]:
+        return [o for o in self._workload.optimizers if o.built]
+
+    def observe(self, plan: Plan, reference: Observation | None = None) -> Observation:
+        """One step under a plan.
+
+        Args:
+            plan: what it was traced under.
+            reference: the original step; where given, weights and slots are what the plan's
+                update would have made of its gradients.
+        """
+        seen = self._one(self._steps(plan), self._workload.batches[0])
+        if reference is None:
+            return seen
+        return self._translated(seen, reference)
+
+    def near(self, dtype: str | None = None) -> Observation:
+        """The original step with other roundings, as `StepRecorder.near` has them.
+
+        Its random numbers are the same: they do not differ under a plan that is observed here.
+        """
+        workload, weights = self._workload, self._names.weights.values()
+        batch = workload.batches[0]
+        if dtype is not None:
+            batch = rounded_inputs(batch, dtype, workload.strategy)
+
+        def perturb() -> None:
+            if dtype is None:
+                round_otherwise(weights, workload.layers)
+            else:
+                round_once(weights, dtype)
+
+        return self._one(self._steps(Plan()), batch, perturb)
+
+    def other(self) -> Observation | None:
+        """The original step on another batch; None where no other was kept."""
+        batches = self._workload.batches
+        return self._one(self._steps(Plan()), batches[1]) if len(batches) > 1 else None
+
+    def _one(
+        self,
+        step: Callable[[Any], Any],
+        batch: Any,
+        perturb: Callable[[], None] = lambda: None,
+    ) -> Observation:
+        workload = self._workload
+        iterator = iter(kept((batch,), workload.element_spec, workload.strategy))
+        try:
+            self._start(perturb)
+            before, state_before = self._names.trained(), self._names.state()
+            logs = step(iterator)
+            trained = self._names.trained()
+            return Observation(
+                losses=losses_of(logs),
+                gradients=self._gradients(before, trained),
+                trained=trained,
+                before=before,
+                state=self._names.state(),
+                state_before=state_before,
+                counters=self._names.counters(),
+            )
+        finally:
+            self._snapshot.restore()
+
+    def _start(self, perturb: Callable[[], None] = lambda: None) -> None:
+        self._snapshot.restore()
+        self._workload.model.reset_metrics()
+        for optimizer in self._working():
+            slot_gradients.make_visible(optimizer)
+        perturb()
+
+    def _gradients(
+        self, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        ids = self._names.trained_ids()
+        old, new = ({ids[k]: v for k, v in values.items()} for values in (before, after))
+        return {
+            self._names.of(variable): gradient
+            for optimizer in self._working()
+            for variable, gradient in slot_gradients.gradients(optimizer, old, new)
+        }
+
+    def _translated(self, seen: Observation, reference: Observation) -> Observation:
+        """The same, its update moved to the reference's gradients, to be compared exactly.
+
+        Keras does not treat the sparse gradient of an embedding as it treats their sum, so its
+        update can't be repeated from it: that is compared as gradients are.
+        """
+        if self._repeated is None:
+            again = self._updated(reference.gradients)
+            self._repeated = {
+                name
+                for name, value in reference.trained.items()
+                if _apart(value, again[name], reference.before[name]) <= _BOUND.update
+            }
+        expected = self._updated(seen.gradients)
+        trained = dict(seen.trained)
+        for name, value in reference.trained.items():
+            if name in self._repeated:
+                trained[name] = value + _as_large(expected[name], value) * (
+                    seen.trained[name] - expected[name]
+                )
+            elif _apart(value, trained[name], reference.before[name]) <= self._free(
+                name, seen, reference
+            ):
+                trained[name] = value
+        return dataclasses.replace(seen, trained=trained)
+
+    def _free(self, name: str, seen: Observation, reference: Observation) -> float:
+        """How far an update that can't be repeated may be off."""
+        owner = self._names.owner(name)
+        right = reference.gradients.get(owner)
+        error = 0.0 if right is None else relative_error(right, seen.gradients[owner])
+        return _UPDATE_TIMES * max(_BOUND.variable, error)
+
+    def _updated(self, gradients: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What Keras's own update makes of gradients, run eagerly from the snapshot."""
+        try:
+            self._start()
+            for optimizer in self._working():
+                variables = keras_private.trained_variables(optimizer)
+                values = [tf.cast(gradients[self._names.of(v)], v.dtype) for v in variables]
+                optimizer.apply(values, variables)
+            return self._names.trained()
+        finally:
+            self._snapshot.restore()
+
+
+def _apart(value: np.ndarray, other: np.ndarray, before: np.ndarray) -> float:
+    """How far two new values are, relative to the value or, if larger, to its change."""
+    floor = float(np.linalg.norm(np.asarray(value, np.float64)))
+    return relative_error(value - before, other - before, floor)
+
+
+def _as_large(value: np.ndarray, reference: np.ndarray) -> float:
+    """What brings an error of one value down to one of the reference, where that is smaller.
+
+    A gradient that is zero by construction is rounding, of which 16 bits make more.
+    """
+    own, right = (float(np.linalg.norm(np.asarray(x, np.float64))) for x in (value, reference))
+    return min(1.0, right / own) if own else 1.0
