@@ -248,7 +248,10 @@ def no_arguments(argv: Sequence[str]) -> None:
 
 
 def measure_each(
-    results: Results, benchmarks: Iterable[Any], measure: Callable[[Any], Row]
+    results: Results,
+    benchmarks: Iterable[Any],
+    measure: Callable[[Any], Row],
+    summarize: Summarize | None = None,
 ) -> None:
     """Adds a row for each model, unless an earlier run did.
 
@@ -256,6 +259,7 @@ def measure_each(
         results: rows with an error are measured again.
         benchmarks: have a `name`.
         measure: makes the row of one.
+        summarize: as in `Results.add`.
     """
     results.rows = [row for row in results.rows if "error" not in row]
     done = {row["model"] for row in results.rows}
@@ -269,7 +273,7 @@ def measure_each(
             row |= measure(benchmark)
         except Exception as error:  # one model must not take the others' results with it
             row |= {"error": error_text(error), "traceback": traceback.format_exc()}
-        results.add(row)
+        results.add(row, summarize)
         console().print(results)
         keras.backend.clear_session()
         gc.collect()

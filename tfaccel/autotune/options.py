@@ -16,6 +16,9 @@ from tfaccel.measure.timing import Clock
 # Baseline steps that are timed and whose batches are kept. The first is traced, the
 # second still fills caches.
 COLLECTED_STEPS = 3
+# How far a search may go: no further than the cache; to what is expected to pay; to all that is
+# worth a trial.
+TUNING = ("off", "quick", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Options:
         cache: plans that won before; None for none.
         guard: whether to watch for losses that turn non-finite.
         clock: seconds.
+        tuning: how far a search may go.
+        reproducible: whether every step until the choice must be the original's.
     """
 
     plan: Plan | None
@@ -41,6 +46,8 @@ class Options:
     cache: PlanCache | None
     guard: bool
     clock: Clock
+    tuning: str = "quick"
+    reproducible: bool = False
 
     @property
     def considered(self) -> tuple[str, ...]:
@@ -59,6 +66,8 @@ def make_options(
     cache_dir: str | os.PathLike[str] | bool | None,
     guard: bool = True,
     clock: Clock = time.perf_counter,
+    tuning: str = "full",
+    reproducible: bool = False,
 ) -> Options:
     """Checks the arguments that `AccelCallback`, `tune` and `accelerate` share.
 
@@ -72,6 +81,10 @@ def make_options(
             f"Received: KERAS_BACKEND={keras.backend.backend()!r}; set it to 'tensorflow'."
         )
     as_tolerance(tolerance, "float32")
+    if tuning not in TUNING:
+        raise ValueError(f"`tuning` must be one of {', '.join(TUNING)}. Received: {tuning!r}")
+    if not isinstance(reproducible, bool):
+        raise TypeError(f"`reproducible` must be True or False. Received: {reproducible!r}")
     return Options(
         plan=None if isinstance(plan, str) and plan == "auto" else as_plan(plan),
         names=pass_names(includes, excludes),
@@ -81,6 +94,8 @@ def make_options(
         cache=_cache(cache_dir),
         guard=guard,
         clock=clock,
+        tuning=tuning,
+        reproducible=reproducible,
     )
 
 

@@ -1,16 +1,18 @@
 """Plans that won before, on disk."""
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfaccel.autotune.evidence import Evidence
 from tfaccel.autotune.report import Report
 from tfaccel.core.plan import suited_pass
 from tfaccel.core.workload import Workload, shapes
@@ -21,6 +23,8 @@ from tfaccel.system.json_files import parsed, replace_text, to_text
 from tfaccel.version import __version__
 
 SCHEMA = 1
+# Files that are read for evidence, the latest ones: some milliseconds.
+_MOST_READ = 64
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -51,15 +55,34 @@ class PlanCache:
             notices.warn(f"tfaccel ignores the cached plan {path}: {error}", stacklevel=2)
             return None
 
-    def save(self, key: str, report: Report) -> None:
-        """Keeps a report; a failure (a full disk, a read-only folder) is a warning."""
-        text = to_text(SCHEMA, {"key": key, "report": report.to_dict()}, indent=None)
+    def save(self, key: str, report: Report, evidence: Iterable[Evidence] = ()) -> None:
+        """Keeps a report; a failure (a full disk, a read-only folder) is a warning.
+
+        Args:
+            key: of the workload.
+            report: what tuning found.
+            evidence: what it tells of other workloads.
+        """
+        seen = [one.to_dict() for one in evidence]
+        kept = {"key": key, "report": report.to_dict(), "evidence": seen}
+        text = to_text(SCHEMA, kept, indent=None)
         try:
             replace_text(self._path(key), text)
         except OSError as error:
             notices.warn(
                 f"tfaccel could not keep the plan in {self.directory}: {error}", stacklevel=2
             )
+
+    def evidence(self) -> list[Evidence]:
+        """What the latest files tell of other workloads; those that can't be read tell nothing."""
+        found: list[Evidence] = []
+        with contextlib.suppress(OSError):
+            paths = sorted(self.directory.glob("*.json"), key=lambda path: path.stat().st_mtime)
+            for path in paths[-_MOST_READ:]:
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                    data = json.loads(path.read_text(encoding="utf-8"))
+                    found.extend(map(Evidence.from_dict, data.get("evidence", ())))
+        return found
 
     def _path(self, key: str) -> pathlib.Path:
         return self.directory / f"{key}.json"

@@ -13,7 +13,7 @@ from tfaccel.measure.numerics import Drift
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.tables import markdown_table, terminal_table
 from tfaccel.measure.timing import Speedup
-from tfaccel.measure.units import milliseconds
+from tfaccel.measure.units import milliseconds, ratio
 from tfaccel.system import notices
 from tfaccel.system.json_files import parsed
 
@@ -22,7 +22,7 @@ SCHEMA = 1
 _SHOWN_FINDINGS = 6
 # What is less is no time that anybody waited.
 _LEAST_TOLD_SECONDS = 0.05
-_NUMBERS = ("step", "speedup", "drift", "compile")
+_NUMBERS = ("step", "predicted", "speedup", "drift", "compile")
 _HEADINGS = ("plan", *_NUMBERS, "verdict")
 
 
@@ -114,7 +114,7 @@ class Report:
             )
 
     def rows(self) -> list[tuple[str, ...]]:
-        """The table's cells: plan, step, speedup, drift, compile, verdict; of what was tried."""
+        """The table's cells, in the order of its headings; of what was tried."""
         return [_row(trial, trial.plan == self.plan) for trial in self.tried()]
 
     def tried(self) -> list[Trial]:
@@ -187,7 +187,8 @@ def _row(trial: Trial, chosen: bool) -> tuple[str, ...]:
     drift = "" if trial.drift is None else f"{trial.drift.main:.1e}"
     compiling = f"{trial.compile_seconds:.1f} s" if trial.compile_seconds else ""
     verdict = "chosen" if chosen else trial.outcome.value
-    return str(trial.plan), step, gain, drift, compiling, verdict
+    predicted = "" if trial.predicted_gain is None else ratio(trial.predicted_gain)
+    return str(trial.plan), step, predicted, gain, drift, compiling, verdict
 
 
 def _trial_to_dict(trial: Trial) -> dict[str, Any]:
@@ -209,5 +210,6 @@ def _trial_from_dict(data: dict[str, Any]) -> Trial:
             "speedup": None if data["speedup"] is None else Speedup(**data["speedup"]),
             "drift": None if data["drift"] is None else Drift(**data["drift"]),
             "findings": tuple(data.get("findings", ())),
+            "predicted_gain": data.get("predicted_gain"),
         }
     )

@@ -44,7 +44,7 @@ class Budget:
         TypeError, ValueError: a bound is no number, or negative.
     """
 
-    share: float | None = 0.05
+    share: float | None = 0.25
     max_seconds: float = 120.0
 
     def __post_init__(self) -> None:
@@ -274,16 +274,10 @@ class _Search:
 
     def _repaired(self) -> Iterator[Plan]:
         """The plan that was tried last, the layer that was too far off left in its own dtype."""
-        trial = self.trials[-1]
-        if trial.outcome is not Outcome.UNFAITHFUL or trial.drift is None:
-            return
-        layer = layer_of(trial.drift.worst, self.workload)
-        if not layer or self.repairs == MOST_REPAIRS:
-            return
-        spared = tuple(item.sparing(layer) or item for item in trial.plan.passes)
-        if spared != trial.plan.passes:
+        plan = repaired(self.trials[-1], self.workload) if self.repairs < MOST_REPAIRS else None
+        if plan is not None:
             self.repairs += 1
-            yield Plan(spared)
+            yield plan
 
     def _with_less_memory(self) -> Iterator[Plan]:
         """The plan that was tried last with what it needs to fit, if it did not."""
@@ -338,6 +332,19 @@ class _Search:
         self.ending = f"{self.best.plan} won once but not when it was measured again."
         self.best = None
         return Speedup()
+
+
+def repaired(trial: Trial, workload: Workload) -> Plan | None:
+    """The plan of a trial with the layer that was too far off left in its own dtype.
+
+    Returns:
+        None where the plan was off in nothing that a layer's dtype would mend.
+    """
+    if trial.outcome is not Outcome.UNFAITHFUL or trial.drift is None:
+        return None
+    layer = layer_of(trial.drift.worst, workload)
+    spared = tuple((layer and item.sparing(layer)) or item for item in trial.plan.passes)
+    return Plan(spared) if spared != trial.plan.passes else None
 
 
 def layer_of(variable: str, workload: Workload) -> str:

@@ -53,6 +53,7 @@ class Trial:
         drift: the differences from the untouched step; None where not compared.
         peak_memory_bytes: the device's peak during the trial; None on a CPU.
         findings: what the passes found out about the layers before the trace, a line each.
+        predicted_gain: the speedup that was expected of the plan; None where nothing was.
     """
 
     plan: Plan
@@ -64,6 +65,7 @@ class Trial:
     drift: Drift | None = None
     peak_memory_bytes: int | None = None
     findings: tuple[str, ...] = ()
+    predicted_gain: float | None = None
 
     @property
     def ran_out_of_memory(self) -> bool:
@@ -163,16 +165,22 @@ class TrialRunner(abc.ABC):
         return trial
 
     def check(self, plan: Plan, deadline: float) -> Trial:
-        """A trial without times, for a plan that is known to be faster.
+        """A trial without a race: for a plan that is known to be faster, or is raced elsewhere.
 
         Args:
             plan: what to check.
             deadline: the clock's value at which its passes should be ready.
+
+        Returns:
+            The trial; FASTER stands for a plan that is faithful and not clearly slower.
         """
         refused = self._refused(plan)
         if refused is not None:
             return refused
-        return self._agreed(self._checked(plan, deadline))
+        trial = self._agreed(self._checked(plan, deadline))
+        if trial.outcome is not Outcome.FASTER:
+            self.forget(plan)
+        return trial
 
     def _checked(self, plan: Plan, deadline: float) -> Trial:
         compile_seconds = 0.0
@@ -181,9 +189,28 @@ class TrialRunner(abc.ABC):
                 plan.prepare(self._context(), self.clock, deadline)
                 step = self._built(plan)
                 compile_seconds = max(0.0, self._timed(step) - self.workload.step_seconds)
-            return self._judged(Trial(plan, Outcome.FASTER, compile_seconds=compile_seconds))
+                usual, first = self._first_look(plan, deadline)
+            if racing.seems_hopeless(usual, first):
+                return _stopped(plan, usual, first, compile_seconds)
+            trial = Trial(plan, Outcome.FASTER, "", compile_seconds, first)
+            return self._judged(dataclasses.replace(trial, findings=self._findings(plan)))
         except Exception as error:
-            return Trial(plan, Outcome.FAILED, error_line(error), compile_seconds)
+            return self._failed(plan, error, compile_seconds)
+
+    def _first_look(self, plan: Plan, deadline: float) -> tuple[float, float]:
+        return racing.first_look(
+            self.workload.step_seconds,
+            lambda: self._timed(self._own_calls(1)),
+            lambda: self._first_seconds(plan, self.workload.step_seconds),
+            self.clock,
+            deadline,
+        )
+
+    def _failed(self, plan: Plan, error: Exception, compile_seconds: float) -> Trial:
+        reason = error_line(error)
+        if is_out_of_memory(error):
+            reason = f"{_OUT_OF_MEMORY}: {reason}; {_less_memory(plan)}"
+        return Trial(plan, Outcome.FAILED, reason, compile_seconds)
 
     def _refused(self, plan: Plan) -> Trial | None:
         """A trial that ends with the first refusal; None where no pass refuses."""
@@ -223,10 +250,7 @@ class TrialRunner(abc.ABC):
                 return dataclasses.replace(trial, outcome=Outcome.UNDECIDED, reason=reason)
             return self._judged(trial)
         except Exception as error:
-            reason = error_line(error)
-            if is_out_of_memory(error):
-                reason = f"{_OUT_OF_MEMORY}: {reason}; {_less_memory(plan)}"
-            return Trial(plan, Outcome.FAILED, reason, compile_seconds)
+            return self._failed(plan, error, compile_seconds)
 
     def time_again(self, plan: Plan, deadline: float = math.inf) -> Speedup:
         """A fresh measurement of a plan that was tried, free of the luck that made it win."""
@@ -293,16 +317,9 @@ class TrialRunner(abc.ABC):
         )
 
     def _timed_trial(self, plan: Plan, compile_seconds: float, deadline: float) -> Trial:
-        usual, first = racing.first_look(
-            self.workload.step_seconds,
-            lambda: self._timed(self._own_calls(1)),
-            lambda: self._first_seconds(plan, self.workload.step_seconds),
-            self.clock,
-            deadline,
-        )
+        usual, first = self._first_look(plan, deadline)
         if racing.seems_hopeless(usual, first):
-            reason = f"its first traced step took {first / usual:.1f} times the baseline's"
-            return Trial(plan, Outcome.STOPPED, reason, compile_seconds, first)
+            return _stopped(plan, usual, first, compile_seconds)
         race = self._race(plan, deadline, step_seconds=first)
         if race.pairs < racing.FEWEST:
             reason = "there was no time left to measure it"
@@ -326,6 +343,11 @@ class TrialRunner(abc.ABC):
             count = min(2 * count, plan.steps_per_call)
             seconds = self._timed(self._calls(plan, count))
         return seconds / count
+
+
+def _stopped(plan: Plan, usual: float, first: float, compile_seconds: float) -> Trial:
+    reason = f"its first traced step took {first / usual:.1f} times the baseline's"
+    return Trial(plan, Outcome.STOPPED, reason, compile_seconds, first)
 
 
 def compute_dtype(plan: Plan, workload: Workload) -> str:

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from tfaccel.autotune.evidence import Evidence, Machine, evidence_of, shipped
+from tfaccel.autotune.layer_mix import layer_mix
 from tfaccel.autotune.options import Options
 from tfaccel.autotune.plan_cache import workload_key
 from tfaccel.autotune.report import Report
@@ -51,9 +53,22 @@ def tune_and_cache(
     seconds = settings.budget.seconds(workload)
     report = tune_workload(workload, bench, settings.names, seconds, on_trial, settings.reserve)
     report = dataclasses.replace(report, predicts=not workload.training).with_note(note)
-    if settings.cache and decides(report) and bench.agreement.is_chief:
-        settings.cache.save(_key(workload, settings), report)
+    if decides(report):
+        keep(workload, settings, report, bench.agreement)
     return report
+
+
+def keep(workload: Workload, settings: Options, report: Report, agreement: WorkerAgreement) -> None:
+    """Keeps a report in the cache: a plan for the same workload, and evidence for others."""
+    if settings.cache and agreement.is_chief and len(report.tried()) > 1:
+        machine, mix = Machine.of(workload.device), layer_mix(workload)
+        evidence = evidence_of(report, machine, mix) if workload.training else []
+        settings.cache.save(_key(workload, settings), report, evidence)
+
+
+def known_evidence(settings: Options) -> list[Evidence]:
+    """What was measured on this machine before, and what comes with the package."""
+    return [*(settings.cache.evidence() if settings.cache else ()), *shipped()]
 
 
 def decides(report: Report) -> bool:

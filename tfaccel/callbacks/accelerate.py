@@ -30,13 +30,15 @@ _NO_FIT = (
 class AccelCallback(keras.callbacks.Callback):
     """Makes `fit` as fast as the hardware allows, or leaves it exactly as it was.
 
-    The first steps of `fit` run as they were written and give the times to beat.
-    Then accelerations are tried on the batches of these steps, from a saved state:
-    each is timed against the untouched step and its loss and gradients are compared
-    with it. The fastest faithful one is used for the rest of the training, in
-    validation too; the state is put back bit for bit first, so no batch is lost,
-    repeated or reordered. The model itself is never changed: its dtype policies,
-    `jit_compile`, layers and optimizer are yours during and after training.
+    The first steps of `fit` run as they were written and give the times to beat. What
+    was measured before, on this machine and on others like it, tells which plan is
+    expected to save most of the rest of the training, and whether that is more than it
+    costs to find out. The candidate is traced, and compared with the untouched step on
+    the same batch from the same state: losses, gradients, updates, statistics. If it is
+    faithful the two take turns on the real steps of the training until it is clear which
+    is faster. No batch is lost, repeated or reordered. The model itself is never changed:
+    its dtype policies, `jit_compile`, layers and optimizer are yours during and after
+    training.
 
     Args:
         plan: `"auto"` to try and choose; `"baseline"` to change nothing; a
@@ -47,9 +49,16 @@ class AccelCallback(keras.callbacks.Callback):
         tolerance: how far gradients may be from the untouched step's: None for the
             defaults of each dtype (see `tfaccel.measure.numerics`), a relative error, or a
             `tfaccel.Tolerance`.
-        tuning_share: the share of the estimated remaining training time that trials
-            may take; None for no such bound.
-        max_tuning_seconds: the seconds that trials may take in any case.
+        tuning: how far the search may go. `"quick"`: to candidates that are expected to
+            save more time than they cost. `"full"`: to every plan that is worth a trial, on
+            batches that are kept, as `tfaccel.tune` does. `"off"`: to plans that the cache
+            has for this model.
+        reproducible: whether every step until the choice is to be the untouched one's, bit
+            for bit: candidates are then raced on batches that are kept, and the state is put
+            back. It costs the time of the race.
+        tuning_share: the share of the estimated remaining training time that a search may
+            cost if it wins nothing; None for no such bound.
+        max_tuning_seconds: the seconds that it may cost in any case.
         cache_dir: where plans that won are kept, to be used again without trials;
             None for `$TFACCEL_CACHE_DIR`, else `~/.cache/tfaccel`; False for none.
         guard: if a loss turns non-finite under an accelerated plan, put back the
@@ -83,7 +92,9 @@ class AccelCallback(keras.callbacks.Callback):
         includes: Collection[str] | None = None,
         excludes: Collection[str] = (),
         tolerance: Tolerance | float | None = None,
-        tuning_share: float | None = 0.05,
+        tuning: str = "quick",
+        reproducible: bool = False,
+        tuning_share: float | None = 0.25,
         max_tuning_seconds: float = 120.0,
         cache_dir: str | os.PathLike[str] | bool | None = None,
         guard: bool = True,
@@ -101,6 +112,8 @@ class AccelCallback(keras.callbacks.Callback):
             cache_dir=cache_dir,
             guard=guard,
             clock=clock,
+            tuning=tuning,
+            reproducible=reproducible,
         )
         self._verbose = verbose
         self._session: FitSession | None = None

@@ -3,21 +3,25 @@
 import dataclasses
 from collections.abc import Callable
 
+from tfaccel.autotune.candidates import Candidates
 from tfaccel.autotune.eligibility import too_short
+from tfaccel.autotune.expectation import Candidate
 from tfaccel.autotune.options import Options
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.search import cheapest_trial_seconds
 from tfaccel.autotune.training_trials import TrainingTrials
-from tfaccel.autotune.tune_and_cache import known_report, tune_and_cache
+from tfaccel.autotune.trial import Trial
+from tfaccel.autotune.tune_and_cache import keep, known_evidence, known_report, tune_and_cache
 from tfaccel.core.workload import Workload
 from tfaccel.fit.observed import Observed
 from tfaccel.fit.phases import Phase
 from tfaccel.fit.progress import Progress
 from tfaccel.measure.outcome import Outcome
+from tfaccel.measure.racing import Race
 from tfaccel.measure.timing import Clock
 from tfaccel.passes.step_batching import is_watched
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction
-from tfaccel.steps.remembered import Memory, TooShort
+from tfaccel.steps.remembered import Memory, Pending, TooShort
 from tfaccel.steps.repeatable import unrepeatable, unrestorable
 from tfaccel.steps.worker_agreement import WorkerAgreement
 from tfaccel.system import notices
@@ -28,11 +32,13 @@ class Choice:
     """How a fit goes on.
 
     Attributes:
-        phase: RUN, STAY or AWAIT_LENGTH.
+        phase: RUN, RACE, STAY or AWAIT_LENGTH.
         workload: what it was chosen for.
-        report: says why, and the plan; None while the length is awaited.
-        traced: the plan's step, where trials have traced it.
+        report: says why, and the plan; None while the length is awaited, or a race.
+        traced: the plan's step, where it is traced already.
         waits: whether this fit ran steps for it, so that its next epoch may begin late.
+        trial: the check of the candidate that is to be raced.
+        race: as far as an earlier fit came with it.
     """
 
     phase: Phase
@@ -40,11 +46,13 @@ class Choice:
     report: Report | None = None
     traced: BuiltStep | None = None
     waits: bool = False
+    trial: Trial | None = None
+    race: Race | None = None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True)
 class PlanChooser:
-    """Goes through the phases PREDICT, CHECK and RACE, in which no step of the training runs.
+    """Goes through the phases in which no step of the training runs.
 
     Attributes:
         settings: what the user asked for.
@@ -56,6 +64,7 @@ class PlanChooser:
         agreement: of the processes that train together.
         enter: told the phases.
         on_tuning: told the budget in seconds before trials begin.
+        candidates: the search, once there is one.
     """
 
     settings: Options
@@ -67,6 +76,7 @@ class PlanChooser:
     agreement: WorkerAgreement
     enter: Callable[[Phase], None]
     on_tuning: Callable[[float], None]
+    candidates: Candidates | None = dataclasses.field(default=None, init=False)
 
     def choose(self) -> Choice:
         """Decides; all processes must do so together."""
@@ -77,11 +87,93 @@ class PlanChooser:
             choice = self._by_cache(known, workload)
             if choice is not None:
                 return choice
+        if settings.tuning == "off":
+            return self._stay("With tuning='off' nothing is tried.", workload)
+        if settings.tuning == "quick":
+            return self._by_expectation(workload)
         seconds = settings.budget.seconds(workload)
         least = cheapest_trial_seconds(workload, settings.names)
         if least is None or least > seconds:
-            return self._without_trials(workload, least, seconds)
+            note = too_short(workload, least, seconds, settings.budget.max_seconds)
+            return self._without_trials(workload, least, note)
         return self._unrepeatable(workload) or self._by_trials(workload, seconds)
+
+    def _by_expectation(self, workload: Workload) -> Choice:
+        """Goes on to the candidate that is expected to pay most; stays where none is."""
+        settings = self.settings
+        seconds = settings.budget.seconds(workload)
+        steps = workload.steps_to_come
+        if steps is None:
+            note = too_short(workload, 0.0, seconds, settings.budget.max_seconds)
+            return self._without_trials(workload, 0.0, note)
+        evidence = known_evidence(settings)
+        found = Candidates(workload, settings.names, evidence, seconds)
+        self.candidates = found
+        pending = self.memory.pending(self.observed.element_spec)
+        if pending is not None and not settings.reproducible:
+            found.trials.extend(pending.trials)
+            return self._pending(pending, workload)
+        if self._next() is None:
+            return self._without_trials(workload, found.least_seconds(), found.note)
+        choice = self._unrepeatable(workload)
+        if choice is not None:
+            return choice
+        found.note = unrestorable(self.baseline, self.observed.replay())
+        return self._by_kept_batches(workload) if settings.reproducible else self.go_on(workload)
+
+    def _pending(self, pending: Pending, workload: Workload) -> Choice:
+        """Goes on with a race that an earlier fit was too short for."""
+        known = self.memory.step(pending.trial.plan, self.observed.element_spec)
+        assert known is not None
+        self.observed.prepared.update(known.prepared)
+        return Choice(
+            Phase.RACE, workload, traced=known.built, trial=pending.trial, race=pending.race
+        )
+
+    def go_on(self, workload: Workload) -> Choice:
+        """Checks candidates until one is faithful, and can be raced, or none is worth a look."""
+        found = self.candidates
+        assert found is not None
+        while candidate := self._next():
+            self.enter(Phase.CHECK)
+            with self._bench(workload) as bench:
+                trial = found.check(bench, candidate)
+                if trial.outcome is Outcome.FASTER:
+                    traced = bench.step_function(trial.plan)
+                    return Choice(Phase.RACE, workload, traced=traced, waits=True, trial=trial)
+            self.enter(Phase.PREDICT)
+        return self._ended(workload)
+
+    def _by_kept_batches(self, workload: Workload) -> Choice:
+        """The same, with races on kept batches, from a state that is put back."""
+        found = self.candidates
+        assert found is not None
+        self.enter(Phase.TRIALS)
+        self.on_tuning(self.settings.budget.seconds(workload))
+        with self._bench(workload) as bench:
+            while candidate := self._next():
+                before = found.plan
+                found.try_out(bench, candidate)
+                bench.forget(before if found.plan != before else candidate.plan)
+        choice = self._ended(workload)
+        if choice.phase is Phase.STAY:
+            return choice
+        return dataclasses.replace(choice, traced=bench.step_function(found.plan))
+
+    def _ended(self, workload: Workload) -> Choice:
+        """Nothing more is worth a look."""
+        found = self.candidates
+        assert found is not None
+        report = found.report()
+        keep(workload, self.settings, report, self.agreement)
+        phase = Phase.STAY if report.plan.is_baseline else Phase.RUN
+        return Choice(phase, workload, report, waits=found.have_run)
+
+    def _next(self) -> Candidate | None:
+        """What is worth a look next, by the chief's evidence."""
+        assert self.candidates is not None
+        steps = self.observed.agree_on_steps_to_come() or 0
+        return self.agreement.same(self.candidates.next(steps))
 
     def known_too_short(self) -> str:
         """Why nothing can pay, by what an earlier fit has shown; empty where something may."""
@@ -132,8 +224,8 @@ class PlanChooser:
         self.enter(Phase.PREDICT)
         return None
 
-    def _without_trials(self, workload: Workload, least: float | None, seconds: float) -> Choice:
-        """The budget can pay for no trial: for now, or for good."""
+    def _without_trials(self, workload: Workload, least: float | None, note: str) -> Choice:
+        """Nothing is expected to pay: for now, or for good."""
         if workload.steps_to_come is None and self.progress.epochs_left > 1:
             return Choice(Phase.AWAIT_LENGTH, workload)
         self.memory.note_too_short(
@@ -146,8 +238,7 @@ class PlanChooser:
                 max(workload.first_step_seconds, workload.trace_seconds),
             )
         )
-        bound = self.settings.budget.max_seconds
-        return self._stay(too_short(workload, least, seconds, bound), workload)
+        return self._stay(note, workload)
 
     def _unrepeatable(self, workload: Workload) -> Choice | None:
         """No step may be repeated: then the training stays as it is, with the reason."""
@@ -155,7 +246,7 @@ class PlanChooser:
         return self._stay(why, workload) if why else None
 
     def _by_trials(self, workload: Workload, seconds: float) -> Choice:
-        self.enter(Phase.RACE)
+        self.enter(Phase.TRIALS)
         self.on_tuning(seconds)
         note = unrestorable(self.baseline, self.observed.replay())
         with self._bench(workload) as bench:
@@ -172,6 +263,7 @@ class PlanChooser:
             self.settings.tolerance,
             self.agreement,
             self.observed.prepared,
+            thorough=self.settings.tuning == "full",
         )
 
     def _stay(self, note: str, workload: Workload) -> Choice:

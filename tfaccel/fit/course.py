@@ -1,14 +1,16 @@
 """How a fit gets from one phase to the next, and back to the original step."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 
 from tfaccel.autotune.explicit_plan import served
 from tfaccel.autotune.options import COLLECTED_STEPS, Options
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.trial import error_line
+from tfaccel.autotune.trial import Trial, error_line
 from tfaccel.core.compiled_sizes import MOST_SIZES
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import Prepared
@@ -16,19 +18,37 @@ from tfaccel.core.workload import Workload
 from tfaccel.fit import phases
 from tfaccel.fit.announcer import Announcer
 from tfaccel.fit.choose import Choice, PlanChooser
+from tfaccel.fit.live_race import LiveRace
 from tfaccel.fit.observed import Observed
 from tfaccel.fit.phases import IllegalTransitionError, Phase, Phases
 from tfaccel.fit.progress import Progress
 from tfaccel.fit.run import PlanRun
 from tfaccel.fit.step_dispatcher import StepDispatcher
 from tfaccel.fit.waiting import Waiting
+from tfaccel.measure.outcome import Outcome
 from tfaccel.steps.compiled_step import BuiltStep
-from tfaccel.steps.remembered import Memory
+from tfaccel.steps.remembered import Memory, Pending, TracedStep
+from tfaccel.steps.snapshot import build_used_optimizer
 from tfaccel.steps.worker_agreement import WorkerAgreement
 from tfaccel.system import notices
 
 # What a plan that the user gave, and nobody measured, is taken to win in validation.
 _HOPED_GAIN = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Contest:
+    """A candidate in its race.
+
+    Attributes:
+        trial: its check.
+        workload: what it was checked for.
+        race: how it goes.
+    """
+
+    trial: Trial
+    workload: Workload
+    race: LiveRace
 
 
 class Course:
@@ -82,6 +102,7 @@ class Course:
         self.announcer = Announcer(dispatcher, on_report)
         self.waiting = Waiting(clock)
         self._awaited_epoch: int | None = None
+        self._contest: Contest | None = None
         self.is_decided = False
         self._dispatcher = dispatcher
         self._progress = progress
@@ -159,7 +180,9 @@ class Course:
     def _take(self, choice: Choice) -> None:
         """Goes on as was chosen."""
         report = choice.report
-        if report is None:
+        if choice.phase is Phase.RACE:
+            self._start_race(choice)
+        elif report is None:
             self.phases.enter(Phase.AWAIT_LENGTH)
             self._awaited_epoch = self._progress.epoch
         elif choice.phase is Phase.STAY:
@@ -168,6 +191,64 @@ class Course:
             self.announcer.announce(report)
             self.waiting.is_expected = choice.waits
             self.start_plan(report.plan, choice.workload, choice.traced)
+
+    def _start_race(self, choice: Choice) -> None:
+        """The candidate and the step that ran so far take turns from now on."""
+        trial, workload, chooser = choice.trial, choice.workload, self.chooser
+        assert trial is not None and choice.traced is not None and chooser.candidates is not None
+        build_used_optimizer(workload.model)
+        candidate = self.plan_run.guarded(trial.plan, workload, choice.traced)
+        race = LiveRace(
+            self.plan_run.step or self._dispatcher.own,
+            candidate,
+            self.clock,
+            steps_per_call=trial.plan.steps_per_call,
+            step_seconds=workload.step_seconds,
+            most_lost_seconds=chooser.candidates.left_seconds,
+            room=lambda: self._progress.room,
+            race=choice.race,
+        )
+        self._contest = Contest(trial, workload, race)
+        self.phases.enter(Phase.RACE)
+
+    def race(self, iterator: Any) -> Any:
+        """One step of the training, by the side whose turn it is."""
+        contest = self._contest
+        assert contest is not None
+        logs = contest.race(iterator)
+        # A candidate that failed has brought the original step back.
+        if self.phase is Phase.RACE and contest.race.is_decided:
+            with self.own_work():
+                self._end_race(contest)
+        return logs
+
+    def _end_race(self, contest: Contest) -> None:
+        """A race is decided: the winner goes on, or another candidate comes next."""
+        chooser, race = self.chooser, contest.race
+        assert chooser.candidates is not None
+        self._contest = None
+        trial = chooser.candidates.raced(contest.trial, race.race, race.calls)
+        if trial.outcome is Outcome.FASTER:
+            race.candidate.room = lambda: self._progress.room
+            self.plan_run.install(trial.plan, race.candidate, contest.workload)
+        self.phases.enter(Phase.PREDICT)
+        choice = chooser.go_on(contest.workload)
+        if choice.phase is not Phase.RUN:
+            return self._take(choice)
+        assert choice.report is not None
+        self.announcer.announce(choice.report)
+        self.waiting.is_expected = True
+        self.plan_run.settle(choice.report.speedup)
+        self.is_decided = True
+        self.phases.enter(Phase.RUN)
+
+    def begin_epoch(self) -> None:
+        """An epoch begins."""
+        self.waiting.begin_epoch()
+        self.plan_run.begin_epoch()
+        if self._contest is not None:
+            self._contest.race.begin_epoch()
+            self._contest.race.candidate.begin_epoch()
 
     def start_given(self, plan: Plan) -> None:
         """The plan that the user gave, less the passes that can't serve this model."""
@@ -242,13 +323,28 @@ class Course:
         """The fit has ended: what the next ones may use stays, no data and no copies do."""
         observed, memory = self.observed, self.memory
         seconds = observed.seconds
-        if self.announcer.report is None and self.settings.plan is None:
+        if self._contest is not None:
+            self._keep_race(self._contest)
+        elif self.announcer.report is None and self.settings.plan is None:
             self.stay_for(f"{len(seconds)} steps are too few to try anything.")
         if seconds:
             memory.trace_seconds = max(memory.trace_seconds, seconds[0])
         self.plan_run.finish()
         observed.callbacks = ()
         observed.forget_batches()
+
+    def _keep_race(self, contest: Contest) -> None:
+        """The fit ended before a race was decided: the next one goes on with it."""
+        spec, race, chooser = self.observed.element_spec, contest.race, self.chooser
+        assert chooser.candidates is not None
+        if race.candidate.has_run:
+            step = race.candidate.function
+            self.memory.keep(TracedStep(contest.trial.plan, spec, step, self.observed.prepared))
+            trials = tuple(chooser.candidates.trials)
+            self.memory.note_pending(Pending(spec, contest.trial, race.race, trials))
+        race.candidate.release()
+        self._contest = None
+        self.stay_for(f"The fit ended while {contest.trial.plan} was raced with your own step.")
 
     def _abandon(self, why: str) -> None:
         """The plan failed; its guarded step has put the last good state back."""
@@ -269,5 +365,6 @@ class Course:
     ) -> None:
         """The one way from whatever failed to the original step, with one notice."""
         notices.warn(notice, category, stacklevel=4)
+        self._contest = None
         self.plan_run.drop()
         self.stay(report)

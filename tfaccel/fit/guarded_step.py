@@ -66,6 +66,7 @@ class GuardedStep:
     Attributes:
         function: the plan's step.
         trust: what is known of it.
+        room: as given.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class GuardedStep:
         self.function.touched.on_more = self._learn
         self._on_abandon = on_abandon
         self._agreement = agreement or WorkerAgreement()
-        self._room = room
+        self.room = room
         self._on_many_sizes = on_many_sizes
         self._calls = 0
         self._last_logs: Any = None
@@ -128,6 +129,13 @@ class GuardedStep:
         """The fit has ended: lets go of copies of its state, but not of the traced step."""
         self.function.ahead.clear()
         self._guard, self._last_logs = None, None
+
+    def resume(self) -> None:
+        """Other steps have run since the last of this one: the state is good as it is now."""
+        self.function.ahead.clear()
+        self._last_logs = None
+        if self._guard is not None:
+            self._guard.keep_now()
 
     def begin_epoch(self) -> None:
         """An epoch begins; the one before may have been broken off."""
@@ -180,7 +188,7 @@ class GuardedStep:
         if self.function.ahead:
             return self._checked(self.function.ahead.popleft(), iterator)
         try:
-            logs, *later = self.function.run(iterator, self._room())
+            logs, *later = self.function.run(iterator, self.room())
             self.function.ahead.extend(later)
         except END_OF_DATA:
             if self.function.steps_per_call == 1:

@@ -41,7 +41,7 @@ class NaNGuard:
         self._epoch_began = False
         self.steps_since_good = 0
         self._taken = self._copy_seconds = 0.0
-        self._keep(at_first=True)
+        self.keep_now()
 
     def passed(self, is_latest: bool = True) -> None:
         """A step ended well.
@@ -60,6 +60,10 @@ class NaNGuard:
             # Half way to where it will be due: a clock shared by workers costs a message.
             to_come = self.steps_since_good * (pause / elapsed - 1) / 2 if elapsed > 0 else 1
             self._look_at = self.steps_since_good + max(1, int(min(to_come, _MOST_STEPS)))
+
+    def keep_now(self) -> None:
+        """The state is good, whatever the cost of keeping it."""
+        self._keep(at_first=True)
 
     def begin_epoch(self) -> None:
         """An epoch begins: metrics that are put back would be those of the one before."""

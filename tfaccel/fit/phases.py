@@ -17,7 +17,8 @@ class Phase(enum.Enum):
         PREDICT: no step runs. The cache, what candidates cost and what the rest of the training
             can pay for tell which of the following phases pays.
         CHECK: no step runs. One candidate is compared with the original step on kept batches.
-        RACE: no step runs. Candidates are timed in turns with the original step on kept
+        RACE: the candidate and the step that ran so far take turns.
+        TRIALS: no step runs. Candidates are timed in turns with the original step on kept
             batches, and compared with it.
         RUN: the step of the chosen plan runs, guarded.
         STAY: the original step runs, and its function is given back.
@@ -28,6 +29,7 @@ class Phase(enum.Enum):
     PREDICT = "predict"
     CHECK = "check"
     RACE = "race"
+    TRIALS = "trials"
     RUN = "run"
     STAY = "stay"
 
@@ -46,17 +48,25 @@ TRANSITIONS: Mapping[Phase, Mapping[Phase, str]] = {
     },
     Phase.PREDICT: {
         Phase.AWAIT_LENGTH: "what pays depends on a length that the first epoch will show",
-        Phase.CHECK: "the cache has a plan, which this process has not traced",
-        Phase.RACE: "trials are expected to pay",
-        Phase.RUN: "the cache has a plan whose step an earlier fit has traced",
+        Phase.CHECK: "a candidate is expected to pay, or the cache has a plan that this process "
+        "has not traced",
+        Phase.RACE: "an earlier fit has checked a candidate, and ended before it was decided",
+        Phase.TRIALS: "candidates are expected to pay, and no step of the training may be one's",
+        Phase.RUN: "the cache has a plan whose step an earlier fit has traced, or nothing is "
+        "expected to be better than the plan that won",
         Phase.STAY: "nothing is expected to pay, or no step can be repeated",
     },
     Phase.CHECK: {
         Phase.PREDICT: "the plan does not serve here; others may",
-        Phase.RUN: "the plan is faithful and faster",
+        Phase.RACE: "the candidate is faithful",
+        Phase.RUN: "the plan of the cache is faithful",
         Phase.STAY: "the comparison failed",
     },
     Phase.RACE: {
+        Phase.PREDICT: "it is decided; another candidate may pay",
+        Phase.STAY: "the candidate failed",
+    },
+    Phase.TRIALS: {
         Phase.RUN: "a plan won",
         Phase.STAY: "no plan won",
     },

@@ -81,15 +81,26 @@ class PlanRun:
                 return False
         if traced is not None and traced.held is not None and workload.batches:
             traced.held.widen(workload.batches[0])
-        self.observed.forget_batches()
-        workload = dataclasses.replace(workload, batches=())  # no data is held any longer
         build_used_optimizer(workload.model)
-        step = self._guarded(plan, workload, traced)
-        self.plan, self.step, self._workload = plan, step, workload
-        self.dispatcher.plan, self.dispatcher.built = plan, step.function
-        if serves_validation(plan, workload):
-            self._accelerate_validation(workload, hoped_gain)
+        self.install(plan, self.guarded(plan, workload, traced), workload)
+        self.settle(hoped_gain)
         return True
+
+    def install(self, plan: Plan, step: GuardedStep, workload: Workload) -> None:
+        """This step is the plan's from now on."""
+        self.plan, self.step, self._workload = plan, step, _without_data(workload)
+        self.dispatcher.plan, self.dispatcher.built = plan, step.function
+
+    def settle(self, hoped_gain: float) -> None:
+        """The plan stays: no data is held for others any longer, and validation runs under it.
+
+        Args:
+            hoped_gain: how much faster than the original it is taken to be in validation.
+        """
+        self.observed.forget_batches()
+        workload = self._workload
+        if workload is not None and serves_validation(self.plan, workload):
+            self._accelerate_validation(workload, hoped_gain)
 
     def _remembered(self, plan: Plan) -> BuiltStep | None:
         """The step that an earlier fit has traced; what its passes found is known here, too."""
@@ -99,9 +110,16 @@ class PlanRun:
         self.observed.prepared.update(known.prepared)
         return known.built
 
-    def _guarded(self, plan: Plan, workload: Workload, traced: BuiltStep | None) -> GuardedStep:
+    def guarded(self, plan: Plan, workload: Workload, traced: BuiltStep | None) -> GuardedStep:
+        """A plan's step with the way back to the original.
+
+        Args:
+            plan: whose passes are ready.
+            workload: what it is for.
+            traced: its step, if it was traced.
+        """
         return GuardedStep(
-            workload,
+            _without_data(workload),
             plan,
             traced,
             self.dispatcher.own,
@@ -157,3 +175,7 @@ class PlanRun:
             found = self.observed.prepared
             self.memory.keep(TracedStep(self.plan, spec, step.function, found))
         step.release()
+
+
+def _without_data(workload: Workload) -> Workload:
+    return dataclasses.replace(workload, batches=())

@@ -157,8 +157,7 @@ class FitSession:
     def begin_epoch(self, epoch: int) -> None:
         """An epoch begins."""
         self._progress.begin_epoch(epoch)
-        self._course.waiting.begin_epoch()
-        self._course.plan_run.begin_epoch()
+        self._course.begin_epoch()
 
     def begin_validation(self) -> None:
         """A validation begins."""
@@ -187,6 +186,8 @@ class FitSession:
                 return self._observing.observe(iterator)
             case Phase.AWAIT_LENGTH:
                 return self._observing.await_length(iterator)
+            case Phase.RACE:
+                return self._course.race(iterator)
             case Phase.RUN if step is not None:
                 return step(iterator)
             case Phase.STAY:

@@ -59,7 +59,8 @@ class FusedActivation(LayerPass):
 
     def prior(self, workload: Workload) -> Prior:
         return Prior(
-            reason="TensorFlow makes GELU and SiLU of about five ops, and of ten in the gradient"
+            gain=1.08,
+            reason="TensorFlow makes GELU and SiLU of about five ops, and of ten in the gradient",
         )
 
     def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:

@@ -22,6 +22,8 @@ CALL_SECONDS = 0.1
 # Steps a call that are considered. What a call costs is shared by its steps: 32 steps
 # leave 3 % of it to each (`benchmarks/step_batching.py --curve` times them).
 CHOICES = (4, 8, 16, 32)
+# What a call costs beside its step: Python, the way into the graph and back, and the logs.
+_CALL_SECONDS = 1e-3
 _HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
 
 
@@ -99,6 +101,7 @@ class StepBatching(Pass):
 
     def prior(self, workload: Workload) -> Prior:
         return Prior(
+            gain=1.0 + _CALL_SECONDS / max(workload.step_seconds, _CALL_SECONDS),
             reason="a small model loses more time between steps than in them; a large one is "
             "refused",
         )

@@ -60,6 +60,7 @@ class XLA(Pass):
         lost = workload.device.kind == "CPU" and workload.has(*CONVOLUTIONS, keras.layers.RNN)
         return Prior(
             pays=not workload.model.jit_compile and not lost,
+            gain=1.1,
             reason="XLA fuses elementwise chains, but on a CPU replaces oneDNN's convolutions by "
             "slow ones, and recurrent loops are faster by themselves; on a GPU Keras has "
             "turned it on already",

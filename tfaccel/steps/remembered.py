@@ -9,6 +9,7 @@ import keras
 
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import Prepared
+from tfaccel.measure.racing import Race
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction
 
 _ATTRIBUTE = "_tfaccel_memory"
@@ -54,6 +55,23 @@ class TooShort:
     trace_seconds: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Pending:
+    """A candidate that was checked, and whose race was not decided when a fit ended.
+
+    Attributes:
+        element_spec: of the data.
+        trial: its check.
+        race: as far as it came.
+        trials: what was tried before.
+    """
+
+    element_spec: Any
+    trial: Any
+    race: Race
+    trials: tuple[Any, ...]
+
+
 class Memory:
     """Lives as long as the user's own train function, which `compile` makes anew.
 
@@ -72,6 +90,7 @@ class Memory:
         self._era = era
         self._steps: list[TracedStep] = []
         self._too_short: TooShort | None = None
+        self._pending: Pending | None = None
 
     @classmethod
     def of(cls, model: keras.Model, train_function: StepFunction) -> "Memory":
@@ -104,6 +123,17 @@ class Memory:
         """Forgets a step: it failed, or another takes its place."""
         known = self.step(plan, element_spec)
         self._steps = [kept for kept in self._steps if kept is not known]
+
+    def note_pending(self, pending: Pending) -> None:
+        """A fit ended in a race; the candidate's step is kept beside."""
+        self._pending = pending
+
+    def pending(self, element_spec: Any) -> Pending | None:
+        """The race to go on with, which is handed out once; None where there is none."""
+        pending, self._pending = self._pending, None
+        if pending is None or pending.element_spec != element_spec:
+            return None
+        return pending if self.step(pending.trial.plan, element_spec) else None
 
     def note_too_short(self, known: TooShort) -> None:
         """Nothing could pay in a fit."""

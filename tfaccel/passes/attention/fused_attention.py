@@ -51,6 +51,7 @@ class FusedAttention(LayerPass):
     def prior(self, workload: Workload) -> Prior:
         return Prior(
             pays=workload.has(*_layers.KINDS),
+            gain=1.15,
             reason="Keras 3 projects query, key and value apart, by einsums, and keeps all that a "
             "softmax's gradient needs; here it is few products, and one matrix is kept",
         )

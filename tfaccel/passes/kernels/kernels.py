@@ -22,6 +22,9 @@ from tfaccel.ops.kernels import DIRECTIONS, CallSpec, Chooser
 from tfaccel.passes.kernels import _layers
 from tfaccel.passes.kernels._selection import Selection
 
+# What measuring a net's products takes, where none of them is known.
+_MEASURING_SECONDS = 20.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Kernels(LayerPass):
@@ -83,6 +86,8 @@ class Kernels(LayerPass):
         slow = workload.device.kind == "CPU" and workload.has(*CONVOLUTIONS)
         return Prior(
             pays=workload.training and slow,
+            gain=1.1,
+            prepare_seconds=min(self.max_seconds, _MEASURING_SECONDS),
             reason="on a CPU TensorFlow has one algorithm for all convolutions, on a GPU cuDNN "
             "picks one; predictions try what costs no measuring first",
         )

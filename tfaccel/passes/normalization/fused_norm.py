@@ -62,6 +62,7 @@ class FusedNorm(LayerPass):
     def prior(self, workload: Workload) -> Prior:
         return Prior(
             pays=workload.training,
+            gain=1.1,
             reason="Keras 3 computes BatchNormalization by about ten ops; fused it is one (in "
             "predictions it is three, and mostly none, as it can be folded)",
         )

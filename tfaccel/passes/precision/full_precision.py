@@ -54,6 +54,7 @@ class FullPrecision(LayerPass):
     def prior(self, workload: Workload) -> Prior:
         return Prior(
             pays=workload.device.kind == "CPU",
+            gain=3.0,
             reason="a CPU without 16-bit instructions emulates them; a GPU without Tensor Cores "
             "wins memory by them, and some time",
         )

@@ -76,6 +76,7 @@ class Recompute(Pass):
     def prior(self, workload: Workload) -> Prior:
         return Prior(
             pays=False,
+            gain=0.8,
             reason="a second forward pass costs time; it serves memory",
         )
 

@@ -1,0 +1,181 @@
+"""One candidate after the other, as long as another is expected to pay."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from tfaccel.autotune import priors
+from tfaccel.autotune.evidence import Evidence
+from tfaccel.autotune.expectation import Candidate, Expectation
+from tfaccel.autotune.report import Report
+from tfaccel.autotune.search import MOST_REPAIRS, baseline_trial, repaired
+from tfaccel.autotune.trial import WORTHWHILE, Trial, TrialRunner
+from tfaccel.core.plan import Pass, Plan
+from tfaccel.core.prior import Prior
+from tfaccel.core.workload import Workload
+from tfaccel.measure import racing
+from tfaccel.measure.outcome import Outcome
+from tfaccel.measure.timing import Speedup
+
+
+class Candidates:
+    """The search of one training: what was tried, what won, and what is worth a look next.
+
+    Args:
+        workload: with its baseline times and batches.
+        names: the passes to consider.
+        evidence: what was measured before.
+        most_seconds: what all of it may cost.
+
+    Attributes:
+        trials: what was tried, in order.
+        spent_seconds: what it has cost so far.
+        plan, gain: the plan that won last, and its speedup over the original step.
+        note: why nothing more is tried.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        names: Iterable[str],
+        evidence: Iterable[Evidence],
+        most_seconds: float,
+    ):
+        self.trials: list[Trial] = []
+        self.spent_seconds = 0.0
+        self.plan, self.gain = Plan(), Speedup()
+        self.note = ""
+        self._workload = workload
+        self._most_seconds = most_seconds
+        self._repairs: list[Plan] = []
+        self._repaired = 0
+        self._expectation = Expectation(workload, self._usable(list(names)), evidence)
+        self._baseline = baseline_trial(workload)
+
+    def _usable(self, names: Sequence[str]) -> list[tuple[Pass, Prior]]:
+        """The passes that serve; the refusals are trials that ended at once."""
+        usable = []
+        for item, prior in priors.expected(self._workload, names):
+            unsupported = item.unsupported(self._workload)
+            if unsupported is None:
+                usable.append((item, prior))
+            else:
+                self.trials.append(Trial(Plan((item,)), Outcome.REFUSED, str(unsupported)))
+        return usable
+
+    @property
+    def have_run(self) -> bool:
+        """Whether any plan was tried."""
+        return any(trial.outcome is not Outcome.REFUSED for trial in self.trials)
+
+    @property
+    def left_seconds(self) -> float:
+        """What may still be spent."""
+        return self._most_seconds - self.spent_seconds
+
+    def next(self, steps_to_come: int) -> Candidate | None:
+        """The plan that is worth a look; None where nothing is expected to pay any longer.
+
+        Args:
+            steps_to_come: of the training.
+        """
+        left = self.left_seconds
+        tried = [trial.plan for trial in self.trials]
+        for plan in self._repairs:
+            repair = self._expectation.candidate(plan, steps_to_come, self.gain.median)
+            if plan not in tried and repair.pays(left):
+                return repair
+        best = self._expectation.best(steps_to_come, self.gain.median, tried, left)
+        if best is None:
+            self.note = self._why_not(steps_to_come, tried)
+        return best
+
+    def _why_not(self, steps_to_come: int, tried: Sequence[Plan]) -> str:
+        if self.have_run:
+            return ""
+        likely = self._expectation.best(steps_to_come, self.gain.median, tried, any_cost=True)
+        if likely is None:
+            return "No pass is expected to make this model faster on this machine."
+        return (
+            f"Nothing was tried: {likely.plan} may make a step {likely.gain:.2f} times as fast, "
+            f"which saves about {likely.saved_seconds:.1f} s of the rest of this training and "
+            f"takes about {likely.cost_seconds:.1f} s to find out; "
+            f"{max(0.0, self._most_seconds):.1f} s may be spent."
+        )
+
+    def least_seconds(self) -> float | None:
+        """What the cheapest plan costs that is expected to be faster; None where none is."""
+        return self._expectation.least_seconds()
+
+    def check(self, bench: TrialRunner, candidate: Candidate) -> Trial:
+        """Compares a candidate with the original step; if it fails, a repair may come next."""
+        start = bench.clock()
+        trial = bench.check(candidate.plan, start + self.left_seconds)
+        trial = dataclasses.replace(trial, predicted_gain=candidate.gain)
+        self._spend(bench.clock() - start)
+        if trial.outcome is not Outcome.FASTER:
+            self.take(trial)
+        return trial
+
+    def try_out(self, bench: TrialRunner, candidate: Candidate) -> Trial:
+        """Tries a candidate on kept batches, race included."""
+        start = bench.clock()
+        trial = bench.try_plan(candidate.plan, start + self.left_seconds)
+        trial = dataclasses.replace(trial, predicted_gain=candidate.gain)
+        self._spend(bench.clock() - start)
+        self.take(trial)
+        return trial
+
+    def raced(self, trial: Trial, race: racing.Race, calls: int) -> Trial:
+        """A candidate that was checked was raced with the step that ran so far.
+
+        Args:
+            trial: its check.
+            race: how it went.
+            calls: how many steps each turn was.
+        """
+        outcome, reason = racing.verdict(race.gain, WORTHWHILE, str(self.plan))
+        gain = _times(self.gain, race.gain)
+        seconds = sorted(race.candidate_seconds)[len(race.candidate_seconds) // 2] / calls
+        trial = dataclasses.replace(
+            trial, outcome=outcome, reason=reason, step_seconds=seconds, speedup=gain
+        )
+        self._spend(max(0.0, sum(race.candidate_seconds) - sum(race.baseline_seconds)))
+        self.take(trial)
+        return trial
+
+    def take(self, trial: Trial) -> None:
+        """Learns from a trial that has ended."""
+        self.trials.append(trial)
+        self._expectation.note(self._baseline, trial)
+        if trial.outcome is Outcome.FASTER and trial.speedup is not None:
+            self.plan, self.gain = trial.plan, trial.speedup
+        plan = repaired(trial, self._workload) if self._repaired < MOST_REPAIRS else None
+        if plan is not None:
+            self._repaired += 1
+            self._repairs.append(plan)
+
+    def _spend(self, seconds: float) -> None:
+        self.spent_seconds += seconds
+
+    def report(self) -> Report:
+        """What came of it."""
+        return Report(
+            trials=(self._baseline, *self.trials),
+            plan=self.plan,
+            gain=self.gain,
+            tuning_seconds=self.spent_seconds,
+            note=self.note,
+            complete=not self.note,
+        )
+
+
+def _times(before: Speedup, more: Speedup) -> Speedup:
+    """The speedup over the original step of what was raced with a plan that was faster than it."""
+    if not before.pairs:
+        return more
+    return Speedup(
+        before.median * more.median,
+        before.median * more.low,
+        before.median * more.high,
+        more.pairs,
+    )

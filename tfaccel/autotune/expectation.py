@@ -1,0 +1,184 @@
+"""What plans are expected to win and to cost, by what was measured before.
+
+The logarithm of a plan's gain is taken to be the sum of what its passes bring. What each brings
+is fitted to the evidence by weighted least squares, drawn towards the pass's own prior (ridge
+regression): where nothing like it was measured the prior stands, where this very training has
+tried a plan that counts most. The cost of a trace is fitted in the same way.
+
+Source: Hoerl and Kennard, Ridge Regression, Technometrics 12 (1970).
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from tfaccel.autotune.evidence import Evidence, Machine, evidence_of
+from tfaccel.autotune.layer_mix import layer_mix
+from tfaccel.autotune.report import Report
+from tfaccel.autotune.trial import Trial
+from tfaccel.core.plan import Pass, Plan
+from tfaccel.core.prior import Prior
+from tfaccel.core.workload import Workload
+
+# How much a pass's prior counts, in measurements of the same model on the same machine; and a
+# trial in this very training.
+_PRIOR_WEIGHT, _OWN_WEIGHT = 0.3, 20.0
+# What looking at a step takes, in steps: see `TrainingTrials`.
+_CHECKED_STEPS = 12
+# A plan must be expected to be so much faster than the present one to be worth a look.
+_WORTH_A_LOOK = 1.03
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A plan that is expected to pay.
+
+    Attributes:
+        plan: what to try.
+        gain: how many times faster than the original step it is expected to be.
+        cost_seconds: what it is expected to take until it is known whether it is.
+        saved_seconds: what is expected to be saved over the rest of the training, cost aside.
+    """
+
+    plan: Plan
+    gain: float
+    cost_seconds: float
+    saved_seconds: float
+
+    @property
+    def net_seconds(self) -> float:
+        """What is expected to be won in all."""
+        return self.saved_seconds - self.cost_seconds
+
+    def pays(self, most_seconds: float) -> bool:
+        """Whether it is worth a look that may cost so many seconds."""
+        return self.cost_seconds < min(self.saved_seconds, most_seconds)
+
+
+class Expectation:
+    """What is expected of plans on one workload.
+
+    Args:
+        workload: with its baseline times and batches.
+        usable: the passes that serve it, in order, each with its prior.
+        evidence: what was measured before.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        usable: Sequence[tuple[Pass, Prior]],
+        evidence: Iterable[Evidence] = (),
+    ):
+        self._workload = workload
+        self._usable = list(usable)
+        self._machine, self._mix = Machine.of(workload.device), layer_mix(workload)
+        self._evidence = [(one, one.weight(self._machine, self._mix)) for one in evidence]
+        self._fit()
+
+    def note(self, baseline: Trial, trial: Trial) -> None:
+        """Takes a trial of this training into account."""
+        for one in evidence_of(Report((baseline, trial), Plan()), self._machine, self._mix):
+            self._evidence.append((one, _OWN_WEIGHT))
+        self._fit()
+
+    def gain(self, plan: Plan) -> float:
+        """How many times faster than the original step a plan is expected to be."""
+        return math.exp(sum(self._gains.get(name, 0.0) for name in plan.names))
+
+    def trace_seconds(self, plan: Plan) -> float:
+        """What the first step under a plan is expected to take."""
+        workload = self._workload
+        own = max(workload.first_step_seconds, workload.trace_seconds)
+        return own * math.exp(sum(self._traces.get(name, 0.0) for name in plan.names))
+
+    def cost_seconds(self, plan: Plan) -> float:
+        """What it takes to know whether a plan is faithful; its race costs next to nothing."""
+        prepare = sum(p.prepare_seconds for item, p in self._usable if item in plan.passes)
+        looked_at = _CHECKED_STEPS * self._workload.step_seconds
+        return self.trace_seconds(plan) + looked_at + prepare
+
+    def candidate(self, plan: Plan, steps_to_come: int, present_gain: float = 1.0) -> Candidate:
+        """What is expected of a plan.
+
+        Args:
+            plan: any of the usable passes.
+            steps_to_come: of the training.
+            present_gain: how many times faster than the original the present step is.
+        """
+        seconds, gain = steps_to_come * self._workload.step_seconds, self.gain(plan)
+        saved = seconds * (1 / present_gain - 1 / gain)
+        return Candidate(plan, gain, self.cost_seconds(plan), saved)
+
+    def best(
+        self,
+        steps_to_come: int,
+        present_gain: float = 1.0,
+        tried: Iterable[Plan] = (),
+        most_seconds: float = math.inf,
+        any_cost: bool = False,
+    ) -> Candidate | None:
+        """The plan with the largest expected saving, less its cost; None where nothing pays.
+
+        Args:
+            steps_to_come: of the training.
+            present_gain: how many times faster than the original the present step is.
+            tried: plans that are not tried again.
+            most_seconds: what a plan may cost.
+            any_cost: the best of those that are expected to be faster, whether it pays or not.
+        """
+        known = set(tried)
+        found = (
+            self.candidate(plan, steps_to_come, present_gain)
+            for plan in self._plans()
+            if plan not in known
+        )
+        faster = (one for one in found if one.gain > _WORTH_A_LOOK * present_gain)
+        paying = (one for one in faster if any_cost or one.pays(most_seconds))
+        return max(paying, key=lambda one: one.net_seconds, default=None)
+
+    def least_seconds(self) -> float | None:
+        """What the cheapest plan costs that is expected to be faster; None where none is."""
+        faster = (plan for plan in self._plans() if self.gain(plan) > _WORTH_A_LOOK)
+        return min(map(self.cost_seconds, faster), default=None)
+
+    def _plans(self) -> Iterable[Plan]:
+        items = [item for item, _ in self._usable]
+        for count in range(1, len(items) + 1):
+            for chosen in itertools.combinations(items, count):
+                yield Plan(chosen)
+
+    def _fit(self) -> None:
+        priors = {item.name: prior.expected_gain for item, prior in self._usable}
+        traces = {item.name: item.compile_factor for item, _ in self._usable}
+        self._gains = _fitted(
+            [(one.passes, one.gain, weight) for one, weight in self._evidence], priors
+        )
+        self._traces = _fitted(
+            [(one.passes, one.trace, weight) for one, weight in self._evidence if one.trace],
+            traces,
+        )
+
+
+def _fitted(
+    measured: Sequence[tuple[Sequence[str], float, float]], priors: Mapping[str, float]
+) -> dict[str, float]:
+    """The logarithm of each pass's factor.
+
+    Args:
+        measured: passes together, the factor of all of them, how much it counts.
+        priors: the factor of each pass alone, before anything is measured.
+    """
+    names = sorted({*priors, *(name for passes, _, _ in measured for name in passes)})
+    start = np.array([math.log(priors.get(name, 1.0)) for name in names])
+    rows = np.array([[name in passes for name in names] for passes, _, _ in measured], float)
+    if not len(rows):
+        return dict(zip(names, start.tolist(), strict=True))
+    weights = np.array([weight for _, _, weight in measured])
+    apart = np.log([factor for _, factor, _ in measured]) - rows @ start
+    squares = rows.T @ (weights[:, None] * rows) + _PRIOR_WEIGHT * np.eye(len(names))
+    found = start + np.linalg.solve(squares, rows.T @ (weights * apart))
+    return dict(zip(names, found.tolist(), strict=True))
