@@ -17,9 +17,9 @@ import _common
 import models
 from absl import app, flags
 
-from tfaccel.autotune import evidence
-from tfaccel.autotune.evidence import Evidence, Machine
-from tfaccel.autotune.layer_mix import layer_mix
+from tfaccel.autotune.expected import evidence
+from tfaccel.autotune.expected.evidence import Evidence, Machine
+from tfaccel.autotune.expected.layer_mix import layer_mix
 from tfaccel.autotune.report import Report
 from tfaccel.core.workload import Workload
 

@@ -99,7 +99,7 @@ def test_the_ways_of_a_fit(wins, tmp_path):
     assert path(fit(batches=2)) == ["OBSERVE", "STAY"]
     assert path(fit(plan=["idle_in_phases"])) == ["OBSERVE", "RUN"]
     assert path(fit(tuning_share=0.0)) == ["OBSERVE", "PREDICT", "STAY"]
-    assert path(fit(cache_dir=tmp_path)) == ["OBSERVE", "PREDICT", "RACE", "RUN"]
+    assert path(fit(cache_dir=tmp_path)) == ["OBSERVE", "PREDICT", "TRIALS", "RUN"]
     assert path(fit(cache_dir=tmp_path)) == ["OBSERVE", "PREDICT", "CHECK", "RUN"]
 
 

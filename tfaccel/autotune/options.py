@@ -66,7 +66,7 @@ def make_options(
     cache_dir: str | os.PathLike[str] | bool | None,
     guard: bool = True,
     clock: Clock = time.perf_counter,
-    tuning: str = "full",
+    tuning: str | None = None,
     reproducible: bool = False,
 ) -> Options:
     """Checks the arguments that `AccelCallback`, `tune` and `accelerate` share.
@@ -81,6 +81,7 @@ def make_options(
             f"Received: KERAS_BACKEND={keras.backend.backend()!r}; set it to 'tensorflow'."
         )
     as_tolerance(tolerance, "float32")
+    tuning = tuning or ("full" if tuning_share is None else "quick")
     if tuning not in TUNING:
         raise ValueError(f"`tuning` must be one of {', '.join(TUNING)}. Received: {tuning!r}")
     if not isinstance(reproducible, bool):

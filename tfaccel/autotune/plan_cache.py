@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.autotune.evidence import Evidence
+from tfaccel.autotune.expected.evidence import Evidence
 from tfaccel.autotune.report import Report
 from tfaccel.core.plan import suited_pass
 from tfaccel.core.workload import Workload, shapes

@@ -161,11 +161,19 @@ class Report:
         found = self.findings()
         return "\n".join([*lines, *(f"- {line}" for line in found), *([""] if found else [])])
 
+    def _narrow(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The table as a terminal has room for it: what was predicted, or what it compiled."""
+        predicts = any(trial.predicted_gain is not None for trial in self.trials)
+        left_out = _HEADINGS.index("compile" if predicts else "predicted")
+        table = [_HEADINGS, *self.rows()]
+        headings, *rows = (cells[:left_out] + cells[left_out + 1 :] for cells in table)
+        return headings, rows
+
     def __rich__(self) -> rich.console.Group:
         shown: list[rich.console.RenderableType] = []
         if len(self.trials) > 1 and self.tuning_seconds and not self.cached:
             chosen = [i for i, trial in enumerate(self.tried()) if trial.plan == self.plan]
-            table = terminal_table(_HEADINGS, self.rows(), numbers=_NUMBERS, bold=chosen)
+            table = terminal_table(*self._narrow(), numbers=_NUMBERS, bold=chosen)
             shown += [table, *(f"  {escape(r)}" for r in self.reasons()), ""]
             found = self.findings()
             # Why not otherwise stands in brackets, and takes more room than a terminal has.

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from tfaccel.autotune.evidence import Evidence, Machine, evidence_of, shipped
-from tfaccel.autotune.layer_mix import layer_mix
+from tfaccel.autotune.expected.evidence import Evidence, Machine, evidence_of, shipped
+from tfaccel.autotune.expected.layer_mix import layer_mix
 from tfaccel.autotune.options import Options
 from tfaccel.autotune.plan_cache import workload_key
 from tfaccel.autotune.report import Report

@@ -52,7 +52,8 @@ class AccelCallback(keras.callbacks.Callback):
         tuning: how far the search may go. `"quick"`: to candidates that are expected to
             save more time than they cost. `"full"`: to every plan that is worth a trial, on
             batches that are kept, as `tfaccel.tune` does. `"off"`: to plans that the cache
-            has for this model.
+            has for this model. None for `"quick"`, or for `"full"` where `tuning_share` is
+            None: then the training's length is no matter.
         reproducible: whether every step until the choice is to be the untouched one's, bit
             for bit: candidates are then raced on batches that are kept, and the state is put
             back. It costs the time of the race.
@@ -92,7 +93,7 @@ class AccelCallback(keras.callbacks.Callback):
         includes: Collection[str] | None = None,
         excludes: Collection[str] = (),
         tolerance: Tolerance | float | None = None,
-        tuning: str = "quick",
+        tuning: str | None = None,
         reproducible: bool = False,
         tuning_share: float | None = 0.25,
         max_tuning_seconds: float = 120.0,

@@ -24,7 +24,7 @@ class Prior:
         pays: whether the pass belongs into the first plan that is tried.
         reason: why it usually does, or does not.
         gain: how many times faster a step that it serves usually becomes by it. What was
-            measured on other models corrects it (`tfaccel.autotune.expectation`).
+            measured on other models corrects it (`tfaccel.autotune.expected.expectation`).
         prepare_seconds: what it takes to get ready, beside the trace.
     """
 

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Callable
 
-from tfaccel.autotune.candidates import Candidates
 from tfaccel.autotune.eligibility import too_short
-from tfaccel.autotune.expectation import Candidate
+from tfaccel.autotune.expected.candidates import Candidates
+from tfaccel.autotune.expected.expectation import Candidate
 from tfaccel.autotune.options import Options
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.search import cheapest_trial_seconds

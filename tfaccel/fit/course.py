@@ -344,7 +344,8 @@ class Course:
             self.memory.note_pending(Pending(spec, contest.trial, race.race, trials))
         race.candidate.release()
         self._contest = None
-        self.stay_for(f"The fit ended while {contest.trial.plan} was raced with your own step.")
+        self.stay(chooser.candidates.broken_off(contest.trial))
+        self.is_decided = False
 
     def _abandon(self, why: str) -> None:
         """The plan failed; its guarded step has put the last good state back."""

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from tfaccel.autotune.evidence import Evidence, Machine, evidence_of
-from tfaccel.autotune.layer_mix import layer_mix
+from tfaccel.autotune.expected.evidence import Evidence, Machine, evidence_of
+from tfaccel.autotune.expected.layer_mix import layer_mix
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import Trial
 from tfaccel.core.plan import Pass, Plan

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tfaccel.autotune.layer_mix import distance
+from tfaccel.autotune.expected.layer_mix import distance
 from tfaccel.autotune.report import Report
 from tfaccel.compat.tensorflow_private import onednn_is_on
 from tfaccel.system.device import Device
@@ -57,7 +57,7 @@ class Evidence:
 
     Attributes:
         machine: where.
-        mix: of the model, as `tfaccel.autotune.layer_mix` has it.
+        mix: of the model, as `tfaccel.autotune.expected.layer_mix` has it.
         passes: the names of the plan's passes.
         gain: the speedup over the original step.
         trace: its first step's time over that of the original.

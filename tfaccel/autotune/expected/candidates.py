@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from tfaccel.autotune import priors
-from tfaccel.autotune.evidence import Evidence
-from tfaccel.autotune.expectation import Candidate, Expectation
+from tfaccel.autotune.expected.evidence import Evidence
+from tfaccel.autotune.expected.expectation import Candidate, Expectation
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.search import MOST_REPAIRS, baseline_trial, repaired
 from tfaccel.autotune.trial import WORTHWHILE, Trial, TrialRunner
@@ -96,10 +96,10 @@ class Candidates:
         if likely is None:
             return "No pass is expected to make this model faster on this machine."
         return (
-            f"Nothing was tried: {likely.plan} may make a step {likely.gain:.2f} times as fast, "
-            f"which saves about {likely.saved_seconds:.1f} s of the rest of this training and "
-            f"takes about {likely.cost_seconds:.1f} s to find out; "
-            f"{max(0.0, self._most_seconds):.1f} s may be spent."
+            f"The rest of this training is too short to pay for a trial: {likely.plan} may make "
+            f"a step {likely.gain:.2f} times as fast, which saves about "
+            f"{likely.saved_seconds:.1f} s and takes about {likely.cost_seconds:.1f} s to find "
+            f"out; {max(0.0, self._most_seconds):.1f} s may be spent."
         )
 
     def least_seconds(self) -> float | None:
@@ -142,6 +142,13 @@ class Candidates:
         self._spend(max(0.0, sum(race.candidate_seconds) - sum(race.baseline_seconds)))
         self.take(trial)
         return trial
+
+    def broken_off(self, trial: Trial) -> Report:
+        """What came of it where a training ends in the race of a candidate."""
+        reason = "the training ended before it was decided"
+        last = dataclasses.replace(trial, outcome=Outcome.UNDECIDED, reason=reason)
+        report = self.report()
+        return dataclasses.replace(report, trials=(*report.trials, last), complete=False)
 
     def take(self, trial: Trial) -> None:
         """Learns from a trial that has ended."""
