@@ -121,7 +121,9 @@ def _summary(found: dict[str, list[dict[str, Any]]]) -> _common.Row:
 
     stock, empty = found["stock"], found["empty cache"]
     ratios = [a["seconds"] / b["seconds"] for a, b in zip(stock, empty, strict=True)]
-    filled = [a["seconds"] / b["seconds"] for a, b in zip(stock, found["filled cache"], strict=False)]
+    filled = [
+        a["seconds"] / b["seconds"] for a, b in zip(stock, found["filled cache"], strict=False)
+    ]
     return {
         "stock_seconds": median("stock"),
         "seconds": median("empty cache"),

@@ -209,12 +209,15 @@ class Course:
             race=choice.race,
         )
         self._contest = Contest(trial, workload, race)
+        self._dispatcher.is_racing = True
         self.phases.enter(Phase.RACE)
 
     def race(self, iterator: Any) -> Any:
         """One step of the training, by the side whose turn it is."""
-        contest = self._contest
+        contest, present = self._contest, self.plan_run.step
         assert contest is not None
+        ran = contest.race.candidate if contest.race.race.candidate_is_next else present
+        self._dispatcher.built = None if ran is None else ran.function
         logs = contest.race(iterator)
         # A candidate that failed has brought the original step back.
         if self.phase is Phase.RACE and contest.race.is_decided:
@@ -226,10 +229,11 @@ class Course:
         """A race is decided: the winner goes on, or another candidate comes next."""
         chooser, race = self.chooser, contest.race
         assert chooser.candidates is not None
-        self._contest = None
+        self._end_contest()
         trial = chooser.candidates.raced(contest.trial, race.race, race.calls)
         if trial.outcome is Outcome.FASTER:
             race.candidate.room = lambda: self._progress.room
+            race.candidate.resume()
             self.plan_run.install(trial.plan, race.candidate, contest.workload)
         self.phases.enter(Phase.PREDICT)
         choice = chooser.go_on(contest.workload)
@@ -241,6 +245,12 @@ class Course:
         self.plan_run.settle(choice.report.speedup)
         self.is_decided = True
         self.phases.enter(Phase.RUN)
+
+    def _end_contest(self) -> None:
+        """The step that ran before is the one that others may measure and look at again."""
+        present = self.plan_run.step
+        self._contest, self._dispatcher.is_racing = None, False
+        self._dispatcher.built = None if present is None else present.function
 
     def begin_epoch(self) -> None:
         """An epoch begins."""
@@ -343,7 +353,7 @@ class Course:
             trials = tuple(chooser.candidates.trials)
             self.memory.note_pending(Pending(spec, contest.trial, race.race, trials))
         race.candidate.release()
-        self._contest = None
+        self._end_contest()
         self.stay(chooser.candidates.broken_off(contest.trial))
         self.is_decided = False
 
@@ -366,6 +376,6 @@ class Course:
     ) -> None:
         """The one way from whatever failed to the original step, with one notice."""
         notices.warn(notice, category, stacklevel=4)
-        self._contest = None
+        self._end_contest()
         self.plan_run.drop()
         self.stay(report)

@@ -30,6 +30,8 @@ class StepDispatcher:
         built: the accelerated function behind `step`, if there is one.
         report: what tuning found in this fit; None before.
         calls: how often Keras has called so far, whichever step ran.
+        is_racing: whether a candidate takes turns with the step that ran so far; `built` is
+            then that of the latest turn, and nobody may take batches out or run `own`.
     """
 
     def __init__(self, model: keras.Model):
@@ -38,6 +40,7 @@ class StepDispatcher:
         self.built: BuiltStep | None = None
         self.report: Report | None = None
         self.calls = 0
+        self.is_racing = False
         self._model = model
         self._history = _history(model)
         self._meter: Meter | None = None
@@ -106,6 +109,7 @@ class StepDispatcher:
         """The user's own step takes over again."""
         on_end, self._on_end = self._on_end, _nothing
         self._replacement, self.plan, self.built = None, Plan(), None
+        self.is_racing = False
         on_end()
         self._leave_unless_needed()
 

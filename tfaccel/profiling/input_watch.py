@@ -67,6 +67,8 @@ class InputWatch:
         built = self._function.built
         if built is not None and built.ahead:
             return self._function.step(iterator)  # it ran in an earlier call, on its own batch
+        if self._function.is_racing:
+            return self._function.step(iterator)
         self._calls += 1
         due = self._calls > _SKIPPED_STEPS and is_plain(iterator)
         if not due or not self._sampling.is_due(self._clock() - self._start):

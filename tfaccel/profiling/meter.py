@@ -133,7 +133,8 @@ class Meter:
             shapes = _described(iterator, sample if compiled else None)
             self._ledger.note_trace(call, self.traces, compiled, shapes)
         first = self._ledger.first_step_seconds is None
-        clean = before == self._state() and not compiled and not first
+        racing = self._function.is_racing
+        clean = before == self._state() and not compiled and not first and not racing
         if clean and not call.is_profiled:
             self._ledger.add_regular(call)
         else:
@@ -152,7 +153,8 @@ class Meter:
 
     def _can_take_own(self, iterator: Any) -> bool:
         # Several workers would have to agree on it, before each step.
-        return self._function.built is not None and is_plain(iterator) and self._is_alone
+        running = self._function.built is not None and not self._function.is_racing
+        return running and is_plain(iterator) and self._is_alone
 
     def _is_own_due(self) -> bool:
         untraced = self._traced(self._function.own) == 0
@@ -167,7 +169,8 @@ class Meter:
         first = self._ledger.first_step_seconds is None
         last = length is not None and self._steps_in_epoch + per_call >= length
         due = self._is_alone and self.sampling.is_due(self._ledger.elapsed_seconds)
-        if not is_plain(iterator) or not (first or last or due):
+        free = is_plain(iterator) and not self._function.is_racing
+        if not free or not (first or last or due):
             return None, iterator
         sample, feeding = self.sampling.take(iterator, per_call, self._strategy)
         if self.batch_size is None:

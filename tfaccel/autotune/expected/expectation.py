@@ -26,8 +26,9 @@ from tfaccel.core.workload import Workload
 # How much a pass's prior counts, in measurements of the same model on the same machine; and a
 # trial in this very training.
 _PRIOR_WEIGHT, _OWN_WEIGHT = 0.3, 20.0
-# What looking at a step takes, in steps: see `TrainingTrials`.
-_CHECKED_STEPS = 12
+# What a check takes beside the trace, in steps: two of the candidate, three of the original,
+# and as long again for copies of the state.
+_CHECKED_STEPS = 8
 # A plan must be expected to be so much faster than the present one to be worth a look.
 _WORTH_A_LOOK = 1.03
 

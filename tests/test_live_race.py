@@ -1,0 +1,303 @@
+"""Candidates that are raced in the training itself: no step is repeated, none is lost."""
+
+import contextlib
+import dataclasses
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from clocks import FakeClock
+from early import built_early
+
+import tfaccel
+from tfaccel import Outcome
+from tfaccel.compat.patching import instance_attribute
+from tfaccel.core.prior import Prior
+from tfaccel.fit import choose
+from tfaccel.fit.live_race import LiveRace
+from tfaccel.measure.racing import Race
+from tfaccel.steps import compiled_step
+
+OWN_SECONDS = 1.0
+
+
+class Timed(keras.Sequential):
+    """A step takes a second by the clock, unless a pass says otherwise."""
+
+    clock: FakeClock
+    seconds = OWN_SECONDS
+
+    def compute_loss(self, *args, **kwargs):
+        seconds = self.seconds
+        tf.py_function(lambda: self.clock.advance(seconds), [], [])
+        return super().compute_loss(*args, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Takes(tfaccel.Pass):
+    """A step takes so long, and turns NaN from an iteration on where that is asked for."""
+
+    name = "takes"
+    seconds: float = 0.25
+    nan_from: int = 10**6
+
+    def unsupported(self, workload):
+        return None
+
+    def prior(self, workload):
+        return Prior(gain=2.0)
+
+    @contextlib.contextmanager
+    def applied(self, context):
+        model = context.workload.model
+        own = model.compute_loss
+
+        def compute_loss(*args, **kwargs):
+            late = model.optimizer.iterations.value >= self.nan_from
+            return own(*args, **kwargs) * tf.where(late, np.float32(np.nan), 1.0)
+
+        with (
+            instance_attribute(model, "seconds", self.seconds),
+            instance_attribute(model, "compute_loss", compute_loss),
+        ):
+            yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Slow(Takes):
+    name = "takes_longer"
+    seconds: float = 1.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Poisoned(Takes):
+    name = "takes_poison"
+    nan_from: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Together(Takes):
+    name = "takes_together"
+
+    @property
+    def steps_per_call(self):
+        return 4
+
+
+@pytest.fixture(autouse=True)
+def repeatable(monkeypatch):
+    """Steps move the clock in Python, which may be repeated here."""
+    monkeypatch.setattr(choose, "unrepeatable", lambda *args: "")
+    monkeypatch.setattr(choose, "unrestorable", lambda *args: "")
+
+
+def make_model(clock=None):
+    keras.utils.set_random_seed(1)
+    model = Timed([keras.Input((4,)), keras.layers.Dense(1)])
+    model.clock = clock or FakeClock()
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse")
+    return model
+
+
+def data(batches):
+    x = np.random.default_rng(0).normal(size=(8 * batches, 4)).astype("float32")
+    return tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(8)
+
+
+def fit(includes, batches=40, epochs=1, model=None, callbacks=(), **settings):
+    model = model or make_model()
+    settings = {"tuning_share": 1.0, "cache_dir": False, "verbose": 0} | settings
+    accel = tfaccel.AccelCallback(includes=includes, clock=model.clock, **settings)
+    model.fit(data(batches), epochs=epochs, verbose=0, callbacks=[accel, *callbacks])
+    return model, accel
+
+
+def state(model):
+    return [np.array(v) for v in [*model.variables, *model.optimizer.variables]]
+
+
+def stock(batches=40, epochs=1):
+    model = make_model()
+    built_early(model)
+    model.fit(data(batches), epochs=epochs, verbose=0)
+    return model
+
+
+def path(accel):
+    return [phase.name for phase in accel.session.path]
+
+
+def assert_trained_as(model, other):
+    for left, right in zip(state(model), state(other), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
+    losses = [m.history.history["loss"] for m in (model, other)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "item, batches, epochs",
+    [
+        ("takes", 40, 1),
+        ("takes", 7, 6),
+        ("takes_together", 80, 1),
+        ("takes_together", 9, 10),
+    ],
+)
+def test_a_faster_candidate_takes_over_and_no_batch_is_lost(item, batches, epochs):
+    model, accel = fit([item], batches, epochs)
+    assert path(accel) == ["OBSERVE", "PREDICT", "CHECK", "RACE", "PREDICT", "RUN"]
+    assert accel.plan.names == (item,)
+    assert accel.report.speedup == pytest.approx(4.0, rel=0.01)
+    assert accel.report.trials[1].predicted_gain == pytest.approx(2.0)
+    assert_trained_as(model, stock(batches, epochs))
+
+
+def test_its_steps_are_those_of_the_training():
+    """Beside the check, the clock moves by no step that the training does not make."""
+    model, accel = fit(["takes"], 40)
+    steps = 40 - 6 * OWN_SECONDS / OWN_SECONDS
+    least = 3 * OWN_SECONDS + 6 * OWN_SECONDS + (40 - 9) * 0.25
+    assert least <= model.clock.now < least + 12 * OWN_SECONDS
+    assert accel.report.tuning_seconds < 12 * OWN_SECONDS
+    assert steps > 0
+
+
+def test_a_slower_candidate_costs_little_and_is_dropped():
+    model, accel = fit(["takes_longer"], 60)
+    assert path(accel) == ["OBSERVE", "PREDICT", "CHECK", "RACE", "PREDICT", "STAY"]
+    assert accel.report.trials[1].outcome is Outcome.SLOWER
+    assert accel.plan.is_baseline
+    assert model.clock.now < 60 * OWN_SECONDS + 15
+    assert_trained_as(model, stock(60))
+
+
+def test_a_candidate_that_fails_in_its_race_loses_nothing():
+    with pytest.warns(RuntimeWarning, match="non-finite"):
+        model, accel = fit(["takes_poison"], 40)
+    assert path(accel)[-2:] == ["RACE", "STAY"]
+    assert accel.plan.is_baseline
+    assert_trained_as(model, stock(40))
+
+
+def test_a_fit_that_ends_in_a_race_leaves_it_to_the_next(monkeypatch):
+    model = make_model()
+    _, accel = fit(["takes_together"], 30, model=model)
+    assert path(accel)[-2:] == ["RACE", "STAY"]
+    assert accel.report.trials[-1].outcome is Outcome.UNDECIDED
+    built = []
+    build = compiled_step.build_step
+    monkeypatch.setattr(compiled_step, "build_step", lambda *a, **k: built.append(1) or build(*a))
+    _, again = fit(["takes_together"], 60, model=model)
+    assert path(again) == ["OBSERVE", "PREDICT", "RACE", "PREDICT", "RUN"]
+    assert not built
+
+
+def test_nothing_is_tried_that_would_not_pay():
+    model, accel = fit(["takes"], 8)
+    assert path(accel) == ["OBSERVE", "PREDICT", "STAY"]
+    assert model.clock.now == 8 * OWN_SECONDS
+
+
+def test_tuning_off_tries_nothing():
+    model, accel = fit(["takes"], 40, tuning="off")
+    assert path(accel) == ["OBSERVE", "PREDICT", "STAY"]
+    assert model.clock.now == 40 * OWN_SECONDS
+
+
+def test_a_reproducible_choice_is_made_on_kept_batches():
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            states.append((self.model.clock.now, state(self.model)))
+
+    states = []
+    model, accel = fit(["takes"], 40, reproducible=True, callbacks=[Watch()])
+    assert path(accel) == ["OBSERVE", "PREDICT", "TRIALS", "RUN"]
+    assert accel.plan.names == ("takes",)
+    states_there, states = states, []
+    plain = make_model()
+    built_early(plain)
+    plain.fit(data(40), verbose=0, callbacks=[Watch()])
+    for (_, here), (_, there) in zip(states_there[:3], states[:3], strict=True):
+        for left, right in zip(here, there, strict=True):
+            np.testing.assert_array_equal(left, right)
+    assert_trained_as(model, plain)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"tuning": "slow"}, {"reproducible": 1}, {"tuning": True}, {"tuning": 3}]
+)
+def test_wrong_settings_are_told(settings):
+    with pytest.raises((TypeError, ValueError), match=f"`{next(iter(settings))}` must be"):
+        tfaccel.AccelCallback(**settings)
+
+
+class _Side:
+    """Stands for a guarded step: moves the clock."""
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds, self.room = clock, seconds, lambda: 1
+
+    def __call__(self, iterator):
+        self.clock.advance(self.seconds)
+        return tf.constant(0.0)
+
+
+def race_of(candidate_seconds, lost=1e6, **settings):
+    clock = FakeClock()
+    own, candidate = _Side(clock, 1.0), _Side(clock, candidate_seconds)
+    settings = {"steps_per_call": 1, "step_seconds": 1.0, "room": lambda: 100} | settings
+    return LiveRace(own, candidate, clock, most_lost_seconds=lost, **settings)
+
+
+def run(race, steps):
+    for _ in range(steps):
+        race(None)
+
+
+def test_what_a_race_may_cost_is_bound():
+    race = race_of(1.4, lost=1.0)
+    steps = 0
+    while not race.is_decided:
+        race(None)
+        steps += 1
+    assert race.race.pairs == 3
+    assert steps == 6
+
+
+def test_a_turn_that_an_epoch_breaks_off_does_not_count():
+    race = race_of(0.5, steps_per_call=4)
+    run(race, 6)
+    assert len(race.race.baseline_seconds) == 1
+    race.begin_epoch()
+    run(race, 4)
+    assert race.race.candidate_seconds == [pytest.approx(2.0)]
+
+
+def test_short_steps_make_longer_turns():
+    assert race_of(0.001, step_seconds=0.001).calls == 20
+    assert race_of(0.001, step_seconds=0.0).calls == 1
+    assert race_of(0.001, step_seconds=0.01, steps_per_call=32).calls == 32
+
+
+def test_steps_do_not_run_ahead_into_the_other_s_turn():
+    race = race_of(0.5, steps_per_call=4)
+    run(race, 4)
+    assert race.candidate.room() == 4
+    race(None)
+    assert race.candidate.room() == 3
+
+
+def test_a_race_goes_on_where_it_was():
+    first = race_of(0.5)
+    run(first, 6)
+    second = race_of(0.5, race=first.race)
+    run(second, 6)
+    assert isinstance(second.race, Race) and second.is_decided
+
+
+def test_no_warning_is_given_on_the_way():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        fit(["takes"], 20)
