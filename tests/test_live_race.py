@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import types
 import warnings
 
 import keras
@@ -15,7 +16,8 @@ import tfaccel
 from tfaccel import Outcome
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.prior import Prior
-from tfaccel.fit import choose
+from tfaccel.fit import choose, live_gain
+from tfaccel.fit.live_gain import LiveGain
 from tfaccel.fit.live_race import LiveRace
 from tfaccel.measure.racing import Race
 from tfaccel.steps import compiled_step
@@ -31,7 +33,8 @@ class Timed(keras.Sequential):
 
     def compute_loss(self, *args, **kwargs):
         seconds = self.seconds
-        tf.py_function(lambda: self.clock.advance(seconds), [], [])
+        now = seconds if callable(seconds) else lambda clock: seconds
+        tf.py_function(lambda: self.clock.advance(now(self.clock)), [], [])
         return super().compute_loss(*args, **kwargs)
 
 
@@ -69,6 +72,21 @@ class Takes(tfaccel.Pass):
 class Slow(Takes):
     name = "takes_longer"
     seconds: float = 1.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Fading(Takes):
+    """Fast at first, and slow later in the training."""
+
+    name = "takes_more_and_more"
+
+    @contextlib.contextmanager
+    def applied(self, context):
+        pace = instance_attribute(
+            context.workload.model, "seconds", lambda clock: 0.25 if clock.now < 30 else 3.0
+        )
+        with pace:
+            yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +182,25 @@ def test_its_steps_are_those_of_the_training():
     assert steps > 0
 
 
+@pytest.mark.parametrize("item", ["takes", "takes_together"])
+def test_a_plan_is_compared_while_it_runs(item, monkeypatch):
+    monkeypatch.setattr(live_gain, "_SHARE", 0.5)
+    steps = 80 if item == "takes" else 240
+    model, accel = fit([item], steps)
+    assert accel.report.gain.pairs > 6
+    assert accel.report.speedup == pytest.approx(4.0, rel=0.01)
+    assert_trained_as(model, stock(steps))
+
+
+def test_a_plan_that_is_slower_later_is_dropped(monkeypatch):
+    monkeypatch.setattr(live_gain, "_SHARE", 0.5)
+    model, accel = fit(["takes_more_and_more"], 250, tuning_share=0.1)
+    assert path(accel)[-2:] == ["RUN", "STAY"]
+    assert accel.plan.is_baseline
+    assert "was dropped" in accel.report.note
+    assert_trained_as(model, stock(250))
+
+
 def test_a_slower_candidate_costs_little_and_is_dropped():
     model, accel = fit(["takes_longer"], 60)
     assert path(accel) == ["OBSERVE", "PREDICT", "CHECK", "RACE", "PREDICT", "STAY"]
@@ -238,6 +275,7 @@ class _Side:
 
     def __init__(self, clock, seconds):
         self.clock, self.seconds, self.room = clock, seconds, lambda: 1
+        self.function = types.SimpleNamespace(ahead=())
 
     def __call__(self, iterator):
         self.clock.advance(self.seconds)
@@ -295,6 +333,28 @@ def test_a_race_goes_on_where_it_was():
     second = race_of(0.5, race=first.race)
     run(second, 6)
     assert isinstance(second.race, Race) and second.is_decided
+
+
+@pytest.mark.parametrize("calls", [1, 32])
+def test_comparisons_cost_a_hundredth_of_the_time(calls):
+    clock = FakeClock()
+    own, plan = _Side(clock, 2.0), _Side(clock, 1.0)
+    live = LiveGain(
+        own,
+        plan,
+        clock,
+        race=None,
+        steps_per_call=calls,
+        step_seconds=2.0,
+        gain=2.0,
+        room=lambda: 1000,
+    )
+    steps = 60 * 100 * calls
+    for _ in range(steps):
+        live(None)
+    assert live.gain.median == pytest.approx(2.0)
+    assert live.gain.pairs == 12  # the latest ones
+    assert clock.now <= 1.01 * steps
 
 
 def test_no_warning_is_given_on_the_way():

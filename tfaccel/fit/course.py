@@ -10,7 +10,7 @@ import keras
 from tfaccel.autotune.explicit_plan import served
 from tfaccel.autotune.options import COLLECTED_STEPS, Options
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.trial import Trial, error_line
+from tfaccel.autotune.trial import error_line
 from tfaccel.core.compiled_sizes import MOST_SIZES
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import Prepared
@@ -18,37 +18,23 @@ from tfaccel.core.workload import Workload
 from tfaccel.fit import phases
 from tfaccel.fit.announcer import Announcer
 from tfaccel.fit.choose import Choice, PlanChooser
-from tfaccel.fit.live_race import LiveRace
 from tfaccel.fit.observed import Observed
 from tfaccel.fit.phases import IllegalTransitionError, Phase, Phases
 from tfaccel.fit.progress import Progress
+from tfaccel.fit.races import Contest, Races
 from tfaccel.fit.run import PlanRun
 from tfaccel.fit.step_dispatcher import StepDispatcher
 from tfaccel.fit.waiting import Waiting
 from tfaccel.measure.outcome import Outcome
+from tfaccel.measure.racing import LOOKS
+from tfaccel.measure.timing import Speedup
 from tfaccel.steps.compiled_step import BuiltStep
-from tfaccel.steps.remembered import Memory, Pending, TracedStep
-from tfaccel.steps.snapshot import build_used_optimizer
+from tfaccel.steps.remembered import Memory
 from tfaccel.steps.worker_agreement import WorkerAgreement
 from tfaccel.system import notices
 
 # What a plan that the user gave, and nobody measured, is taken to win in validation.
 _HOPED_GAIN = 2.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Contest:
-    """A candidate in its race.
-
-    Attributes:
-        trial: its check.
-        workload: what it was checked for.
-        race: how it goes.
-    """
-
-    trial: Trial
-    workload: Workload
-    race: LiveRace
 
 
 class Course:
@@ -75,6 +61,7 @@ class Course:
         waiting: what the fit waits for beside its trials.
         clock: seconds, the same in all processes.
         chooser: decides by the cache and by trials.
+        races: of candidates, and the comparisons of the plan that runs.
         is_decided: whether trials, or a plan that ran, have decided how fits go on; a short
             fit decides nothing.
     """
@@ -102,7 +89,6 @@ class Course:
         self.announcer = Announcer(dispatcher, on_report)
         self.waiting = Waiting(clock)
         self._awaited_epoch: int | None = None
-        self._contest: Contest | None = None
         self.is_decided = False
         self._dispatcher = dispatcher
         self._progress = progress
@@ -128,6 +114,14 @@ class Course:
             on_abandon=self._abandon,
             on_many_sizes=self._go_on_for_any_size,
             on_wait=self.announcer.add_wait,
+        )
+        self.races = Races(
+            plan_run=self.plan_run,
+            dispatcher=dispatcher,
+            observed=observed,
+            memory=memory,
+            progress=progress,
+            clock=clock,
         )
 
     @property
@@ -194,31 +188,13 @@ class Course:
 
     def _start_race(self, choice: Choice) -> None:
         """The candidate and the step that ran so far take turns from now on."""
-        trial, workload, chooser = choice.trial, choice.workload, self.chooser
-        assert trial is not None and choice.traced is not None and chooser.candidates is not None
-        build_used_optimizer(workload.model)
-        candidate = self.plan_run.guarded(trial.plan, workload, choice.traced)
-        race = LiveRace(
-            self.plan_run.step or self._dispatcher.own,
-            candidate,
-            self.clock,
-            steps_per_call=trial.plan.steps_per_call,
-            step_seconds=workload.step_seconds,
-            most_lost_seconds=chooser.candidates.left_seconds,
-            room=lambda: self._progress.room,
-            race=choice.race,
-        )
-        self._contest = Contest(trial, workload, race)
-        self._dispatcher.is_racing = True
+        assert self.chooser.candidates is not None
+        self.races.begin(choice, self.chooser.candidates.left_seconds)
         self.phases.enter(Phase.RACE)
 
     def race(self, iterator: Any) -> Any:
         """One step of the training, by the side whose turn it is."""
-        contest, present = self._contest, self.plan_run.step
-        assert contest is not None
-        ran = contest.race.candidate if contest.race.race.candidate_is_next else present
-        self._dispatcher.built = None if ran is None else ran.function
-        logs = contest.race(iterator)
+        logs, contest = self.races.race(iterator)
         # A candidate that failed has brought the original step back.
         if self.phase is Phase.RACE and contest.race.is_decided:
             with self.own_work():
@@ -229,12 +205,9 @@ class Course:
         """A race is decided: the winner goes on, or another candidate comes next."""
         chooser, race = self.chooser, contest.race
         assert chooser.candidates is not None
-        self._end_contest()
         trial = chooser.candidates.raced(contest.trial, race.race, race.calls)
-        if trial.outcome is Outcome.FASTER:
-            race.candidate.room = lambda: self._progress.room
-            race.candidate.resume()
-            self.plan_run.install(trial.plan, race.candidate, contest.workload)
+        won = trial.outcome is Outcome.FASTER
+        self.races.end(contest, won)
         self.phases.enter(Phase.PREDICT)
         choice = chooser.go_on(contest.workload)
         if choice.phase is not Phase.RUN:
@@ -245,20 +218,32 @@ class Course:
         self.plan_run.settle(choice.report.speedup)
         self.is_decided = True
         self.phases.enter(Phase.RUN)
+        self.races.watch(choice.report, race.race if won else None)
 
-    def _end_contest(self) -> None:
-        """The step that ran before is the one that others may measure and look at again."""
-        present = self.plan_run.step
-        self._contest, self._dispatcher.is_racing = None, False
-        self._dispatcher.built = None if present is None else present.function
+    def run(self, iterator: Any) -> Any:
+        """One step of the training under the plan, or of a comparison with the original."""
+        logs, gain = self.races.run(iterator)
+        if gain is not None and self.phase is Phase.RUN:
+            with self.own_work():
+                self._compared(gain)
+        return logs
+
+    def _compared(self, gain: Speedup) -> None:
+        """The plan that runs was compared with the original step once more."""
+        report = self.announcer.report
+        if report is not None:
+            self.announcer.report = dataclasses.replace(report, gain=gain)
+        if gain.pairs >= LOOKS[0] and gain.high < 1.0:
+            note = f"{self.plan_run.plan} was dropped: in this training it is slower ({gain})."
+            self.plan_run.forget_failed()
+            self.plan_run.drop()
+            self.stay(self.observed.untried(note))
 
     def begin_epoch(self) -> None:
         """An epoch begins."""
         self.waiting.begin_epoch()
         self.plan_run.begin_epoch()
-        if self._contest is not None:
-            self._contest.race.begin_epoch()
-            self._contest.race.candidate.begin_epoch()
+        self.races.begin_epoch()
 
     def start_given(self, plan: Plan) -> None:
         """The plan that the user gave, less the passes that can't serve this model."""
@@ -282,6 +267,8 @@ class Course:
         if self.plan_run.start(plan, workload, traced, gain):
             self.is_decided = True
             self.phases.enter(Phase.RUN)
+            if report is not None:
+                self.races.watch(report, None)
         else:
             self.stay()
 
@@ -317,6 +304,7 @@ class Course:
         """
         if self.phase is not Phase.STAY:
             self.phases.enter(Phase.STAY)
+        self.races.live = None
         self.observed.forget_batches()
         self.waiting.is_expected = waits
         self.stop_unless_needed()
@@ -333,8 +321,8 @@ class Course:
         """The fit has ended: what the next ones may use stays, no data and no copies do."""
         observed, memory = self.observed, self.memory
         seconds = observed.seconds
-        if self._contest is not None:
-            self._keep_race(self._contest)
+        if self.races.contest is not None:
+            self._keep_race(self.races.contest)
         elif self.announcer.report is None and self.settings.plan is None:
             self.stay_for(f"{len(seconds)} steps are too few to try anything.")
         if seconds:
@@ -345,16 +333,10 @@ class Course:
 
     def _keep_race(self, contest: Contest) -> None:
         """The fit ended before a race was decided: the next one goes on with it."""
-        spec, race, chooser = self.observed.element_spec, contest.race, self.chooser
-        assert chooser.candidates is not None
-        if race.candidate.has_run:
-            step = race.candidate.function
-            self.memory.keep(TracedStep(contest.trial.plan, spec, step, self.observed.prepared))
-            trials = tuple(chooser.candidates.trials)
-            self.memory.note_pending(Pending(spec, contest.trial, race.race, trials))
-        race.candidate.release()
-        self._end_contest()
-        self.stay(chooser.candidates.broken_off(contest.trial))
+        found = self.chooser.candidates
+        assert found is not None
+        self.races.keep(contest, tuple(found.trials))
+        self.stay(found.broken_off(contest.trial))
         self.is_decided = False
 
     def _abandon(self, why: str) -> None:
@@ -376,6 +358,6 @@ class Course:
     ) -> None:
         """The one way from whatever failed to the original step, with one notice."""
         notices.warn(notice, category, stacklevel=4)
-        self._end_contest()
+        self.races.forget()
         self.plan_run.drop()
         self.stay(report)

@@ -51,7 +51,7 @@ class LiveRace:
     ):
         self.race = race or Race()
         self.candidate = candidate
-        self.calls = max(steps_per_call, min(_MOST_CALLS, _calls_of(step_seconds)))
+        self.calls = max(steps_per_call, self.calls_of(step_seconds))
         self._present = present
         self._clock = clock
         self._most_lost_seconds = most_lost_seconds
@@ -60,6 +60,12 @@ class LiveRace:
         self._turn_begun: float | None = None
         self._last: StepFunction = present
         candidate.room = self._candidate_room
+
+    @staticmethod
+    def calls_of(step_seconds: float) -> int:
+        """How many calls a turn has at least."""
+        calls = math.ceil(_LEAST_TURN_SECONDS / step_seconds) if step_seconds > 0 else 1
+        return min(_MOST_CALLS, calls)
 
     def _candidate_room(self) -> int:
         """Steps that run ahead must not run into the other side's turn."""
@@ -105,7 +111,3 @@ class LiveRace:
         if isinstance(side, GuardedStep):
             side.resume()
         return self._clock() - start
-
-
-def _calls_of(step_seconds: float) -> int:
-    return math.ceil(_LEAST_TURN_SECONDS / step_seconds) if step_seconds > 0 else 1

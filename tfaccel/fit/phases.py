@@ -72,7 +72,7 @@ TRANSITIONS: Mapping[Phase, Mapping[Phase, str]] = {
     },
     Phase.RUN: {
         Phase.RUN: "the given plan goes on without what would be compiled for ever more sizes",
-        Phase.STAY: "the plan failed, or none of it can serve",
+        Phase.STAY: "the plan failed, none of it can serve, or it is slower by now",
     },
     Phase.STAY: {},
 }

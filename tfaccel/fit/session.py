@@ -189,7 +189,7 @@ class FitSession:
             case Phase.RACE:
                 return self._course.race(iterator)
             case Phase.RUN if step is not None:
-                return step(iterator)
+                return self._course.run(iterator)
             case Phase.STAY:
                 self._course.stop_unless_needed()
             case phase:

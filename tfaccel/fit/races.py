@@ -1,0 +1,156 @@
+"""The races of a fit: of a candidate, and now and then of the plan that runs."""
+
+import dataclasses
+from typing import Any
+
+from tfaccel.autotune.report import Report
+from tfaccel.autotune.trial import Trial
+from tfaccel.core.workload import Workload
+from tfaccel.fit.choose import Choice
+from tfaccel.fit.live_gain import LiveGain
+from tfaccel.fit.live_race import LiveRace
+from tfaccel.fit.observed import Observed
+from tfaccel.fit.progress import Progress
+from tfaccel.fit.run import PlanRun
+from tfaccel.fit.step_dispatcher import StepDispatcher
+from tfaccel.measure.racing import Race
+from tfaccel.measure.timing import Clock, Speedup
+from tfaccel.steps.remembered import Memory, Pending, TracedStep
+from tfaccel.steps.snapshot import build_used_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Contest:
+    """A candidate in its race.
+
+    Attributes:
+        trial: its check.
+        workload: what it was checked for.
+        race: how it goes.
+    """
+
+    trial: Trial
+    workload: Workload
+    race: LiveRace
+
+
+@dataclasses.dataclass(kw_only=True)
+class Races:
+    """Runs the steps of a fit while two sides take turns, one race at a time.
+
+    Attributes:
+        plan_run: what runs beside the candidate, and takes the winner.
+        dispatcher: told what runs, so that nobody else takes batches out meanwhile.
+        observed: what the steps have shown.
+        memory: what fits of the compiled model leave to each other.
+        progress: of the fit.
+        clock: seconds, the same in all processes.
+        contest: the candidate in its race; None where there is none.
+        live: the comparisons of the plan that runs; None where there are none.
+    """
+
+    plan_run: PlanRun
+    dispatcher: StepDispatcher
+    observed: Observed
+    memory: Memory
+    progress: Progress
+    clock: Clock
+    contest: Contest | None = dataclasses.field(default=None, init=False)
+    live: LiveGain | None = dataclasses.field(default=None, init=False)
+
+    def begin(self, choice: Choice, most_lost_seconds: float) -> None:
+        """A candidate and the step that ran so far take turns from now on."""
+        trial, workload, traced = choice.trial, choice.workload, choice.traced
+        assert trial is not None and traced is not None
+        build_used_optimizer(workload.model)
+        race = LiveRace(
+            self.plan_run.step or self.dispatcher.own,
+            self.plan_run.guarded(trial.plan, workload, traced),
+            self.clock,
+            steps_per_call=trial.plan.steps_per_call,
+            step_seconds=workload.step_seconds,
+            most_lost_seconds=most_lost_seconds,
+            room=self._room,
+            race=choice.race,
+        )
+        self.contest = Contest(trial, workload, race)
+        self.live, self.dispatcher.is_racing = None, True
+
+    def race(self, iterator: Any) -> tuple[Any, Contest]:
+        """One step of the training, by the side whose turn it is."""
+        contest, present = self.contest, self.plan_run.step
+        assert contest is not None
+        ran = contest.race.candidate if contest.race.race.candidate_is_next else present
+        self.dispatcher.built = None if ran is None else ran.function
+        return contest.race(iterator), contest
+
+    def end(self, contest: Contest, won: bool) -> None:
+        """A race is decided."""
+        self.forget()
+        candidate = contest.race.candidate
+        if won:
+            candidate.room = self._room
+            candidate.resume()
+            self.plan_run.install(contest.trial.plan, candidate, contest.workload)
+
+    def keep(self, contest: Contest, trials: tuple[Trial, ...]) -> None:
+        """The fit ended before a race was decided: the next one may go on with it."""
+        spec, candidate = self.observed.element_spec, contest.race.candidate
+        if candidate.has_run:
+            step, prepared = candidate.function, self.observed.prepared
+            self.memory.keep(TracedStep(contest.trial.plan, spec, step, prepared))
+            self.memory.note_pending(Pending(spec, contest.trial, contest.race.race, trials))
+        candidate.release()
+        self.forget()
+
+    def forget(self) -> None:
+        """There is no race: others may measure and look at the step that runs."""
+        present = self.plan_run.step
+        self.contest, self.dispatcher.is_racing = None, False
+        self.dispatcher.built = None if present is None else present.function
+
+    def watch(self, report: Report, race: Race | None) -> None:
+        """From now on the plan that runs is compared with the original step now and then.
+
+        Args:
+            report: says what the plan wins, as far as it was measured.
+            race: the one with the original step that it has won; None where it was another.
+        """
+        step = self.plan_run.step
+        if step is None or not report.gain.pairs:
+            return
+        own = race is not None and race.gain == report.gain
+        self.live = LiveGain(
+            self.dispatcher.own,
+            step,
+            self.clock,
+            race=race if own else None,
+            steps_per_call=self.plan_run.plan.steps_per_call,
+            step_seconds=self.observed.usual_seconds,
+            gain=report.speedup,
+            room=self._room,
+        )
+
+    def run(self, iterator: Any) -> tuple[Any, Speedup | None]:
+        """One step under the plan, or of a comparison; and what that showed, where one ended."""
+        step, live = self.plan_run.step, self.live
+        assert step is not None
+        if live is None:
+            return step(iterator), None
+        before = live.race
+        logs = live(iterator)
+        if before is live.race:
+            return logs, None
+        self.dispatcher.is_racing = live.race is not None
+        return logs, live.gain if live.race is None else None
+
+    def begin_epoch(self) -> None:
+        """An epoch begins: turns begin anew."""
+        if self.live is not None:
+            self.live.begin_epoch()
+        if self.contest is not None:
+            self.contest.race.begin_epoch()
+            self.contest.race.candidate.begin_epoch()
+
+    def _room(self) -> int:
+        return self.progress.room
