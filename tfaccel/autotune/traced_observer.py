@@ -11,7 +11,6 @@ import tensorflow as tf
 from tfaccel.autotune import slot_gradients
 from tfaccel.autotune.perturb import round_once, round_otherwise, rounded_inputs
 from tfaccel.autotune.step_recorder import Names, jit_compiles, losses_of, randomness_of
-from tfaccel.autotune.trial import rounded_dtype
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import StepContext
@@ -56,7 +55,7 @@ class TracedObserver:
         """Whether a step under a plan, and the original, show all that is to be compared.
 
         They do not on several replicas; where the optimizer hides the gradients; and where a
-        plan draws other random numbers than the original, as 16 bits and XLA do.
+        plan draws other random numbers than the original, as XLA does.
         """
         workload = self._workload
         if workload.strategy is not None or not workload.optimizers:
@@ -71,9 +70,8 @@ class TracedObserver:
         return any(map(randomness_of, self._workload.layers))
 
     def _draws_otherwise(self, plan: Plan) -> bool:
-        context = StepContext(self._workload)
-        compiled = jit_compiles(plan, context) != bool(self._workload.model.jit_compile)
-        return compiled or rounded_dtype(plan, self._workload) is not None
+        workload = self._workload
+        return jit_compiles(plan, StepContext(workload)) != bool(workload.model.jit_compile)
 
     def _working(self) -> list[keras.optimizers.Optimizer]:
         return [o for o in self._workload.optimizers if o.built]

@@ -164,12 +164,13 @@ class TrialRunner(abc.ABC):
             gc.collect()  # what the step held is in cycles
         return trial
 
-    def check(self, plan: Plan, deadline: float) -> Trial:
+    def check(self, plan: Plan, deadline: float, prepare_seconds: float = math.inf) -> Trial:
         """A trial without a race: for a plan that is known to be faster, or is raced elsewhere.
 
         Args:
             plan: what to check.
             deadline: the clock's value at which its passes should be ready.
+            prepare_seconds: what they may take to get ready.
 
         Returns:
             The trial; FASTER stands for a plan that is faithful and not clearly slower.
@@ -177,6 +178,7 @@ class TrialRunner(abc.ABC):
         refused = self._refused(plan)
         if refused is not None:
             return refused
+        deadline = min(deadline, self.clock() + prepare_seconds)
         trial = self._agreed(self._checked(plan, deadline))
         if trial.outcome is not Outcome.FASTER:
             self.forget(plan)
@@ -189,7 +191,7 @@ class TrialRunner(abc.ABC):
                 plan.prepare(self._context(), self.clock, deadline)
                 step = self._built(plan)
                 compile_seconds = max(0.0, self._timed(step) - self.workload.step_seconds)
-                usual, first = self._first_look(plan, deadline)
+                usual, first = self._first_look(plan, math.inf)
             if racing.seems_hopeless(usual, first):
                 return _stopped(plan, usual, first, compile_seconds)
             trial = Trial(plan, Outcome.FASTER, "", compile_seconds, first)

@@ -109,7 +109,8 @@ class Candidates:
     def check(self, bench: TrialRunner, candidate: Candidate) -> Trial:
         """Compares a candidate with the original step; if it fails, a repair may come next."""
         start = bench.clock()
-        trial = bench.check(candidate.plan, start + self.left_seconds)
+        deadline, ready = start + self.left_seconds, candidate.prepare_seconds
+        trial = bench.check(candidate.plan, deadline, ready)
         trial = dataclasses.replace(trial, predicted_gain=candidate.gain)
         self._spend(bench.clock() - start)
         if trial.outcome is not Outcome.FASTER:

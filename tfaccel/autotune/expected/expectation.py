@@ -42,12 +42,14 @@ class Candidate:
         gain: how many times faster than the original step it is expected to be.
         cost_seconds: what it is expected to take until it is known whether it is.
         saved_seconds: what is expected to be saved over the rest of the training, cost aside.
+        prepare_seconds: what its passes may take to get ready.
     """
 
     plan: Plan
     gain: float
     cost_seconds: float
     saved_seconds: float
+    prepare_seconds: float = 0.0
 
     @property
     def net_seconds(self) -> float:
@@ -98,9 +100,11 @@ class Expectation:
 
     def cost_seconds(self, plan: Plan) -> float:
         """What it takes to know whether a plan is faithful; its race costs next to nothing."""
-        prepare = sum(p.prepare_seconds for item, p in self._usable if item in plan.passes)
         looked_at = _CHECKED_STEPS * self._workload.step_seconds
-        return self.trace_seconds(plan) + looked_at + prepare
+        return self.trace_seconds(plan) + looked_at + self._prepare_seconds(plan)
+
+    def _prepare_seconds(self, plan: Plan) -> float:
+        return sum(prior.prepare_seconds for item, prior in self._usable if item in plan.passes)
 
     def candidate(self, plan: Plan, steps_to_come: int, present_gain: float = 1.0) -> Candidate:
         """What is expected of a plan.
@@ -112,7 +116,8 @@ class Expectation:
         """
         seconds, gain = steps_to_come * self._workload.step_seconds, self.gain(plan)
         saved = seconds * (1 / present_gain - 1 / gain)
-        return Candidate(plan, gain, self.cost_seconds(plan), saved)
+        ready = self._prepare_seconds(plan)
+        return Candidate(plan, gain, self.cost_seconds(plan), saved, ready)
 
     def best(
         self,

@@ -22,8 +22,8 @@ from tfaccel.ops.kernels import DIRECTIONS, CallSpec, Chooser
 from tfaccel.passes.kernels import _layers
 from tfaccel.passes.kernels._selection import Selection
 
-# What measuring a net's products takes, where none of them is known.
-_MEASURING_SECONDS = 20.0
+# What measuring may take of a training, and at least: the largest products come first.
+_MEASURING_SHARE, _LEAST_MEASURING_SECONDS = 0.04, 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +87,15 @@ class Kernels(LayerPass):
         return Prior(
             pays=workload.training and slow,
             gain=1.1,
-            prepare_seconds=min(self.max_seconds, _MEASURING_SECONDS),
+            prepare_seconds=self._measuring_seconds(workload),
             reason="on a CPU TensorFlow has one algorithm for all convolutions, on a GPU cuDNN "
             "picks one; predictions try what costs no measuring first",
         )
+
+    def _measuring_seconds(self, workload: Workload) -> float:
+        """What measuring is worth for what is left of the training."""
+        to_come = (workload.steps_to_come or 0) * workload.step_seconds
+        return min(self.max_seconds, max(_LEAST_MEASURING_SECONDS, _MEASURING_SHARE * to_come))
 
     def prepare(self, context: StepContext, plan: Plan, clock: Clock, deadline: float) -> None:
         deadline = min(deadline, clock() + self.max_seconds)
