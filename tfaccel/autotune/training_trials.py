@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tfaccel.autotune import faithfulness
-from tfaccel.autotune.faithfulness import Yardsticks
+from tfaccel.autotune.faithfulness import Violation, Yardsticks
 from tfaccel.autotune.step_recorder import StepRecorder
 from tfaccel.autotune.trial import Trial, TrialRunner, coarsest_dtype, rounded_dtype
 from tfaccel.core.plan import Plan
@@ -59,7 +59,7 @@ class TrainingTrials(TrialRunner):
         self._iterator = self._own_iterator
         self._probe = StepRecorder(workload, self._snapshot, self.prepared)
         self._verdicts: dict[Plan, tuple[Drift, str | None]] = {}
-        self._nears: dict[str | None, Observation] = {}
+        self._nears: dict[tuple[str | None, bool], Observation] = {}
 
     @functools.cached_property
     def _reference(self) -> Observation:
@@ -145,18 +145,26 @@ class TrainingTrials(TrialRunner):
         if violation is None or self._tolerance is not None:
             return drift, violation
         yardsticks = Yardsticks(self._near(rounded), self._other, dtype)
-        broken = self.agreement.same(
-            faithfulness.violation(self._reference, seen, tolerance, yardsticks)
-        )
+        broken = self._broken(seen, tolerance, yardsticks)
+        if broken is not None and rounded is not None:
+            yardsticks = dataclasses.replace(yardsticks, moved=self._near(rounded, moved=True))
+            broken = self._broken(seen, tolerance, yardsticks)
         if broken is None:
             return drift, None
         return dataclasses.replace(drift, worst=broken.where), str(broken)
 
-    def _near(self, dtype: str | None) -> Observation:
+    def _broken(
+        self, seen: Observation, tolerance: Tolerance, yardsticks: Yardsticks
+    ) -> Violation | None:
+        return self.agreement.same(
+            faithfulness.violation(self._reference, seen, tolerance, yardsticks)
+        )
+
+    def _near(self, dtype: str | None, moved: bool = False) -> Observation:
         """The untouched step with roundings as in `dtype`; None for those of its own dtypes."""
-        if dtype not in self._nears:
-            self._nears[dtype] = self._probe.near(dtype).lightened()
-        return self._nears[dtype]
+        if (dtype, moved) not in self._nears:
+            self._nears[dtype, moved] = self._probe.near(dtype, moved).lightened()
+        return self._nears[dtype, moved]
 
     @functools.cached_property
     def _other(self) -> Observation | None:
