@@ -4,11 +4,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from early import built_early
 from tensorflow.python.ops import gen_nn_ops
 
+import tfaccel
+from tfaccel.compat import no_data
 from tfaccel.compat.empty_batch import filled
-from tfaccel.distribute import no_data
-from tfaccel.distribute.no_data import mended
+from tfaccel.compat.no_data import mended
 
 layers = keras.layers
 
@@ -33,6 +35,7 @@ LAYERS = {
     "conv2d": lambda: layers.Conv2D(5, 3, activation="relu"),
     "conv2d without bias": lambda: layers.Conv2D(5, 3, strides=2, use_bias=False),
     "conv2d with a function": lambda: layers.Conv2D(5, 3, activation=not_a_number_at_zero),
+    "conv2d with an operation": lambda: layers.Conv2D(5, 3, activation=keras.ops.reciprocal),
     "conv2d in groups": lambda: layers.Conv2D(6, 3, groups=2),
     "conv3d": lambda: layers.Conv3D(5, 2),
     "depthwise 1d": lambda: layers.DepthwiseConv1D(3, depth_multiplier=2),
@@ -111,6 +114,7 @@ def test_derivatives_of_derivatives():
         return tf.nn.conv2d(x, w, 1, "SAME")
 
     run = second(lambda x: filled(plain, x))
+    assert run.get_concrete_function().output_shapes.as_list() == [None, 5, 5, 2]
     np.testing.assert_allclose(run(x), second(plain)(x), rtol=1e-4, atol=1e-4)
     assert run(x[:0]).shape == (0, 5, 5, 2)
 
@@ -163,3 +167,39 @@ def test_on_gpus_convolutions_are_left_alone(monkeypatch):
     before = replaced()
     with mended(on_cpu=False):
         assert replaced()["conv2d"] is before["conv2d"]
+
+
+def test_a_training_under_a_plan_meets_an_empty_batch(rng):
+    """On one device, where stock Keras fails under oneDNN; else that batch changes nothing."""
+    x, y = rng.normal(size=(8, 9, 9, 3)).astype("float32"), rng.integers(0, 4, (8, 1))
+
+    def trained(sizes, callbacks):
+        model = conv_net()
+        built_early(model)
+        splits = np.cumsum(sizes)[:-1]
+        batches = list(zip(np.split(x, splits), np.split(y, splits), strict=True))
+        spec = (tf.TensorSpec((None, 9, 9, 3)), tf.TensorSpec((None, 1), tf.int64))
+        data = tf.data.Dataset.from_generator(lambda: batches, output_signature=spec)
+        model.fit(data, epochs=2, verbose=0, callbacks=callbacks)
+        return model.get_weights()
+
+    plan = tfaccel.AccelCallback(plan=["fused_activation", "fused_optimizer"], verbose=0)
+    found = trained([4, 0, 4], [plan])
+    assert plan.plan.names == ("fused_activation", "fused_optimizer")
+    for a, e in zip(found, trained([4, 4], []), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5)
+
+
+def conv_net():
+    keras.utils.set_random_seed(1)
+    parts = [
+        layers.Conv2D(4, 3, activation="gelu"),
+        layers.DepthwiseConv2D(3),
+        layers.MaxPooling2D(),
+        layers.Flatten(),
+        layers.Dense(4),
+    ]
+    model = keras.Sequential([keras.Input((9, 9, 3)), *parts])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    return model

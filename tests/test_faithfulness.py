@@ -14,6 +14,7 @@ import tensorflow as tf
 import tfaccel
 from tfaccel.autotune import faithfulness
 from tfaccel.autotune.faithfulness import Yardsticks
+from tfaccel.autotune.perturb import round_once, rounded_inputs
 from tfaccel.autotune.search import MOST_REPAIRS, layer_of
 from tfaccel.autotune.step_recorder import StepRecorder
 from tfaccel.autotune.training_trials import TrainingTrials
@@ -70,10 +71,12 @@ class Seen:
     exact: numerics.Observation
     sixteen: numerics.Observation
     near: dict
+    moved: numerics.Observation
     other: numerics.Observation
 
     def verdict(self, candidate, dtype):
-        yardsticks = Yardsticks(self.near[dtype], self.other, dtype)
+        moved = None if dtype == "float32" else self.moved
+        yardsticks = Yardsticks(self.near[dtype], self.other, dtype, moved)
         tolerance = numerics.TOLERANCES[dtype]
         return faithfulness.violation(self.reference, candidate, tolerance, yardsticks)
 
@@ -90,6 +93,7 @@ def seen():
             probe.observe(Plan(EXACT), reference),
             probe.observe(Plan((*EXACT, SIXTEEN)), reference),
             {"float32": probe.near(), "bfloat16": probe.near("bfloat16")},
+            probe.near("bfloat16", moved=True),
             probe.other(),
         )
 
@@ -233,6 +237,17 @@ def test_trials_refuse_a_pass_with_a_mistake(mistake, beside, bench):
 def test_trials_accept_16_bits_and_exact_passes(bench):
     for plan in (Plan((SIXTEEN,)), Plan((*EXACT, SIXTEEN))):
         assert bench.compared(plan)[1] is None
+
+
+def test_weights_that_16_bits_have_are_no_reason_to_refuse_16_bits():
+    """Rounding them once changes nothing; what is computed by them is rounded all the same."""
+    workload = workload_of(convolutional)
+    round_once(workload.model.trainable_variables, "bfloat16")
+    batches = tuple(rounded_inputs(batch, "bfloat16", None) for batch in workload.batches)
+    workload = dataclasses.replace(workload, batches=batches)
+    with TrainingTrials(workload, lambda iterator: {}, time.perf_counter) as bench:
+        assert bench.compared(Plan((SIXTEEN,)))[1] is None
+        assert bench.compared(Plan((Planted("scale"), SIXTEEN)))[1] is not None
 
 
 def test_a_user_s_tolerance_is_not_widened():

@@ -18,6 +18,9 @@ from tfaccel.core.replicas import on_replicas
 ROUNDINGS = 32
 # What is computed in 16 bits is summed in float32 and rounded once, by this at most.
 _UNIT_ROUNDOFFS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+# The most that rounding moves a number by, relative to it: one unit roundoff just above a power
+# of two, half of one just below the next. On average over a binade's logarithm it is this share.
+_USUAL_ROUNDOFF = 0.72
 
 
 def round_otherwise(weights: Iterable[Any], layers: Iterable[keras.layers.Layer]) -> None:
@@ -50,6 +53,25 @@ def round_once(weights: Iterable[Any], dtype: str) -> None:
     """
     for variable in weights:
         variable.assign(_rounded(tf.convert_to_tensor(variable), dtype))
+
+
+def move(weights: Iterable[Any], dtype: str) -> None:
+    """Moves each float variable by as much as rounding it to a 16-bit dtype usually does.
+
+    `round_once` leaves numbers that the dtype has as they are: the ones that normalizations
+    begin with, and weights that were kept in 16 bits. What a step computes by them in 16 bits
+    is rounded all the same. Each call moves them alike.
+
+    Args:
+        weights: variables.
+        dtype: `"bfloat16"` or `"float16"`.
+    """
+    generator = np.random.default_rng(0)
+    most = _USUAL_ROUNDOFF * _UNIT_ROUNDOFFS[dtype]
+    for variable in weights:
+        value = keras.ops.convert_to_numpy(variable)
+        if value.dtype.kind == "f":
+            variable.assign(value * (1 + most * generator.uniform(-1, 1, value.shape)))
 
 
 def rounded_inputs(batch: Any, dtype: str, strategy: tf.distribute.Strategy | None) -> Any:

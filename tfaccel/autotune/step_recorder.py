@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.autotune.perturb import round_once, round_otherwise, rounded_inputs
+from tfaccel.autotune.perturb import move, round_once, round_otherwise, rounded_inputs
 from tfaccel.compat import keras_private
 from tfaccel.compat.patching import SharedContext, instance_attribute
 from tfaccel.core.plan import Plan
@@ -60,12 +60,14 @@ class StepRecorder:
         step = self._untouched if plan.is_baseline else self._traced(plan)
         return self._one(step, self._workload.batches[0], given)
 
-    def near(self, dtype: str | None = None) -> Observation:
+    def near(self, dtype: str | None = None, moved: bool = False) -> Observation:
         """The untouched step with other roundings, and other random numbers. Traces nothing.
 
         Args:
             dtype: 16 bits to which weights and inputs are rounded once; None to move each
                 weight by as much as rounding may in its own dtype (`tfaccel.autotune.perturb`).
+            moved: whether weights are moved by as much as rounding to `dtype` usually moves them,
+                those too that it leaves as they are.
         """
         workload, weights = self._workload, self._names.weights.values()
         batch = workload.batches[0]
@@ -77,7 +79,7 @@ class StepRecorder:
             if dtype is None:
                 round_otherwise(weights, workload.layers)
             else:
-                round_once(weights, dtype)
+                (move if moved else round_once)(weights, dtype)
 
         return self._one(self._untouched, batch, {}, perturb)
 

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.autotune import slot_gradients
-from tfaccel.autotune.perturb import round_once, round_otherwise, rounded_inputs
+from tfaccel.autotune.perturb import move, round_once, round_otherwise, rounded_inputs
 from tfaccel.autotune.step_recorder import Names, jit_compiles, losses_of, randomness_of
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
@@ -89,7 +89,7 @@ class TracedObserver:
             return seen
         return self._translated(seen, reference)
 
-    def near(self, dtype: str | None = None) -> Observation:
+    def near(self, dtype: str | None = None, moved: bool = False) -> Observation:
         """The original step with other roundings, as `StepRecorder.near` has them.
 
         Its random numbers are the same: they do not differ under a plan that is observed here.
@@ -103,7 +103,7 @@ class TracedObserver:
             if dtype is None:
                 round_otherwise(weights, workload.layers)
             else:
-                round_once(weights, dtype)
+                (move if moved else round_once)(weights, dtype)
 
         return self._one(self._steps(Plan()), batch, perturb)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tfaccel.autotune import faithfulness
-from tfaccel.autotune.faithfulness import Yardsticks
+from tfaccel.autotune.faithfulness import Violation, Yardsticks
 from tfaccel.autotune.step_recorder import StepRecorder
 from tfaccel.autotune.traced_observer import TracedObserver
 from tfaccel.autotune.trial import Trial, TrialRunner, coarsest_dtype, rounded_dtype
@@ -35,7 +35,7 @@ class _Side:
 
     def __init__(self, observer: StepRecorder | TracedObserver):
         self.observer = observer
-        self._nears: dict[str | None, Observation] = {}
+        self._nears: dict[tuple[str | None, bool], Observation] = {}
 
     @functools.cached_property
     def reference(self) -> Observation:
@@ -47,11 +47,11 @@ class _Side:
         """Whether the untouched step was looked at."""
         return "reference" in vars(self)
 
-    def near(self, dtype: str | None) -> Observation:
+    def near(self, dtype: str | None, moved: bool = False) -> Observation:
         """The untouched step with roundings as in `dtype`; None for those of its own dtypes."""
-        if dtype not in self._nears:
-            self._nears[dtype] = self.observer.near(dtype).lightened()
-        return self._nears[dtype]
+        if (dtype, moved) not in self._nears:
+            self._nears[dtype, moved] = self.observer.near(dtype, moved).lightened()
+        return self._nears[dtype, moved]
 
     @functools.cached_property
     def other(self) -> Observation | None:
@@ -204,9 +204,16 @@ class TrainingTrials(TrialRunner):
         if violation is None or self._tolerance is not None:
             return drift, violation
         yardsticks = Yardsticks(side.near(rounded), side.other, dtype)
-        broken = self.agreement.same(
-            faithfulness.violation(side.reference, seen, tolerance, yardsticks, drift)
-        )
+
+        def broken_bound() -> Violation | None:
+            found = faithfulness.violation(side.reference, seen, tolerance, yardsticks, drift)
+            return self.agreement.same(found)
+
+        broken = broken_bound()
+        if broken is not None and rounded is not None:
+            moved = side.near(rounded, moved=True)
+            yardsticks = dataclasses.replace(yardsticks, moved=moved)
+            broken = broken_bound()
         if broken is None:
             return drift, None
         return dataclasses.replace(drift, worst=broken.where), str(broken)

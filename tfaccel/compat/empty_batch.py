@@ -28,7 +28,7 @@ def filled(function: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> A
     """`function(x, ...)`, for an empty batch too.
 
     Args:
-        function: makes a tensor with as many samples as `x` has.
+        function: makes a tensor with as many samples and as many dimensions as `x` has.
         x: the batch.
         *args: what else the function takes.
         **kwargs: as above.
@@ -43,10 +43,13 @@ def filled(function: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> A
     """
     if _within.filled or not _may_be_empty(x):
         return function(x, *args, **kwargs)
-    missing = tf.cast(tf.equal(tf.shape(x)[:1], 0), tf.int32)
+    # How many samples to add, as a shape: 1 or 0, and nothing along other dimensions. One
+    # operation compares all sizes, as none of the others is -1.
+    added = tf.cast(tf.equal(tf.shape(x), [0, *([-1] * (x.shape.rank - 1))]), tf.int32)
+    paddings = tf.stack([added, [0] * x.shape.rank], axis=1)
     with _as_filled():
-        made = function(_grown(x, missing), *args, **kwargs)
-    kept = _cut(made, missing)
+        made = function(_grown(x, added, paddings), *args, **kwargs)
+    kept = _cut(made, added, paddings)
     kept.set_shape(x.shape[:1].concatenate(made.shape[1:]))
     return kept
 
@@ -66,34 +69,33 @@ def _as_filled() -> Iterator[None]:
         _within.filled = False
 
 
-# The two are each other's gradients. `missing` is how many samples are added, 0 or 1, as a
-# vector of one number.
+# The two are each other's gradients. Both are told how many samples are added, and the paddings
+# that add them, which every use shares.
 
 
-def _grown(x: tf.Tensor, missing: tf.Tensor) -> tf.Tensor:
+def _grown(x: tf.Tensor, added: tf.Tensor, paddings: tf.Tensor) -> tf.Tensor:
     """With samples of zeros before the first one."""
 
     @tf.custom_gradient
     def run(x: tf.Tensor) -> Any:
-        before = [[1, 0], *([[0, 0]] * (x.shape.rank - 1))]
         # Not tf.pad: oneDNN's convolutions swallow a padding, and take none of samples.
-        made = tf.raw_ops.PadV2(
-            input=x, paddings=missing * before, constant_values=tf.zeros((), x.dtype)
-        )
-        return made, lambda dy: _cut(dy, missing)
+        nothing = tf.zeros((), x.dtype)
+        made = tf.raw_ops.PadV2(input=x, paddings=paddings, constant_values=nothing)
+        return made, lambda dy: _cut(dy, added, paddings)
 
     made = run(x)
     made.set_shape([None, *x.shape[1:]])
     return made
 
 
-def _cut(y: tf.Tensor, missing: tf.Tensor) -> tf.Tensor:
+def _cut(y: tf.Tensor, added: tf.Tensor, paddings: tf.Tensor) -> tf.Tensor:
     """Without the first samples."""
-    first = [1, *([0] * (y.shape.rank - 1))]
 
     @tf.custom_gradient
     def run(y: tf.Tensor) -> Any:
-        kept = tf.slice(y, missing * first, [-1] * y.shape.rank)
-        return kept, lambda dx: _grown(dx, missing)
+        kept = tf.slice(y, added, [-1] * y.shape.rank)
+        return kept, lambda dx: _grown(dx, added, paddings)
 
-    return run(y)
+    kept = run(y)
+    kept.set_shape([None, *y.shape[1:]])
+    return kept

@@ -10,6 +10,7 @@ import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
+from tfaccel.compat.no_data import mended
 from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
@@ -284,8 +285,15 @@ class Plan:
 
     @contextlib.contextmanager
     def applied(self, context: StepContext) -> Iterator[None]:
-        """All passes' contexts, entered in order."""
+        """All passes' contexts, entered in order.
+
+        Inside, layers give an empty batch the right shape, whatever kernels they run by, where
+        such a batch may come and the plan changes the step at all.
+        """
         with contextlib.ExitStack() as stack:
+            on_cpu = context.workload.device.kind == "CPU"
+            if context.may_be_empty and self.changes_step and on_cpu:
+                stack.enter_context(mended(on_cpu))
             for item in self.passes:
                 stack.enter_context(item.applied(context))
             yield

@@ -24,9 +24,13 @@ class StepContext:
             enter the user's model or optimizer, by pass name.
         chooser: while the step is traced, the `tfaccel.ops.kernels.Chooser` for products that
             passes make themselves; None where TensorFlow's ops compute them.
+        may_be_empty: whether a batch may have no samples, as those of a training may. Keras
+            predicts none such, and convolutions that are sure of samples run faster there:
+            TensorFlow applies an activation that is the next layer inside of them.
     """
 
     workload: Workload = dataclasses.field(kw_only=False)
     prepared: Prepared = dataclasses.field(default_factory=Prepared)
     scratch: dict[str, Any] = dataclasses.field(default_factory=dict)
     chooser: Any = None
+    may_be_empty: bool = True

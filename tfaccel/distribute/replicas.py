@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute.no_data import mended
+from tfaccel.compat.no_data import mended
 from tfaccel.distribute.splitting import can_split, even_shares
 
 # Running statistics, by the names that Keras's normalisation layers give them.

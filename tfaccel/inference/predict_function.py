@@ -38,7 +38,7 @@ class PredictFunction:
         self.compiles_sizes = False
         self._workload = workload
         self._prepared = Prepared() if prepared is None else prepared
-        context = StepContext(workload, prepared=self._prepared)
+        context = StepContext(workload, prepared=self._prepared, may_be_empty=False)
         self._under_plan = SharedContext(lambda: plan.applied(context))
         self._function = tf.function(self.step, reduce_retracing=True, autograph=False)
         with unmarked(workload.model), self._under_plan:

@@ -1,8 +1,8 @@
-"""Replicas without data: what TensorFlow's operations do with an empty batch is mended.
+"""Steps without data: what TensorFlow's operations do with an empty batch is mended.
 
 A worker that is out of data, or a batch of fewer samples than replicas, leaves replicas with
-an empty batch. While a step is traced, the functions that make the operations which can't
-have one are replaced (see `tfaccel.compat.empty_batch`).
+an empty batch. While a step of several replicas is traced, or one under a plan, the functions
+that make the operations which can't have one are replaced (see `tfaccel.compat.empty_batch`).
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def mended(on_cpu: bool) -> contextlib.AbstractContextManager[None]:
     """Inside, what is traced has the right results for empty batches.
 
     Args:
-        on_cpu: whether some replica is a CPU, where oneDNN computes.
+        on_cpu: whether some of it runs on a CPU, where oneDNN computes.
     """
     return _WITH_ONEDNN if on_cpu and onednn_is_on() else _PLAIN
 
@@ -68,14 +68,23 @@ def _filled_call(own: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(own)
     def call(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        # A function of the user's may be no number at what a sample of zeros gives, and so
-        # may gradients then. It gets the empty batch.
-        module = getattr(self.activation, "__module__", None) or ""
-        if self.activation is not None and not module.startswith("keras."):
+        if not _is_finite_everywhere(self.activation):
             return own(self, inputs, *args, **kwargs)
         return filled(functools.partial(own, self), inputs, *args, **kwargs)
 
     return call
+
+
+def _is_finite_everywhere(activation: Any) -> bool:
+    """Whether an activation is Keras's own, or a pass's in place of one.
+
+    Any other may be no number at what a sample of zeros gives, and so may gradients then; it
+    gets the empty batch. A pass leaves a partial function of its own.
+    """
+    if activation is None or any(activation is own for own in vars(keras.activations).values()):
+        return True
+    made_by = getattr(getattr(activation, "func", None), "__module__", None) or ""
+    return made_by.startswith("tfaccel.")
 
 
 # Replicas are traced in threads that take turns.
