@@ -12,11 +12,11 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.autotune import faithfulness
-from tfaccel.autotune.faithfulness import Yardsticks
-from tfaccel.autotune.perturb import round_once, rounded_inputs
+from tfaccel.autotune.comparison import faithfulness
+from tfaccel.autotune.comparison.faithfulness import Yardsticks
+from tfaccel.autotune.comparison.perturb import round_once, rounded_inputs
+from tfaccel.autotune.comparison.step_recorder import StepRecorder
 from tfaccel.autotune.search import MOST_REPAIRS, layer_of
-from tfaccel.autotune.step_recorder import StepRecorder
 from tfaccel.autotune.training_trials import TrainingTrials
 from tfaccel.compat.patching import instance_attribute, set_attribute
 from tfaccel.core.plan import Plan

@@ -13,7 +13,7 @@ from clocks import FakeClock
 
 import tfaccel
 from tfaccel import ops
-from tfaccel.autotune.step_recorder import StepRecorder
+from tfaccel.autotune.comparison.step_recorder import StepRecorder
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload

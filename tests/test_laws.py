@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.autotune.step_recorder import StepRecorder
+from tfaccel.autotune.comparison.step_recorder import StepRecorder
 from tfaccel.autotune.trial import coarsest_dtype
 from tfaccel.core.layer_note import Runs
 from tfaccel.core.plan import Plan, make_pass

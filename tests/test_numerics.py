@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.autotune.step_recorder import StepRecorder
+from tfaccel.autotune.comparison.step_recorder import StepRecorder
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload

@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras.src.random import seed_generator
 
 import tfaccel
-from tfaccel.autotune.step_recorder import StepRecorder
+from tfaccel.autotune.comparison.step_recorder import StepRecorder
 from tfaccel.autotune.training_trials import TrainingTrials
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload

@@ -11,8 +11,8 @@ from keras import layers, optimizers
 
 import tfaccel
 from tfaccel import Plan
-from tfaccel.autotune.step_recorder import StepRecorder
-from tfaccel.autotune.traced_observer import TracedObserver
+from tfaccel.autotune.comparison.step_recorder import StepRecorder
+from tfaccel.autotune.comparison.traced_observer import TracedObserver
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.workload import Workload
 from tfaccel.measure.numerics import TOLERANCES, compare

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.autotune.step_recorder import StepRecorder
+from tfaccel.autotune.comparison.step_recorder import StepRecorder
 from tfaccel.autotune.trial import coarsest_dtype
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import StepContext

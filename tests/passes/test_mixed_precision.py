@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.autotune.step_recorder import StepRecorder
+from tfaccel.autotune.comparison.step_recorder import StepRecorder
 from tfaccel.compat.tensorflow_private import onednn_is_on
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload

@@ -7,8 +7,9 @@ from collections.abc import Collection, Sequence
 
 import keras
 
+from tfaccel.autotune.budget import Budget
 from tfaccel.autotune.plan_cache import PlanCache
-from tfaccel.autotune.search import Budget, pass_names, reserve_names
+from tfaccel.autotune.search import pass_names, reserve_names
 from tfaccel.core.plan import Pass, Plan, as_plan
 from tfaccel.measure.numerics import Tolerance, as_tolerance
 from tfaccel.measure.timing import Clock

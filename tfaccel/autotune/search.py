@@ -1,8 +1,6 @@
 """Choosing a plan within a budget."""
 
-import dataclasses
 import math
-import numbers
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import keras
@@ -10,7 +8,8 @@ import keras
 from tfaccel import passes
 from tfaccel.autotune import priors
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.trial import WORTHWHILE, Trial, TrialRunner
+from tfaccel.autotune.trial import WORTHWHILE, Trial
+from tfaccel.autotune.trial_runner import TrialRunner
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Pass, Plan, make_pass
 from tfaccel.core.workload import Workload
@@ -29,46 +28,6 @@ _LAYER_TRACE_SECONDS = 0.02
 _UPDATE_TRACE_SECONDS = 0.1
 # Told about each trial as it ends.
 OnTrial = Callable[[Trial], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """How many seconds tuning may cost.
-
-    Attributes:
-        share: the share of the training to come that tuning may take; None for
-            no such bound.
-        max_seconds: the bound that holds in any case.
-
-    Raises:
-        TypeError, ValueError: a bound is no number, or negative.
-    """
-
-    share: float | None = 0.25
-    max_seconds: float = 120.0
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.share, numbers.Real | None):
-            raise TypeError(f"`tuning_share` must be None or a number. Received: {self.share!r}")
-        if self.share is not None and not 0 <= self.share <= 1:
-            raise ValueError(
-                f"`tuning_share` must be None or between 0 and 1. Received: {self.share!r}"
-            )
-        if not isinstance(self.max_seconds, numbers.Real):
-            raise TypeError(
-                f"`max_tuning_seconds` must be a number. Received: {self.max_seconds!r}"
-            )
-        if not self.max_seconds >= 0:
-            raise ValueError(
-                f"`max_tuning_seconds` must not be negative. Received: {self.max_seconds!r}"
-            )
-
-    def seconds(self, workload: Workload) -> float:
-        """The seconds to spend on a workload; unknown length counts as none to come."""
-        if self.share is None:
-            return self.max_seconds
-        to_come = (workload.steps_to_come or 0) * workload.step_seconds
-        return min(self.max_seconds, self.share * to_come)
 
 
 def trial_seconds(plan: Plan, workload: Workload, earlier: Sequence[Trial] = ()) -> float:

@@ -5,11 +5,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from tfaccel.autotune import faithfulness
-from tfaccel.autotune.faithfulness import Violation, Yardsticks
-from tfaccel.autotune.step_recorder import StepRecorder
-from tfaccel.autotune.traced_observer import TracedObserver
-from tfaccel.autotune.trial import Trial, TrialRunner, coarsest_dtype, rounded_dtype
+from tfaccel.autotune.comparison import faithfulness
+from tfaccel.autotune.comparison.faithfulness import Violation, Yardsticks
+from tfaccel.autotune.comparison.step_recorder import StepRecorder
+from tfaccel.autotune.comparison.traced_observer import TracedObserver
+from tfaccel.autotune.trial import Trial, coarsest_dtype, rounded_dtype
+from tfaccel.autotune.trial_runner import TrialRunner
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import Prepared
 from tfaccel.core.workload import Workload

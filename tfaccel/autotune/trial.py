@@ -1,35 +1,21 @@
-"""Trying one plan on a workload."""
+"""What came of trying one plan."""
 
-import abc
-import contextlib
 import dataclasses
-import gc
-import math
 import re
-import statistics
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
 
 import keras
-import tensorflow as tf
 
 from tfaccel.core.plan import Plan
-from tfaccel.core.step_context import Prepared, StepContext
 from tfaccel.core.workload import Workload
-from tfaccel.measure import numerics, racing, timing
+from tfaccel.measure import numerics
 from tfaccel.measure.numerics import SIXTEEN_BITS, Drift
 from tfaccel.measure.outcome import Outcome
-from tfaccel.measure.timing import Clock, Speedup
-from tfaccel.passes import PASSES
-from tfaccel.steps.compiled_step import unheard_traces
-from tfaccel.steps.snapshot import Snapshot
-from tfaccel.steps.worker_agreement import WorkerAgreement
-from tfaccel.system.memory import is_out_of_memory
+from tfaccel.measure.timing import Speedup
 
 # A gain below this share is not worth another set of roundings.
 WORTHWHILE = 1.02
 # How the reason of a trial begins that ran out of memory.
-_OUT_OF_MEMORY = "out of memory"
+OUT_OF_MEMORY = "out of memory"
 # Keras prints parts of its errors in bold. It says first in which `call` one came up, and
 # TensorFlow in which node, with the stack from where that was made.
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -70,286 +56,7 @@ class Trial:
     @property
     def ran_out_of_memory(self) -> bool:
         """Whether the plan needs more memory than there is."""
-        return self.outcome is Outcome.FAILED and self.reason.startswith(_OUT_OF_MEMORY)
-
-
-_Self = TypeVar("_Self", bound="TrialRunner")
-
-
-class TrialRunner(abc.ABC):
-    """A workload set up for trials, in which plans take turns with the user's own step.
-
-    What a step is, and when one is faithful, is the subclass's to say. Use as a context
-    manager: on leaving, the state is what it was when it was made, bit for bit, however the
-    block ends.
-
-    Args:
-        workload: with at least one kept batch.
-        clock: seconds, such as `time.perf_counter`.
-        consensus: of the processes that train together; None for one alone. `clock` must
-            be its.
-        prepared: where what passes find out is kept.
-    """
-
-    def __init__(
-        self,
-        workload: Workload,
-        clock: Clock,
-        agreement: WorkerAgreement | None = None,
-        prepared: Prepared | None = None,
-    ):
-        self.workload = workload
-        self.prepared = prepared if prepared is not None else Prepared()
-        self.clock = clock
-        self.agreement = agreement or WorkerAgreement()
-        self._snapshot = Snapshot.of(workload)
-        self._functions: dict[Plan, Any] = {}
-        self._unheard = contextlib.ExitStack()
-
-    def __enter__(self: _Self) -> _Self:
-        self._unheard.enter_context(unheard_traces())
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._unheard.close()
-        self._snapshot.restore()
-
-    @abc.abstractmethod
-    def _build(self, plan: Plan) -> Any:
-        """The function of a plan. Nothing is traced yet."""
-
-    @abc.abstractmethod
-    def _first(self, plan: Plan) -> Callable[[], Any]:
-        """Makes one step under a plan, by the function that was built for it."""
-
-    @abc.abstractmethod
-    def _calls(self, plan: Plan, count: int) -> Callable[[], Any]:
-        """Makes so many steps under a plan in one call; `count` is what it runs in one at most."""
-
-    @abc.abstractmethod
-    def _own_calls(self, count: int) -> Callable[[], Any]:
-        """Makes as many of the user's own steps, each called from Python as Keras does."""
-
-    @abc.abstractmethod
-    def _judged(self, trial: Trial) -> Trial:
-        """A faster trial with its drift, and UNFAITHFUL where that is too large."""
-
-    @contextlib.contextmanager
-    def _restored(self) -> Iterator[None]:
-        """The same starting point for every trial: the state and the metrics."""
-        self._snapshot.restore()
-        try:
-            yield
-        finally:
-            self._snapshot.restore()
-
-    def try_plan(self, plan: Plan, deadline: float = math.inf) -> Trial:
-        """Refusals, trace, timing against the baseline, then faithfulness.
-
-        Args:
-            plan: what to try.
-            deadline: the clock's value after which timing should end.
-
-        Returns:
-            The trial. Whatever goes wrong inside the plan is its outcome; only
-            KeyboardInterrupt and its like pass through.
-        """
-        refused = self._refused(plan)
-        if refused is not None:
-            return refused
-        trial = self._agreed(self._tried(plan, deadline))
-        if trial.outcome is Outcome.FAILED:
-            self.forget(plan)
-        if trial.ran_out_of_memory:
-            gc.collect()  # what the step held is in cycles
-        return trial
-
-    def check(self, plan: Plan, deadline: float, prepare_seconds: float = math.inf) -> Trial:
-        """A trial without a race: for a plan that is known to be faster, or is raced elsewhere.
-
-        Args:
-            plan: what to check.
-            deadline: the clock's value at which its passes should be ready.
-            prepare_seconds: what they may take to get ready.
-
-        Returns:
-            The trial; FASTER stands for a plan that is faithful and not clearly slower.
-        """
-        refused = self._refused(plan)
-        if refused is not None:
-            return refused
-        deadline = min(deadline, self.clock() + prepare_seconds)
-        trial = self._agreed(self._checked(plan, deadline))
-        if trial.outcome is not Outcome.FASTER:
-            self.forget(plan)
-        return trial
-
-    def _checked(self, plan: Plan, deadline: float) -> Trial:
-        compile_seconds = 0.0
-        try:
-            with self._restored():
-                plan.prepare(self._context(), self.clock, deadline)
-                step = self._built(plan)
-                compile_seconds = max(0.0, self._timed(step) - self.workload.step_seconds)
-                usual, first = self._first_look(plan, math.inf)
-            if racing.seems_hopeless(usual, first):
-                return _stopped(plan, usual, first, compile_seconds)
-            trial = Trial(plan, Outcome.FASTER, "", compile_seconds, first)
-            return self._judged(dataclasses.replace(trial, findings=self._findings(plan)))
-        except Exception as error:
-            return self._failed(plan, error, compile_seconds)
-
-    def _first_look(self, plan: Plan, deadline: float) -> tuple[float, float]:
-        return racing.first_look(
-            self.workload.step_seconds,
-            lambda: self._timed(self._own_calls(1)),
-            lambda: self._first_seconds(plan, self.workload.step_seconds),
-            self.clock,
-            deadline,
-        )
-
-    def _failed(self, plan: Plan, error: Exception, compile_seconds: float) -> Trial:
-        reason = error_line(error)
-        if is_out_of_memory(error):
-            reason = f"{_OUT_OF_MEMORY}: {reason}; {_less_memory(plan)}"
-        return Trial(plan, Outcome.FAILED, reason, compile_seconds)
-
-    def _refused(self, plan: Plan) -> Trial | None:
-        """A trial that ends with the first refusal; None where no pass refuses."""
-        for item in plan.passes:
-            unsupported = item.unsupported(self.workload)
-            if unsupported is not None:
-                return Trial(plan, Outcome.REFUSED, f"{item.name}: {unsupported}")
-        return None
-
-    def _agreed(self, trial: Trial) -> Trial:
-        """The trial as all processes take it: the chief's, failed if it failed anywhere."""
-        failed = self.agreement.any(trial.outcome is Outcome.FAILED)
-        trial = self.agreement.same(trial)
-        if failed and trial.outcome is not Outcome.FAILED:
-            return dataclasses.replace(
-                trial, outcome=Outcome.FAILED, reason="it failed on another worker"
-            )
-        return trial
-
-    def _tried(self, plan: Plan, deadline: float) -> Trial:
-        compile_seconds = 0.0
-        try:
-            with self._restored(), _peak_memory(self.workload) as peak:
-                # Half of the time that is left, as the trial needs some too.
-                now = self.clock()
-                plan.prepare(self._context(), self.clock, now + (deadline - now) / 2)
-                one = self._built(plan)
-                compile_seconds = max(0.0, self._timed(one) - self.workload.step_seconds)
-                trial = self._timed_trial(plan, compile_seconds, deadline)
-            trial = dataclasses.replace(
-                trial, peak_memory_bytes=peak(), findings=self._findings(plan)
-            )
-            if trial.outcome is not Outcome.FASTER:
-                return trial
-            if self.clock() + self._judging_seconds(trial) > deadline:
-                reason = "faster, but there was no time left to compare it"
-                return dataclasses.replace(trial, outcome=Outcome.UNDECIDED, reason=reason)
-            return self._judged(trial)
-        except Exception as error:
-            return self._failed(plan, error, compile_seconds)
-
-    def time_again(self, plan: Plan, deadline: float = math.inf) -> Speedup:
-        """A fresh measurement of a plan that was tried, free of the luck that made it win."""
-        with self._restored():
-            # It is known to be fast, so that these few cost little.
-            return self._race(plan, deadline, racing.FEWEST).gain
-
-    def _judging_seconds(self, trial: Trial) -> float:
-        """What comparing a plan that was timed is expected to take; by default nothing."""
-        return 0.0
-
-    def step_function(self, plan: Plan) -> Any:
-        """The function that was traced for a plan, so that nobody need trace it again."""
-        return self._functions[plan]
-
-    def forget(self, plan: Plan) -> None:
-        """Lets go of a plan's traced function and its memory."""
-        self._functions.pop(plan, None)
-
-    def _context(self) -> StepContext:
-        return StepContext(self.workload, prepared=self.prepared)
-
-    def _findings(self, plan: Plan) -> tuple[str, ...]:
-        context = self._context()
-        return tuple(line for item in plan.passes for line in item.findings(context))
-
-    def _built(self, plan: Plan) -> Callable[[], Any]:
-        """Builds a plan's function; gives its first step."""
-        failure: Exception | None = None
-        try:
-            self._functions[plan] = self._build(plan)
-        except Exception as error:
-            failure = error
-        # A worker that ran the step would wait for the others for good.
-        if self.agreement.any(failure is not None):
-            raise failure or RuntimeError("it could not be built on another worker")
-        return self._first(plan)
-
-    def _timed(self, step: Callable[[], Any]) -> float:
-        return timing.timed(step, self.clock)
-
-    def _race(
-        self, plan: Plan, deadline: float, fewest: int = 0, step_seconds: float = 0.0
-    ) -> racing.Race:
-        """The user's own steps against the plan's.
-
-        Either side makes the same number of steps in a turn: as many as the plan runs in
-        one call, so that what lies between steps counts on both.
-
-        Args:
-            plan: what was traced.
-            deadline: the clock's value at which all should have ended.
-            fewest: pairs that are made whatever the deadline is.
-            step_seconds: what a step under the plan took so far.
-        """
-        steps = plan.steps_per_call
-        return racing.race(
-            self._own_calls(steps),
-            self._calls(plan, steps),
-            self.clock,
-            deadline,
-            fewest=fewest,
-            expected_seconds=steps * (self.workload.step_seconds + step_seconds),
-        )
-
-    def _timed_trial(self, plan: Plan, compile_seconds: float, deadline: float) -> Trial:
-        usual, first = self._first_look(plan, deadline)
-        if racing.seems_hopeless(usual, first):
-            return _stopped(plan, usual, first, compile_seconds)
-        race = self._race(plan, deadline, step_seconds=first)
-        if race.pairs < racing.FEWEST:
-            reason = "there was no time left to measure it"
-            return Trial(plan, Outcome.UNDECIDED, reason, compile_seconds, first)
-        outcome, reason = racing.verdict(race.gain, WORTHWHILE)
-        median = statistics.median(race.candidate_seconds) / plan.steps_per_call
-        return Trial(plan, outcome, reason, compile_seconds, median, race.gain)
-
-    def _first_seconds(self, plan: Plan, usual: float) -> float:
-        """What a step takes, from as few steps as show it.
-
-        One in a call by itself. Where that is clearly slower, what lies around the steps of a
-        call may be the reason: twice as many then, and so on up to what the plan runs in one,
-        as long as the call takes no longer than that many clearly slower steps would.
-        """
-        count, most = 1, racing.CLEARLY_SLOWER * usual * plan.steps_per_call
-        seconds = self._timed(self._calls(plan, count))
-        while count < plan.steps_per_call and seconds / count > racing.CLEARLY_SLOWER * usual:
-            if 2 * seconds > most:
-                break
-            count = min(2 * count, plan.steps_per_call)
-            seconds = self._timed(self._calls(plan, count))
-        return seconds / count
-
-
-def _stopped(plan: Plan, usual: float, first: float, compile_seconds: float) -> Trial:
-    reason = f"its first traced step took {first / usual:.1f} times the baseline's"
-    return Trial(plan, Outcome.STOPPED, reason, compile_seconds, first)
+        return self.outcome is Outcome.FAILED and self.reason.startswith(OUT_OF_MEMORY)
 
 
 def compute_dtype(plan: Plan, workload: Workload) -> str:
@@ -370,22 +77,6 @@ def coarsest_dtype(plan: Plan, workload: Workload) -> str:
     dtypes = {compute_dtype(plan, workload), *(str(layer.compute_dtype) for layer in computing)}
     known = [dtype for dtype in dtypes if dtype in numerics.TOLERANCES]
     return max(known, key=lambda dtype: numerics.TOLERANCES[dtype].output, default="float32")
-
-
-@contextlib.contextmanager
-def _peak_memory(workload: Workload) -> Iterator[Callable[[], int | None]]:
-    """Gives a function that tells the device's peak since entering; None on a CPU."""
-    if workload.device.kind != "GPU":
-        yield lambda: None
-        return
-    tf.config.experimental.reset_memory_stats("GPU:0")
-    yield lambda: int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
-
-
-def _less_memory(plan: Plan) -> str:
-    spare = next(kind.name for kind in PASSES if kind.saves_memory)
-    saves = any(item.saves_memory for item in plan.passes)
-    return f"smaller batches need less{'' if saves else f', and so does the pass {spare}'}"
 
 
 def error_line(error: Exception) -> str:

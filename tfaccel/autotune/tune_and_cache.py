@@ -8,7 +8,7 @@ from tfaccel.autotune.options import Options
 from tfaccel.autotune.plan_cache import workload_key
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.search import OnTrial, tune_workload
-from tfaccel.autotune.trial import TrialRunner
+from tfaccel.autotune.trial_runner import TrialRunner
 from tfaccel.core.workload import Workload
 from tfaccel.steps.worker_agreement import WorkerAgreement
 

@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.autotune.perturb import round_otherwise
-from tfaccel.autotune.trial import Trial, TrialRunner, coarsest_dtype
+from tfaccel.autotune.comparison.perturb import round_otherwise
+from tfaccel.autotune.trial import Trial, coarsest_dtype
+from tfaccel.autotune.trial_runner import TrialRunner
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
 from tfaccel.inference.predict_function import PredictFunction

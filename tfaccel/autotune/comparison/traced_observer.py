@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.autotune import slot_gradients
-from tfaccel.autotune.perturb import move, round_once, round_otherwise, rounded_inputs
-from tfaccel.autotune.step_recorder import Names, jit_compiles, losses_of, randomness_of
+from tfaccel.autotune.comparison import slot_gradients
+from tfaccel.autotune.comparison.perturb import move, round_once, round_otherwise, rounded_inputs
+from tfaccel.autotune.comparison.step_recorder import Names, jit_compiles, losses_of, randomness_of
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import StepContext

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.autotune.perturb import move, round_once, round_otherwise, rounded_inputs
+from tfaccel.autotune.comparison.perturb import move, round_once, round_otherwise, rounded_inputs
 from tfaccel.compat import keras_private
 from tfaccel.compat.patching import SharedContext, instance_attribute
 from tfaccel.core.plan import Plan
@@ -65,7 +65,7 @@ class StepRecorder:
 
         Args:
             dtype: 16 bits to which weights and inputs are rounded once; None to move each
-                weight by as much as rounding may in its own dtype (`tfaccel.autotune.perturb`).
+                weight by as much as rounding may in its own dtype (`comparison.perturb`).
             moved: whether weights are moved by as much as rounding to `dtype` usually moves them,
                 those too that it leaves as they are.
         """

@@ -1,0 +1,1 @@
+"""Whether a step under a plan computes what the original step does, but for rounding."""
