@@ -259,7 +259,12 @@ class TestMeter:
             return run
 
         function = types.SimpleNamespace(
-            own=step(own), step=step(fast), plan=FAST, built=types.SimpleNamespace(), report=None
+            own=step(own),
+            step=step(fast),
+            plan=FAST,
+            built=types.SimpleNamespace(),
+            report=None,
+            is_racing=False,
         )
         function.built.ahead = ()
         function.built.function = function.step

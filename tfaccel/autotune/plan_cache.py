@@ -20,7 +20,6 @@ from tfaccel.measure.numerics import Tolerance
 from tfaccel.system import notices
 from tfaccel.system.cache_dir import default_directory
 from tfaccel.system.json_files import parsed, replace_text, to_text
-from tfaccel.version import __version__
 
 SCHEMA = 1
 # Files that are read for evidence, the latest ones: some milliseconds.
@@ -102,7 +101,8 @@ def workload_key(
     model = workload.model
     keys = [(name, suited_pass(name, workload).cache_key(workload)) for name in names]
     parts = {
-        "versions": [__version__, tf.__version__, keras.__version__],
+        # Not tfaccel's own: a plan from the cache is compared with the original step first.
+        "versions": [_minor(tf.__version__), _minor(keras.__version__)],
         "device": [workload.device.kind, workload.device.name, workload.device.cores],
         "model": _structure(workload),
         "strategy": [type(model.distribute_strategy).__name__, workload.num_replicas],
@@ -119,6 +119,11 @@ def workload_key(
         parts["work"] = "predictions"
     text = json.dumps(parts, sort_keys=True, default=_described)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _minor(version: str) -> str:
+    """A version without its last number, which mends faults and moves no speed."""
+    return ".".join(version.split(".")[:2])
 
 
 def _described(value: Any) -> str:

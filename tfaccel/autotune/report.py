@@ -23,7 +23,7 @@ _SHOWN_FINDINGS = 6
 # What is less is no time that anybody waited.
 _LEAST_TOLD_SECONDS = 0.05
 _NUMBERS = ("step", "predicted", "speedup", "drift", "compile")
-_HEADINGS = ("plan", *_NUMBERS, "verdict")
+HEADINGS = ("plan", *_NUMBERS, "verdict")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Report:
 
     def to_markdown(self) -> str:
         """The table, the reasons, the summary and the findings as Markdown."""
-        table = markdown_table(_HEADINGS, self.rows(), numbers=_NUMBERS)
+        table = markdown_table(HEADINGS, self.rows(), numbers=_NUMBERS)
         lines = [table, "", *(f"- {r}" for r in self.reasons()), "", self.summary(), ""]
         found = self.findings()
         return "\n".join([*lines, *(f"- {line}" for line in found), *([""] if found else [])])
@@ -164,8 +164,8 @@ class Report:
     def _narrow(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """The table as a terminal has room for it: what was predicted, or what it compiled."""
         predicts = any(trial.predicted_gain is not None for trial in self.trials)
-        left_out = _HEADINGS.index("compile" if predicts else "predicted")
-        table = [_HEADINGS, *self.rows()]
+        left_out = HEADINGS.index("compile" if predicts else "predicted")
+        table = [HEADINGS, *self.rows()]
         headings, *rows = (cells[:left_out] + cells[left_out + 1 :] for cells in table)
         return headings, rows
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from tfaccel.autotune.eligibility import too_short
 from tfaccel.autotune.expected.candidates import Candidates
-from tfaccel.autotune.expected.expectation import Candidate
+from tfaccel.autotune.expected.expectation import CHECKED_STEPS, Candidate
 from tfaccel.autotune.options import Options
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.search import cheapest_trial_seconds
@@ -271,7 +271,6 @@ class PlanChooser:
 
 
 def _check_seconds(known: Report, workload: Workload) -> float:
-    """What it costs to use a plan from the cache: its trace, and those that compare it."""
+    """What it costs to use a plan from the cache: its trace, and a look at its step."""
     trace = next((t.compile_seconds for t in known.trials if t.plan == known.plan), 0.0)
-    own = max(workload.first_step_seconds, workload.trace_seconds)
-    return 2 * trace + own if known.plan.changes_step else trace
+    return trace + CHECKED_STEPS * workload.step_seconds

@@ -28,7 +28,7 @@ from tfaccel.core.workload import Workload
 _PRIOR_WEIGHT, _OWN_WEIGHT = 0.3, 20.0
 # What a check takes beside the trace, in steps: two of the candidate, three of the original,
 # and as long again for copies of the state.
-_CHECKED_STEPS = 8
+CHECKED_STEPS = 8
 # A plan must be expected to be so much faster than the present one to be worth a look.
 _WORTH_A_LOOK = 1.03
 
@@ -100,7 +100,7 @@ class Expectation:
 
     def cost_seconds(self, plan: Plan) -> float:
         """What it takes to know whether a plan is faithful; its race costs next to nothing."""
-        looked_at = _CHECKED_STEPS * self._workload.step_seconds
+        looked_at = CHECKED_STEPS * self._workload.step_seconds
         return self.trace_seconds(plan) + looked_at + self._prepare_seconds(plan)
 
     def _prepare_seconds(self, plan: Plan) -> float:

@@ -3,6 +3,7 @@
 import xml.etree.ElementTree as ET
 from typing import Any
 
+from tfaccel.autotune.report import HEADINGS
 from tfaccel.measure.units import size
 from tfaccel.profiling.html.figures import peak_words
 from tfaccel.profiling.html.outcome import BASELINE, facts, part, plan_of, tuning_report
@@ -127,7 +128,7 @@ def _trials(record: Record, with_gain: bool) -> list[ET.Element]:
         report = tuning_report(record)
     except ValueError as error:
         return [tag("p", f"{after} can't be shown here: {error}")]
-    headings = ("plan", "step", "speedup", "drift", "compile", "verdict")
+    headings = HEADINGS
     chosen = [index for index, trial in enumerate(report.tried()) if trial.plan == report.plan]
     stands_out = chosen[0] if chosen else None
     found = [table(after, headings, report.rows(), numbers=headings[1:-1], chosen=stands_out)]
