@@ -17,8 +17,10 @@ from tfaccel.core.plan import Plan
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup, median_interval
 from tfaccel.passes import XLA, FusedNorm
-from tfaccel.profiling.html import facts, key_figures, verdict
+from tfaccel.profiling.key_figures import key_figures
+from tfaccel.profiling.outcome import facts
 from tfaccel.profiling.records import Records, read_records
+from tfaccel.profiling.words import verdict
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 RATIOS = [1.30, 1.50, 1.42, 1.36, 1.34, 1.45, 1.31, 1.38]
@@ -193,6 +195,7 @@ def without(*kinds):
 def page(tmp_path):
     """Makes the page of some records, and its text."""
     pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
 
     def make(items=RECORDS):
         return run(str(saved(tmp_path, items))).page.read_text(encoding="utf-8")
@@ -485,8 +488,9 @@ def test_an_output_that_cannot_be_written(tmp_path):
         run(str(path), "-o", str(path / "page.html"))
 
 
-def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+@pytest.mark.parametrize("name", ["matplotlib", "jinja2"])
+def test_without_an_extra_it_says_what_to_install(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
     path = saved(tmp_path, RECORDS)
     with pytest.raises(UsageError, match=r"pip install 'tfaccel\[report\]'"):
         run(str(path))

@@ -12,8 +12,11 @@ from absl import flags
 
 from tfaccel.cli._command import Command, UsageError
 from tfaccel.measure.tables import markdown_table, terminal_table
-from tfaccel.profiling.html import Figure, facts, html_page, key_figures, verdict
+from tfaccel.profiling.html import html_page
+from tfaccel.profiling.key_figures import Figure, key_figures
+from tfaccel.profiling.outcome import facts
 from tfaccel.profiling.records import FILE_NAME, Record, Records, plain, read_records
+from tfaccel.profiling.words import verdict
 
 PAGE_NAME = "report.html"
 _HEADINGS = ("figure", "value", "note")

@@ -1,14 +1,129 @@
-"""Writing a profile.jsonl from within a training."""
+"""profile.jsonl: how it is written from within a training, and read back.
 
+One JSON object a line; `"kind"` says which of `KINDS` it is, and docs/report.md has the keys
+of each. A fact that nobody knows is null, or its key is missing. Several runs may follow each
+other in one file; each begins with a `run` record.
+"""
+
+import dataclasses
 import io
 import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tfaccel.system import notices
+
+SCHEMA = 1
+FILE_NAME = "profile.jsonl"
+# The kinds of which a run has many, and where `Records` keeps them.
+_LISTS = {
+    "trace": "traces",
+    "tuning": "tuning",
+    "comparison": "comparisons",
+    "interval": "intervals",
+    "ops": "ops",
+}
+KINDS = ("run", *_LISTS, "summary")
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The records of one run, in the order of the file.
+
+    Attributes:
+        run: the run record.
+        intervals, comparisons, traces, tuning, ops: the records of these kinds.
+        summary: the last summary; empty where the run did not get so far.
+        earlier: the runs before this one in the same file, oldest first.
+        skipped: lines of the file that were no whole, known record of a run.
+    """
+
+    run: Record
+    intervals: list[Record] = dataclasses.field(default_factory=list)
+    comparisons: list[Record] = dataclasses.field(default_factory=list)
+    traces: list[Record] = dataclasses.field(default_factory=list)
+    tuning: list[Record] = dataclasses.field(default_factory=list)
+    ops: list[Record] = dataclasses.field(default_factory=list)
+    summary: Record = dataclasses.field(default_factory=dict)
+    earlier: tuple["Records", ...] = ()
+    skipped: int = 0
+
+    def _add(self, record: Record) -> None:
+        if record["kind"] == "summary":
+            self.summary.clear()
+            self.summary.update(record)
+        else:
+            getattr(self, _LISTS[record["kind"]]).append(record)
+
+
+def read_records(path: str | os.PathLike[str]) -> Records:
+    """Reads a file that `JsonLines` wrote, up to its last whole line.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The last run in it; `earlier` has the others.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: there is no run in it, or it is of a newer schema.
+    """
+    runs: list[Records] = []
+    skipped = 0
+    with open(path, "rb") as file:
+        for record in _parsed(file):
+            if record is None or (not runs and record["kind"] != "run"):
+                skipped += 1
+            elif record["kind"] == "run":
+                runs.append(Records(record))
+            else:
+                runs[-1]._add(record)
+    if not runs:
+        raise ValueError(
+            f"{os.fspath(path)} holds no run: it must be a {FILE_NAME}, made by "
+            "tfaccel.ProfilerCallback(log_dir=...)."
+        )
+    schema = runs[-1].run.get("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise ValueError(
+            f"{os.fspath(path)} must be of schema {SCHEMA}. Received: {schema!r}; "
+            "a newer tfaccel wrote it, and can read it."
+        )
+    return dataclasses.replace(runs[-1], earlier=tuple(runs[:-1]), skipped=skipped)
+
+
+def _parsed(lines: Iterable[bytes]) -> Iterable[Record | None]:
+    """A record for each line that is not empty; None for what is none, or is not known."""
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line, parse_constant=lambda _: None)
+        except (ValueError, RecursionError):
+            record = None
+        kind = record.get("kind") if isinstance(record, dict) else None
+        yield record if isinstance(kind, str) and kind in KINDS else None
+
+
+def number(record: Mapping[str, Any], key: str) -> float | None:
+    """A record's number; None where there is none, or something else in its place.
+
+    >>> number({"step_ms": 16}, "step_ms"), number({"step_ms": "soon"}, "step_ms")
+    (16.0, None)
+    """
+    value = record.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer beyond float64
+        return None
 
 
 class JsonLines:
@@ -49,7 +164,7 @@ class JsonLines:
         """Appends one record.
 
         Args:
-            record: its `"kind"` and its keys (see `tfaccel.profiling.records.KINDS`).
+            record: its `"kind"` and its keys (see docs/report.md).
                 Scalars and arrays of NumPy and TensorFlow become numbers and lists; NaN and
                 infinity, which JSON lacks, become null.
         """
