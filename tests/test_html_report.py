@@ -7,7 +7,7 @@ import re
 import sys
 
 import pytest
-from absl import flags
+from command_line import call
 
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import Trial
@@ -204,9 +204,7 @@ def page(tmp_path):
 
 
 def run(*words):
-    values = flags.FlagValues()
-    COMMAND.define(values)
-    return COMMAND.run(values(["tfaccel report", *words])[1:], values)
+    return call(COMMAND, *words)
 
 
 def records(tmp_path, items=RECORDS):
@@ -466,9 +464,11 @@ def test_what_is_no_profile_is_told_in_a_line(tmp_path, make, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("words", [[], ["a", "b"]])
-def test_one_profile_is_wanted(words):
-    with pytest.raises(UsageError, match="takes one profile.jsonl"):
+@pytest.mark.parametrize(
+    ("words", "message"), [([], "required: profile"), (["a", "b"], "unrecognized arguments: b")]
+)
+def test_one_profile_is_wanted(words, message):
+    with pytest.raises(UsageError, match=message):
         run(*words)
 
 

@@ -1,5 +1,6 @@
 """Batches for a model: random ones, or those of an .npz file."""
 
+import argparse
 import dataclasses
 import pathlib
 from typing import Any
@@ -7,9 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
-from tfaccel.cli._command import UsageError
+from tfaccel.cli._command import UsageError, positive_int
 from tfaccel.cli.inputs.inputs import random_inputs
 from tfaccel.cli.inputs.labels import random_labels
 from tfaccel.cli.inputs.models import Chosen, first_line
@@ -34,27 +34,25 @@ class Feed:
     source: str
 
 
-def define_feed_flags(values: flags.FlagValues) -> None:
+def define_feed_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say what to feed."""
-    flags.DEFINE_integer("batch_size", 32, "samples in a batch", lower_bound=1, flag_values=values)
-    flags.DEFINE_string(
-        "data",
-        None,
-        "an .npz file with arrays x and y, or x_train and y_train, or named as the model's "
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="samples in a batch")
+    parser.add_argument(
+        "--data",
+        help="an .npz file with arrays x and y, or x_train and y_train, or named as the model's "
         "inputs and outputs; and sample_weight, if there is one",
-        flag_values=values,
     )
 
 
-def make_feed(chosen: Chosen, values: flags.FlagValues) -> Feed:
+def make_feed(chosen: Chosen, args: argparse.Namespace) -> Feed:
     """What the flags ask for: a file's samples, or random ones of the model's kind.
 
     Raises:
         UsageError: the file, or the model, does not say enough; or they don't fit.
     """
-    if values.data is None:
-        return random_feed(chosen, values.batch_size)
-    return file_feed(chosen, pathlib.Path(values.data), values.batch_size)
+    if args.data is None:
+        return random_feed(chosen, args.batch_size)
+    return file_feed(chosen, pathlib.Path(args.data), args.batch_size)
 
 
 def random_feed(chosen: Chosen, batch_size: int, seed: int = 0) -> Feed:
