@@ -66,7 +66,7 @@ def _datasheet_peak(device: Device, dtype: str) -> Peak | None:
     if row is None:
         return None
     source = f"datasheet: {row.source}"
-    if dtype == "float32" and row.tensorfloat32 is not None:
+    if dtype == "float32" and row.teraflops["tensorfloat32"] is not None:
         if tf.config.experimental.tensor_float_32_execution_enabled():
             dtype, source = "tensorfloat32", f"{source} (TensorFloat-32, TensorFlow's default)"
         else:
