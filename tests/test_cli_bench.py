@@ -422,7 +422,7 @@ def test_a_feed_never_ends():
 # Progress
 
 
-def test_in_a_terminal_there_is_a_bar_and_on_standard_output_nothing(capsys, monkeypatch):
+def test_in_a_terminal_a_line_changes_and_on_standard_output_is_nothing(capsys, monkeypatch):
     import io
 
     class Terminal(io.StringIO):

@@ -1,8 +1,8 @@
 import pytest
 import tensorflow as tf
 
-from tfaccel.profiling.peaks import measured
-from tfaccel.profiling.peaks.measured import GPU_PEAKS, find_gpu, measured_peak, peak_flops
+from tfaccel.profiling import peaks as measured
+from tfaccel.profiling.peaks import GPU_PEAKS, find_gpu, measured_peak, peak_flops
 from tfaccel.system.device import Device
 
 ROWS = pytest.mark.parametrize("row", GPU_PEAKS, ids=lambda row: row.name)

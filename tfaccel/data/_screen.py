@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.data._components import Component, Role, components, rule_for
-from tfaccel.data._log import Log
+from tfaccel.data._looking import Log
 from tfaccel.data._values import examine_parts
 from tfaccel.data.findings import Fault, FaultKind
 from tfaccel.data.rules import Rules, dtype_name

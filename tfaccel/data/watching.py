@@ -3,14 +3,14 @@
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from tfaccel.data._components import Component, Role
-from tfaccel.data._log import Log
+from tfaccel.data._components import Component, Role, rows
+from tfaccel.data._looking import Log
 from tfaccel.data._values import examine, examine_parts
 from tfaccel.data.findings import Findings
 from tfaccel.data.rules import Rules
+from tfaccel.measure.finite import all_finite_in_graph
 from tfaccel.system import notices
 
 _NAME = "prediction"
@@ -78,16 +78,11 @@ class Watch:
 
 def is_finite(outputs: Any) -> bool:
     """Whether no floating-point number in a structure of tensors is NaN or Inf."""
-    leaves = tf.nest.flatten(outputs, expand_composites=True)
-    floats = [leaf for leaf in leaves if tf.as_dtype(leaf.dtype).is_floating]
-    return all(bool(tf.reduce_all(tf.math.is_finite(leaf))) for leaf in floats)
+    return bool(all_finite_in_graph(outputs))
 
 
 def _rows(x: Any) -> int:
-    for leaf in tf.nest.flatten(x):
-        if getattr(leaf, "shape", None) is not None and len(leaf.shape):
-            return int(leaf.shape[0] if leaf.shape[0] is not None else np.shape(leaf)[0])
-    return 0
+    return next((rows(leaf) or 0 for leaf in tf.nest.flatten(x) if rows(leaf) is not None), 0)
 
 
 def _parts(outputs: Any) -> list[Component]:

@@ -10,7 +10,7 @@ from tfaccel.core.plan import Plan
 from tfaccel.core.replicas import local_batches
 from tfaccel.core.workload import Workload
 from tfaccel.profiling.flops.counting import model_flops_per_step
-from tfaccel.profiling.peaks.measured import peak_flops
+from tfaccel.profiling.peaks import peak_flops
 from tfaccel.system import notices
 
 

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import enum
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import rich.table
 import rich.text
 
 from tfaccel.measure.tables import markdown_table
+from tfaccel.system.json_files import to_text
 
 SCHEMA = 1
 
@@ -62,15 +62,6 @@ class Finding:
                 f"Received: {self.level.value}, {self.remedy!r}"
             )
 
-    def to_dict(self) -> dict[str, str]:
-        """The finding as JSON values."""
-        return {
-            "area": self.area,
-            "level": self.level.value,
-            "found": self.found,
-            "remedy": self.remedy,
-        }
-
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
@@ -101,15 +92,9 @@ class Diagnosis:
 
     def to_json(self) -> str:
         """An object: `schema`, `summary`, `findings`, `machine`."""
-        return json.dumps(
-            {
-                "schema": SCHEMA,
-                "summary": self.summary(),
-                "findings": [finding.to_dict() for finding in self.findings],
-                "machine": dict(self.machine),
-            },
-            indent=2,
-        )
+        findings = [dataclasses.asdict(f) | {"level": f.level.value} for f in self.findings]
+        found = {"summary": self.summary(), "findings": findings, "machine": dict(self.machine)}
+        return to_text(SCHEMA, found)
 
     def to_markdown(self) -> str:
         """A table and the summary."""

@@ -10,6 +10,7 @@ import numpy as np
 from tfaccel.cli._command import UsageError
 from tfaccel.cli.inputs.models import Chosen
 from tfaccel.compat import keras_private
+from tfaccel.data.rules import fits
 
 # Inputs are uniform in [0, 1), or in [0, 255) for models that scale their inputs themselves.
 _HIGH = 255.0
@@ -118,13 +119,6 @@ def _sized(chosen: Chosen) -> tuple[InputSpec, ...]:
             f"{shown(open_ended.shape)}: give {remedy}"
         )
     return specs
-
-
-def fits(shape: Sequence[int], rule: Sequence[int | None]) -> bool:
-    """Whether a shape keeps to a rule, in which None stands for any size."""
-    return len(shape) == len(rule) and all(
-        allowed in (None, size) for size, allowed in zip(shape, rule, strict=True)
-    )
 
 
 def shown(shape: Sequence[int | None]) -> str:

@@ -4,28 +4,16 @@ import collections
 import dataclasses
 import os
 import pathlib
-from types import TracebackType
 from typing import Any
 
-import rich.box
 import rich.table
 import tensorflow as tf
 
+from tfaccel.measure.tables import terminal_table
 from tfaccel.measure.units import ratio
-from tfaccel.profiling.traces._op_kinds import KINDS
+from tfaccel.profiling.traces._op_kinds import KINDS as KINDS
 from tfaccel.profiling.traces._xplane import XLA_PROGRAM, TraceError, read_space, work
 from tfaccel.system import notices
-
-__all__ = [
-    "KINDS",
-    "OpCost",
-    "OpProfile",
-    "OpTrace",
-    "TraceError",
-    "kinds_table",
-    "ops_table",
-    "read_ops",
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,20 +123,18 @@ class OpTrace:
     Args:
         log_dir: where the trace goes, in TensorBoard's layout.
 
-    Attributes:
-        profile: the operations, after `stop`; None where there are none.
-
     Example:
 
     >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, OpTrace(folder) as trace:
-    ...     product = tf.linalg.matmul(tf.ones((64, 64)), tf.ones((64, 64)))
-    >>> trace.profile is not None
+    >>> trace = OpTrace(tempfile.mkdtemp())
+    >>> trace.start()
+    True
+    >>> product = tf.linalg.matmul(tf.ones((64, 64)), tf.ones((64, 64)))
+    >>> trace.stop().seconds > 0
     True
     """
 
     def __init__(self, log_dir: str | os.PathLike[str]):
-        self.profile: OpProfile | None = None
         self._log_dir = pathlib.Path(log_dir)
         self._running = False
 
@@ -178,22 +164,10 @@ class OpTrace:
         self._running = False
         try:
             tf.profiler.experimental.stop()
-            self.profile = OpProfile(tuple(read_ops(self._log_dir)))
+            return OpProfile(tuple(read_ops(self._log_dir)))
         except Exception as error:
             self._warn(error)
-        return self.profile
-
-    def __enter__(self) -> "OpTrace":
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
+            return None
 
     def _warn(self, error: Exception) -> None:
         cause = str(error).strip() or type(error).__name__
@@ -211,16 +185,18 @@ def ops_table(profile: OpProfile, steps: int, limit: int = 10) -> rich.table.Tab
     Returns:
         Columns op, kind, runs and milliseconds a step, share of the whole.
     """
-    table = _table("op", "kind", "runs/step", "ms/step", "share", words=2)
-    for op in profile.ops[:limit]:
-        table.add_row(
+    rows = [
+        (
             op.name,
             op.op_kind,
             f"{op.count / steps:.3g}",
             _milliseconds(op.seconds, steps),
             _share(op.seconds, profile.seconds),
         )
-    return table
+        for op in profile.ops[:limit]
+    ]
+    headings = ("op", "kind", "runs/step", "ms/step", "share")
+    return terminal_table(headings, rows, numbers=headings[2:])
 
 
 def kinds_table(
@@ -239,20 +215,23 @@ def kinds_table(
         before and after, and how many times less it is. Ratios of single kinds are left
         out where a compiled program could not be taken apart.
     """
+    rows: list[tuple[str, ...]]
     if after is None:
-        table = _table("kind", "ms/step", "share", words=1)
-        for kind, seconds in before.kinds.items():
-            table.add_row(kind, _milliseconds(seconds, steps), _share(seconds, before.seconds))
-        return table
-    table = _table("kind", "ms/step before", "after", "ratio", words=1)
+        headings: tuple[str, ...] = ("kind", "ms/step", "share")
+        rows = [
+            (kind, _milliseconds(seconds, steps), _share(seconds, before.seconds))
+            for kind, seconds in before.kinds.items()
+        ]
+        return terminal_table(headings, rows, numbers=headings[1:])
+    headings = ("kind", "ms/step before", "after", "ratio")
     old, new = before.kinds, after.kinds
     blurred = before.opaque or after.opaque
+    rows = []
     for kind in sorted(old | new, key=lambda kind: -old.get(kind, 0.0)):
         cells = _compared(kind, old.get(kind, 0.0), steps, new.get(kind, 0.0), steps_after)
-        table.add_row(*(cells[:-1] if blurred else cells))
-    table.add_section()
-    table.add_row(*_compared("all", before.seconds, steps, after.seconds, steps_after))
-    return table
+        rows.append((*cells[:-1], "") if blurred else cells)
+    rows.append(_compared("all", before.seconds, steps, after.seconds, steps_after))
+    return terminal_table(headings, rows, numbers=headings[1:], bold=[len(rows) - 1])
 
 
 def _compared(
@@ -268,11 +247,3 @@ def _milliseconds(seconds: float, steps: int) -> str:
 
 def _share(seconds: float, total: float) -> str:
     return f"{seconds / total:.0%}" if total else ""
-
-
-def _table(*headings: str, words: int) -> rich.table.Table:
-    """A table whose first columns hold words and whose others hold numbers."""
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place < words else "right", no_wrap=True)
-    return table
