@@ -19,7 +19,7 @@ from tfaccel.cli._command import Command, UsageError, comma_list, seconds
 from tfaccel.cli._progress import progress
 from tfaccel.cli.explain import load_plan
 from tfaccel.cli.inputs.feeds import define_feed_flags, make_feed
-from tfaccel.cli.inputs.models import Chosen, define_model_arguments, load_model
+from tfaccel.cli.inputs.models import define_model_arguments, load_model
 from tfaccel.core.plan import Plan, make_pass
 from tfaccel.system.machine import machine_facts
 
@@ -61,7 +61,8 @@ def _run(args: argparse.Namespace) -> BenchResult:
     with progress() as told:
         told.stage(f"Building {name}")
         chosen = load_model(name, args)
-        _check(chosen)
+        if obstacle := ineligibility(chosen.model):
+            raise UsageError(obstacle)
         feed = make_feed(chosen, args)
         notes = list(chosen.notes)
         if here:
@@ -81,12 +82,6 @@ def _run(args: argparse.Namespace) -> BenchResult:
         rows=tuple(rows),
         notes=(*notes, *_gpu_sentence(rows)),
     )
-
-
-def _check(chosen: Chosen) -> None:
-    obstacle = ineligibility(chosen.model)
-    if obstacle:
-        raise UsageError(obstacle)
 
 
 def _wanted(words: Sequence[str]) -> Wanted:

@@ -24,7 +24,6 @@ class Log:
     Args:
         source: what is looked at, in words.
         total: how many samples there are; None where unknown.
-        listed: how many faults are kept; more are counted.
 
     Attributes:
         samples: how many were looked at.
@@ -33,11 +32,11 @@ class Log:
         dropped: how many were left out.
     """
 
-    def __init__(self, source: str, total: int | None = None, listed: int = LISTED):
+    def __init__(self, source: str, total: int | None = None):
         self.samples = self.dropped = 0
         self.seconds = 0.0
         self.total = total
-        self._source, self._listed = source, listed
+        self._source = source
         self._faults: list[Fault] = []
         self._counts: collections.Counter[str] = collections.Counter()
         self._unseen: dict[str, None] = {}
@@ -49,7 +48,7 @@ class Log:
         with self._lock:
             for fault in faults:
                 self._counts[fault.kind.value] += 1
-                if len(self._faults) < self._listed:
+                if len(self._faults) < LISTED:
                     self._faults.append(fault)
 
     def first_time(self, key: object) -> bool:

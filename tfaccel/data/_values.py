@@ -19,7 +19,7 @@ _NUMBERS = "fiubc"
 
 
 def examine(
-    batch: Any,
+    parts: Sequence[Component],
     rules: Rules,
     log: Log,
     *,
@@ -27,10 +27,10 @@ def examine(
     number: int | None = None,
     path: str | None = None,
 ) -> set[int]:
-    """Looks at a batch and logs its faults.
+    """Looks at the parts of a batch and logs their faults.
 
     Args:
-        batch: arrays or tensors, the first dimension of each being samples.
+        parts: arrays or tensors, the first dimension of each being samples.
         rules: what they must be like.
         log: is told each fault.
         indices: of the samples in the data; None where unknown.
@@ -40,19 +40,6 @@ def examine(
     Returns:
         The rows with a fault. A fault of the whole batch (its dtype, its length) is in none.
     """
-    return examine_parts(components(batch), rules, log, indices=indices, number=number, path=path)
-
-
-def examine_parts(
-    parts: Sequence[Component],
-    rules: Rules,
-    log: Log,
-    *,
-    indices: Sequence[int] | np.ndarray | None = None,
-    number: int | None = None,
-    path: str | None = None,
-) -> set[int]:
-    """The same for a batch whose parts are known."""
     bad = set[int]()
     sizes = {part.name: rows(part.value) for part in parts}
     if len(set(sizes.values())) > 1:
@@ -219,7 +206,7 @@ def look_at_arrays(
             break
         # A slice is a view; indices would copy.
         whole = int(chunk[-1] - chunk[0]) == len(chunk) - 1
-        batch = arrays.take(slice(chunk[0], chunk[-1] + 1) if whole else chunk)
+        batch = components(arrays.take(slice(chunk[0], chunk[-1] + 1) if whole else chunk))
         bad |= {int(chunk[row]) for row in examine(batch, rules, log, indices=chunk, path=path)}
         done += len(chunk)
     if path is None:
@@ -242,7 +229,7 @@ def look_at_mapped(pipeline: Pipeline, rules: Rules, bounds: Bounds, log: Log) -
     for row, sample in numbered.ignore_errors(log_warning=False):
         bad |= _failed(pipeline, range(expected, int(row)), log)
         expected = int(row) + 1
-        batch = keras.tree.map_structure(lambda leaf: np.asarray(leaf)[None], sample)
+        batch = components(keras.tree.map_structure(lambda leaf: np.asarray(leaf)[None], sample))
         bad |= {int(row) for _ in examine(batch, rules, log, indices=[int(row)])}
         if bounds.is_over:
             break

@@ -1,5 +1,6 @@
 """check: what is wrong with data, or with predictions, and where."""
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -8,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.data._components import components, is_batched, rows
+from tfaccel.data._components import Component, components, is_batched, rows
 from tfaccel.data._looking import Bounds, Log, first_line
-from tfaccel.data._sources import Arrays, as_batches, is_arrays, is_endless, is_files, known_length
+from tfaccel.data._sources import Arrays, as_batches, is_arrays, is_files, known_length
 from tfaccel.data._values import examine, look_at_arrays
 from tfaccel.data.files.reading import check_files
 from tfaccel.data.findings import Fault, FaultKind, Findings
@@ -24,7 +25,7 @@ _ERRORS_IN_A_ROW = 100
 class Element(NamedTuple):
     """One batch, or one sample made a batch of one."""
 
-    batch: Any
+    parts: list[Component]
     indices: range | None
     number: int | None
     rows: int
@@ -44,6 +45,7 @@ class Stream:
         guess = True if spec is None else is_batched(spec)
         self._batched = guess if batched is None else batched
         length = known_length(data)
+        length = None if length is None or math.isinf(length) else int(length)
         self.source = "batches of samples" if self._batched else "samples"
         self.total = None if self._batched else length
         self._length = length
@@ -81,7 +83,7 @@ class Stream:
         sizes = [size for size in (rows(part.value) for part in parts) if size is not None]
         count = max(sizes, default=0)
         indices = None if start is None else range(start, start + count)
-        return Element(batch, indices, number if self._batched else None, count)
+        return Element(parts, indices, number if self._batched else None, count)
 
     def _failed(self, error: Exception, start: int | None, number: int) -> Fault:
         reason = f"reading it raised {type(error).__name__}: {first_line(error)}"
@@ -183,7 +185,7 @@ def _check_arrays(data: Any, rules: Rules, bounds: Bounds) -> Findings:
 
 
 def _check_batches(data: Any, rules: Rules, bounds: Bounds, batched: bool | None) -> Findings:
-    if is_endless(data) and bounds.max_samples is None and bounds.max_seconds is None:
+    if known_length(data) == math.inf and bounds.max_samples is None and bounds.max_seconds is None:
         raise ValueError(
             "`max_samples` or `max_seconds` must be given for data without end. "
             "Received: None for both"
@@ -191,7 +193,7 @@ def _check_batches(data: Any, rules: Rules, bounds: Bounds, batched: bool | None
     stream = Stream(data, batched)
     log = Log(stream.source, stream.total)
     for element in stream.elements(bounds, log):
-        examine(element.batch, rules, log, indices=element.indices, number=element.number)
+        examine(element.parts, rules, log, indices=element.indices, number=element.number)
         log.count(samples=element.rows)
     if not log.samples and log.findings().ok and bounds.max_samples is None:
         log.add(Fault(FaultKind.EMPTY, "there are no samples"))

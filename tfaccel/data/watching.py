@@ -5,9 +5,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.data._components import Component, Role, rows
+from tfaccel.data._components import Component, Role, components, rows
 from tfaccel.data._looking import Log
-from tfaccel.data._values import examine, examine_parts
+from tfaccel.data._values import examine
 from tfaccel.data.findings import Findings
 from tfaccel.data.rules import Rules
 from tfaccel.measure.finite import all_finite_in_graph
@@ -17,14 +17,10 @@ _NAME = "prediction"
 
 
 class Watch:
-    """Looks for NaN and Inf in what a model is given and in what it predicts.
+    """Looks for NaN and Inf in what a model is given and in what it predicts."""
 
-    Args:
-        source: what is looked at, in words.
-    """
-
-    def __init__(self, source: str = "predictions"):
-        self._log = Log(source)
+    def __init__(self):
+        self._log = Log("predictions")
         self._rules = Rules()
         self._batches = 0
         self._repaired = 0
@@ -40,11 +36,11 @@ class Watch:
         for x in inputs:
             count = _rows(x)
             indices = range(end, end + count)
-            examine((x,), self._rules, self._log, indices=indices, number=self._batches)
+            examine(components((x,)), self._rules, self._log, indices=indices, number=self._batches)
             self._batches, end = self._batches + 1, end + count
         predicted = [part for part in _parts(outputs) if part.value.shape.rank]
         if end > start and predicted:
-            examine_parts(predicted, self._rules, self._log, indices=range(start, end))
+            examine(predicted, self._rules, self._log, indices=range(start, end))
         self._log.count(samples=end - start)
 
     def repaired(self, inputs: list[Any]) -> None:

@@ -1,7 +1,7 @@
 """Runs and times every step of a fit, whoever's step it is."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -14,24 +14,11 @@ from tfaccel.measure.timing import Clock, wait_for
 from tfaccel.passes import XLA
 from tfaccel.profiling.ledger import Call, Ledger
 from tfaccel.profiling.sampling import Sample, Sampling
+from tfaccel.profiling.window import TraceWindow
 from tfaccel.steps.compiled_step import StepFunction
 from tfaccel.steps.multi_step import MultiStep
 from tfaccel.steps.replay import is_plain
 from tfaccel.steps.worker_agreement import agreement_of
-
-
-class Tracer(Protocol):
-    """Somebody who traces some steps by the TensorFlow profiler."""
-
-    def wants_own(self, step: int) -> bool:
-        """Whether this step must be the user's own; the tracer may begin its trace here."""
-
-    def end_step(self, step: int, plan: Plan, was_regular: bool) -> None:
-        """The step, under `plan`, has ended; the tracer may end its trace here."""
-
-    @property
-    def is_tracing(self) -> bool:
-        """Whether steps are slowed down now."""
 
 
 class _State(NamedTuple):
@@ -65,7 +52,7 @@ class Meter:
         function: StepDispatcher,
         model: keras.Model,
         ledger: Ledger,
-        tracer: Tracer | None,
+        tracer: TraceWindow | None,
         clock: Clock,
         steps: int | None = None,
     ):

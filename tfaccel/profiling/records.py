@@ -225,26 +225,19 @@ def plain(value: Any) -> Any:
     >>> plain({"loss": np.float32(0.5), "scale": tf.constant(2), "mfu": float("nan")})
     {'loss': 0.5, 'scale': 2, 'mfu': None}
     """
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, bytes):  # what TensorFlow has for text
-        return value.decode("utf-8", "replace")
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
-    return _from_array(value)
-
-
-def _from_array(value: Any) -> Any:
+    if isinstance(value, bytes):  # what TensorFlow has for text
+        return value.decode("utf-8", "replace")
     try:
-        array = value.numpy() if hasattr(value, "numpy") else value
-        return plain(array if isinstance(array, bytes) else array.tolist())
+        if hasattr(value, "numpy"):
+            return plain(value.numpy())
+        if hasattr(value, "tolist"):
+            return plain(value.tolist())
     except Exception:  # a symbolic tensor, or an object of any other library
         return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | None) else str(value)

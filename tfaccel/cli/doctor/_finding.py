@@ -63,6 +63,11 @@ class Finding:
             )
 
 
+def warned(area: str, found: str, remedy: str, *, where: bool) -> Finding:
+    """A warning where something holds, else a finding that needs nothing."""
+    return Finding(area, found, Level.WARNING, remedy) if where else Finding(area, found)
+
+
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
     """All findings on a machine, as a table, JSON and Markdown.

@@ -62,6 +62,7 @@ _OLDEST = {"Python": "3.10", "TensorFlow": "2.16", "Keras": "3.10"}
 # Extras of setup.cfg, what they bring, and what for.
 EXTRAS = (
     ("report", "matplotlib", "the plots of `tfaccel report`"),
+    ("report", "jinja2", "its page"),
     ("tensorboard", "tensorboard", "TensorBoard scalars by ProfilerCallback"),
     ("examples", "scikit-learn", "the examples' digits"),
 )
@@ -170,12 +171,13 @@ def check_extras(here: Surroundings) -> Iterator[Finding]:
     if found:
         yield Finding("extras", ", ".join(found))
     absent = [row for row in EXTRAS if not versions[row[1]]]
+    extras = dict.fromkeys(extra for extra, _, _ in absent)
     if absent:
         yield Finding(
             "extras",
             "not installed: " + ", ".join(f"{package} ({use})" for _, package, use in absent),
             Level.NOTE,
-            f"pip install 'tfaccel[{','.join(extra for extra, _, _ in absent)}]' if you want them",
+            f"pip install 'tfaccel[{','.join(extras)}]' if you want them",
         )
 
 
