@@ -35,20 +35,14 @@ class Parser(argparse.ArgumentParser):
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One command of `tfaccel`.
+    """One command of `tfaccel`."""
 
-    Attributes:
-        name: the word after `tfaccel`.
-        summary: one line that says what it does.
-        define: defines the command's arguments on the parser that it is handed.
-        run: is handed what was parsed. Raises `UsageError` for words that it cannot take.
-            A result that names a failure (`exit_code` attribute other than 0) makes the
-            command exit so.
-    """
-
-    name: str
-    summary: str
+    name: str  # the word after `tfaccel`
+    summary: str  # one line that says what it does
+    # Defines the command's arguments on the parser that it is handed.
     define: Callable[[argparse.ArgumentParser], None]
+    # Is handed what was parsed. Raises `UsageError` for words that it cannot take. A result
+    # that names a failure (`exit_code` attribute other than 0) makes the command exit so.
     run: Callable[[argparse.Namespace], Result]
 
 

@@ -20,12 +20,7 @@ class Progress:
         self._status = status
 
     def stage(self, text: str, seconds: float | None = None) -> None:
-        """A stage begins.
-
-        Args:
-            text: what it does.
-            seconds: how long it takes at most, where that is known.
-        """
+        """A stage begins, which takes at most so many seconds where that is known."""
         said = text if seconds is None else f"{text} (at most {seconds:.0f} s)"
         if self._status is None:
             self._say(said)
@@ -44,11 +39,7 @@ class Progress:
 
 @contextlib.contextmanager
 def progress(file: TextIO | None = None) -> Iterator[Progress]:
-    """Progress for the length of a `with` block.
-
-    Args:
-        file: where to; None for standard error.
-    """
+    """Progress for the length of a `with` block, on standard error unless `file` is given."""
     console = rich.console.Console(file=file or sys.stderr)
     if not console.is_terminal:
         yield Progress(console, None)

@@ -124,14 +124,6 @@ def cpu_rows(
 
     With `tf.device` alone Keras would choose XLA and cuDNN, as it sees the GPU: that is
     not the step of a machine without one.
-
-    Args:
-        words: the command line.
-        max_seconds: what its trials may take.
-        run: runs a program; None for the real thing.
-
-    Returns:
-        Rows and notes.
     """
     command = [sys.executable, "-m", "tfaccel", *words]
     command += ["--devices=cpu", f"--max_seconds={max_seconds}", "--format=json"]

@@ -23,19 +23,12 @@ _HEADINGS = ("figure", "value", "note")
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """The page that was written, and what it says in short.
+    """The page that was written, and what it says in short."""
 
-    Attributes:
-        page: the file.
-        verdict: the sentence that the run comes to.
-        figures: the key figures in words.
-        facts: the same as numbers, with the keys of a summary record.
-    """
-
-    page: pathlib.Path
-    verdict: str
-    figures: tuple[Figure, ...]
-    facts: Record
+    page: pathlib.Path  # the file
+    verdict: str  # the sentence that the run comes to
+    figures: tuple[Figure, ...]  # the key figures in words
+    facts: Record  # the same as numbers, with the keys of a summary record
 
     def __rich__(self) -> rich.console.Group:
         table = terminal_table(_HEADINGS, self._rows())

@@ -24,17 +24,11 @@ from tfaccel.system.json_files import replace_text
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """What tuning found, and where it was written.
+    """What tuning found, and where it was written."""
 
-    Attributes:
-        report: every trial and the choice.
-        notes: what was chosen for the user, and which files were written.
-        exit_code: 1 where a file could not be written.
-    """
-
-    report: Report
-    notes: tuple[str, ...] = ()
-    exit_code: int = 0
+    report: Report  # every trial and the choice
+    notes: tuple[str, ...] = ()  # what was chosen for the user, and which files were written
+    exit_code: int = 0  # 1 where a file could not be written
 
     def to_json(self) -> str:
         """The report, with the notes."""

@@ -19,22 +19,12 @@ LISTED = 10_000
 
 
 class Log:
-    """Adds faults up.
-
-    Args:
-        source: what is looked at, in words.
-        total: how many samples there are; None where unknown.
-
-    Attributes:
-        samples: how many were looked at.
-        total: how many there are; None where unknown.
-        seconds: what looking took.
-        dropped: how many were left out.
-    """
+    """Adds faults up."""
 
     def __init__(self, source: str, total: int | None = None):
-        self.samples = self.dropped = 0
-        self.seconds = 0.0
+        self.samples = 0  # that were looked at
+        self.dropped = 0  # samples that were left out
+        self.seconds = 0.0  # that looking took
         self.total = total
         self._source = source
         self._faults: list[Fault] = []
@@ -86,19 +76,12 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """How much may be looked at.
+    """How much may be looked at."""
 
-    Attributes:
-        max_samples: at most so many samples (or files); None for all.
-        max_seconds: none is begun after so many seconds; None for no such bound.
-        clock: seconds.
-        start: when looking began.
-    """
-
-    max_samples: int | None
-    max_seconds: float | None
-    clock: Clock
-    start: float
+    max_samples: int | None  # at most so many samples (or files); None for all
+    max_seconds: float | None  # none is begun after so many seconds; None for no such bound
+    clock: Clock  # seconds
+    start: float  # when looking began
 
     @classmethod
     def begin(cls, max_samples: int | None, max_seconds: float | None, clock: Clock) -> "Bounds":

@@ -21,15 +21,10 @@ _CHUNK_BYTES = 2**24
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """Samples in memory, or mapped: arrays of equal length in any structure.
+    """Samples in memory, or mapped: arrays of equal length in any structure."""
 
-    Attributes:
-        structure: the arrays; lists in it have become tuples.
-        length: how many samples.
-    """
-
-    structure: Any
-    length: int
+    structure: Any  # the arrays; lists in it have become tuples
+    length: int  # how many samples
 
     @classmethod
     def of(cls, data: Any) -> "Arrays":

@@ -26,12 +26,7 @@ class Watch:
         self._repaired = 0
 
     def look(self, inputs: list[Any], outputs: Any) -> None:
-        """Looks at batches and at what was predicted for them.
-
-        Args:
-            inputs: batches of inputs, one after another.
-            outputs: the predictions for all of them.
-        """
+        """Looks at batches and at what was predicted for them."""
         start = end = self._log.samples
         for x in inputs:
             count = _rows(x)

@@ -45,22 +45,15 @@ def device_peak_bytes() -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Everything that is measured in a fit, at one moment.
+    """Everything that is measured in a fit, at one moment."""
 
-    Attributes:
-        meter: runs the steps.
-        ledger: adds them up.
-        work: what a step computes.
-        analysis_seconds: what finding `work` out took.
-        loss_scale: float16's; None for other dtypes.
-        scaling: what one replica does alone.
-    """
-
-    meter: Meter
-    ledger: Ledger
+    meter: Meter  # runs the steps
+    ledger: Ledger  # adds them up
+    # What a step computes.
     work: Work = Work()  # noqa: RUF009 (frozen)
-    analysis_seconds: float = 0.0
-    loss_scale: float | None = None
+    analysis_seconds: float = 0.0  # what finding `work` out took
+    loss_scale: float | None = None  # float16's; None for other dtypes
+    # What one replica does alone.
     scaling: Scaling = Scaling()  # noqa: RUF009 (frozen)
 
     @property
@@ -98,12 +91,7 @@ class Figures:
         return math.ceil(self.ledger.tuning_seconds / (usual * (gain.median - 1.0)))
 
     def interval(self, epoch: int, tally: Tally) -> dict[str, Any]:
-        """The `interval` record of a tally. Keys with a slash are those that TensorBoard shows.
-
-        Args:
-            epoch: from 0.
-            tally: the steps of the interval.
-        """
+        """The `interval` record of a tally. Keys with a slash are those that TensorBoard shows."""
         facts = self._facts(tally) | {"steps": self.ledger.steps}
         shown = {key: facts[name] for name, key in IN_INTERVALS.items()}
         length = {"seconds": tally.wall_seconds, "steps": tally.batches}

@@ -66,17 +66,11 @@ def si(value: float, unit: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One figure, in words.
+    """One figure, in words."""
 
-    Attributes:
-        label: what it is.
-        value: the number with its unit; empty where it is unknown.
-        note: what belongs to it.
-    """
-
-    label: str
-    value: str
-    note: str = ""
+    label: str  # what it is
+    value: str  # the number with its unit; empty where it is unknown
+    note: str = ""  # what belongs to it
 
 
 def key_figures(records: Records) -> list[Figure]:

@@ -30,22 +30,7 @@ class _State(NamedTuple):
 
 
 class Meter:
-    """Is called in place of a step: runs it, times it, and at times runs the user's own instead.
-
-    Args:
-        function: the fit's train function.
-        model: whose fit it is.
-        ledger: adds the calls up, and says when the user's own step is due.
-        tracer: may ask for the user's own step; None for nobody.
-        clock: seconds.
-        steps: batches of the whole training; None where unknown.
-
-    Attributes:
-        batch_size: the samples of a full batch; None where unknown.
-        first_batch: the first batch, until somebody sets it to None.
-        element_spec: the spec that it came under.
-        sampling: how waiting for input is measured.
-    """
+    """Is called in place of a step: runs it, times it, and at times runs the user's own instead."""
 
     def __init__(
         self,
@@ -56,10 +41,10 @@ class Meter:
         clock: Clock,
         steps: int | None = None,
     ):
-        self.batch_size: int | None = None
-        self.first_batch: Any = None
-        self.sampling = Sampling(clock)
-        self.element_spec: Any = None
+        self.batch_size: int | None = None  # the samples of a full batch; None where unknown
+        self.first_batch: Any = None  # until somebody sets it to None
+        self.element_spec: Any = None  # that the first batch came under
+        self.sampling = Sampling(clock)  # how waiting for input is measured
         self._function = function
         self._model = model
         self._strategy = model.distribute_strategy
@@ -67,7 +52,7 @@ class Meter:
         self._ledger = ledger
         self._tracer = tracer
         self._clock = clock
-        self._steps = steps
+        self._steps = steps  # batches of the whole training; None where unknown
         self._compiled_for: set[Any] = set()
         self._counters: dict[StepFunction | MultiStep, Callable[[], int]] = {}
         self._steps_in_epoch = 0

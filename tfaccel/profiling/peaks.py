@@ -27,21 +27,15 @@ _NEUTRAL = re.compile(r"nvidia|tesla|geforce|generation|sxm4|pcie|hbm3e?|hbm2e?|
 
 @dataclasses.dataclass(frozen=True)
 class GpuPeaks:
-    """A GPU's datasheet peaks, dense.
+    """A GPU's datasheet peaks, dense."""
 
-    Attributes:
-        name: the words of TensorFlow's `device_name` that make it this chip.
-        teraflops: TFLOP/s by dtype, None where the chip has none or they are no use:
-            `"float32"` outside of Tensor Cores, `"tensorfloat32"` products of float32
-            operands (from Ampere on), `"float16"` and `"bfloat16"` on Tensor Cores, with
-            float32 accumulation wherever the source tells the accumulators apart, as
-            TensorFlow accumulates in float32, and `"float64"`.
-        source: where the maker says so.
-    """
-
-    name: str
+    name: str  # the words of TensorFlow's `device_name` that make it this chip
+    # TFLOP/s by dtype, None where the chip has none or they are no use: `"float32"` outside of
+    # Tensor Cores, `"tensorfloat32"` products of float32 operands (from Ampere on), `"float16"`
+    # and `"bfloat16"` on Tensor Cores, with float32 accumulation wherever the source tells the
+    # accumulators apart, as TensorFlow accumulates in float32, and `"float64"`.
     teraflops: Mapping[str, float | None]
-    source: str
+    source: str  # where the maker says so
 
     def flops_per_second(self, dtype: str) -> float | None:
         """The peak for a dtype or `"tensorfloat32"`; None where the chip has none."""
@@ -91,18 +85,11 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """A device's peak rate.
+    """A device's peak rate."""
 
-    Attributes:
-        flops_per_second: floating-point operations a second; a multiply-add is two.
-        dtype: what is multiplied; `"tensorfloat32"` where TensorFlow does float32
-            products so.
-        source: a datasheet's address, or how it was measured.
-    """
-
-    flops_per_second: float
-    dtype: str
-    source: str
+    flops_per_second: float  # floating-point operations a second; a multiply-add is two
+    dtype: str  # what is multiplied; `"tensorfloat32"` where TensorFlow does float32 products so
+    source: str  # a datasheet's address, or how it was measured
 
 
 def peak_flops(device: Device, dtype: str, clock: Clock = time.perf_counter) -> Peak | None:
@@ -165,14 +152,6 @@ def measured_peak(dtype: str, clock: Clock, multiply: Multiply) -> Peak:
     Sizes grow while the next is expected to fit into half a second. The first product
     of a size (which makes the operands and the kernel) does not count, the best of the
     others does: a peak is what the chip can do, and everything that disturbs makes it less.
-
-    Args:
-        dtype: what is multiplied; named in the result.
-        clock: seconds.
-        multiply: does one product of two matrices with the given side.
-
-    Returns:
-        The peak.
     """
     deadline = clock() + _BUDGET_SECONDS
     best, best_side, expected = 0.0, _SIDES[0], 0.0

@@ -64,9 +64,6 @@ class Records:
 def read_records(path: str | os.PathLike[str]) -> Records:
     """Reads a file that `JsonLines` wrote, up to its last whole line.
 
-    Args:
-        path: the file.
-
     Returns:
         The last run in it; `earlier` has the others.
 

@@ -41,19 +41,12 @@ _STYLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was looked at."""
 
-    Attributes:
-        area: what it concerns, in a word or two.
-        found: what is there.
-        level: how much it matters.
-        remedy: what to do about it; empty for OK only.
-    """
-
-    area: str
-    found: str
-    level: Level = Level.OK
-    remedy: str = ""
+    area: str  # what it concerns, in a word or two
+    found: str  # what is there
+    level: Level = Level.OK  # how much it matters
+    remedy: str = ""  # what to do about it; empty for OK only
 
     def __post_init__(self):
         if bool(self.remedy) is (self.level is Level.OK):
@@ -70,15 +63,10 @@ def warned(area: str, found: str, remedy: str, *, where: bool) -> Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """All findings on a machine, as a table, JSON and Markdown.
+    """All findings on a machine, as a table, JSON and Markdown."""
 
-    Attributes:
-        findings: in the order in which they were looked at.
-        machine: the machine's facts, as from `machine_facts`.
-    """
-
-    findings: tuple[Finding, ...]
-    machine: Mapping[str, Any]
+    findings: tuple[Finding, ...]  # in the order in which they were looked at
+    machine: Mapping[str, Any]  # the machine's facts, as from `machine_facts`
 
     @property
     def exit_code(self) -> int:

@@ -67,14 +67,7 @@ def _device(name: str, here: Surroundings) -> Device:
 
 
 def tried(label: str, product: Product, device: str, dtype: str) -> Finding | None:
-    """What is wrong with a small product in float32 and in 16 bits; None if nothing is.
-
-    Args:
-        label: what to call it.
-        product: takes two tensors of one dtype.
-        device: TensorFlow's name of the device.
-        dtype: the 16-bit dtype.
-    """
+    """What is wrong with a small product in float32 and in 16 bits; None if nothing is."""
     area = _area(device)
     try:
         with tf.device(device):

@@ -51,14 +51,8 @@ CHECKS: tuple[tuple[str, Check], ...] = (
 
 
 def diagnose(here: Surroundings, checks: Sequence[tuple[str, Check]] = CHECKS) -> Diagnosis:
-    """Looks at everything. Installs and changes nothing, and never raises.
-
-    Args:
-        here: what to look at.
-        checks: pairs of an area and a function that yields findings.
-
-    Returns:
-        All findings. A check that fails is a finding, too.
+    """Looks at everything. Installs and changes nothing, and never raises: a check that fails is
+    a finding, too.
     """
     findings: list[Finding] = []
     with rich.console.Console(stderr=True).status("") as status:

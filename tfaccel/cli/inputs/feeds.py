@@ -24,17 +24,11 @@ _BATCHES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Feed:
-    """Batches to train on.
+    """Batches to train on."""
 
-    Attributes:
-        dataset: batches `(x, y)` or `(x, y, sample_weight)`, without end.
-        batch_size: samples in each.
-        source: where they are from, in words.
-    """
-
-    dataset: tf.data.Dataset
-    batch_size: int
-    source: str
+    dataset: tf.data.Dataset  # batches `(x, y)` or `(x, y, sample_weight)`, without end
+    batch_size: int  # samples in each
+    source: str  # where they are from, in words
 
 
 def define_feed_flags(parser: argparse.ArgumentParser) -> None:
@@ -60,10 +54,6 @@ def make_feed(chosen: Chosen, args: argparse.Namespace) -> Feed:
 
 def random_feed(chosen: Chosen, batch_size: int) -> Feed:
     """Random samples of the model's input shapes, with labels that fit its loss.
-
-    Args:
-        chosen: the model.
-        batch_size: samples in a batch.
 
     Raises:
         UsageError: the model does not say what its inputs or labels are like.
@@ -117,9 +107,6 @@ class NpzSamples:
     or `x_train` and `y_train`; with several inputs or outputs by their names, alone or
     behind `x_` and `y_`, or by their numbers (`x_0`, `x_1`).
 
-    Args:
-        path: the file.
-
     Raises:
         UsageError: it is no .npz file. Whatever is read later may raise it, too.
     """
@@ -147,10 +134,6 @@ class NpzSamples:
         """All labels, in the structure of the model's outputs.
 
         None for a model without a loss, where the file has no labels either.
-
-        Args:
-            model: compiled.
-            outputs: what the model makes of one sample.
         """
         if model.loss is None and not any(name.startswith("y") for name in self._file.files):
             return None

@@ -22,19 +22,12 @@ _WORDS = 100
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """One input of a model.
+    """One input of a model."""
 
-    Attributes:
-        name: the input's name.
-        shape: of one sample; None for a size that may vary.
-        dtype: the input's dtype.
-        vocabulary: where samples are indices, what they stay below.
-    """
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str
-    vocabulary: int | None = None
+    name: str  # the input's name
+    shape: tuple[int | None, ...]  # of one sample; None for a size that may vary
+    dtype: str  # the input's dtype
+    vocabulary: int | None = None  # where samples are indices, what they stay below
 
     @property
     def is_float(self) -> bool:
@@ -61,11 +54,6 @@ def packed(model: keras.Model, arrays: Sequence[Any]) -> Any:
 
 def random_inputs(chosen: Chosen, count: int, random: np.random.Generator) -> Any:
     """Samples of the right shapes and dtypes.
-
-    Args:
-        chosen: the model.
-        count: how many samples.
-        random: where they are drawn from.
 
     Raises:
         UsageError: the model does not say how large its inputs are.

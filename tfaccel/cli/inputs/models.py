@@ -26,19 +26,12 @@ _OTHER_LOSS = "mse"
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """A model, ready to train.
+    """A model, ready to train."""
 
-    Attributes:
-        name: as the user gave it.
-        model: compiled.
-        input_shape: of one sample, where the user gave it.
-        notes: what was chosen for the user, in sentences.
-    """
-
-    name: str
-    model: keras.Model
-    input_shape: tuple[int, ...] | None = None
-    notes: tuple[str, ...] = ()
+    name: str  # as the user gave it
+    model: keras.Model  # compiled
+    input_shape: tuple[int, ...] | None = None  # of one sample, where the user gave it
+    notes: tuple[str, ...] = ()  # what was chosen for the user, in sentences
 
 
 def define_model_arguments(parser: argparse.ArgumentParser) -> None:

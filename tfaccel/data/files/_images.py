@@ -15,19 +15,12 @@ from tfaccel.data.rules import Rules, fits
 
 
 class _Form(NamedTuple):
-    """How a kind of image begins and ends.
+    """How a kind of image begins and ends."""
 
-    Attributes:
-        magic: its first bytes.
-        size: how its width and height are packed; None for JPEG, which TensorFlow reads.
-        size_at: where they are.
-        end: its last bytes; None for BMP, which says how long it is.
-    """
-
-    magic: bytes
-    size: str | None
-    size_at: int
-    end: bytes | None
+    magic: bytes  # its first bytes
+    size: str | None  # how its width and height are packed; None for JPEG, which TensorFlow reads
+    size_at: int  # where they are
+    end: bytes | None  # its last bytes; None for BMP, which says how long it is
 
 
 _FORMS = {
@@ -42,10 +35,6 @@ _TAIL_BYTES = 1024
 
 def check_image(data: bytes, rules: Rules) -> None:
     """Looks whether TensorFlow can decode an image, without decoding what is huge.
-
-    Args:
-        data: the whole file.
-        rules: of its shape and greatest size.
 
     Raises:
         BrokenFileError: there is something wrong.

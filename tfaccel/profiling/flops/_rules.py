@@ -9,15 +9,10 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A product that a graph's operation computes.
+    """A product that a graph's operation computes."""
 
-    Attributes:
-        flops: its floating-point operations; a multiply-add is two.
-        operands: which of the operation's inputs are multiplied with each other.
-    """
-
-    flops: int
-    operands: tuple[int, int]
+    flops: int  # its floating-point operations; a multiply-add is two
+    operands: tuple[int, int]  # which of the operation's inputs are multiplied with each other
 
 
 class UnknownShapeError(ValueError):

@@ -23,20 +23,14 @@ class Origin(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """The floating-point operations of a training step's products; a multiply-add is two.
+    """The floating-point operations of a training step's products; a multiply-add is two."""
 
-    Attributes:
-        forward: those of the forward pass.
-        backward: those of the gradients: as many again for each operand of a product that
-            has a gradient, so twice the forward pass where nothing is frozen.
-        products: how many products the forward pass does.
-        uncounted: products and loops in it whose size is not known before it runs.
-    """
-
-    forward: int = 0
+    forward: int = 0  # those of the forward pass
+    # Those of the gradients: as many again for each operand of a product that has a gradient,
+    # so twice the forward pass where nothing is frozen.
     backward: int = 0
-    products: int = 0
-    uncounted: int = 0
+    products: int = 0  # how many products the forward pass does
+    uncounted: int = 0  # products and loops in it whose size is not known before it runs
 
     @property
     def step(self) -> int:
@@ -55,14 +49,9 @@ class Flops:
 
 
 def count(graph: Any, origins: Sequence[Origin]) -> Flops:
-    """Counts the products of a traced function.
+    """Counts the products of a traced function that its outputs and side effects need.
 
-    Args:
-        graph: a concrete function's graph.
-        origins: one for each of `graph.inputs`.
-
-    Returns:
-        The operations of everything that the outputs and the side effects need.
+    `origins` has one for each of `graph.inputs`.
     """
     return _Frame(graph, origins).walk()[0]
 

@@ -20,21 +20,13 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of the page.
+    """A table of the page."""
 
-    Attributes:
-        caption: what it shows.
-        headings: one a column; none for a table whose rows are headed alone.
-        rows: the cells; the first of each heads its row.
-        numbers: the headings of the columns that are set flush right.
-        chosen: the row that stands out, if any.
-    """
-
-    caption: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numbers: Collection[str] = ()
-    chosen: int | None = None
+    caption: str  # what it shows
+    headings: Sequence[str]  # one a column; none for a table whose rows are headed alone
+    rows: Sequence[Sequence[str]]  # the cells; the first of each heads its row
+    numbers: Collection[str] = ()  # the headings of the columns that are set flush right
+    chosen: int | None = None  # the row that stands out, if any
 
 
 class Plotted(NamedTuple):

@@ -41,51 +41,33 @@ _MAX_NAME = 44  # characters that fit the width
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """What is said about a chart.
+    """What is said about a chart."""
 
-    Attributes:
-        name: letters that no other chart of the page has.
-        title, description: for people who can't see it.
-        unit: of the values.
-    """
-
-    name: str
-    title: str
+    name: str  # letters that no other chart of the page has
+    title: str  # for people who can't see it
     description: str
-    unit: str
+    unit: str  # of the values
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of a chart.
-
-    Attributes:
-        label: its name.
-        x, y: its points.
-        paint: which of the page's eight colours.
-        style: matplotlib's line style.
-        band: the lower and upper ends of the points' intervals, if they have any.
-    """
+    """One line of a chart."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    paint: int
-    style: str = "-"
+    paint: int  # which of the page's eight colours
+    style: str = "-"  # matplotlib's
+    # The lower and upper ends of the points' intervals, if they have any.
     band: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A stacked bar.
+    """A stacked bar."""
 
-    Attributes:
-        label: what stands above it.
-        parts: the values by name; the order is that of the chart's names.
-    """
-
-    label: str
-    parts: Mapping[str, float]
+    label: str  # what stands above it
+    parts: Mapping[str, float]  # the values by name; the order is that of the chart's names
 
 
 def required(name: str) -> Any:

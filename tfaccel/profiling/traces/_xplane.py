@@ -29,11 +29,7 @@ _CONTROL = ("while", "call", "conditional")
 
 
 class Programs:
-    """The programs that a trace describes, on its plane of metadata.
-
-    Args:
-        space: the XSpace.
-    """
+    """The programs that a trace describes, on its plane of metadata."""
 
     def __init__(self, space: Any):
         self._instructions: dict[Any, dict[str, Any]] = {
@@ -119,17 +115,11 @@ class TraceError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One run of one operation.
+    """One run of one operation."""
 
-    Attributes:
-        name: its type.
-        op_kind: one of `KINDS`.
-        seconds: that it took itself, without operations that it ran.
-    """
-
-    name: str
-    op_kind: str
-    seconds: float
+    name: str  # its type
+    op_kind: str  # one of `KINDS`
+    seconds: float  # that it took itself, without operations that it ran
 
 
 @dataclasses.dataclass

@@ -18,32 +18,24 @@ from tfaccel.system import notices
 
 @dataclasses.dataclass(frozen=True)
 class OpCost:
-    """What one type of operation took in a trace.
+    """What one type of operation took in a trace."""
 
-    Attributes:
-        name: its type, such as `"Conv2DBackpropFilter"`, whether oneDNN's kernel ran or
-            another; XLA's name for an instruction of a compiled program.
-        op_kind: one of `KINDS`.
-        count: how often it ran.
-        seconds: what all runs took together, without operations that they ran. On a CPU
-            runs on several threads overlap, so the sum can exceed the time that passed.
-    """
-
+    # Its type, such as `"Conv2DBackpropFilter"`, whether oneDNN's kernel ran or another; XLA's
+    # name for an instruction of a compiled program.
     name: str
-    op_kind: str
-    count: int
+    op_kind: str  # one of `KINDS`
+    count: int  # how often it ran
+    # What all runs took together, without operations that they ran. On a CPU runs on several
+    # threads overlap, so the sum can exceed the time that passed.
     seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class OpProfile:
-    """The operations of a trace.
+    """The operations of a trace."""
 
-    Attributes:
-        ops: the dearest first. Types that belong to two kinds (a product in the model and
-            one in the optimizer) stand there twice.
-    """
-
+    # The dearest first. Types that belong to two kinds (a product in the model and one in the
+    # optimizer) stand there twice.
     ops: tuple[OpCost, ...]
 
     @property
@@ -66,10 +58,6 @@ class OpProfile:
 
     def to_record(self, plan: str, steps: int) -> dict[str, Any]:
         """The record that goes to `profile.jsonl`.
-
-        Args:
-            plan: what the traced steps ran under.
-            steps: how many they were.
 
         Returns:
             `kind` ("ops"), `plan`, `steps`, `seconds`, `ops` and `kinds`.
@@ -139,11 +127,7 @@ class OpTrace:
         self._running = False
 
     def start(self) -> bool:
-        """Begins to trace.
-
-        Returns:
-            Whether it does.
-        """
+        """Begins to trace, and says whether it does."""
         try:
             self._log_dir.mkdir(parents=True, exist_ok=True)
             tf.profiler.experimental.start(str(self._log_dir))
@@ -154,11 +138,7 @@ class OpTrace:
         return self._running
 
     def stop(self) -> OpProfile | None:
-        """Ends the trace, writes it and adds it up.
-
-        Returns:
-            The operations; None where nothing was traced or written.
-        """
+        """Ends the trace, writes it and adds it up; None where nothing was traced or written."""
         if not self._running:
             return None
         self._running = False
@@ -176,11 +156,6 @@ class OpTrace:
 
 def ops_table(profile: OpProfile, steps: int, limit: int = 10) -> rich.table.Table:
     """The operations that cost most, as a table for a terminal.
-
-    Args:
-        profile: of a trace.
-        steps: how many steps were traced; figures are for one.
-        limit: how many operations to show.
 
     Returns:
         Columns op, kind, runs and milliseconds a step, share of the whole.
@@ -203,12 +178,6 @@ def kinds_table(
     before: OpProfile, steps: int, after: OpProfile | None = None, steps_after: int = 0
 ) -> rich.table.Table:
     """The time by kind of operation; side by side where there are two traces.
-
-    Args:
-        before: of the steps as they were.
-        steps: how many.
-        after: of accelerated steps.
-        steps_after: how many of these.
 
     Returns:
         Columns kind, milliseconds a step and share; with `after` kind, milliseconds a step
