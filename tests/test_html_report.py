@@ -74,6 +74,7 @@ SUMMARY = {
     "overhead_share": 0.0115,
     "peak_bytes": None,
     "host_peak_bytes": 812_345_344,
+    "loss_scale": None,
     "traces": 2,
     "plan": "xla",
     "break_even_steps": 2210,
