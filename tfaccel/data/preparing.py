@@ -107,8 +107,8 @@ def prepare(
     >>> [labels.numpy().tolist() for _, labels in dataset]
     [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     """
-    pipeline = asked_for(data, batch_size, map, augment, shuffle, seed, drop_remainder)
-    mode = mode_of(validate)
+    pipeline = _asked_for(data, batch_size, map, augment, shuffle, seed, drop_remainder)
+    mode = _mode_of(validate)
     if cache not in (True, False, "auto"):
         raise ValueError(f'`cache` must be True, False or "auto". Received: {cache!r}')
     pipeline, found = _validated(pipeline, mode, rules or Rules(), max_check_seconds, clock)
@@ -210,7 +210,7 @@ def _is_cached(
     return needed <= bound
 
 
-def asked_for(
+def _asked_for(
     data: Any,
     batch_size: int | None,
     map: Map | None,
@@ -261,7 +261,7 @@ def _source(data: Any) -> Arrays | tf.data.Dataset:
     return arrays
 
 
-def mode_of(validate: Any) -> str:
+def _mode_of(validate: Any) -> str:
     """`report`, `drop`, or nothing."""
     modes = {False: "", True: "report", "report": "report", "drop": "drop"}
     if not isinstance(validate, bool | str) or validate not in modes:

@@ -61,6 +61,11 @@ _OPS: Mapping[str, str] = {
 }
 # Ops to which it matters where the channels are.
 _SPATIAL = {CONVOLUTION, _POOLING, "depthwise convolution", "transposed convolution"}
+# Products on Tensor Cores want sizes in multiples of 8 (16 bytes of 16-bit numbers):
+# https://docs.nvidia.com/deeplearning/performance/dl-performance-matrix-multiplication/index.html
+_TENSOR_CORE_MULTIPLE = 8
+# A Dense layer is called large when it has as many weights as this, and half of the model's.
+_LARGE_DENSE = 1_000_000
 
 
 def runs(layer: keras.layers.Layer, device: Device) -> Runs:
@@ -118,13 +123,6 @@ def off_cudnn(layer: keras.layers.Layer) -> list[str]:
         "use_cudnn=False": layer.use_cudnn is False,
     }
     return [cause for cause, holds in wrong.items() if holds]
-
-
-# Products on Tensor Cores want sizes in multiples of 8 (16 bytes of 16-bit numbers):
-# https://docs.nvidia.com/deeplearning/performance/dl-performance-matrix-multiplication/index.html
-_TENSOR_CORE_MULTIPLE = 8
-# A Dense layer is called large when it has as many weights as this, and half of the model's.
-_LARGE_DENSE = 1_000_000
 
 
 def advice(

@@ -19,6 +19,7 @@ from tfaccel.passes import PASSES, XLA, FusedNorm, FusedOptimizer
 
 # Layers whose own cells are part of the same loop.
 _ONE_LOOP = (keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN)
+_NORMS = (keras.layers.BatchNormalization, keras.layers.LayerNormalization)
 
 
 def walk(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer]]:
@@ -73,9 +74,6 @@ def _computed_shapes(layer: keras.layers.Layer) -> list[Sequence[int | None]]:
 
 def _shown(shape: Sequence[Any]) -> str:
     return "x".join("?" if size is None else str(size) for size in shape) or "scalar"
-
-
-_NORMS = (keras.layers.BatchNormalization, keras.layers.LayerNormalization)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from tfaccel.inference.sample import spec_of
 
 # How TensorFlow marks a call of what XLA is to compile.
 _COMPILED = "_XlaMustCompile"
+ENDPOINT = "serve"
 
 
 class PredictFunction:
@@ -97,9 +98,6 @@ def own_function(model: keras.Model) -> Any:
     with instance_attribute(model, "predict_function", None):
         model.make_predict_function()  # as Keras asks for it; there is none, so it is made
         return model.predict_function
-
-
-ENDPOINT = "serve"
 
 
 def save(

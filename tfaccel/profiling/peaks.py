@@ -23,6 +23,14 @@ _TERA = 1e12
 # brand, the board and the memory. A word beyond these ("Laptop", "Ti", "MIG", "GRID")
 # makes it another chip, or a part of one.
 _NEUTRAL = re.compile(r"nvidia|tesla|geforce|generation|sxm4|pcie|hbm3e?|hbm2e?|\d+gb")
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+# Sides of the square products. The largest takes 48 MB in float32, little beside what a
+# training uses; larger ones are hardly faster.
+_SIDES = (256, 512, 1024, 2048)
+_REPETITIONS = 5
+_BUDGET_SECONDS = 0.5
+# Calls `multiply(side)`: one product of two square matrices.
+Multiply = Callable[[int], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +86,6 @@ def find_gpu(device_name: str) -> GpuPeaks | None:
     return max(fitting, key=lambda row: len(row.name.split()), default=None)
 
 
-__all__ = ["DTYPES", "GPU_PEAKS", "GpuPeaks", "Peak", "find_gpu", "measured_peak", "peak_flops"]
-
-DTYPES = ("float64", "float32", "float16", "bfloat16")
-
-
 @dataclasses.dataclass(frozen=True)
 class Peak:
     """A device's peak rate."""
@@ -129,15 +132,6 @@ def _datasheet_peak(device: Device, dtype: str) -> Peak | None:
             source = f"{source} (TensorFloat-32 is turned off)"
     rate = row.flops_per_second(dtype)
     return None if rate is None else Peak(rate, dtype, source)
-
-
-# Sides of the square products. The largest takes 48 MB in float32, little beside what a
-# training uses; larger ones are hardly faster.
-_SIDES = (256, 512, 1024, 2048)
-_REPETITIONS = 5
-_BUDGET_SECONDS = 0.5
-# Calls `multiply(side)`: one product of two square matrices.
-Multiply = Callable[[int], object]
 
 
 @functools.cache

@@ -15,6 +15,18 @@ TENSORFLOWS = (
     *("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tensorflow-rocm"),
     *("intel-tensorflow", "tf-nightly", "tf-nightly-cpu"),
 )
+# The same as in setup.cfg and constraints-oldest.txt.
+_OLDEST = {"Python": "3.10", "TensorFlow": "2.16", "Keras": "3.10"}
+# Extras of setup.cfg, what they bring, and what for.
+EXTRAS = (
+    ("report", "matplotlib", "the plots of `tfaccel report`"),
+    ("report", "jinja2", "its page"),
+    ("tensorboard", "tensorboard", "TensorBoard scalars by ProfilerCallback"),
+    ("examples", "scikit-learn", "the examples' digits"),
+)
+_ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
+# https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
+_ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 
 def tensorflow_package(packages: Packages) -> str:
@@ -55,20 +67,6 @@ def _applies(wanted: Requirement, extra: str) -> bool:
         return not extra
     always = wanted.marker.evaluate({"extra": ""})
     return always if not extra else not always and wanted.marker.evaluate({"extra": extra})
-
-
-# The same as in setup.cfg and constraints-oldest.txt.
-_OLDEST = {"Python": "3.10", "TensorFlow": "2.16", "Keras": "3.10"}
-# Extras of setup.cfg, what they bring, and what for.
-EXTRAS = (
-    ("report", "matplotlib", "the plots of `tfaccel report`"),
-    ("report", "jinja2", "its page"),
-    ("tensorboard", "tensorboard", "TensorBoard scalars by ProfilerCallback"),
-    ("examples", "scikit-learn", "the examples' digits"),
-)
-_ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
-# https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
-_ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 
 def check_versions(here: Surroundings) -> Iterator[Finding]:

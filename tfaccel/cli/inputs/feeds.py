@@ -20,6 +20,8 @@ from tfaccel.data.rules import fits
 
 # Enough that no step sees the batch of the step before.
 _BATCHES = 4
+_WEIGHT = "sample_weight"
+_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +96,6 @@ def _feed(data: tuple[Any, ...], batch_size: int, source: str) -> Feed:
     # tf.data takes a list for one array.
     samples = tf.data.Dataset.from_tensor_slices(keras.tree.lists_to_tuples(data))
     return Feed(samples.batch(batch_size).cache().repeat().prefetch(2), batch_size, source)
-
-
-_WEIGHT = "sample_weight"
-_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class NpzSamples:
