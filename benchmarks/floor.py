@@ -25,7 +25,7 @@ from tfaccel.autotune.training_trials import TrainingTrials
 from tfaccel.core.plan import make_pass
 from tfaccel.core.workload import Workload
 from tfaccel.profiling.flops.counting import model_flops_per_step
-from tfaccel.profiling.peaks.measured import peak_flops
+from tfaccel.profiling.peaks import peak_flops
 from tfaccel.profiling.traces.op_trace import OpProfile, OpTrace, kinds_table
 
 _MODELS = flags.DEFINE_list("models", None, "names of models.py; all of them by default")

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import tfaccel
+
 try:
     from sklearn.datasets import load_digits
 except ImportError:  # It comes with tfaccel[examples]; every other dataset does without it.
@@ -125,28 +127,26 @@ def _images(key: str, images: np.ndarray) -> np.ndarray:
         raise DatasetError(
             f"`{key}` must be uint8 (0 to 255) or floating point. Received: dtype {images.dtype}"
         )
-    if not len(images) or min(images.shape[1:3]) < 1 or not images.shape[-1]:
-        raise DatasetError(f"`{key}` must not be empty. Received: shape {images.shape}")
     scaled = images.astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
-    if not np.isfinite(scaled).all():
-        raise DatasetError(f"`{key}` must be finite. Received: values that are nan or infinite")
     return scaled[..., None] if scaled.ndim == 3 else scaled
 
 
-def _labels(key: str, labels: np.ndarray, samples: int) -> np.ndarray:
-    """The labels as a vector of int32."""
-    if labels.shape not in ((samples,), (samples, 1)):
+def _checked(
+    part: str, images: np.ndarray, labels: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images and the labels, as int64, of which none is faulty."""
+    if labels.dtype.kind not in "iu" or labels.shape not in ((len(labels),), (len(labels), 1)):
         raise DatasetError(
-            f"`{key}` must hold one label for each of the {samples} images. "
-            f"Received: shape {labels.shape}"
+            f"`y_{part}` must be integers (class indices), one for each image. "
+            f"Received: shape {labels.shape}, dtype {labels.dtype}"
         )
-    if labels.dtype.kind not in "iu":
-        raise DatasetError(
-            f"`{key}` must be integers (class indices). Received: dtype {labels.dtype}"
-        )
-    if labels.min() < 0:
-        raise DatasetError(f"`{key}` must not be negative. Received: {labels.min()}")
-    return labels.reshape(-1).astype(np.int64)
+    labels = labels.reshape(-1).astype(np.int64)
+    shape = (None, None, images.shape[-1])
+    findings = tfaccel.data.check((images, labels), tfaccel.data.Rules(shape, classes=classes))
+    if not findings.ok:
+        fault = findings.faults[0]
+        raise DatasetError(f"`x_{part}` and `y_{part}`: {fault.where}: {fault.reason}")
+    return images, labels
 
 
 def _resized(images: np.ndarray, size: int | None) -> np.ndarray:
@@ -171,25 +171,19 @@ def prepare(name: str, arrays: Arrays, image_size: int | None = None, seed: int 
         DatasetError: an array breaks a rule; the message names both.
     """
     x_train, x_test = (_images(key, arrays[key]) for key in ("x_train", "x_test"))
-    y_train = _labels("y_train", arrays["y_train"], len(x_train))
-    y_test = _labels("y_test", arrays["y_test"], len(x_test))
+    present = np.unique(arrays["y_train"])
+    if not np.array_equal(present, np.arange(len(present))):
+        raise DatasetError(
+            "`y_train` must number its classes 0, 1, 2, ... without a gap. "
+            f"Received: {', '.join(map(str, present[:20]))}"
+        )
+    classes = len(present)
+    x_train, y_train = _checked("train", x_train, arrays["y_train"], classes)
+    x_test, y_test = _checked("test", x_test, arrays["y_test"], classes)
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DatasetError(
             f"`x_test` must hold images like those of `x_train`, of shape {x_train.shape[1:]}. "
             f"Received: {x_test.shape[1:]}"
-        )
-    present = np.unique(y_train)
-    classes = len(present)
-    if present[-1] >= classes:
-        absent = np.setdiff1d(np.arange(classes), present)[0]
-        raise DatasetError(
-            "`y_train` must number its classes 0, 1, 2, ... without a gap. "
-            f"Received: {present[-1]} as the largest label, and {absent} nowhere"
-        )
-    if y_test.max() >= classes:
-        raise DatasetError(
-            f"`y_test` must hold labels that `y_train` holds, 0 to {classes - 1}. "
-            f"Received: {y_test.max()}"
         )
     if image_size is None and min(x_train.shape[1:3]) < MIN_IMAGE_SIZE:
         raise DatasetError(

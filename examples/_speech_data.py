@@ -61,23 +61,14 @@ class Recordings:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """Recordings before they are split.
+    """Recordings before they are split."""
 
-    Attributes:
-        name: what they are called.
-        sounds: as in `Recordings`.
-        words: what is said in each.
-        speakers: who says it; empty strings where that isn't known.
-        takes: the number of each among its speaker's recordings of the word, or -1.
-        rate_hz: samples a second.
-    """
-
-    name: str
-    sounds: Sounds
-    words: np.ndarray
-    speakers: np.ndarray
-    takes: np.ndarray
-    rate_hz: int
+    name: str  # what they are called
+    sounds: Sounds  # as in `Recordings`
+    words: np.ndarray  # what is said in each
+    speakers: np.ndarray  # who says it; empty strings where that isn't known
+    takes: np.ndarray  # the number of each among its speaker's recordings of the word, or -1
+    rate_hz: int  # samples a second
 
     def split(self, masks: _Masks) -> Recordings:
         """The recordings with parts; a RecordingError where one is of no use."""

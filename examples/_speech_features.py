@@ -28,16 +28,12 @@ class Frontend:
 
     Source: Davis and Mermelstein, 1980 (https://doi.org/10.1109/TASSP.1980.1163420), in
     the form of https://www.tensorflow.org/api_docs/python/tf/signal/mfccs_from_log_mel_spectrograms
-
-    Attributes:
-        rate_hz: samples a second.
-        kind: `"log_mel"` (40 bands) or `"mfcc"` (20 coefficients).
-        seconds: the window's length. Longer recordings lose both ends, shorter ones
-            get silence before and behind them.
     """
 
-    rate_hz: int
-    kind: str = "log_mel"
+    rate_hz: int  # samples a second
+    kind: str = "log_mel"  # `"log_mel"` (40 bands) or `"mfcc"` (20 coefficients)
+    # The window's length. Longer recordings lose both ends, shorter ones get silence before and
+    # behind them.
     seconds: float = 1.0
 
     @property

@@ -12,15 +12,10 @@ import keras
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What `model.fit` and `model.evaluate` are called with.
+    """What `model.fit` and `model.evaluate` are called with."""
 
-    Attributes:
-        fit: the arguments that hold training and validation data.
-        test: the arguments that hold the test data.
-    """
-
-    fit: Mapping[str, Any]
-    test: Mapping[str, Any]
+    fit: Mapping[str, Any]  # the arguments that hold training and validation data
+    test: Mapping[str, Any]  # the arguments that hold the test data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,21 +89,14 @@ class EpochClock(keras.callbacks.Callback):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one training took and gave.
+    """What one training took and gave."""
 
-    Attributes:
-        model: the trained model.
-        fit_seconds: all of `model.fit`, with compiling, tuning and validation.
-        step_seconds: a step's median over the epochs after the first; None with one epoch.
-        test_accuracy: on samples that were not trained on.
-        steps: how many steps were trained.
-    """
-
-    model: keras.Model
-    fit_seconds: float
+    model: keras.Model  # the trained model
+    fit_seconds: float  # all of `model.fit`, with compiling, tuning and validation
+    # A step's median over the epochs after the first; None with one epoch.
     step_seconds: float | None
-    test_accuracy: float
-    steps: int
+    test_accuracy: float  # on samples that were not trained on
+    steps: int  # how many steps were trained
 
 
 def train(

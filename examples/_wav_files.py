@@ -19,21 +19,13 @@ class RecordingError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class WavFile:
-    """Where a file has its samples: interleaved channels of 16-bit integers.
+    """Where a file has its samples: interleaved channels of 16-bit integers."""
 
-    Attributes:
-        path: the file.
-        offset: the bytes before the samples.
-        byte_count: the bytes of the samples.
-        channels: how many there are.
-        rate_hz: samples a second in each.
-    """
-
-    path: str
-    offset: int
-    byte_count: int
-    channels: int
-    rate_hz: int
+    path: str  # the file
+    offset: int  # the bytes before the samples
+    byte_count: int  # the bytes of the samples
+    channels: int  # how many there are
+    rate_hz: int  # samples a second in each
 
 
 def read_header(path: str | os.PathLike[str]) -> WavFile:

@@ -1,11 +1,10 @@
 """Calling a command as the command line does, in this process."""
 
-from absl import flags
+from tfaccel.cli._command import Parser
 
 
 def call(command, *words):
     """The command's result for these words."""
-    values = flags.FlagValues()
-    command.define(values)
-    positional = values([command.name, *map(str, words)])[1:]
-    return command.run(positional, values)
+    parser = Parser(command.name)
+    command.define(parser)
+    return command.run(parser.parse_args(list(map(str, words))))

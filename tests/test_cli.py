@@ -6,10 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from absl import flags
 
 from tfaccel.cli import main
-from tfaccel.cli._command import Command, UsageError
+from tfaccel.cli._command import Command, UsageError, positive_int
 from tfaccel.version import __version__
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -34,24 +33,25 @@ class Echo:
         return f"| {self.words} | {self.times} |\n"
 
 
-def define(values):
-    flags.DEFINE_integer("times", 1, "how often", lower_bound=0, flag_values=values)
-    flags.DEFINE_string("output", None, "where to", short_name="o", flag_values=values)
+def define(parser):
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--times", type=positive_int, default=1, help="how often")
+    parser.add_argument("-o", "--output", help="where to")
 
 
-def run(positional, values):
+def run(args):
     print("noise on the way")
-    if "usage" in positional:
+    if "usage" in args.words:
         raise UsageError("MODEL must be a file.\nReceived: usage")
-    if "crash" in positional:
+    if "crash" in args.words:
         raise ZeroDivisionError("long\nand on\nmany lines")
-    if "interrupt" in positional:
+    if "interrupt" in args.words:
         raise KeyboardInterrupt
-    return Echo(tuple(positional), values.times, exit_code=int("problem" in positional))
+    return Echo(tuple(args.words), args.times, exit_code=int("problem" in args.words))
 
 
-ECHO = Command("echo", "WORD [flags]", "Says it again.", define, run)
-OTHER = Command("other", "", "Does nothing.", define, run)
+ECHO = Command("echo", "Says it again.", define, run)
+OTHER = Command("other", "Does nothing.", define, run)
 
 
 @pytest.fixture(autouse=True)
@@ -66,29 +66,25 @@ def one_line(capsys):
     return err
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
 def test_the_overview(capsys, words):
     assert main.main(words) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("Usage: tfaccel COMMAND")
-    assert "  echo   Says it again.\n  other  Does nothing." in out
+    assert out.startswith("usage: tfaccel")
+    for text in ("COMMAND", "Says it again.", "Does nothing."):
+        assert text in out
     assert err == ""
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["echo", "--help"], ["echo", "-h"], ["help", "echo"], ["echo", "--wrong", "x", "--help"]],
-)
+@pytest.mark.parametrize("words", [["echo", "--help"], ["echo", "-h"], ["echo", "x", "--help"]])
 def test_the_help_of_a_command(capsys, words):
     assert main.main(words) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("Usage: tfaccel echo WORD [flags]\n\nSays it again.\n\nFlags:\n")
-    for text in ("--times: how often", "-o,--output: where to", "<table|json|markdown>"):
+    assert out.startswith("usage: tfaccel echo")
+    for text in ("Says it again.", "how often", "--output", "where to", "{table,json,markdown}"):
         assert text in out
-    # Its own flags come first, and no names of modules.
-    assert out.index("--times") < out.index("--format")
-    assert "test_cli" not in out
-    assert "tfaccel.cli.main" not in out
+    # Its own flags come first.
+    assert out.index("how often") < out.index("how to print")
     assert err == ""
 
 
@@ -105,17 +101,15 @@ def test_the_version(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ecko"], "there is no command 'ecko'. Did you mean echo?"),
-        (["help", "othr"], "there is no command 'othr'. Did you mean other?"),
-        (["xyz"], "there is no command 'xyz'. The commands: echo, other."),
-        (["--format=json", "echo"], "flags come after a command (echo, other). Received: --format"),
-        (["help", "echo", "other"], "help takes one command. Received: echo other"),
-        (["echo", "--tims=2"], "tfaccel echo: Unknown command line flag 'tims'"),
-        (["echo", "--format=xml"], "value should be one of <table|json|markdown>"),
-        (["echo", "--times=-1"], "tfaccel echo: flag --times=-1"),
-        (["echo", "--times=many"], "tfaccel echo: flag --times=many"),
-        (["echo", "--output"], "Missing value for flag --output"),
-        (["echo", "--nodebug=1"], "--nodebug=1 does not take an argument"),
+        (["ecko"], "invalid choice: 'ecko' (choose from"),
+        (["--format=json", "echo"], "unrecognized arguments: --format=json"),
+        (["echo", "--tims=2"], "unrecognized arguments: --tims=2"),
+        (["echo", "--time=2"], "unrecognized arguments: --time=2"),
+        (["echo", "--format=xml"], "argument --format: invalid choice: 'xml'"),
+        (["echo", "--times=-1"], "argument --times: must be a whole number from 1. Received: '-1'"),
+        (["echo", "--times=many"], "argument --times: must be a whole number from 1"),
+        (["echo", "--output"], "argument -o/--output: expected one argument"),
+        (["echo", "--format=xml"], "(`tfaccel echo --help` lists the flags)"),
         (["echo", "usage"], "tfaccel echo: MODEL must be a file. Received: usage"),
     ],
 )
@@ -124,13 +118,6 @@ def test_words_that_can_t_be_taken(capsys, words, message):
     err = capsys.readouterr().err.replace("noise on the way\n", "")
     assert message in err
     assert len(err.splitlines()) == 1, err
-
-
-def test_a_wrong_flag_says_where_the_right_ones_are(capsys):
-    main.main(["echo", "--tims=2"])
-    said = one_line(capsys)
-    assert "Did you mean: times" in said
-    assert "`tfaccel echo --help`" in said
 
 
 @pytest.mark.parametrize(
@@ -143,7 +130,7 @@ def test_a_wrong_flag_says_where_the_right_ones_are(capsys):
     ],
 )
 def test_standard_output_holds_the_result_alone(capsys, form, expected):
-    assert main.main(["echo", "a", "--times", "3", "b", *form]) == 0
+    assert main.main(["echo", "a", "b", "--times", "3", *form]) == 0
     out, err = capsys.readouterr()
     assert out == expected
     assert err == "noise on the way\n"
@@ -170,7 +157,7 @@ def test_debug_shows_the_traceback(capsys):
 
 
 def test_an_error_of_many_pages_is_cut(capsys, monkeypatch):
-    def shout(positional, values):
+    def shout(args):
         raise ValueError("x" * 10_000)
 
     monkeypatch.setattr(main, "COMMANDS", (dataclasses.replace(ECHO, run=shout),))

@@ -141,8 +141,8 @@ def test_the_command(model_file, capsys):
     assert found.batch_size == 8
     assert found.parameters == 33
     assert found.machine["keras"] == keras.__version__
-    words = f"tfaccel bench {model_file} --batch_size=8 --plans=fused_optimizer --max_seconds=60.0"
-    assert found.command == words
+    given = "--batch_size=8 --plans=fused_optimizer --max_seconds=60.0 --devices=auto"
+    assert found.command == f"tfaccel bench {model_file} {given}"
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "fused_optimizer: " in shown.err
@@ -422,7 +422,7 @@ def test_a_feed_never_ends():
 # Progress
 
 
-def test_in_a_terminal_there_is_a_bar_and_on_standard_output_nothing(capsys, monkeypatch):
+def test_in_a_terminal_a_line_changes_and_on_standard_output_is_nothing(capsys, monkeypatch):
     import io
 
     class Terminal(io.StringIO):

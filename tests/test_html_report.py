@@ -7,7 +7,7 @@ import re
 import sys
 
 import pytest
-from absl import flags
+from command_line import call
 
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import Trial
@@ -17,8 +17,10 @@ from tfaccel.core.plan import Plan
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup, median_interval
 from tfaccel.passes import XLA, FusedNorm
-from tfaccel.profiling.html import facts, key_figures, verdict
+from tfaccel.profiling.key_figures import key_figures
+from tfaccel.profiling.outcome import facts
 from tfaccel.profiling.records import Records, read_records
+from tfaccel.profiling.words import verdict
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 RATIOS = [1.30, 1.50, 1.42, 1.36, 1.34, 1.45, 1.31, 1.38]
@@ -72,6 +74,7 @@ SUMMARY = {
     "overhead_share": 0.0115,
     "peak_bytes": None,
     "host_peak_bytes": 812_345_344,
+    "loss_scale": None,
     "traces": 2,
     "plan": "xla",
     "break_even_steps": 2210,
@@ -193,6 +196,7 @@ def without(*kinds):
 def page(tmp_path):
     """Makes the page of some records, and its text."""
     pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
 
     def make(items=RECORDS):
         return run(str(saved(tmp_path, items))).page.read_text(encoding="utf-8")
@@ -201,9 +205,7 @@ def page(tmp_path):
 
 
 def run(*words):
-    values = flags.FlagValues()
-    COMMAND.define(values)
-    return COMMAND.run(values(["tfaccel report", *words])[1:], values)
+    return call(COMMAND, *words)
 
 
 def records(tmp_path, items=RECORDS):
@@ -463,9 +465,11 @@ def test_what_is_no_profile_is_told_in_a_line(tmp_path, make, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("words", [[], ["a", "b"]])
-def test_one_profile_is_wanted(words):
-    with pytest.raises(UsageError, match="takes one profile.jsonl"):
+@pytest.mark.parametrize(
+    ("words", "message"), [([], "required: profile"), (["a", "b"], "unrecognized arguments: b")]
+)
+def test_one_profile_is_wanted(words, message):
+    with pytest.raises(UsageError, match=message):
         run(*words)
 
 
@@ -485,8 +489,9 @@ def test_an_output_that_cannot_be_written(tmp_path):
         run(str(path), "-o", str(path / "page.html"))
 
 
-def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+@pytest.mark.parametrize("name", ["matplotlib", "jinja2"])
+def test_without_an_extra_it_says_what_to_install(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
     path = saved(tmp_path, RECORDS)
     with pytest.raises(UsageError, match=r"pip install 'tfaccel\[report\]'"):
         run(str(path))

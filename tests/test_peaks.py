@@ -1,8 +1,8 @@
 import pytest
 import tensorflow as tf
 
-from tfaccel.profiling.peaks import measured
-from tfaccel.profiling.peaks.measured import GPU_PEAKS, find_gpu, measured_peak, peak_flops
+from tfaccel.profiling import peaks as measured
+from tfaccel.profiling.peaks import GPU_PEAKS, find_gpu, measured_peak, peak_flops
 from tfaccel.system.device import Device
 
 ROWS = pytest.mark.parametrize("row", GPU_PEAKS, ids=lambda row: row.name)
@@ -20,17 +20,18 @@ def tensor_float_32():
 def test_a_row_is_plausible(row):
     assert row.source.startswith("https://")
     assert row.name == row.name.lower()
+    float32, tensorfloat32, float16, bfloat16, float64 = row.teraflops.values()
     # 16-bit products are at least twice as fast as float32 ones, dense ones at most 40 times.
-    assert 1.9 * row.float32 < row.float16 <= 40 * row.float32
-    if row.tensorfloat32 is None:
-        assert row.bfloat16 is None  # both came with Ampere
+    assert 1.9 * float32 < float16 <= 40 * float32
+    if tensorfloat32 is None:
+        assert bfloat16 is None  # both came with Ampere
     else:
-        assert row.bfloat16 == row.float16
+        assert bfloat16 == float16
         # TensorFloat-32 runs at half the 16-bit rate on every chip: a sparse figure in
         # one of the two columns would break this.
-        assert row.float16 / row.tensorfloat32 == pytest.approx(2.0, rel=0.03)
-    if row.float64 is not None:
-        assert row.float64 <= row.float32
+        assert float16 / tensorfloat32 == pytest.approx(2.0, rel=0.03)
+    if float64 is not None:
+        assert float64 <= float32
 
 
 @ROWS

@@ -12,11 +12,13 @@ from tfaccel.core.plan import Plan
 from tfaccel.measure.timing import Speedup
 from tfaccel.profiling import sampling
 from tfaccel.profiling.figures import Figures
+from tfaccel.profiling.key_figures import key_figures
 from tfaccel.profiling.ledger import Call, Ledger
 from tfaccel.profiling.live import SHARE, TRACE_SHARE, LiveComparison
 from tfaccel.profiling.meter import Meter
+from tfaccel.profiling.records import Records
 from tfaccel.profiling.tally import Tally, percentile
-from tfaccel.profiling.words import rows, sentence
+from tfaccel.profiling.words import sentence, verdict
 from tfaccel.profiling.work import Work
 
 FAST = tfaccel.Plan((tfaccel.passes.FusedNorm(),))
@@ -229,9 +231,9 @@ class TestFigures:
         summary = figures_of(compared).summary()
         assert summary["input_bound"] is True
         assert (summary["speedup"], summary["break_even_steps"]) == (None, None)
-        words = dict(rows(summary, []))
-        assert "input-bound" in words["waiting for input"]
-        assert "not claimed" in words["speedup"]
+        records = Records({}, summary=summary)
+        assert verdict(records).startswith("Input-bound")
+        assert key_figures(records)[0].value == "none claimed"
 
     def test_utilization_is_throughput_times_work_over_peak(self, compared):
         work = Work(flops_per_step=200, peak_flops_per_second=1000.0, peak_source="a test")

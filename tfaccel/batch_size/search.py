@@ -26,28 +26,18 @@ class SizeTrial:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The bounds of a search.
+    """The bounds of a search."""
 
-    Attributes:
-        start: the first batch size to try.
-        limit: the largest to try.
-        memory_bytes: what a batch may take; None where running out can be met.
-        available_bytes: tells what the machine has left, which is never exceeded;
-            gives None where running out can be met.
-    """
-
-    start: int
-    limit: int
-    memory_bytes: int | None = None
+    start: int  # the first batch size to try
+    limit: int  # the largest to try
+    memory_bytes: int | None = None  # what a batch may take; None where running out can be met
+    # Tells what the machine has left, which is never exceeded; gives None where running out can
+    # be met.
     available_bytes: Callable[[], int | None] = lambda: None
 
 
 def search(try_size: Callable[[int], SizeTrial], limits: Limits) -> tuple[SizeTrial, ...]:
     """Tries batch sizes: doubled while they fit, then between the last two.
-
-    Args:
-        try_size: runs steps with a batch of so many rows.
-        limits: the bounds.
 
     Returns:
         The trials in order. The largest that fits is the answer.

@@ -27,17 +27,11 @@ _NAMES = tuple(item.name for item in PASSES)
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """Which plans to measure.
+    """Which plans to measure."""
 
-    Attributes:
-        search: whether the tuner looks for the best one.
-        each: whether each pass is tried alone.
-        plans: others.
-    """
-
-    search: bool
-    each: bool
-    plans: tuple[Plan, ...] = ()
+    search: bool  # whether the tuner looks for the best one
+    each: bool  # whether each pass is tried alone
+    plans: tuple[Plan, ...] = ()  # others
 
 
 class RecordingBench(TrainingTrials):

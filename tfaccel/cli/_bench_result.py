@@ -21,36 +21,22 @@ _NUMBERS = _HEADINGS[2:8]
 
 @dataclasses.dataclass(frozen=True)
 class BenchRow:
-    """One plan on one device.
+    """One plan on one device."""
 
-    Attributes:
-        device: `"CPU"` or `"GPU"`.
-        plan: what was applied; `"baseline"` is stock Keras.
-        verdict: how the trial ended; `"chosen"` for the tuner's choice.
-        reason: why; empty where there is nothing to explain.
-        step_seconds: the median; None where the plan was not timed.
-        step_seconds_interval: its 95 % confidence interval.
-        samples_per_second: at the median step.
-        speedup: against stock Keras on the same device, measured in turns.
-        speedup_interval: its 95 % confidence interval.
-        compile_seconds: what the first step took longer than the others.
-        drift: the relative difference of all gradients from stock Keras's; None
-            where the plan is not faster, and so was not compared.
-        peak_bytes: the device's peak memory; None on a CPU.
-    """
-
-    device: str
-    plan: str
-    verdict: str
-    reason: str = ""
-    step_seconds: float | None = None
-    step_seconds_interval: tuple[float, float] | None = None
-    samples_per_second: float | None = None
-    speedup: float | None = None
-    speedup_interval: tuple[float, float] | None = None
-    compile_seconds: float | None = None
+    device: str  # `"CPU"` or `"GPU"`
+    plan: str  # what was applied; `"baseline"` is stock Keras
+    verdict: str  # how the trial ended; `"chosen"` for the tuner's choice
+    reason: str = ""  # why; empty where there is nothing to explain
+    step_seconds: float | None = None  # the median; None where the plan was not timed
+    step_seconds_interval: tuple[float, float] | None = None  # its 95 % confidence interval
+    samples_per_second: float | None = None  # at the median step
+    speedup: float | None = None  # against stock Keras on the same device, measured in turns
+    speedup_interval: tuple[float, float] | None = None  # its 95 % confidence interval
+    compile_seconds: float | None = None  # what the first step took longer than the others
+    # The relative difference of all gradients from stock Keras's; None where the plan is not
+    # faster, and so was not compared.
     drift: float | None = None
-    peak_bytes: int | None = None
+    peak_bytes: int | None = None  # the device's peak memory; None on a CPU
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "BenchRow":
@@ -77,29 +63,17 @@ class BenchRow:
 
 @dataclasses.dataclass(frozen=True)
 class BenchResult:
-    """Stock Keras, each pass and the chosen plan, side by side.
+    """Stock Keras, each pass and the chosen plan, side by side."""
 
-    Attributes:
-        model: MODEL as it was given.
-        parameters: the model's weights.
-        batch_size: samples in a batch.
-        source: where the samples are from.
-        machine: `tfaccel.system.machine.machine_facts()`.
-        command: measures the same again.
-        seconds: what all took.
-        rows: one for each device and plan.
-        notes: what was chosen, and what was not tried.
-    """
-
-    model: str
-    parameters: int
-    batch_size: int
-    source: str
-    machine: Mapping[str, Any]
-    command: str
-    seconds: float
-    rows: tuple[BenchRow, ...]
-    notes: tuple[str, ...] = ()
+    model: str  # MODEL as it was given
+    parameters: int  # the model's weights
+    batch_size: int  # samples in a batch
+    source: str  # where the samples are from
+    machine: Mapping[str, Any]  # `tfaccel.system.machine.machine_facts()`
+    command: str  # measures the same again
+    seconds: float  # what all took
+    rows: tuple[BenchRow, ...]  # one for each device and plan
+    notes: tuple[str, ...] = ()  # what was chosen, and what was not tried
 
     def to_json(self) -> str:
         """Everything, as JSON text."""

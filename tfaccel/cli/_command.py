@@ -1,11 +1,11 @@
-"""What a command of the command line is."""
+"""What a command of the command line is, and what its flags take."""
 
+import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
+from typing import NoReturn, Protocol
 
 import rich.console
-from absl import flags
 
 
 class UsageError(Exception):
@@ -25,22 +25,42 @@ class Result(Protocol):
         """For `--format=markdown`."""
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `UsageError`."""
+        raise UsageError(f"{message} (`{self.prog} --help` lists the flags)")
+
+
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One command of `tfaccel`.
+    """One command of `tfaccel`."""
 
-    Attributes:
-        name: the word after `tfaccel`.
-        usage: what follows it, such as `"MODEL [flags]"`.
-        summary: one line that says what it does.
-        define: defines the command's flags in the `FlagValues` that it is handed.
-        run: is handed the positional arguments and the parsed flags. Raises
-            `UsageError` for words that it cannot take. A result that names a
-            failure (`exit_code` attribute other than 0) makes the command exit so.
-    """
+    name: str  # the word after `tfaccel`
+    summary: str  # one line that says what it does
+    # Defines the command's arguments on the parser that it is handed.
+    define: Callable[[argparse.ArgumentParser], None]
+    # Is handed what was parsed. Raises `UsageError` for words that it cannot take. A result
+    # that names a failure (`exit_code` attribute other than 0) makes the command exit so.
+    run: Callable[[argparse.Namespace], Result]
 
-    name: str
-    usage: str
-    summary: str
-    define: Callable[[flags.FlagValues], None]
-    run: Callable[[Sequence[str], flags.FlagValues], Result]
+
+def comma_list(text: str) -> list[str]:
+    """`"a, b"` as `["a", "b"]`; nothing is an empty list."""
+    return [word.strip() for word in text.split(",")] if text.strip() else []
+
+
+def positive_int(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1. Received: {text!r}")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A time of 0 or more."""
+    found = float(text)
+    if not found >= 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more. Received: {text!r}")
+    return found

@@ -1,5 +1,6 @@
 """`tfaccel bench`: a model's training step, stock Keras against each pass and the chosen plan."""
 
+import argparse
 import json
 import os
 import shlex
@@ -10,16 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import tensorflow as tf
-from absl import flags
 
 from tfaccel.autotune.eligibility import ineligibility
 from tfaccel.cli._bench_measure import Wanted, measure
 from tfaccel.cli._bench_result import BenchResult, BenchRow
-from tfaccel.cli._command import Command, UsageError
+from tfaccel.cli._command import Command, UsageError, comma_list, seconds
 from tfaccel.cli._progress import progress
 from tfaccel.cli.explain import load_plan
 from tfaccel.cli.inputs.feeds import define_feed_flags, make_feed
-from tfaccel.cli.inputs.models import Chosen, define_model_flags, load_model, only_model
+from tfaccel.cli.inputs.models import define_model_arguments, load_model
 from tfaccel.core.plan import Plan, make_pass
 from tfaccel.system.machine import machine_facts
 
@@ -32,47 +32,44 @@ _FLAGS = (
 Run = Callable[[Sequence[str], Mapping[str, str]], str]
 
 
-def _define(values: flags.FlagValues) -> None:
-    define_model_flags(values)
-    define_feed_flags(values)
-    flags.DEFINE_list(
-        "plans",
-        [_EACH, _AUTO],
-        f"what to measure: {_AUTO} (the tuner's choice), {_EACH} (each pass alone), names of "
+def _define(parser: argparse.ArgumentParser) -> None:
+    define_model_arguments(parser)
+    define_feed_flags(parser)
+    parser.add_argument(
+        "--plans",
+        type=comma_list,
+        default=[_EACH, _AUTO],
+        help=f"what to measure: {_AUTO} (the tuner's choice), {_EACH} (each pass alone), names of "
         "passes such as fused_norm+xla, files of saved plans",
-        flag_values=values,
     )
-    flags.DEFINE_float(
-        "max_seconds", 120.0, "what trials may take", lower_bound=0.0, flag_values=values
-    )
-    flags.DEFINE_enum(
-        "devices",
-        _AUTO,
-        (_AUTO, "cpu", "gpu"),
-        "where to train; auto: the CPU and, where there is one, the GPU",
-        flag_values=values,
+    parser.add_argument("--max_seconds", type=seconds, default=120.0, help="what trials may take")
+    parser.add_argument(
+        "--devices",
+        choices=(_AUTO, "cpu", "gpu"),
+        default=_AUTO,
+        help="where to train; auto: the CPU and, where there is one, the GPU",
     )
 
 
-def _run(arguments: Sequence[str], values: flags.FlagValues) -> BenchResult:
+def _run(args: argparse.Namespace) -> BenchResult:
     start = time.perf_counter()
-    name = only_model(arguments, "bench")
-    wanted = _wanted(values.plans)
-    here, elsewhere = _devices(values.devices, bool(tf.config.list_physical_devices("GPU")))
-    seconds = values.max_seconds / (here + elsewhere)
+    name, wanted = args.model, _wanted(args.plans)
+    here, elsewhere = _devices(args.devices, bool(tf.config.list_physical_devices("GPU")))
+    share = args.max_seconds / (here + elsewhere)
     keras.utils.set_random_seed(0)
     rows: list[BenchRow] = []
     with progress() as told:
         told.stage(f"Building {name}")
-        chosen = load_model(name, values)
-        _check(chosen)
-        feed = make_feed(chosen, values)
+        chosen = load_model(name, args)
+        if obstacle := ineligibility(chosen.model):
+            raise UsageError(obstacle)
+        feed = make_feed(chosen, args)
         notes = list(chosen.notes)
         if here:
-            rows, said = measure(chosen.model, feed, wanted, seconds, told)
+            rows, said = measure(chosen.model, feed, wanted, share, told)
             notes += said
     if elsewhere:
-        more, said = cpu_rows(_words(name, values), seconds)
+        more, said = cpu_rows(_words(args), share)
         rows, notes = [*rows, *more], [*notes, *said]
     return BenchResult(
         model=name,
@@ -80,17 +77,11 @@ def _run(arguments: Sequence[str], values: flags.FlagValues) -> BenchResult:
         batch_size=feed.batch_size,
         source=feed.source,
         machine=machine_facts(),
-        command=shlex.join(["tfaccel", *_words(name, values)]),
+        command=shlex.join(["tfaccel", *_words(args)]),
         seconds=time.perf_counter() - start,
         rows=tuple(rows),
         notes=(*notes, *_gpu_sentence(rows)),
     )
-
-
-def _check(chosen: Chosen) -> None:
-    obstacle = ineligibility(chosen.model)
-    if obstacle:
-        raise UsageError(obstacle)
 
 
 def _wanted(words: Sequence[str]) -> Wanted:
@@ -119,10 +110,11 @@ def _devices(asked: str, has_gpu: bool) -> tuple[bool, bool]:
     return (not has_gpu or asked != "cpu"), (has_gpu and asked != "gpu")
 
 
-def _words(name: str, values: flags.FlagValues) -> list[str]:
-    """The command line that asks for the same: what was set, and nothing else."""
-    given = [values[flag].serialize() for flag in _FLAGS if values[flag].present]
-    return ["bench", name, *given]
+def _words(args: argparse.Namespace) -> list[str]:
+    """The command line that asks for the same."""
+    given = {flag: getattr(args, flag) for flag in _FLAGS}
+    joined = {flag: ",".join(v) if isinstance(v, list) else v for flag, v in given.items()}
+    return ["bench", args.model, *(f"--{k}={v}" for k, v in joined.items() if v is not None)]
 
 
 def cpu_rows(
@@ -132,14 +124,6 @@ def cpu_rows(
 
     With `tf.device` alone Keras would choose XLA and cuDNN, as it sees the GPU: that is
     not the step of a machine without one.
-
-    Args:
-        words: the command line.
-        max_seconds: what its trials may take.
-        run: runs a program; None for the real thing.
-
-    Returns:
-        Rows and notes.
     """
     command = [sys.executable, "-m", "tfaccel", *words]
     command += ["--devices=cpu", f"--max_seconds={max_seconds}", "--format=json"]
@@ -168,9 +152,8 @@ def _gpu_sentence(rows: Sequence[BenchRow]) -> list[str]:
 
 
 COMMAND = Command(
-    name="bench",
-    usage="MODEL [flags]",
-    summary="times a training step: stock Keras, each pass, the chosen plan; CPU and GPU",
-    define=_define,
-    run=_run,
+    "bench",
+    "times a training step: stock Keras, each pass, the chosen plan; CPU and GPU",
+    _define,
+    _run,
 )

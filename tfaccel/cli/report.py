@@ -1,19 +1,21 @@
 """tfaccel report: a profile as an HTML page."""
 
+import argparse
 import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
 
 import rich.console
 import rich.text
-from absl import flags
 
 from tfaccel.cli._command import Command, UsageError
 from tfaccel.measure.tables import markdown_table, terminal_table
-from tfaccel.profiling.html import Figure, facts, html_page, key_figures, verdict
+from tfaccel.profiling.html import html_page
+from tfaccel.profiling.key_figures import Figure, key_figures
+from tfaccel.profiling.outcome import facts
 from tfaccel.profiling.records import FILE_NAME, Record, Records, plain, read_records
+from tfaccel.profiling.words import verdict
 
 PAGE_NAME = "report.html"
 _HEADINGS = ("figure", "value", "note")
@@ -21,19 +23,12 @@ _HEADINGS = ("figure", "value", "note")
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """The page that was written, and what it says in short.
+    """The page that was written, and what it says in short."""
 
-    Attributes:
-        page: the file.
-        verdict: the sentence that the run comes to.
-        figures: the key figures in words.
-        facts: the same as numbers, with the keys of a summary record.
-    """
-
-    page: pathlib.Path
-    verdict: str
-    figures: tuple[Figure, ...]
-    facts: Record
+    page: pathlib.Path  # the file
+    verdict: str  # the sentence that the run comes to
+    figures: tuple[Figure, ...]  # the key figures in words
+    facts: Record  # the same as numbers, with the keys of a summary record
 
     def __rich__(self) -> rich.console.Group:
         table = terminal_table(_HEADINGS, self._rows())
@@ -54,23 +49,16 @@ class Written:
         return [(figure.label, figure.value, figure.note) for figure in self.figures]
 
 
-def _define(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "output",
-        None,
-        f"the page to write; {PAGE_NAME} beside the profile by default",
-        short_name="o",
-        flag_values=values,
+def _define(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("profile", help=f"a {FILE_NAME}, or its folder")
+    parser.add_argument(
+        "-o", "--output", help=f"the page to write; {PAGE_NAME} beside the profile by default"
     )
 
 
-def _run(arguments: Sequence[str], values: flags.FlagValues) -> Written:
-    if len(arguments) != 1:
-        raise UsageError(
-            f"`tfaccel report` takes one {FILE_NAME}, or its folder. Received: {list(arguments)}"
-        )
-    source = _source(pathlib.Path(arguments[0]))
-    page = pathlib.Path(values.output) if values.output else source.with_name(PAGE_NAME)
+def _run(args: argparse.Namespace) -> Written:
+    source = _source(pathlib.Path(args.profile))
+    page = pathlib.Path(args.output) if args.output else source.with_name(PAGE_NAME)
     records = _records(source)
     if page.is_dir() or (page.exists() and os.path.samefile(page, source)):
         raise UsageError(f"--output must be a file other than the profile. Received: {page}")
@@ -112,9 +100,5 @@ def _write(page: pathlib.Path, text: str) -> None:
 
 
 COMMAND = Command(
-    name="report",
-    usage=f"run/{FILE_NAME} [-o {PAGE_NAME}]",
-    summary="makes one HTML page, with plots, of what ProfilerCallback wrote",
-    define=_define,
-    run=_run,
+    "report", "makes one HTML page, with plots, of what ProfilerCallback wrote", _define, _run
 )

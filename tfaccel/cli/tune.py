@@ -1,14 +1,13 @@
 """`tfaccel tune`: the fastest faithful plan for a model and a file of data."""
 
+import argparse
 import dataclasses
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Sequence
 
 import rich.console
-from absl import flags
 from rich.markup import escape
 
 from tfaccel.autotune.eligibility import ineligibility
@@ -16,26 +15,20 @@ from tfaccel.autotune.offline import offline_trials
 from tfaccel.autotune.options import Options, make_options
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.tune_and_cache import tune_and_cache
-from tfaccel.cli._command import Command, UsageError
+from tfaccel.cli._command import Command, UsageError, comma_list, seconds
 from tfaccel.cli._progress import Progress, progress
 from tfaccel.cli.inputs.feeds import define_feed_flags, file_feed
-from tfaccel.cli.inputs.models import Chosen, define_model_flags, first_line, load_model, only_model
+from tfaccel.cli.inputs.models import Chosen, define_model_arguments, first_line, load_model
 from tfaccel.system.json_files import replace_text
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """What tuning found, and where it was written.
+    """What tuning found, and where it was written."""
 
-    Attributes:
-        report: every trial and the choice.
-        notes: what was chosen for the user, and which files were written.
-        exit_code: 1 where a file could not be written.
-    """
-
-    report: Report
-    notes: tuple[str, ...] = ()
-    exit_code: int = 0
+    report: Report  # every trial and the choice
+    notes: tuple[str, ...] = ()  # what was chosen for the user, and which files were written
+    exit_code: int = 0  # 1 where a file could not be written
 
     def to_json(self) -> str:
         """The report, with the notes."""
@@ -49,30 +42,27 @@ class Tuned:
         return rich.console.Group(self.report, *map(escape, self.notes))
 
 
-def _define(values: flags.FlagValues) -> None:
-    define_model_flags(values)
-    define_feed_flags(values)
-    flags.DEFINE_string("output", None, "the file for the plan", short_name="o", flag_values=values)
-    flags.DEFINE_string("report", None, "a file for the report, as JSON", flag_values=values)
-    flags.DEFINE_float(
-        "max_seconds", 120.0, "what trials may take", lower_bound=0.0, flag_values=values
-    )
-    flags.DEFINE_list("includes", None, "the passes to try", flag_values=values)
-    flags.DEFINE_list("excludes", [], "passes to leave out", flag_values=values)
+def _define(parser: argparse.ArgumentParser) -> None:
+    define_model_arguments(parser)
+    define_feed_flags(parser)
+    parser.add_argument("-o", "--output", help="the file for the plan")
+    parser.add_argument("--report", help="a file for the report, as JSON")
+    parser.add_argument("--max_seconds", type=seconds, default=120.0, help="what trials may take")
+    parser.add_argument("--includes", type=comma_list, help="the passes to try")
+    parser.add_argument("--excludes", type=comma_list, default=[], help="passes to leave out")
 
 
-def _run(arguments: Sequence[str], values: flags.FlagValues) -> Tuned:
-    name = only_model(arguments, "tune")
+def _run(args: argparse.Namespace) -> Tuned:
     for flag, what in (("data", "x.npz"), ("output", "plan.json")):
-        if not getattr(values, flag):
+        if not getattr(args, flag):
             raise UsageError(f"`tfaccel tune` needs --{flag}={what}")
-    output = _writable("output", values.output)
-    report_path = _writable("report", values.report) if values.report else None
-    settings = _settings(values)
+    output = _writable("output", args.output)
+    report_path = _writable("report", args.report) if args.report else None
+    settings = _settings(args)
     with progress() as told:
-        told.stage(f"Building {name}")
-        chosen = load_model(name, values)
-        report, source = _tuned(chosen, values, settings, told)
+        told.stage(f"Building {args.model}")
+        chosen = load_model(args.model, args)
+        report, source = _tuned(chosen, args, settings, told)
     notes = [*chosen.notes, f"Tuned on {source}."]
     failed = False
     for path, text in ((output, report.plan.to_json()), (report_path, report.to_json())):
@@ -83,15 +73,15 @@ def _run(arguments: Sequence[str], values: flags.FlagValues) -> Tuned:
     return Tuned(report, tuple(notes), exit_code=int(failed))
 
 
-def _settings(values: flags.FlagValues) -> Options:
+def _settings(args: argparse.Namespace) -> Options:
     try:
         return make_options(
             "auto",
-            includes=values.includes,
-            excludes=values.excludes,
+            includes=args.includes,
+            excludes=args.excludes,
             tolerance=None,
             tuning_share=None,
-            max_tuning_seconds=values.max_seconds,
+            max_tuning_seconds=args.max_seconds,
             cache_dir=None,
         )
     except (ValueError, RuntimeError) as error:
@@ -99,13 +89,13 @@ def _settings(values: flags.FlagValues) -> Options:
 
 
 def _tuned(
-    chosen: Chosen, values: flags.FlagValues, settings: Options, told: Progress
+    chosen: Chosen, args: argparse.Namespace, settings: Options, told: Progress
 ) -> tuple[Report, str]:
     """The report, and on what data."""
     stopped = ineligibility(chosen.model)
     if stopped:
         raise UsageError(stopped)
-    feed = file_feed(chosen, pathlib.Path(values.data), values.batch_size)
+    feed = file_feed(chosen, pathlib.Path(args.data), args.batch_size)
     told.stage("Running the model's own step")
     with offline_trials(chosen.model, feed.dataset, clock=settings.clock) as bench:
         told.stage("Trying plans", settings.budget.seconds(bench.workload))
@@ -137,10 +127,4 @@ def _write(path: pathlib.Path, text: str) -> tuple[bool, str]:
     return True, f"Written: {path}"
 
 
-COMMAND = Command(
-    name="tune",
-    usage="MODEL --data=x.npz -o plan.json [flags]",
-    summary="finds the fastest faithful plan for a model and its data",
-    define=_define,
-    run=_run,
-)
+COMMAND = Command("tune", "finds the fastest faithful plan for a model and its data", _define, _run)

@@ -20,19 +20,12 @@ class Role(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """One array of a structure.
+    """One array of a structure."""
 
-    Attributes:
-        name: as in `x['image']`.
-        key: the last part of the name, for rules given by name.
-        role: what it is for.
-        value: an array, a tensor, or a spec.
-    """
-
-    name: str
-    key: str
-    role: Role
-    value: Any
+    name: str  # as in `x['image']`
+    key: str  # the last part of the name, for rules given by name
+    role: Role  # what it is for
+    value: Any  # an array, a tensor, or a spec
 
 
 def components(structure: Any) -> list[Component]:

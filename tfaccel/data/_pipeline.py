@@ -35,29 +35,17 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """What was asked for.
+    """What was asked for."""
 
-    Attributes:
-        source: arrays or a dataset.
-        batch_size: None where the source's elements are batches already.
-        map: makes a sample of what the source has; the same each time.
-        augment: changes a sample, another way each time.
-        shuffle: the buffer's size; 0 for the source's order.
-        seed: of the order.
-        drop_remainder: whether a last, smaller batch is left out.
-        rows: the samples of the arrays to give; None for all.
-        screen: looks at mapped samples.
-    """
-
-    source: Arrays | tf.data.Dataset
-    batch_size: int | None
-    map: Map | None = None
-    augment: Map | None = None
-    shuffle: int = 0
-    seed: int | None = None
-    drop_remainder: bool = False
-    rows: np.ndarray | None = None
-    screen: Callable[[tf.data.Dataset], tf.data.Dataset] | None = None
+    source: Arrays | tf.data.Dataset  # arrays or a dataset
+    batch_size: int | None  # None where the source's elements are batches already
+    map: Map | None = None  # makes a sample of what the source has; the same each time
+    augment: Map | None = None  # changes a sample, another way each time
+    shuffle: int = 0  # the buffer's size; 0 for the source's order
+    seed: int | None = None  # of the order
+    drop_remainder: bool = False  # whether a last, smaller batch is left out
+    rows: np.ndarray | None = None  # the samples of the arrays to give; None for all
+    screen: Callable[[tf.data.Dataset], tf.data.Dataset] | None = None  # looks at mapped samples
 
     @property
     def length(self) -> int | None:

@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.data._components import Component, Role, components, rule_for
-from tfaccel.data._log import Log
-from tfaccel.data._values import examine_parts
+from tfaccel.data._looking import Log
+from tfaccel.data._values import examine
 from tfaccel.data.findings import Fault, FaultKind
 from tfaccel.data.rules import Rules, dtype_name
 from tfaccel.system import notices
@@ -149,7 +149,7 @@ class Screen:
         # Each pass over the data meets the same places; they are logged in the first.
         log = self._log if self._log.first_time(("screen", start, number)) else Log("again")
         indices = range(start, start + len(arrays[0]))
-        bad = examine_parts(
+        bad = examine(
             named, self._rules, log, indices=indices, number=number if self._batched else None
         )
         mask = np.zeros(len(arrays[0]), bool)

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -20,15 +21,10 @@ _CHUNK_BYTES = 2**24
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """Samples in memory, or mapped: arrays of equal length in any structure.
+    """Samples in memory, or mapped: arrays of equal length in any structure."""
 
-    Attributes:
-        structure: the arrays; lists in it have become tuples.
-        length: how many samples.
-    """
-
-    structure: Any
-    length: int
+    structure: Any  # the arrays; lists in it have become tuples
+    length: int  # how many samples
 
     @classmethod
     def of(cls, data: Any) -> "Arrays":
@@ -148,17 +144,13 @@ def as_batches(data: Any) -> Iterable[Any]:
     )
 
 
-def known_length(data: Any) -> int | None:
-    """How many elements a dataset gives; None where unknown or without end."""
+def known_length(data: Any) -> float | None:
+    """How many elements a dataset gives: None where unknown, `math.inf` without end."""
     if isinstance(data, tf.data.Dataset):
         length = int(data.cardinality())
+        if length == tf.data.INFINITE_CARDINALITY:
+            return math.inf
         return length if length >= 0 else None
-    batches = data.num_batches if isinstance(data, keras.utils.PyDataset) else None
-    return None if batches is None else int(batches)
-
-
-def is_endless(data: Any) -> bool:
-    """Whether a dataset is known to have no end."""
-    if isinstance(data, tf.data.Dataset):
-        return int(data.cardinality()) == tf.data.INFINITE_CARDINALITY
-    return isinstance(data, keras.utils.PyDataset) and data.num_batches is None
+    if isinstance(data, keras.utils.PyDataset):
+        return math.inf if data.num_batches is None else int(data.num_batches)
+    return None

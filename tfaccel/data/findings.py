@@ -2,15 +2,13 @@
 
 import dataclasses
 import enum
-import json
 from collections.abc import Mapping
-from typing import Any
 
 import rich.console
 from rich.markup import escape
 
 from tfaccel.measure.tables import markdown_table, terminal_table
-from tfaccel.system.json_files import parsed
+from tfaccel.system.json_files import parsed, to_text
 
 SCHEMA = 1
 # Rows of a table; JSON has them all.
@@ -67,10 +65,6 @@ class Fault:
         if self.batch is not None:
             parts.append(f"batch {self.batch}")
         return ", ".join([*parts, self.component] if self.component else parts) or "the data"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fault as JSON values."""
-        return dataclasses.asdict(self) | {"kind": self.kind.value}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,22 +127,11 @@ class Findings:
         """The table's cells: where, fault, reason."""
         return [(fault.where, fault.kind.value, fault.reason) for fault in self.faults]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The findings as JSON values."""
-        data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return (
-            {"schema": SCHEMA, "ok": self.ok}
-            | data
-            | {
-                "faults": [fault.to_dict() for fault in self.faults],
-                "counts": dict(self.counts),
-                "not_looked_at": list(self.not_looked_at),
-            }
-        )
-
     def to_json(self) -> str:
         """The findings as JSON text, readable by `from_json`."""
-        return json.dumps(self.to_dict(), indent=2)
+        faults = [dataclasses.asdict(fault) | {"kind": fault.kind.value} for fault in self.faults]
+        fields = dataclasses.asdict(dataclasses.replace(self, faults=()))
+        return to_text(SCHEMA, {"ok": self.ok} | fields | {"faults": faults})
 
     @classmethod
     def from_json(cls, text: str) -> "Findings":

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def dtype_name(value: Any) -> str:
         raise ValueError(f"`dtype` must be the name of a dtype. Received: {value!r}") from None
 
 
-def fits(shape: tuple[int, ...], rule: Shape) -> bool:
+def fits(shape: Sequence[int], rule: Sequence[int | None]) -> bool:
     """Whether a shape keeps to a rule, in which None stands for any size.
 
     >>> fits((28, 28, 3), (None, None, 3))

@@ -3,48 +3,39 @@
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from tfaccel.data._components import Component, Role
-from tfaccel.data._log import Log
-from tfaccel.data._values import examine, examine_parts
+from tfaccel.data._components import Component, Role, components, rows
+from tfaccel.data._looking import Log
+from tfaccel.data._values import examine
 from tfaccel.data.findings import Findings
 from tfaccel.data.rules import Rules
+from tfaccel.measure.finite import all_finite_in_graph
 from tfaccel.system import notices
 
 _NAME = "prediction"
 
 
 class Watch:
-    """Looks for NaN and Inf in what a model is given and in what it predicts.
+    """Looks for NaN and Inf in what a model is given and in what it predicts."""
 
-    Args:
-        source: what is looked at, in words.
-    """
-
-    def __init__(self, source: str = "predictions"):
-        self._log = Log(source)
+    def __init__(self):
+        self._log = Log("predictions")
         self._rules = Rules()
         self._batches = 0
         self._repaired = 0
 
     def look(self, inputs: list[Any], outputs: Any) -> None:
-        """Looks at batches and at what was predicted for them.
-
-        Args:
-            inputs: batches of inputs, one after another.
-            outputs: the predictions for all of them.
-        """
+        """Looks at batches and at what was predicted for them."""
         start = end = self._log.samples
         for x in inputs:
             count = _rows(x)
             indices = range(end, end + count)
-            examine((x,), self._rules, self._log, indices=indices, number=self._batches)
+            examine(components((x,)), self._rules, self._log, indices=indices, number=self._batches)
             self._batches, end = self._batches + 1, end + count
         predicted = [part for part in _parts(outputs) if part.value.shape.rank]
         if end > start and predicted:
-            examine_parts(predicted, self._rules, self._log, indices=range(start, end))
+            examine(predicted, self._rules, self._log, indices=range(start, end))
         self._log.count(samples=end - start)
 
     def repaired(self, inputs: list[Any]) -> None:
@@ -78,16 +69,11 @@ class Watch:
 
 def is_finite(outputs: Any) -> bool:
     """Whether no floating-point number in a structure of tensors is NaN or Inf."""
-    leaves = tf.nest.flatten(outputs, expand_composites=True)
-    floats = [leaf for leaf in leaves if tf.as_dtype(leaf.dtype).is_floating]
-    return all(bool(tf.reduce_all(tf.math.is_finite(leaf))) for leaf in floats)
+    return bool(all_finite_in_graph(outputs))
 
 
 def _rows(x: Any) -> int:
-    for leaf in tf.nest.flatten(x):
-        if getattr(leaf, "shape", None) is not None and len(leaf.shape):
-            return int(leaf.shape[0] if leaf.shape[0] is not None else np.shape(leaf)[0])
-    return 0
+    return next((rows(leaf) or 0 for leaf in tf.nest.flatten(x) if rows(leaf) is not None), 0)
 
 
 def _parts(outputs: Any) -> list[Component]:

@@ -14,9 +14,8 @@ from tfaccel.core.plan import Plan
 from tfaccel.core.workload import shapes
 from tfaccel.data.findings import Findings
 from tfaccel.data.watching import Watch, is_finite
-from tfaccel.inference.predict_function import PredictFunction, own_function
+from tfaccel.inference.predict_function import PredictFunction, own_function, save
 from tfaccel.inference.sample import as_tensors
-from tfaccel.inference.saved import save
 from tfaccel.system import notices
 
 # How often a batch of another size must come before it is worth compiling for.

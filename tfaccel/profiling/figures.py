@@ -2,36 +2,58 @@
 
 import dataclasses
 import math
+import sys
 from typing import Any
+
+import tensorflow as tf
 
 from tfaccel.measure.racing import LOOKS
 from tfaccel.measure.timing import Speedup
-from tfaccel.profiling import memory
 from tfaccel.profiling.ledger import Ledger
 from tfaccel.profiling.meter import Meter
+from tfaccel.profiling.outcome import IN_INTERVALS
 from tfaccel.profiling.scaling import Scaling
 from tfaccel.profiling.tally import Tally
 from tfaccel.profiling.work import Work
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+
+def host_peak_bytes() -> int | None:
+    """The most memory that this process has held so far; None where the system does not tell.
+
+    Source: getrusage(2): `ru_maxrss` is in KiB on Linux and in bytes on macOS.
+    """
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_peak_bytes() -> int | None:
+    """The most memory that TensorFlow has held on the first GPU; None without a GPU.
+
+    Source: https://www.tensorflow.org/api_docs/python/tf/config/experimental/get_memory_info
+    """
+    if not tf.config.list_logical_devices("GPU"):
+        return None
+    return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Everything that is measured in a fit, at one moment.
+    """Everything that is measured in a fit, at one moment."""
 
-    Attributes:
-        meter: runs the steps.
-        ledger: adds them up.
-        work: what a step computes.
-        analysis_seconds: what finding `work` out took.
-        loss_scale: float16's; None for other dtypes.
-        scaling: what one replica does alone.
-    """
-
-    meter: Meter
-    ledger: Ledger
+    meter: Meter  # runs the steps
+    ledger: Ledger  # adds them up
+    # What a step computes.
     work: Work = Work()  # noqa: RUF009 (frozen)
-    analysis_seconds: float = 0.0
-    loss_scale: float | None = None
+    analysis_seconds: float = 0.0  # what finding `work` out took
+    loss_scale: float | None = None  # float16's; None for other dtypes
+    # What one replica does alone.
     scaling: Scaling = Scaling()  # noqa: RUF009 (frozen)
 
     @property
@@ -69,56 +91,21 @@ class Figures:
         return math.ceil(self.ledger.tuning_seconds / (usual * (gain.median - 1.0)))
 
     def interval(self, epoch: int, tally: Tally) -> dict[str, Any]:
-        """The `interval` record of a tally. Keys with a slash are those that TensorBoard shows.
-
-        Args:
-            epoch: from 0.
-            tally: the steps of the interval.
-        """
-        gain, (low, high) = self.speedup, self.interval_ends
-        return {
-            "kind": "interval",
-            "epoch": epoch,
-            "step": self.ledger.steps,
-            "plan": str(self.ledger.plan),
-            "seconds": tally.wall_seconds,
-            "steps": tally.batches,
-            "input_bound": tally.is_input_bound,
-            "throughput/batches_per_sec": tally.batches_per_second,
-            "throughput/samples_per_sec": tally.samples_per_second,
-            "throughput/device/mfu": self.work.utilization(tally.batches_per_second),
-            "time/step_ms": _milliseconds(tally.median_seconds),
-            "time/step_ms_p95": _milliseconds(tally.p95_seconds),
-            "time/input_wait_share": tally.input_wait_share,
-            "memory/peak_bytes": memory.device_peak_bytes(),
-            "memory/host_peak_bytes": memory.host_peak_bytes(),
-            "accel/speedup": gain and gain.median,
-            "accel/speedup_low": low,
-            "accel/speedup_high": high,
-            "accel/loss_scale": self.loss_scale,
-            "accel/traces": self.ledger.traces,
-        }
+        """The `interval` record of a tally. Keys with a slash are those that TensorBoard shows."""
+        facts = self._facts(tally) | {"steps": self.ledger.steps}
+        shown = {key: facts[name] for name, key in IN_INTERVALS.items()}
+        length = {"seconds": tally.wall_seconds, "steps": tally.batches}
+        return {"kind": "interval", "epoch": epoch} | length | shown
 
     def summary(self) -> dict[str, Any]:
         """The `summary` record, less its `kind`."""
-        ledger, tally = self.ledger, self.ledger.total
-        gain, (low, high) = self.speedup, self.interval_ends
-        return {
+        ledger = self.ledger
+        return self._facts(ledger.total) | {
             "steps": ledger.steps,
             "seconds": ledger.elapsed_seconds,
-            "plan": str(self.ledger.plan),
-            "step_ms": _milliseconds(tally.median_seconds),
-            "step_ms_p95": _milliseconds(tally.p95_seconds),
-            "batches_per_sec": tally.batches_per_second,
-            "samples_per_sec": tally.samples_per_second,
             "replicas": self.scaling.replicas,
             "one_replica_step_ms": _milliseconds(self.scaling.alone_seconds),
             "scaling_efficiency": self.scaling_efficiency,
-            "input_wait_share": tally.input_wait_share,
-            "input_bound": tally.is_input_bound,
-            "speedup": gain and gain.median,
-            "speedup_low": low,
-            "speedup_high": high,
             "comparisons": len(ledger.live.pairs),
             "first_step_seconds": ledger.first_step_seconds,
             "compile_seconds": ledger.compile_seconds,
@@ -127,13 +114,29 @@ class Figures:
             "flops_per_step": self.work.flops_per_step,
             "peak_flops_per_second": self.work.peak_flops_per_second,
             "peak_source": self.work.peak_source,
-            "mfu": self.work.utilization(tally.batches_per_second),
-            "peak_bytes": memory.device_peak_bytes(),
-            "host_peak_bytes": memory.host_peak_bytes(),
-            "loss_scale": self.loss_scale,
-            "traces": self.ledger.traces,
             "compiles": ledger.compiles,
             "overhead_share": self.overhead_share,
+        }
+
+    def _facts(self, tally: Tally) -> dict[str, Any]:
+        """What intervals and the summary both tell, by the summary's keys."""
+        gain, (low, high) = self.speedup, self.interval_ends
+        return {
+            "plan": str(self.ledger.plan),
+            "step_ms": _milliseconds(tally.median_seconds),
+            "step_ms_p95": _milliseconds(tally.p95_seconds),
+            "batches_per_sec": tally.batches_per_second,
+            "samples_per_sec": tally.samples_per_second,
+            "input_wait_share": tally.input_wait_share,
+            "input_bound": tally.is_input_bound,
+            "mfu": self.work.utilization(tally.batches_per_second),
+            "speedup": gain and gain.median,
+            "speedup_low": low,
+            "speedup_high": high,
+            "peak_bytes": device_peak_bytes(),
+            "host_peak_bytes": host_peak_bytes(),
+            "loss_scale": self.loss_scale,
+            "traces": self.ledger.traces,
         }
 
 

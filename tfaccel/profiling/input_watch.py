@@ -92,13 +92,7 @@ class InputWatch:
 
 
 def bottleneck(waited_seconds: float, step_seconds: float, dataset: tf.data.Dataset | None) -> str:
-    """Says that the input sets the pace, and what to change.
-
-    Args:
-        waited_seconds: that a step waits for its batch.
-        step_seconds: that it takes with the batch at hand.
-        dataset: what the batches come from; None where unknown.
-    """
+    """Says that the input sets the pace, and what to change."""
     share = waited_seconds / (waited_seconds + step_seconds)
     found = stages(dataset) if dataset is not None else None
     said = (

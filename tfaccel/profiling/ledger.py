@@ -15,27 +15,17 @@ Sink = Callable[[Mapping[str, Any]], None]
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of the train function, measured.
+    """One call of the train function, measured."""
 
-    Attributes:
-        seconds: of the whole call, waiting for input included, tuning excluded.
-        began, ended: by the clock.
-        batches: that it ran; several steps may run in one call.
-        samples: in them; None where unknown.
-        waited_seconds: for input; None where it was not measured.
-        plan: that it ran under; the baseline for the user's own step.
-        is_comparison: whether it was the user's own step amid accelerated ones.
-        is_profiled: whether the TensorFlow profiler wanted it, and may have slowed it down.
-    """
-
-    seconds: float
-    began: float
+    seconds: float  # of the whole call, waiting for input included, tuning excluded
+    began: float  # by the clock
     ended: float
-    batches: int
-    samples: int | None
-    waited_seconds: float | None
-    plan: Plan
-    is_comparison: bool
+    batches: int  # that it ran; several steps may run in one call
+    samples: int | None  # in them; None where unknown
+    waited_seconds: float | None  # for input; None where it was not measured
+    plan: Plan  # that it ran under; the baseline for the user's own step
+    is_comparison: bool  # whether it was the user's own step amid accelerated ones
+    # Whether the TensorFlow profiler wanted it, and may have slowed it down.
     is_profiled: bool = False
 
 
@@ -48,38 +38,25 @@ class Ledger:
     Args:
         live: makes pairs of the user's own steps and accelerated ones.
         sink: is handed `trace`, `tuning` and `comparison` records.
-
-    Attributes:
-        interval: the regular steps since `begin_interval`.
-        epoch: those since `begin_epoch`.
-        total: the regular steps under the plan that is in use now.
-        steps: batches so far, all of them.
-        elapsed_seconds: the time of all steps, tuning aside.
-        first_step_seconds: the first call's; None before it.
-        tuning_seconds: what trials cost.
-        report: the tuning's report; None without.
-        profiler_seconds: what steps took longer for the TensorFlow profiler.
-        plan: that steps run under now.
-        traces: of the user's own step and the plan's so far.
-        compiles: how often XLA met new shapes.
-        shapes: those of each trace or compilation, in order.
     """
 
     def __init__(self, live: LiveComparison, sink: Sink):
-        self.interval, self.epoch, self.total = Tally(), Tally(), Tally()
-        self.steps = 0
-        self.elapsed_seconds = 0.0
+        self.interval = Tally()  # the regular steps since `begin_interval`
+        self.epoch = Tally()  # those since `begin_epoch`
+        self.total = Tally()  # those under the plan that is in use now
+        self.steps = 0  # batches so far, all of them
+        self.elapsed_seconds = 0.0  # the time of all steps, tuning aside
         self.first_step_seconds: float | None = None
-        self.tuning_seconds = 0.0
-        self.report: Report | None = None
-        self.profiler_seconds = 0.0
-        self.traces = self.compiles = 0
-        self.shapes: list[str] = []
+        self.tuning_seconds = 0.0  # what trials cost
+        self.report: Report | None = None  # the tuning's
+        self.profiler_seconds = 0.0  # what steps took longer for the TensorFlow profiler
+        self.plan = Plan()  # that steps run under now
+        self.traces = 0  # of the user's own step and the plan's
+        self.compiles = 0  # how often XLA met new shapes
         self.live = live
         self._sink = sink
         self._trace_seconds: list[float] = []
         self._last_end: float | None = None
-        self.plan = Plan()
 
     @property
     def compile_seconds(self) -> float:
@@ -150,16 +127,8 @@ class Ledger:
         )
 
     def note_trace(self, call: Call, traces: int, compiled: bool, shapes: list[str]) -> None:
-        """The call that is about to be added traced the step, or XLA compiled it.
-
-        Args:
-            call: the call.
-            traces: of the user's own step and the plan's, this one included.
-            compiled: whether XLA met new shapes.
-            shapes: shape and dtype of each tensor of the batch.
-        """
+        """The call that is about to be added traced the step, or XLA compiled it."""
         self.traces, self.compiles = traces, self.compiles + compiled
-        self.shapes.append(", ".join(shapes))
         self._trace_seconds.append(call.seconds / call.batches)
         self._sink(
             {

@@ -20,17 +20,11 @@ _RECENT = 31
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One of the user's own steps, and accelerated steps right beside it.
+    """One of the user's own steps, and accelerated steps right beside it."""
 
-    Attributes:
-        step: the own step's number, from 0.
-        baseline_seconds: what it took.
-        plan_seconds: the mean of the accelerated steps just before and just after it.
-    """
-
-    step: int
-    baseline_seconds: float
-    plan_seconds: float
+    step: int  # the own step's number, from 0
+    baseline_seconds: float  # what it took
+    plan_seconds: float  # the mean of the accelerated steps just before and just after it
 
 
 class LiveComparison:
@@ -44,16 +38,12 @@ class LiveComparison:
         every: accelerated steps between two own ones; `"auto"` keeps their cost
             below `SHARE` of the time so far, and runs none at all where tracing it would
             cost more than `TRACE_SHARE` of the training; None for no comparison.
-
-    Attributes:
-        pairs: those that count, in order.
-        cost_seconds: how much longer own steps took than accelerated ones.
-        trace_seconds: what tracing the own step cost.
     """
 
     def __init__(self, every: Every):
-        self.pairs: list[Pair] = []
-        self.cost_seconds = self.trace_seconds = 0.0
+        self.pairs: list[Pair] = []  # those that count, in order
+        self.cost_seconds = 0.0  # how much longer own steps took than accelerated ones
+        self.trace_seconds = 0.0  # what tracing the own step cost
         self._every = every
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._steps_since = 0

@@ -1,7 +1,7 @@
 """Runs and times every step of a fit, whoever's step it is."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -14,24 +14,11 @@ from tfaccel.measure.timing import Clock, wait_for
 from tfaccel.passes import XLA
 from tfaccel.profiling.ledger import Call, Ledger
 from tfaccel.profiling.sampling import Sample, Sampling
+from tfaccel.profiling.window import TraceWindow
 from tfaccel.steps.compiled_step import StepFunction
 from tfaccel.steps.multi_step import MultiStep
 from tfaccel.steps.replay import is_plain
 from tfaccel.steps.worker_agreement import agreement_of
-
-
-class Tracer(Protocol):
-    """Somebody who traces some steps by the TensorFlow profiler."""
-
-    def wants_own(self, step: int) -> bool:
-        """Whether this step must be the user's own; the tracer may begin its trace here."""
-
-    def end_step(self, step: int, plan: Plan, was_regular: bool) -> None:
-        """The step, under `plan`, has ended; the tracer may end its trace here."""
-
-    @property
-    def is_tracing(self) -> bool:
-        """Whether steps are slowed down now."""
 
 
 class _State(NamedTuple):
@@ -43,36 +30,21 @@ class _State(NamedTuple):
 
 
 class Meter:
-    """Is called in place of a step: runs it, times it, and at times runs the user's own instead.
-
-    Args:
-        function: the fit's train function.
-        model: whose fit it is.
-        ledger: adds the calls up, and says when the user's own step is due.
-        tracer: may ask for the user's own step; None for nobody.
-        clock: seconds.
-        steps: batches of the whole training; None where unknown.
-
-    Attributes:
-        batch_size: the samples of a full batch; None where unknown.
-        first_batch: the first batch, until somebody sets it to None.
-        element_spec: the spec that it came under.
-        sampling: how waiting for input is measured.
-    """
+    """Is called in place of a step: runs it, times it, and at times runs the user's own instead."""
 
     def __init__(
         self,
         function: StepDispatcher,
         model: keras.Model,
         ledger: Ledger,
-        tracer: Tracer | None,
+        tracer: TraceWindow | None,
         clock: Clock,
         steps: int | None = None,
     ):
-        self.batch_size: int | None = None
-        self.first_batch: Any = None
-        self.sampling = Sampling(clock)
-        self.element_spec: Any = None
+        self.batch_size: int | None = None  # the samples of a full batch; None where unknown
+        self.first_batch: Any = None  # until somebody sets it to None
+        self.element_spec: Any = None  # that the first batch came under
+        self.sampling = Sampling(clock)  # how waiting for input is measured
         self._function = function
         self._model = model
         self._strategy = model.distribute_strategy
@@ -80,7 +52,7 @@ class Meter:
         self._ledger = ledger
         self._tracer = tracer
         self._clock = clock
-        self._steps = steps
+        self._steps = steps  # batches of the whole training; None where unknown
         self._compiled_for: set[Any] = set()
         self._counters: dict[StepFunction | MultiStep, Callable[[], int]] = {}
         self._steps_in_epoch = 0

@@ -6,20 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+from rich.markup import escape
 
 from tfaccel.core.workload import shapes
 from tfaccel.fit.step_dispatcher import StepDispatcher
+from tfaccel.measure.tables import terminal_table
 from tfaccel.measure.timing import Clock
 from tfaccel.passes.precision.loss_scale import loss_scale_of
 from tfaccel.profiling.figures import Figures
+from tfaccel.profiling.key_figures import key_figures
 from tfaccel.profiling.ledger import Ledger
 from tfaccel.profiling.live import Every, LiveComparison
 from tfaccel.profiling.meter import Meter
-from tfaccel.profiling.records import FILE_NAME, SCHEMA, JsonLines
+from tfaccel.profiling.records import FILE_NAME, SCHEMA, JsonLines, Records
 from tfaccel.profiling.scaling import Scaling, measure_scaling
 from tfaccel.profiling.tensorboard import Scalars
 from tfaccel.profiling.window import TraceWindow
-from tfaccel.profiling.words import sentence, table
+from tfaccel.profiling.words import sentence, verdict
 from tfaccel.profiling.work import Work, work_of
 from tfaccel.steps.remembered import Memory
 from tfaccel.steps.worker_agreement import agreement_of
@@ -132,7 +135,16 @@ class Profile:
                 output.close()
         if self._verbose:
             self._say_line()
-            notices.show(table(summary, self._ledger.shapes), *self._window.tables())
+            self._say_result(summary)
+
+    def _say_result(self, summary: dict[str, Any]) -> None:
+        """What was measured, in the words of the report."""
+        report = self._ledger.report
+        tuning = [] if report is None else [{"report": report.to_dict()}]
+        records = Records(self._run_record(), tuning=tuning, summary=summary)
+        rows = [(figure.label, figure.value, figure.note) for figure in key_figures(records)]
+        said = escape(f"tfaccel: {verdict(records)}")
+        notices.show(said, terminal_table(("figure", "value", ""), rows), *self._window.tables())
 
     def _step(self, iterator: Any) -> Any:
         logs = self._meter(iterator)

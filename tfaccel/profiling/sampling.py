@@ -13,21 +13,13 @@ SHARE = 0.005
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What a step was fed.
+    """What a step was fed."""
 
-    Attributes:
-        batches: how many batches.
-        samples: how many samples in them.
-        waited_seconds: for the input pipeline.
-        shapes: of the first batch.
-        first: the first batch itself.
-    """
-
-    batches: int
-    samples: int
-    waited_seconds: float
-    shapes: tuple[Any, ...]
-    first: Any
+    batches: int  # how many batches
+    samples: int  # how many samples in them
+    waited_seconds: float  # for the input pipeline
+    shapes: tuple[Any, ...]  # of the first batch
+    first: Any  # the first batch itself
 
 
 class Sampling:
@@ -52,11 +44,6 @@ class Sampling:
 
     def take(self, iterator: Any, count: int, strategy: Any = None) -> tuple[Sample, Any]:
         """The batches of one call, and an iterator that gives them again.
-
-        Args:
-            iterator: the fit's.
-            count: batches of a call.
-            strategy: what the iterator was distributed by, if it was.
 
         Raises:
             StopIteration: there are none.

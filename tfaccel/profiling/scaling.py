@@ -22,15 +22,11 @@ _TIMED_STEPS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-    """What a replica does alone.
+    """What a replica does alone."""
 
-    Attributes:
-        replicas: how many train together.
-        alone_seconds: a step of one replica by itself, on its share of a batch; None where
-            that was not measured.
-    """
-
-    replicas: int = 1
+    replicas: int = 1  # how many train together
+    # A step of one replica by itself, on its share of a batch; None where that was not
+    # measured.
     alone_seconds: float | None = None
 
     def efficiency(self, step_seconds: float | None) -> float | None:
@@ -56,13 +52,6 @@ def measure_scaling(
     """Times a copy of the model that trains alone, under the same plan.
 
     The model itself, its weights and its optimizer are not touched.
-
-    Args:
-        model: trained under a strategy.
-        batch: as the strategy distributed it.
-        element_spec: of the iterator that it came from.
-        plan: what the training's steps run under.
-        clock: seconds.
     """
     replicas = int(model.distribute_strategy.num_replicas_in_sync)
     try:

@@ -27,34 +27,20 @@ class Tally:
 
     A call of the train function runs `steps_per_execution` batches; times are kept
     for one batch.
-
-    Attributes:
-        step_seconds: of each call, for one batch.
-        batches: how many batches the calls ran.
-        samples: how many samples were in them; None once a batch of unknown size was met.
-        wall_seconds: from the first call's begin to the last one's end, less irregular calls.
-        waited_seconds, sampled_seconds: waiting and whole time of the calls whose
-            waiting was measured.
     """
 
+    # Of each call, for one batch.
     step_seconds: "array[float]" = dataclasses.field(default_factory=lambda: array("d"))
-    batches: int = 0
-    samples: int | None = 0
-    wall_seconds: float = 0.0
-    waited_seconds: float = 0.0
-    sampled_seconds: float = 0.0
+    batches: int = 0  # that the calls ran
+    samples: int | None = 0  # in them; None once a batch of unknown size was met
+    wall_seconds: float = 0.0  # from the first call's begin to the last's end, less irregular ones
+    waited_seconds: float = 0.0  # for input, in the calls in which that was measured
+    sampled_seconds: float = 0.0  # of these calls
 
     def add(
         self, seconds: float, batches: int, samples: int | None, waited_seconds: float | None
     ) -> None:
-        """One call of the step in use ended.
-
-        Args:
-            seconds: of the whole call, waiting for input included.
-            batches: that it ran.
-            samples: in them; None where unknown.
-            waited_seconds: for input; None where it was not measured.
-        """
+        """One call of the step in use ended."""
         self.step_seconds.append(seconds / batches)
         self.add_other(batches, samples)
         if waited_seconds is not None:

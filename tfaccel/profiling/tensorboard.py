@@ -16,9 +16,6 @@ class Scalars:
     TensorFlow writes them with the help of the package `tensorboard` (extra
     `tensorboard`), which it brought itself up to 2.20. Without it, or when the disk is
     full, nothing is written and training goes on.
-
-    Args:
-        log_dir: the folder.
     """
 
     def __init__(self, log_dir: str | os.PathLike[str]):

@@ -70,13 +70,7 @@ class TraceWindow:
         return self._phase in (_Phase.WARMING, _Phase.OWN)
 
     def end_step(self, step: int, plan: Plan, was_regular: bool) -> None:
-        """A step ended, `step` batches are done; may end a trace.
-
-        Args:
-            step: batches so far.
-            plan: that the step ran under.
-            was_regular: whether nothing was traced or tuned in it.
-        """
+        """A step ended, `step` batches are done; may end a trace."""
         if self._phase is _Phase.WARMING:
             self._phase = _Phase.READY
         elif not self.is_tracing:

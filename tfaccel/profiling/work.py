@@ -10,23 +10,17 @@ from tfaccel.core.plan import Plan
 from tfaccel.core.replicas import local_batches
 from tfaccel.core.workload import Workload
 from tfaccel.profiling.flops.counting import model_flops_per_step
-from tfaccel.profiling.peaks.measured import peak_flops
+from tfaccel.profiling.peaks import peak_flops
 from tfaccel.system import notices
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """How much a step computes, and how much the device could.
+    """How much a step computes, and how much the device could."""
 
-    Attributes:
-        flops_per_step: the model's; None where they can't be counted.
-        peak_flops_per_second: the device's; None where it is unknown.
-        peak_source: where that figure is from.
-    """
-
-    flops_per_step: int | None = None
-    peak_flops_per_second: float | None = None
-    peak_source: str | None = None
+    flops_per_step: int | None = None  # the model's; None where they can't be counted
+    peak_flops_per_second: float | None = None  # the device's; None where it is unknown
+    peak_source: str | None = None  # where that figure is from
 
     def utilization(self, batches_per_second: float | None) -> float | None:
         """Model FLOPs utilization (MFU): useful FLOP/s over the device's peak.

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import enum
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import rich.table
 import rich.text
 
 from tfaccel.measure.tables import markdown_table
+from tfaccel.system.json_files import to_text
 
 SCHEMA = 1
 
@@ -41,19 +41,12 @@ _STYLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was looked at."""
 
-    Attributes:
-        area: what it concerns, in a word or two.
-        found: what is there.
-        level: how much it matters.
-        remedy: what to do about it; empty for OK only.
-    """
-
-    area: str
-    found: str
-    level: Level = Level.OK
-    remedy: str = ""
+    area: str  # what it concerns, in a word or two
+    found: str  # what is there
+    level: Level = Level.OK  # how much it matters
+    remedy: str = ""  # what to do about it; empty for OK only
 
     def __post_init__(self):
         if bool(self.remedy) is (self.level is Level.OK):
@@ -62,27 +55,18 @@ class Finding:
                 f"Received: {self.level.value}, {self.remedy!r}"
             )
 
-    def to_dict(self) -> dict[str, str]:
-        """The finding as JSON values."""
-        return {
-            "area": self.area,
-            "level": self.level.value,
-            "found": self.found,
-            "remedy": self.remedy,
-        }
+
+def warned(area: str, found: str, remedy: str, *, where: bool) -> Finding:
+    """A warning where something holds, else a finding that needs nothing."""
+    return Finding(area, found, Level.WARNING, remedy) if where else Finding(area, found)
 
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """All findings on a machine, as a table, JSON and Markdown.
+    """All findings on a machine, as a table, JSON and Markdown."""
 
-    Attributes:
-        findings: in the order in which they were looked at.
-        machine: the machine's facts, as from `machine_facts`.
-    """
-
-    findings: tuple[Finding, ...]
-    machine: Mapping[str, Any]
+    findings: tuple[Finding, ...]  # in the order in which they were looked at
+    machine: Mapping[str, Any]  # the machine's facts, as from `machine_facts`
 
     @property
     def exit_code(self) -> int:
@@ -101,15 +85,9 @@ class Diagnosis:
 
     def to_json(self) -> str:
         """An object: `schema`, `summary`, `findings`, `machine`."""
-        return json.dumps(
-            {
-                "schema": SCHEMA,
-                "summary": self.summary(),
-                "findings": [finding.to_dict() for finding in self.findings],
-                "machine": dict(self.machine),
-            },
-            indent=2,
-        )
+        findings = [dataclasses.asdict(f) | {"level": f.level.value} for f in self.findings]
+        found = {"summary": self.summary(), "findings": findings, "machine": dict(self.machine)}
+        return to_text(SCHEMA, found)
 
     def to_markdown(self) -> str:
         """A table and the summary."""

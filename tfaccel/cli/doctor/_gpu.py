@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from tfaccel.cli.doctor._finding import Finding, Level
 from tfaccel.cli.doctor._machine import gib
-from tfaccel.cli.doctor._requirements import tensorflow_package, unmet
+from tfaccel.cli.doctor._software import tensorflow_package, unmet
 from tfaccel.cli.doctor._surroundings import Surroundings
 from tfaccel.system.device import Device
 from tfaccel.system.machine import Gpu, NvidiaDriver, nvidia_driver, with_memory

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from tfaccel.cli.doctor._finding import Finding, Level
+from tfaccel.cli.doctor._finding import Finding, Level, warned
 from tfaccel.cli.doctor._surroundings import Surroundings
 from tfaccel.measure.units import size
 from tfaccel.system.cgroup import cpu_quota_cores, memory_limit_bytes
@@ -46,11 +46,9 @@ def check_memory(here: Surroundings) -> Iterator[Finding]:
     said = f"{gib(total)} of memory" + ("" if free is None else f", {gib(free)} of it free")
     if limit is not None and (total is None or limit < total):
         said += f"; this process may take {gib(limit)}"
-    if free is not None and free < _LEAST_MEMORY_BYTES:
-        remedy = "End other programs, or raise the container's limit."
-        yield Finding("memory", said, Level.WARNING, remedy)
-    else:
-        yield Finding("memory", said)
+    short = free is not None and free < _LEAST_MEMORY_BYTES
+    remedy = "End other programs, or raise the container's limit."
+    yield warned("memory", said, remedy, where=short)
 
 
 def check_disk(here: Surroundings) -> Iterator[Finding]:
@@ -59,11 +57,8 @@ def check_disk(here: Surroundings) -> Iterator[Finding]:
     for place, path in places.items():
         free = here.free_bytes(path)
         said = f"{gib(free)} free for {place} ({path})"
-        if free < _LEAST_DISK_BYTES:
-            remedy = "Make room: checkpoints and logs would fail to be written."
-            yield Finding("disk", said, Level.WARNING, remedy)
-        else:
-            yield Finding("disk", said)
+        remedy = "Make room: checkpoints and logs would fail to be written."
+        yield warned("disk", said, remedy, where=free < _LEAST_DISK_BYTES)
 
 
 def check_threads(here: Surroundings) -> Iterator[Finding]:
@@ -117,11 +112,8 @@ def check_load(here: Surroundings) -> Iterator[Finding]:
         return
     said = f"{load:.1f} threads wanted to run over the last minute, on {cores} cores"
     # This process has imported TensorFlow in that minute: up to one core's work.
-    if load > cores + 1:
-        remedy = "Train, and run this again, when nothing else runs."
-        yield Finding("load", said, Level.WARNING, remedy)
-    else:
-        yield Finding("load", said)
+    remedy = "Train, and run this again, when nothing else runs."
+    yield warned("load", said, remedy, where=load > cores + 1)
 
 
 def gib(size_bytes: int | None) -> str:

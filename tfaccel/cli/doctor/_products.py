@@ -4,7 +4,6 @@ What a chip has instructions for is one thing; what the installed TensorFlow mak
 them is another, so both are tried and timed.
 """
 
-import dataclasses
 import functools
 import statistics
 from collections.abc import Callable, Iterator
@@ -15,8 +14,8 @@ import tensorflow as tf
 from tfaccel.cli.doctor._finding import Finding, Level
 from tfaccel.cli.doctor._gpu import GROWTH
 from tfaccel.cli.doctor._surroundings import Surroundings
-from tfaccel.measure.racing import Race, race
-from tfaccel.measure.timing import Clock, Speedup, wait_for
+from tfaccel.measure.racing import race
+from tfaccel.measure.timing import Speedup, wait_for
 from tfaccel.system.device import Device, read_cpu
 
 # Half the distance from 1 to the next number of the dtype: what rounding a result
@@ -68,14 +67,7 @@ def _device(name: str, here: Surroundings) -> Device:
 
 
 def tried(label: str, product: Product, device: str, dtype: str) -> Finding | None:
-    """What is wrong with a small product in float32 and in 16 bits; None if nothing is.
-
-    Args:
-        label: what to call it.
-        product: takes two tensors of one dtype.
-        device: TensorFlow's name of the device.
-        dtype: the 16-bit dtype.
-    """
+    """What is wrong with a small product in float32 and in 16 bits; None if nothing is."""
     area = _area(device)
     try:
         with tf.device(device):
@@ -115,8 +107,10 @@ def timed_products(device: Device, name: str, dtype: str, here: Surroundings) ->
     """How fast large products are in 16 bits, against float32."""
     size, repeats = here.sizes[device.kind], _GPU_REPEATS if device.kind == "GPU" else 1
     with tf.device(name):
-        full, half = (Multiplication(size, kind, repeats) for kind in ("float32", dtype))
-        raced = compare(full, half, here.clock)
+        full, half = (_multiplication(size, kind, repeats) for kind in ("float32", dtype))
+        for step in (full, half):  # the first call loads kernels
+            wait_for(step())
+        raced = race(full, half, here.clock, deadline=here.clock() + _TIMING_SECONDS)
     flops = 2 * size**3 * repeats
     rates = [
         flops / statistics.median(side)
@@ -125,38 +119,17 @@ def timed_products(device: Device, name: str, dtype: str, here: Surroundings) ->
     return verdict(device, _area(name), dtype, raced.gain, (rates[0], rates[1]))
 
 
-@dataclasses.dataclass(frozen=True)
-class Multiplication:
-    """The product of two square matrices, some times in a row.
+def _multiplication(size: int, dtype: str, repeats: int) -> Callable[[], tf.Tensor]:
+    """Multiplies two square matrices, some times in a row."""
+    left, right = (tf.cast(_numbers((size, size), seed), dtype) for seed in (0, 1))
 
-    Attributes:
-        size: their edges.
-        dtype: theirs and the product's.
-        repeats: how many times.
-    """
-
-    size: int
-    dtype: str
-    repeats: int = 1
-
-    @functools.cached_property
-    def factors(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """The matrices, on the device that is current when they are first asked for."""
-        left, right = (_numbers((self.size, self.size), seed) for seed in (0, 1))
-        return tf.cast(left, self.dtype), tf.cast(right, self.dtype)
-
-    def __call__(self) -> tf.Tensor:
-        for _ in range(self.repeats):
-            product = tf.matmul(*self.factors)
+    def multiply() -> tf.Tensor:
+        for _ in range(repeats):
+            product = tf.matmul(left, right)
         # One number of it, as the whole would take longer to fetch than to compute.
         return product[0, 0]
 
-
-def compare(full: Multiplication, half: Multiplication, clock: Clock) -> Race:
-    """Both in turns, after a first call of each, which loads kernels."""
-    for step in (full, half):
-        wait_for(step())
-    return race(full, half, clock, deadline=clock() + _TIMING_SECONDS)
+    return multiply
 
 
 def verdict(

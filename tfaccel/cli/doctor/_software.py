@@ -4,23 +4,69 @@ import os
 import platform
 from collections.abc import Iterator
 
+from packaging.requirements import Requirement
 from packaging.version import Version
 
 from tfaccel.cli.doctor._finding import Finding, Level
-from tfaccel.cli.doctor._requirements import TENSORFLOWS, tensorflow_package, unmet
-from tfaccel.cli.doctor._surroundings import Surroundings, existing
+from tfaccel.cli.doctor._surroundings import Packages, Surroundings, existing
 
+# Packages that bring the module `tensorflow`, each overwriting the other's files.
+TENSORFLOWS = (
+    *("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tensorflow-rocm"),
+    *("intel-tensorflow", "tf-nightly", "tf-nightly-cpu"),
+)
 # The same as in setup.cfg and constraints-oldest.txt.
 _OLDEST = {"Python": "3.10", "TensorFlow": "2.16", "Keras": "3.10"}
 # Extras of setup.cfg, what they bring, and what for.
 EXTRAS = (
     ("report", "matplotlib", "the plots of `tfaccel report`"),
+    ("report", "jinja2", "its page"),
     ("tensorboard", "tensorboard", "TensorBoard scalars by ProfilerCallback"),
     ("examples", "scikit-learn", "the examples' digits"),
 )
 _ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 # https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
 _ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+
+
+def tensorflow_package(packages: Packages) -> str:
+    """The package that TensorFlow was installed from."""
+    found = (name for name in TENSORFLOWS if packages.version(name))
+    return next(found, TENSORFLOWS[0])
+
+
+def unmet(
+    packages: Packages, package: str, extra: str = "", missing: bool = True
+) -> tuple[str, ...]:
+    """Which of a package's requirements are not met, a phrase each.
+
+    Args:
+        packages: what is installed.
+        package: whose requirements.
+        extra: an extra whose own requirements are meant, instead of the package's.
+        missing: whether packages that aren't installed count.
+
+    Source: https://packaging.python.org/en/latest/specifications/dependency-specifiers
+    """
+    phrases = []
+    for text in packages.requires(package):
+        wanted = Requirement(text)
+        if not _applies(wanted, extra):
+            continue
+        version, bounds = packages.version(wanted.name), f"{wanted.name}{wanted.specifier}"
+        if version is None:
+            if missing:
+                phrases.append(f"{package} wants {bounds}, which is not installed")
+        elif not wanted.specifier.contains(version, prereleases=True):
+            phrases.append(f"{package} wants {bounds}, and {version} is installed")
+    return tuple(phrases)
+
+
+def _applies(wanted: Requirement, extra: str) -> bool:
+    if wanted.marker is None:
+        return not extra
+    always = wanted.marker.evaluate({"extra": ""})
+    return always if not extra else not always and wanted.marker.evaluate({"extra": extra})
 
 
 def check_versions(here: Surroundings) -> Iterator[Finding]:
@@ -123,12 +169,13 @@ def check_extras(here: Surroundings) -> Iterator[Finding]:
     if found:
         yield Finding("extras", ", ".join(found))
     absent = [row for row in EXTRAS if not versions[row[1]]]
+    extras = dict.fromkeys(extra for extra, _, _ in absent)
     if absent:
         yield Finding(
             "extras",
             "not installed: " + ", ".join(f"{package} ({use})" for _, package, use in absent),
             Level.NOTE,
-            f"pip install 'tfaccel[{','.join(extra for extra, _, _ in absent)}]' if you want them",
+            f"pip install 'tfaccel[{','.join(extras)}]' if you want them",
         )
 
 

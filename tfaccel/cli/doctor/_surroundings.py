@@ -123,34 +123,26 @@ def _load() -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Surroundings:
-    """The machine and the installation.
+    """The machine and the installation."""
 
-    Attributes:
-        root: where `proc`, `sys` and `dev` are.
-        environ: the environment's variables.
-        packages: what is installed.
-        tensorflow: what TensorFlow says.
-        run: runs a program and gives its output, or None.
-        cores: how many the process may use.
-        machine_cores: how many there are.
-        load: how many threads wanted to run, over the last minute; None if unknown.
-        free_bytes: room on the disk that a path is on.
-        cache_directory: where plans are kept.
-        working_directory: where the user works.
-        sizes: edges of the matrices that are multiplied, on a CPU and on a GPU.
-        clock: seconds.
-    """
-
-    root: pathlib.Path = pathlib.Path("/")
+    root: pathlib.Path = pathlib.Path("/")  # where `proc`, `sys` and `dev` are
+    # The environment's variables.
     environ: Mapping[str, str] = dataclasses.field(default_factory=lambda: os.environ)
+    # What is installed.
     packages: Packages = Packages()  # noqa: RUF009 (it holds nothing)
+    # What TensorFlow says.
     tensorflow: TensorFlow = TensorFlow()  # noqa: RUF009 (it holds nothing)
-    run: Run = run_program
-    cores: int = dataclasses.field(default_factory=usable_cores)
+    run: Run = run_program  # runs a program and gives its output, or None
+    cores: int = dataclasses.field(default_factory=usable_cores)  # how many the process may use
+    # How many there are.
     machine_cores: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
+    # How many threads wanted to run, over the last minute; None if unknown.
     load: Callable[[], float | None] = _load
-    free_bytes: Callable[[pathlib.Path], int] = _free_bytes
+    free_bytes: Callable[[pathlib.Path], int] = _free_bytes  # room on the disk that a path is on
+    # Where plans are kept.
     cache_directory: pathlib.Path = dataclasses.field(default_factory=default_directory)
+    # Where the user works.
     working_directory: pathlib.Path = dataclasses.field(default_factory=pathlib.Path.cwd)
+    # Edges of the matrices that are multiplied, on a CPU and on a GPU.
     sizes: Mapping[str, int] = dataclasses.field(default_factory=lambda: SIZES)
-    clock: Clock = time.perf_counter
+    clock: Clock = time.perf_counter  # seconds

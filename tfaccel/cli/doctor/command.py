@@ -1,11 +1,11 @@
 """`tfaccel doctor`: what this machine has, whether TensorFlow uses it, and what to do if not."""
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 
 import rich.console
-from absl import flags
 
-from tfaccel.cli._command import Command, UsageError
+from tfaccel.cli._command import Command
 from tfaccel.cli.doctor._finding import Diagnosis, Finding, Level
 from tfaccel.cli.doctor._gpu import check_cuda, check_gpus, check_memory_growth
 from tfaccel.cli.doctor._machine import (
@@ -51,14 +51,8 @@ CHECKS: tuple[tuple[str, Check], ...] = (
 
 
 def diagnose(here: Surroundings, checks: Sequence[tuple[str, Check]] = CHECKS) -> Diagnosis:
-    """Looks at everything. Installs and changes nothing, and never raises.
-
-    Args:
-        here: what to look at.
-        checks: pairs of an area and a function that yields findings.
-
-    Returns:
-        All findings. A check that fails is a finding, too.
+    """Looks at everything. Installs and changes nothing, and never raises: a check that fails is
+    a finding, too.
     """
     findings: list[Finding] = []
     with rich.console.Console(stderr=True).status("") as status:
@@ -79,20 +73,13 @@ def _guarded(area: str, check: Check, here: Surroundings) -> Iterator[Finding]:
         yield Finding(area, " ".join(said.split())[:400], Level.WARNING, remedy)
 
 
-def _define(values: flags.FlagValues) -> None:
+def _define(parser: argparse.ArgumentParser) -> None:
     """Doctor has no flags of its own: it looks at everything."""
 
 
-def _run(positional: Sequence[str], values: flags.FlagValues) -> Diagnosis:
-    if positional:
-        raise UsageError(f"takes no arguments. Received: {' '.join(positional)}")
-    return diagnose(Surroundings())
-
-
 COMMAND = Command(
-    name="doctor",
-    usage="[flags]",
-    summary="looks at the machine and the installation, and says what to do about them",
-    define=_define,
-    run=_run,
+    "doctor",
+    "looks at the machine and the installation, and says what to do about them",
+    _define,
+    lambda args: diagnose(Surroundings()),
 )

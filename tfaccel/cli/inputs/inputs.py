@@ -10,6 +10,7 @@ import numpy as np
 from tfaccel.cli._command import UsageError
 from tfaccel.cli.inputs.models import Chosen
 from tfaccel.compat import keras_private
+from tfaccel.data.rules import fits
 
 # Inputs are uniform in [0, 1), or in [0, 255) for models that scale their inputs themselves.
 _HIGH = 255.0
@@ -21,19 +22,12 @@ _WORDS = 100
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """One input of a model.
+    """One input of a model."""
 
-    Attributes:
-        name: the input's name.
-        shape: of one sample; None for a size that may vary.
-        dtype: the input's dtype.
-        vocabulary: where samples are indices, what they stay below.
-    """
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str
-    vocabulary: int | None = None
+    name: str  # the input's name
+    shape: tuple[int | None, ...]  # of one sample; None for a size that may vary
+    dtype: str  # the input's dtype
+    vocabulary: int | None = None  # where samples are indices, what they stay below
 
     @property
     def is_float(self) -> bool:
@@ -60,11 +54,6 @@ def packed(model: keras.Model, arrays: Sequence[Any]) -> Any:
 
 def random_inputs(chosen: Chosen, count: int, random: np.random.Generator) -> Any:
     """Samples of the right shapes and dtypes.
-
-    Args:
-        chosen: the model.
-        count: how many samples.
-        random: where they are drawn from.
 
     Raises:
         UsageError: the model does not say how large its inputs are.
@@ -118,13 +107,6 @@ def _sized(chosen: Chosen) -> tuple[InputSpec, ...]:
             f"{shown(open_ended.shape)}: give {remedy}"
         )
     return specs
-
-
-def fits(shape: Sequence[int], rule: Sequence[int | None]) -> bool:
-    """Whether a shape keeps to a rule, in which None stands for any size."""
-    return len(shape) == len(rule) and all(
-        allowed in (None, size) for size, allowed in zip(shape, rule, strict=True)
-    )
 
 
 def shown(shape: Sequence[int | None]) -> str:

@@ -63,12 +63,6 @@ def outputs_with_losses(model: keras.Model, outputs: Any) -> Iterator[tuple[str,
 def random_labels(model: keras.Model, outputs: Any, count: int, random: np.random.Generator) -> Any:
     """Labels in the structure of the model's outputs; None for a model without a loss.
 
-    Args:
-        model: compiled.
-        outputs: what the model makes of one sample.
-        count: how many labels.
-        random: where they are drawn from.
-
     Raises:
         UsageError: the loss, or a `train_step` of the model's own, is not known to Keras.
     """
@@ -85,12 +79,6 @@ def random_labels(model: keras.Model, outputs: Any, count: int, random: np.rando
 
 def check_labels(who: str, labels: np.ndarray, output: Any, loss: Any) -> None:
     """Checks labels against the output and the loss that they are for.
-
-    Args:
-        who: the array, for messages.
-        labels: all of them.
-        output: what the model makes of one sample.
-        loss: the output's loss.
 
     Raises:
         UsageError: their shape, dtype or range is not what the loss takes.

@@ -1,16 +1,16 @@
 """What MODEL stands for on the command line."""
 
+import argparse
 import dataclasses
 import difflib
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-from absl import flags
 
-from tfaccel.cli._command import UsageError
+from tfaccel.cli._command import UsageError, comma_list, positive_int
 from tfaccel.cli.inputs.reference_models import REFERENCE_MODELS
 from tfaccel.compat import keras_private
 
@@ -26,63 +26,43 @@ _OTHER_LOSS = "mse"
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """A model, ready to train.
+    """A model, ready to train."""
 
-    Attributes:
-        name: as the user gave it.
-        model: compiled.
-        input_shape: of one sample, where the user gave it.
-        notes: what was chosen for the user, in sentences.
-    """
-
-    name: str
-    model: keras.Model
-    input_shape: tuple[int, ...] | None = None
-    notes: tuple[str, ...] = ()
+    name: str  # as the user gave it
+    model: keras.Model  # compiled
+    input_shape: tuple[int, ...] | None = None  # of one sample, where the user gave it
+    notes: tuple[str, ...] = ()  # what was chosen for the user, in sentences
 
 
-def define_model_flags(values: flags.FlagValues) -> None:
-    """The flags that say more about MODEL."""
-    flags.DEFINE_list(
-        "input_shape", None, "shape of one sample, such as 96,96,3", flag_values=values
+def define_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL, and the flags that say more about it."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help=f"{', '.join(REFERENCE_MODELS)}, a name of keras.applications, or a .keras file",
     )
-    flags.DEFINE_integer(
-        "classes", None, "classes of a named model", lower_bound=1, flag_values=values
+    parser.add_argument(
+        "--input_shape", type=comma_list, help="shape of one sample, such as 96,96,3"
     )
-    flags.DEFINE_string(
-        "optimizer", None, "a Keras optimizer in place of the model's", flag_values=values
-    )
-    flags.DEFINE_string("loss", None, "a Keras loss in place of the model's", flag_values=values)
+    parser.add_argument("--classes", type=positive_int, help="classes of a named model")
+    parser.add_argument("--optimizer", help="a Keras optimizer in place of the model's")
+    parser.add_argument("--loss", help="a Keras loss in place of the model's")
 
 
-def only_model(arguments: Sequence[str], command: str) -> str:
-    """The one positional argument.
-
-    Raises:
-        UsageError: there is none, or more than one.
-    """
-    if len(arguments) != 1:
-        raise UsageError(
-            f"`tfaccel {command}` takes one MODEL: a name of keras.applications, one of "
-            f"{', '.join(REFERENCE_MODELS)}, or a .keras file. Received: {list(arguments)}"
-        )
-    return arguments[0]
-
-
-def load_model(name: str, values: flags.FlagValues) -> Chosen:
+def load_model(name: str, args: argparse.Namespace) -> Chosen:
     """The compiled model that MODEL and its flags stand for.
 
     Raises:
         UsageError: there is no such model, or it can't be built, loaded or compiled.
     """
-    shape = _input_shape(values.input_shape)
+    shape = _input_shape(args.input_shape)
     if _is_file(name):
-        if values.classes is not None:
+        if args.classes is not None:
             raise UsageError(f"--classes is for named models; {name} brings its own")
         model = _loaded(pathlib.Path(name))
     else:
-        model = _built(name, shape, values.classes)
-    notes = _compiled(model, values.optimizer, values.loss)
+        model = _built(name, shape, args.classes)
+    notes = _compiled(model, args.optimizer, args.loss)
     return Chosen(name, model, shape, notes)
 
 

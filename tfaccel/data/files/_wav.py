@@ -24,17 +24,11 @@ _HIGHEST_RATE = 768_000
 
 @dataclasses.dataclass(frozen=True)
 class Wav:
-    """What a WAV file's header says.
+    """What a WAV file's header says."""
 
-    Attributes:
-        sample_rate: Hz.
-        channels: how many.
-        encoding: such as `16-bit PCM`.
-    """
-
-    sample_rate: int
-    channels: int
-    encoding: str
+    sample_rate: int  # Hz
+    channels: int  # how many
+    encoding: str  # such as `16-bit PCM`
 
 
 class BrokenFileError(ValueError):

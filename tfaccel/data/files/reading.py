@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tfaccel.data._bounds import Bounds
-from tfaccel.data._log import Log
-from tfaccel.data._look import look_at_arrays
+from tfaccel.data._looking import Bounds, Log
 from tfaccel.data._sources import Arrays
+from tfaccel.data._values import look_at_arrays
 from tfaccel.data.files import _images
 from tfaccel.data.files._wav import BrokenFileError, Wav, read_wav
 from tfaccel.data.findings import Fault, FaultKind, Findings

@@ -9,15 +9,10 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A product that a graph's operation computes.
+    """A product that a graph's operation computes."""
 
-    Attributes:
-        flops: its floating-point operations; a multiply-add is two.
-        operands: which of the operation's inputs are multiplied with each other.
-    """
-
-    flops: int
-    operands: tuple[int, int]
+    flops: int  # its floating-point operations; a multiply-add is two
+    operands: tuple[int, int]  # which of the operation's inputs are multiplied with each other
 
 
 class UnknownShapeError(ValueError):
@@ -29,16 +24,10 @@ Rule = Callable[[tf.Operation], Product | None]
 # What these compute is written elsewhere than in the graph, so that products in them
 # can't be seen.
 OPAQUE = frozenset(
-    {
-        "EagerPyFunc",
-        "PyFunc",
-        "PyFuncStateless",
-        "XlaCallModule",
-        "XlaConv",
-        "XlaConvV2",
-        "XlaDot",
-        "XlaDotV2",
-    }
+    (
+        *("EagerPyFunc", "PyFunc", "PyFuncStateless"),
+        *("XlaCallModule", "XlaConv", "XlaConvV2", "XlaDot", "XlaDotV2"),
+    )
 )
 
 
@@ -176,27 +165,12 @@ def _cudnn_rnn(op: tf.Operation) -> Product:
     return Product(2 * math.prod(places) * cells, (0, 3))
 
 
+_CONVOLUTIONS = ("Conv2D", "Conv3D", "DepthwiseConv2dNative")
 _RULES: dict[str, Rule] = {
-    "MatMul": _matmul,
-    "BatchMatMul": _matmul,
-    "BatchMatMulV2": _matmul,
-    "BatchMatMulV3": _matmul,
+    **dict.fromkeys(("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"), _matmul),
     "Einsum": _einsum,
-    "Conv": _convolution,
-    "Conv2D": _convolution,
-    "Conv3D": _convolution,
-    "DepthwiseConv2dNative": _convolution,
-    "Conv2DBackpropInput": _input_gradient,
-    "Conv2DBackpropInputV2": _input_gradient,
-    "Conv3DBackpropInput": _input_gradient,
-    "Conv3DBackpropInputV2": _input_gradient,
-    "DepthwiseConv2dNativeBackpropInput": _input_gradient,
-    "Conv2DBackpropFilter": _filter_gradient,
-    "Conv2DBackpropFilterV2": _filter_gradient,
-    "Conv3DBackpropFilter": _filter_gradient,
-    "Conv3DBackpropFilterV2": _filter_gradient,
-    "DepthwiseConv2dNativeBackpropFilter": _filter_gradient,
-    "CudnnRNN": _cudnn_rnn,
-    "CudnnRNNV2": _cudnn_rnn,
-    "CudnnRNNV3": _cudnn_rnn,
+    **dict.fromkeys(("Conv", *_CONVOLUTIONS), _convolution),
+    **{f"{op}BackpropInput{v}": _input_gradient for op in _CONVOLUTIONS for v in ("", "V2")},
+    **{f"{op}BackpropFilter{v}": _filter_gradient for op in _CONVOLUTIONS for v in ("", "V2")},
+    **dict.fromkeys(("CudnnRNN", "CudnnRNNV2", "CudnnRNNV3"), _cudnn_rnn),
 }

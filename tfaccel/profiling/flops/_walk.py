@@ -22,45 +22,36 @@ class Origin(enum.IntEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tally:
-    """What was counted.
+class Flops:
+    """The floating-point operations of a training step's products; a multiply-add is two."""
 
-    Attributes:
-        forward: operations of the products.
-        backward: operations of their gradients.
-        products: how many products.
-        unknown: operations and loops that could not be counted.
-    """
-
-    forward: int = 0
+    forward: int = 0  # those of the forward pass
+    # Those of the gradients: as many again for each operand of a product that has a gradient,
+    # so twice the forward pass where nothing is frozen.
     backward: int = 0
-    products: int = 0
-    unknown: int = 0
+    products: int = 0  # how many products the forward pass does
+    uncounted: int = 0  # products and loops in it whose size is not known before it runs
 
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
-            self.forward + other.forward,
-            self.backward + other.backward,
-            self.products + other.products,
-            self.unknown + other.unknown,
-        )
+    @property
+    def step(self) -> int:
+        """Operations of one training step, forward and backward."""
+        return self.forward + self.backward
 
-    def times(self, count: int) -> "Tally":
+    def __add__(self, other: "Flops") -> "Flops":
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Flops(*map(sum, pairs))
+
+    def times(self, count: int) -> "Flops":
         """The same, `count` times over."""
-        return Tally(
-            self.forward * count, self.backward * count, self.products * count, self.unknown
+        return Flops(
+            self.forward * count, self.backward * count, self.products * count, self.uncounted
         )
 
 
-def count(graph: Any, origins: Sequence[Origin]) -> Tally:
-    """Counts the products of a traced function.
+def count(graph: Any, origins: Sequence[Origin]) -> Flops:
+    """Counts the products of a traced function that its outputs and side effects need.
 
-    Args:
-        graph: a concrete function's graph.
-        origins: one for each of `graph.inputs`.
-
-    Returns:
-        The tally of everything that the outputs and the side effects need.
+    `origins` has one for each of `graph.inputs`.
     """
     return _Frame(graph, origins).walk()[0]
 
@@ -91,9 +82,9 @@ class _Frame:
         known: Values | None = None if outer is None else outer._values
         self._values: Values = Values(bound or {}, known)
 
-    def walk(self) -> tuple[Tally, list[Origin]]:
+    def walk(self) -> tuple[Flops, list[Origin]]:
         """The tally, and the origins of the graph's outputs."""
-        tally = Tally()
+        tally = Flops()
         needed = _needed(self._graph)
         for op in self._graph.get_operations():
             if op.name in needed and op.type != "Placeholder":
@@ -106,7 +97,7 @@ class _Frame:
     def _origin(self, tensor: tf.Tensor) -> Origin:
         return self._origins.get(tensor.name, Origin.DATA)
 
-    def _visit(self, op: tf.Operation) -> tuple[Tally, list[Origin]]:
+    def _visit(self, op: tf.Operation) -> tuple[Flops, list[Origin]]:
         if op.type in ("PartitionedCall", "StatefulPartitionedCall"):
             return self._branches(op, [op.get_attr("f")], op.inputs)
         if op.type in ("If", "StatelessIf"):
@@ -118,20 +109,20 @@ class _Frame:
             return self._loop(op)
         return self._multiply(op), self._passed_on(op)
 
-    def _multiply(self, op: tf.Operation) -> Tally:
+    def _multiply(self, op: tf.Operation) -> Flops:
         try:
             found = product(op)
         except UnknownShapeError:
-            return Tally(unknown=1)
+            return Flops(uncounted=1)
         if found is None:
-            return Tally(unknown=int(op.type in OPAQUE))
+            return Flops(uncounted=int(op.type in OPAQUE))
         operands = [self._origin(op.inputs[index]) for index in found.operands]
         if Origin.TRAINED not in operands or op.name not in self._differentiated:
-            return Tally(found.flops, 0, 1)
+            return Flops(found.flops, 0, 1)
         # One gradient for each operand. That of the batch itself is never computed, and
         # counted all the same, as everyone does who counts three times the forward pass.
         gradients = sum(origin != Origin.FROZEN for origin in operands)
-        return Tally(found.flops, found.flops * gradients, 1)
+        return Flops(found.flops, found.flops * gradients, 1)
 
     def _passed_on(self, op: tf.Operation) -> list[Origin]:
         """The origins of a plain operation's outputs."""
@@ -142,7 +133,7 @@ class _Frame:
 
     def _branches(
         self, op: tf.Operation, functions: Sequence[Any], arguments: Iterable[tf.Tensor]
-    ) -> tuple[Tally, list[Origin]]:
+    ) -> tuple[Flops, list[Origin]]:
         """Functions of which one is called: the dearest."""
         arguments = list(arguments)
         origins = [self._origin(argument) for argument in arguments]
@@ -155,11 +146,11 @@ class _Frame:
             for graph in graphs
         ]
         dearest = max((tally for tally, _ in walked), key=lambda tally: tally.forward)
-        unknown = max(tally.unknown for tally, _ in walked)
+        unknown = max(tally.uncounted for tally, _ in walked)
         joined = [max(column) for column in zip(*(outs for _, outs in walked), strict=True)]
-        return dataclasses.replace(dearest, unknown=unknown), joined
+        return dataclasses.replace(dearest, uncounted=unknown), joined
 
-    def _loop(self, op: tf.Operation) -> tuple[Tally, list[Origin]]:
+    def _loop(self, op: tf.Operation) -> tuple[Flops, list[Origin]]:
         condition = self._function(op.get_attr("cond").name)
         body = self._function(op.get_attr("body").name)
         if condition is None or body is None:
@@ -180,11 +171,11 @@ class _Frame:
         trips = trip_count(op, condition, body, self._values)
         if trips is None:
             # Without products it does not matter how often.
-            return Tally(unknown=int(tally.products + tally.unknown > 0)), origins
+            return Flops(uncounted=int(tally.products + tally.uncounted > 0)), origins
         return tally.times(trips), origins
 
-    def _unseen(self, op: tf.Operation) -> tuple[Tally, list[Origin]]:
-        return Tally(unknown=1), self._passed_on(op)
+    def _unseen(self, op: tf.Operation) -> tuple[Flops, list[Origin]]:
+        return Flops(uncounted=1), self._passed_on(op)
 
     def _function(self, name: str) -> Any:
         """The graph of a function that this graph calls; None where it can't be had.

@@ -1,36 +1,12 @@
 """Model FLOPs: what a training step has to multiply, whatever it is run by."""
 
-import dataclasses
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfaccel.core.tracing import trace_forward
-from tfaccel.profiling.flops._walk import Origin, count
-
-
-@dataclasses.dataclass(frozen=True)
-class Flops:
-    """The floating-point operations of a training step's products; a multiply-add is two.
-
-    Attributes:
-        forward: those of the forward pass.
-        backward: those of the gradients: as many again for each operand of a product that
-            has a gradient, so twice the forward pass where nothing is frozen.
-        products: how many products the forward pass does.
-        uncounted: products and loops in it whose size is not known before it runs.
-    """
-
-    forward: int
-    backward: int
-    products: int
-    uncounted: int
-
-    @property
-    def step(self) -> int:
-        """Operations of one training step, forward and backward."""
-        return self.forward + self.backward
+from tfaccel.profiling.flops._walk import Flops, Origin, count
 
 
 def model_flops_per_step(model: keras.Model, batch: Any) -> int | None:
@@ -86,8 +62,7 @@ def forward_flops(model: keras.Model, inputs: Any) -> Flops | None:
         origins = _origins(model, graph)
     except Exception:  # whatever the user's own layers raise when called like this
         return None
-    tally = count(graph, origins)
-    return Flops(tally.forward, tally.backward, tally.products, tally.unknown)
+    return count(graph, origins)
 
 
 def _origins(model: keras.Model, graph: Any) -> list[Origin]:

@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
+import importlib
 import warnings
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tfaccel.profiling.html.svg import inline_svg, stand_in
-from tfaccel.profiling.html.words import plain_number
+from tfaccel.profiling.key_figures import plain_number
 
 # Inches of 72 SVG units: 360 units are about a phone's width, so that text of 11
 # units is about 11 pixels high there.
@@ -41,81 +41,59 @@ _MAX_NAME = 44  # characters that fit the width
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """What is said about a chart.
+    """What is said about a chart."""
 
-    Attributes:
-        name: letters that no other chart of the page has.
-        title, description: for people who can't see it.
-        unit: of the values.
-    """
-
-    name: str
-    title: str
+    name: str  # letters that no other chart of the page has
+    title: str  # for people who can't see it
     description: str
-    unit: str
+    unit: str  # of the values
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of a chart.
-
-    Attributes:
-        label: its name.
-        x, y: its points.
-        paint: which of the page's eight colours.
-        style: matplotlib's line style.
-        band: the lower and upper ends of the points' intervals, if they have any.
-    """
+    """One line of a chart."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    paint: int
-    style: str = "-"
+    paint: int  # which of the page's eight colours
+    style: str = "-"  # matplotlib's
+    # The lower and upper ends of the points' intervals, if they have any.
     band: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A stacked bar.
+    """A stacked bar."""
 
-    Attributes:
-        label: what stands above it.
-        parts: the values by name; the order is that of the chart's names.
-    """
-
-    label: str
-    parts: Mapping[str, float]
+    label: str  # what stands above it
+    parts: Mapping[str, float]  # the values by name; the order is that of the chart's names
 
 
-def load_matplotlib() -> Any:
-    """The module `matplotlib`, which only the extra `report` installs.
+def required(name: str) -> Any:
+    """A module that only the extra `report` installs.
 
     Raises:
         ModuleNotFoundError: it is not installed; the message says how to install it.
     """
     try:
-        import matplotlib
-        import matplotlib.figure
-        import matplotlib.patches
-        import matplotlib.ticker
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "The report's plots need matplotlib: pip install 'tfaccel[report]'", name=error.name
+            f"The report needs {error.name}: pip install 'tfaccel[report]'", name=error.name
         ) from None
-    return matplotlib
 
 
 @contextlib.contextmanager
-def _drawing(name: str) -> Iterator[Any]:
+def _drawing(name: str) -> Iterator[None]:
     """matplotlib as it comes, whatever the user's own settings are, with our looks."""
-    matplotlib = load_matplotlib()
+    matplotlib = required("matplotlib")
     with matplotlib.rc_context(), warnings.catch_warnings():
         # The browser has letters that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_LOOKS | {"svg.hashsalt": name})
-        yield matplotlib
+        yield
 
 
 def _fitting(name: str) -> str:
@@ -134,7 +112,7 @@ def line_chart(
     *,
     level: float | None = None,
     marks: Mapping[str, Sequence[float]] | None = None,
-) -> ET.Element:
+) -> str:
     """Values over steps.
 
     Args:
@@ -143,8 +121,10 @@ def line_chart(
         level: a value to draw a line at; None to begin the axis at 0 instead.
         marks: steps at which something happened, by its name.
     """
-    with _drawing(chart.name) as matplotlib:
-        figure = matplotlib.figure.Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    with _drawing(chart.name):
+        figure = required("matplotlib.figure").Figure(
+            figsize=(_WIDTH, _HEIGHT), layout="constrained"
+        )
         axes = figure.subplots()
         for line in lines:
             _draw_line(axes, line)
@@ -156,8 +136,9 @@ def line_chart(
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         else:
             axes.axhline(level, color=_TEXT, linewidth=1)
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
-        axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+        ticker = required("matplotlib.ticker")
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
         axes.yaxis.set_major_formatter(lambda value, _: plain_number(value))
         axes.set_xlabel("step")
         axes.set_ylabel(chart.unit)
@@ -183,7 +164,7 @@ def _draw_line(axes: Any, line: Line) -> None:
         axes.fill_between(line.x, *line.band, color=_colour(line.paint), alpha=0.22, linewidth=0)
 
 
-def bar_chart(chart: Chart, bars: Sequence[Bar], names: Sequence[str]) -> ET.Element:
+def bar_chart(chart: Chart, bars: Sequence[Bar], names: Sequence[str]) -> str:
     """Stacked horizontal bars, one below the other.
 
     Args:
@@ -191,17 +172,16 @@ def bar_chart(chart: Chart, bars: Sequence[Bar], names: Sequence[str]) -> ET.Ele
         bars: at least one.
         names: the parts in their order; eight at most, as there are colours.
     """
-    with _drawing(chart.name) as matplotlib:
+    with _drawing(chart.name):
         size = (_WIDTH, 1.4 + 0.7 * len(bars))
-        figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+        figure = required("matplotlib.figure").Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         for row, bar in enumerate(bars):
             _draw_bar(axes, row, bar, names)
+        patch = required("matplotlib.patches").Patch
         shown = [name for name in names if any(bar.parts.get(name) for bar in bars)]
         keys = [
-            matplotlib.patches.Patch(
-                facecolor=_colour(names.index(name)), edgecolor=_TEXT, linewidth=0.5, label=name
-            )
+            patch(facecolor=_colour(names.index(name)), edgecolor=_TEXT, linewidth=0.5, label=name)
             for name in shown
         ]
         figure.legend(handles=keys, loc="outside upper left", ncols=3, fontsize=10)

@@ -1,60 +1,48 @@
 """The other sections: where the time goes, the trials, the traces, the machine."""
 
-import xml.etree.ElementTree as ET
 from typing import Any
 
 from tfaccel.autotune.report import HEADINGS
 from tfaccel.measure.units import size
-from tfaccel.profiling.html.figures import peak_words
-from tfaccel.profiling.html.outcome import BASELINE, facts, part, plan_of, tuning_report
-from tfaccel.profiling.html.over_steps import MAX_ROWS
+from tfaccel.profiling.html.over_steps import MAX_ROWS, Table
 from tfaccel.profiling.html.plots import Bar, Chart, bar_chart
-from tfaccel.profiling.html.tags import beside, section, table, tag
-from tfaccel.profiling.html.words import duration, in_column, plain_number, share
+from tfaccel.profiling.key_figures import duration, in_column, peak_words, plain_number, share
+from tfaccel.profiling.outcome import BASELINE, facts, part, tuning_report
 from tfaccel.profiling.records import Record, Records, number
+from tfaccel.profiling.traces.op_trace import KINDS
 
-OP_KINDS = (
-    "convolution",
-    "matmul",
-    "normalisation",
-    "elementwise",
-    "optimizer",
-    "casts and layout",
-    "input",
-    "other",
-)
 TOP_OPS = 10
 
 
-def time_section(records: Records) -> ET.Element:
-    """Where the time of a step goes, before and after, as the TensorFlow profiler saw it."""
-    title = "Where the time goes"
+def listed(record: Record, key: str) -> list[Any]:
+    """A list within a record; an empty one where there is none."""
+    value = record.get(key)
+    return value if isinstance(value, list) else []
+
+
+def time(records: Records) -> dict[str, Any] | None:
+    """The ops of a step, before and after, as the TensorFlow profiler saw them.
+
+    Returns:
+        `plot`, `kinds` (a table) and `ops` (a table for each plan); None without a trace.
+    """
     traced = _by_plan(records.ops)
     if not traced:
-        code = tag("code", "ProfilerCallback(profile_batch=(10, 14))")
-        return section(title, tag("p", "No steps were traced op by op; ", code, " does it."))
+        return None
     bars = [
         Bar(f"{plan}: {in_column(sum(ms.values()))} ms", ms) for plan, (_, ms) in traced.items()
     ]
     said = "; ".join(f"{plan}: {_largest(ms)}" for plan, (_, ms) in traced.items())
     chart = Chart("kinds", "Time of a step by kind of op", said, "ms of ops a step")
-    kinds = [kind for kind in OP_KINDS if any(ms.get(kind) for _, ms in traced.values())]
+    kinds = [kind for kind in KINDS if any(ms.get(kind) for _, ms in traced.values())]
     rows = [(kind, *(in_column(ms.get(kind, 0.0)) for _, ms in traced.values())) for kind in kinds]
     totals = ("all", *(in_column(sum(ms.values())) for _, ms in traced.values()))
-    return section(
-        title,
-        tag("p", "Ops that run side by side are added up, so this may be more than a step takes."),
-        beside(
-            bar_chart(chart, bars, OP_KINDS),
-            table(
-                "Time by kind of op, ms a step",
-                ("kind", *traced),
-                [*rows, totals],
-                numbers=list(traced),
-            ),
-        ),
-        beside(*(_top_ops(plan, record) for plan, (record, _) in traced.items())),
-    )
+    caption, headings = "Time by kind of op, ms a step", ("kind", *traced)
+    return {
+        "plot": bar_chart(chart, bars, KINDS),
+        "kinds": Table(caption, headings, [*rows, totals], numbers=list(traced)),
+        "ops": [_top_ops(plan, record) for plan, (record, _) in traced.items()],
+    }
 
 
 def _by_plan(ops: list[Record]) -> dict[str, tuple[Record, dict[str, float]]]:
@@ -72,7 +60,7 @@ def _milliseconds(record: Record) -> dict[str, float]:
     seconds = part(record, "kinds")
     found: dict[str, float] = {}
     for name in seconds:
-        kind = name if name in OP_KINDS else "other"
+        kind = name if name in KINDS else "other"
         value = max(0.0, number(seconds, name) or 0.0)
         found[kind] = found.get(kind, 0.0) + value * 1e3 / steps
     return {kind: value for kind, value in found.items() if value}
@@ -84,128 +72,90 @@ def _largest(milliseconds: dict[str, float]) -> str:
     return ", ".join(f"{kind} {share(value / total)}" for kind, value in largest)
 
 
-def _top_ops(plan: str, record: Record) -> ET.Element:
-    listed = record.get("ops")
-    ops = [op for op in listed if isinstance(op, dict)] if isinstance(listed, list) else []
-    timed = [(number(op, "seconds") or 0.0, op) for op in ops]
-    timed.sort(key=lambda item: -item[0])
+def _top_ops(plan: str, record: Record) -> Table:
+    ops = [op for op in listed(record, "ops") if isinstance(op, dict)]
+    ops.sort(key=lambda op: -(number(op, "seconds") or 0.0))
     steps = number(record, "steps") or 1.0
     rows = [
         (
             str(op.get("name") or ""),
-            in_column(seconds * 1e3 / steps),
+            in_column((number(op, "seconds") or 0.0) * 1e3 / steps),
             plain_number((number(op, "count") or 0.0) / steps),
             str(op.get("op_kind") or ""),
         )
-        for seconds, op in timed[:TOP_OPS]
+        for op in ops[:TOP_OPS]
     ]
-    caption = f"Ops that cost most, {plan}"
     headings = ("op", "ms a step", "times a step", "kind")
-    return table(caption, headings, rows, numbers=headings[1:3])
+    return Table(f"Ops that cost most, {plan}", headings, rows, numbers=headings[1:3])
 
 
-def trials_section(records: Records) -> ET.Element:
-    """What was tried, what it gave, why it was chosen or not."""
-    title = "What was tried"
-    if not records.tuning:
-        plan = plan_of(facts(records))
-        why = f"The plan was {plan} from the beginning" if plan else "Nothing was tried"
-        code = tag("code", "AccelCallback()")
-        return section(title, tag("p", f"{why}: no trials. ", code, " tries what may be faster."))
+def trials(records: Records) -> list[dict[str, Any]]:
+    """What was tried, what it gave, why it was chosen or not.
+
+    Returns:
+        For each tuning `table` (None where it can't be read), `reasons` and what is `said`.
+    """
     bound = facts(records)["input_bound"] is True
-    note = (
-        "Trials run on batches in memory. This run waited for its input, so it gains nothing "
-        "from a faster step."
-    )
-    content = [item for record in records.tuning for item in _trials(record, not bound)]
-    return section(title, tag("p", note) if bound else None, *content)
+    return [_trials(record, with_gain=not bound) for record in records.tuning]
 
 
-def _trials(record: Record, with_gain: bool) -> list[ET.Element]:
+def _trials(record: Record, with_gain: bool) -> dict[str, Any]:
     step = number(record, "step")
     after = "Trials" if step is None else f"Trials after {plain_number(step)} steps"
     try:
         report = tuning_report(record)
     except ValueError as error:
-        return [tag("p", f"{after} can't be shown here: {error}")]
+        return {"table": None, "reasons": [], "said": f"{after} can't be shown here: {error}"}
     headings = HEADINGS
     chosen = [index for index, trial in enumerate(report.tried()) if trial.plan == report.plan]
-    stands_out = chosen[0] if chosen else None
-    found = [table(after, headings, report.rows(), numbers=headings[1:-1], chosen=stands_out)]
-    if report.reasons():
-        found.append(tag("ul", *(tag("li", reason) for reason in report.reasons())))
+    table = Table(after, headings, report.rows(), headings[1:-1], chosen[0] if chosen else None)
     said = report.summary() if with_gain else report.note
-    return [*found, tag("p", said)] if said else found
+    return {"table": table, "reasons": report.reasons(), "said": said}
 
 
-def traces_section(records: Records) -> ET.Element | None:
-    """Each trace of the step: when, how long, for which shapes."""
+def traces(records: Records) -> dict[str, Any] | None:
+    """Each trace of the step: when, how long, for which shapes.
+
+    Returns:
+        `table`, and how many `kinds` of batches came; None without a trace.
+    """
     if not records.traces:
         return None
     rows = [
         (
             str(record.get("plan") or ""),
             _shapes(record),
-            _words(record, "step"),
-            "" if (seconds := number(record, "seconds")) is None else duration(seconds),
+            plain_number(number(record, "step")),
+            duration(number(record, "seconds")),
         )
         for record in records.traces
     ]
-    content = [
-        table(
-            f"Traces of the step{_first(len(rows))}",
-            ("plan", "shapes", "before step", "took"),
-            rows[:MAX_ROWS],
-            numbers=("before step", "took"),
-        )
-    ]
-    kinds = {_shapes(record) for record in records.traces}
-    if len(kinds) > 2:
-        said = (
-            f"{len(kinds)} kinds of batches came, and each costs a trace. Batches of one shape "
-            "(padded_batch, or batch(..., drop_remainder=True)) cost one."
-        )
-        content.append(tag("p", said))
-    return section("Traces and compiling", *content)
-
-
-def _first(count: int) -> str:
-    return f" (the first {MAX_ROWS} of {count})" if count > MAX_ROWS else ""
+    first = f" (the first {MAX_ROWS} of {len(rows)})" if len(rows) > MAX_ROWS else ""
+    headings = ("plan", "shapes", "before step", "took")
+    table = Table(f"Traces of the step{first}", headings, rows[:MAX_ROWS], headings[2:])
+    return {"table": table, "kinds": len({_shapes(record) for record in records.traces})}
 
 
 def _shapes(record: Record) -> str:
-    shapes = record.get("shapes")
-    return ", ".join(map(str, shapes)) if isinstance(shapes, list) else ""
+    return ", ".join(map(str, listed(record, "shapes")))
 
 
-def _words(record: Record, key: str) -> str:
-    value = number(record, key)
-    return "" if value is None else plain_number(value)
-
-
-def machine_section(records: Records) -> ET.Element | None:
-    """What the run ran on."""
-    machine = part(records.run, "machine")
+def machine(records: Records) -> Table:
+    """What the run ran on, as far as it is known."""
+    found = part(records.run, "machine")
+    words = {key: str(value or "") for key, value in found.items()}
     rows = [
-        ("CPU", str(machine.get("cpu") or "")),
-        ("cores", _words(machine, "cores")),
-        ("instruction sets", ", ".join(map(str, _listed(machine, "isa")))),
-        ("memory", _bytes(machine)),
-        *(("GPU", _gpu(gpu)) for gpu in _listed(machine, "gpus")),
-        ("system", str(machine.get("system") or "")),
-        ("Python", str(machine.get("python") or "")),
-        ("TensorFlow", str(machine.get("tensorflow") or "")),
-        ("Keras", str(machine.get("keras") or "")),
-        ("NumPy", str(machine.get("numpy") or "")),
+        ("CPU", words.get("cpu", "")),
+        ("cores", plain_number(number(found, "cores"))),
+        ("instruction sets", ", ".join(map(str, listed(found, "isa")))),
+        ("memory", _bytes(found)),
+        *(("GPU", _gpu(gpu)) for gpu in listed(found, "gpus")),
+        ("system", words.get("system", "")),
+        *((name, words.get(name.lower(), "")) for name in ("Python", "TensorFlow", "Keras")),
+        ("NumPy", words.get("numpy", "")),
         ("peak", peak_words(facts(records))),
     ]
-    known = [row for row in rows if row[1]]
-    return section("Machine", table("What the run ran on", (), known)) if known else None
-
-
-def _listed(record: Record, key: str) -> list[Any]:
-    value = record.get(key)
-    return value if isinstance(value, list) else []
+    return Table("What the run ran on", (), [row for row in rows if row[1]])
 
 
 def _bytes(record: Record) -> str:
@@ -216,6 +166,6 @@ def _bytes(record: Record) -> str:
 def _gpu(gpu: object) -> str:
     if not isinstance(gpu, dict):
         return str(gpu)
-    capability = ".".join(map(str, _listed(gpu, "compute_capability")))
+    capability = ".".join(map(str, listed(gpu, "compute_capability")))
     said = [str(gpu.get("name") or "unknown"), _bytes(gpu)]
     return ", ".join(filter(None, [*said, capability and f"compute capability {capability}"]))

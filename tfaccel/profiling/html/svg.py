@@ -25,7 +25,7 @@ def stand_in(paint: str) -> str:
     return f"#0101{PAINTS.index(paint):02x}"
 
 
-def inline_svg(figure: Any, name: str, title: str, description: str) -> ET.Element:
+def inline_svg(figure: Any, name: str, title: str, description: str) -> str:
     """Draws a figure and makes it part of a page.
 
     Args:
@@ -34,7 +34,7 @@ def inline_svg(figure: Any, name: str, title: str, description: str) -> ET.Eleme
         title, description: what people hear who can't see the picture.
 
     Returns:
-        The `svg` element, without namespaces, metadata, styles or a size of its own.
+        The text of the `svg` element, without namespaces, metadata, styles or a size of its own.
     """
     file = io.BytesIO()
     figure.savefig(file, format="svg", transparent=True, metadata=_NO_METADATA)
@@ -51,7 +51,7 @@ def inline_svg(figure: Any, name: str, title: str, description: str) -> ET.Eleme
         element.attrib.clear()
         element.attrib.update(kept)
     _label(root, name, title, description)
-    return root
+    return ET.tostring(root, encoding="unicode", method="html")
 
 
 def _local(name: str) -> str:
@@ -67,19 +67,10 @@ def _of_the_page(value: str, name: str) -> str:
 
 
 def _label(root: ET.Element, name: str, title: str, description: str) -> None:
-    view = root.get("viewBox", "")
+    kept = {"viewBox": root.get("viewBox", ""), "class": "plot", "role": "img"}
     root.attrib.clear()
-    root.attrib.update(
-        {
-            "viewBox": view,
-            "class": "plot",
-            "role": "img",
-            "aria-labelledby": f"{name}-title {name}-description",
-        }
-    )
-    for index, (tag, kind, text) in enumerate(
-        (("title", "title", title), ("desc", "description", description))
-    ):
-        child = ET.Element(tag, {"id": f"{name}-{kind}"})
+    root.attrib.update(kept | {"aria-labelledby": f"{name}-title {name}-desc"})
+    for index, (tag, text) in enumerate((("title", title), ("desc", description))):
+        child = ET.Element(tag, {"id": f"{name}-{tag}"})
         child.text = text
         root.insert(index, child)

@@ -4,58 +4,38 @@ import collections
 import dataclasses
 import os
 import pathlib
-from types import TracebackType
 from typing import Any
 
-import rich.box
 import rich.table
 import tensorflow as tf
 
+from tfaccel.measure.tables import terminal_table
 from tfaccel.measure.units import ratio
-from tfaccel.profiling.traces._op_kinds import KINDS
+from tfaccel.profiling.traces._op_kinds import KINDS as KINDS
 from tfaccel.profiling.traces._xplane import XLA_PROGRAM, TraceError, read_space, work
 from tfaccel.system import notices
-
-__all__ = [
-    "KINDS",
-    "OpCost",
-    "OpProfile",
-    "OpTrace",
-    "TraceError",
-    "kinds_table",
-    "ops_table",
-    "read_ops",
-]
 
 
 @dataclasses.dataclass(frozen=True)
 class OpCost:
-    """What one type of operation took in a trace.
+    """What one type of operation took in a trace."""
 
-    Attributes:
-        name: its type, such as `"Conv2DBackpropFilter"`, whether oneDNN's kernel ran or
-            another; XLA's name for an instruction of a compiled program.
-        op_kind: one of `KINDS`.
-        count: how often it ran.
-        seconds: what all runs took together, without operations that they ran. On a CPU
-            runs on several threads overlap, so the sum can exceed the time that passed.
-    """
-
+    # Its type, such as `"Conv2DBackpropFilter"`, whether oneDNN's kernel ran or another; XLA's
+    # name for an instruction of a compiled program.
     name: str
-    op_kind: str
-    count: int
+    op_kind: str  # one of `KINDS`
+    count: int  # how often it ran
+    # What all runs took together, without operations that they ran. On a CPU runs on several
+    # threads overlap, so the sum can exceed the time that passed.
     seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class OpProfile:
-    """The operations of a trace.
+    """The operations of a trace."""
 
-    Attributes:
-        ops: the dearest first. Types that belong to two kinds (a product in the model and
-            one in the optimizer) stand there twice.
-    """
-
+    # The dearest first. Types that belong to two kinds (a product in the model and one in the
+    # optimizer) stand there twice.
     ops: tuple[OpCost, ...]
 
     @property
@@ -78,10 +58,6 @@ class OpProfile:
 
     def to_record(self, plan: str, steps: int) -> dict[str, Any]:
         """The record that goes to `profile.jsonl`.
-
-        Args:
-            plan: what the traced steps ran under.
-            steps: how many they were.
 
         Returns:
             `kind` ("ops"), `plan`, `steps`, `seconds`, `ops` and `kinds`.
@@ -135,29 +111,23 @@ class OpTrace:
     Args:
         log_dir: where the trace goes, in TensorBoard's layout.
 
-    Attributes:
-        profile: the operations, after `stop`; None where there are none.
-
     Example:
 
     >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, OpTrace(folder) as trace:
-    ...     product = tf.linalg.matmul(tf.ones((64, 64)), tf.ones((64, 64)))
-    >>> trace.profile is not None
+    >>> trace = OpTrace(tempfile.mkdtemp())
+    >>> trace.start()
+    True
+    >>> product = tf.linalg.matmul(tf.ones((64, 64)), tf.ones((64, 64)))
+    >>> trace.stop().seconds > 0
     True
     """
 
     def __init__(self, log_dir: str | os.PathLike[str]):
-        self.profile: OpProfile | None = None
         self._log_dir = pathlib.Path(log_dir)
         self._running = False
 
     def start(self) -> bool:
-        """Begins to trace.
-
-        Returns:
-            Whether it does.
-        """
+        """Begins to trace, and says whether it does."""
         try:
             self._log_dir.mkdir(parents=True, exist_ok=True)
             tf.profiler.experimental.start(str(self._log_dir))
@@ -168,32 +138,16 @@ class OpTrace:
         return self._running
 
     def stop(self) -> OpProfile | None:
-        """Ends the trace, writes it and adds it up.
-
-        Returns:
-            The operations; None where nothing was traced or written.
-        """
+        """Ends the trace, writes it and adds it up; None where nothing was traced or written."""
         if not self._running:
             return None
         self._running = False
         try:
             tf.profiler.experimental.stop()
-            self.profile = OpProfile(tuple(read_ops(self._log_dir)))
+            return OpProfile(tuple(read_ops(self._log_dir)))
         except Exception as error:
             self._warn(error)
-        return self.profile
-
-    def __enter__(self) -> "OpTrace":
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
+            return None
 
     def _warn(self, error: Exception) -> None:
         cause = str(error).strip() or type(error).__name__
@@ -203,24 +157,21 @@ class OpTrace:
 def ops_table(profile: OpProfile, steps: int, limit: int = 10) -> rich.table.Table:
     """The operations that cost most, as a table for a terminal.
 
-    Args:
-        profile: of a trace.
-        steps: how many steps were traced; figures are for one.
-        limit: how many operations to show.
-
     Returns:
         Columns op, kind, runs and milliseconds a step, share of the whole.
     """
-    table = _table("op", "kind", "runs/step", "ms/step", "share", words=2)
-    for op in profile.ops[:limit]:
-        table.add_row(
+    rows = [
+        (
             op.name,
             op.op_kind,
             f"{op.count / steps:.3g}",
             _milliseconds(op.seconds, steps),
             _share(op.seconds, profile.seconds),
         )
-    return table
+        for op in profile.ops[:limit]
+    ]
+    headings = ("op", "kind", "runs/step", "ms/step", "share")
+    return terminal_table(headings, rows, numbers=headings[2:])
 
 
 def kinds_table(
@@ -228,31 +179,28 @@ def kinds_table(
 ) -> rich.table.Table:
     """The time by kind of operation; side by side where there are two traces.
 
-    Args:
-        before: of the steps as they were.
-        steps: how many.
-        after: of accelerated steps.
-        steps_after: how many of these.
-
     Returns:
         Columns kind, milliseconds a step and share; with `after` kind, milliseconds a step
         before and after, and how many times less it is. Ratios of single kinds are left
         out where a compiled program could not be taken apart.
     """
+    rows: list[tuple[str, ...]]
     if after is None:
-        table = _table("kind", "ms/step", "share", words=1)
-        for kind, seconds in before.kinds.items():
-            table.add_row(kind, _milliseconds(seconds, steps), _share(seconds, before.seconds))
-        return table
-    table = _table("kind", "ms/step before", "after", "ratio", words=1)
+        headings: tuple[str, ...] = ("kind", "ms/step", "share")
+        rows = [
+            (kind, _milliseconds(seconds, steps), _share(seconds, before.seconds))
+            for kind, seconds in before.kinds.items()
+        ]
+        return terminal_table(headings, rows, numbers=headings[1:])
+    headings = ("kind", "ms/step before", "after", "ratio")
     old, new = before.kinds, after.kinds
     blurred = before.opaque or after.opaque
+    rows = []
     for kind in sorted(old | new, key=lambda kind: -old.get(kind, 0.0)):
         cells = _compared(kind, old.get(kind, 0.0), steps, new.get(kind, 0.0), steps_after)
-        table.add_row(*(cells[:-1] if blurred else cells))
-    table.add_section()
-    table.add_row(*_compared("all", before.seconds, steps, after.seconds, steps_after))
-    return table
+        rows.append((*cells[:-1], "") if blurred else cells)
+    rows.append(_compared("all", before.seconds, steps, after.seconds, steps_after))
+    return terminal_table(headings, rows, numbers=headings[1:], bold=[len(rows) - 1])
 
 
 def _compared(
@@ -268,11 +216,3 @@ def _milliseconds(seconds: float, steps: int) -> str:
 
 def _share(seconds: float, total: float) -> str:
     return f"{seconds / total:.0%}" if total else ""
-
-
-def _table(*headings: str, words: int) -> rich.table.Table:
-    """A table whose first columns hold words and whose others hold numbers."""
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place < words else "right", no_wrap=True)
-    return table

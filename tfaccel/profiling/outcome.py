@@ -9,10 +9,11 @@ from tfaccel.profiling.records import Record, Records, number
 BASELINE = "baseline"
 
 # What a summary has under another name than an interval.
-_IN_INTERVALS = {
+IN_INTERVALS = {
     "steps": "step",
     "step_ms": "time/step_ms",
     "step_ms_p95": "time/step_ms_p95",
+    "batches_per_sec": "throughput/batches_per_sec",
     "samples_per_sec": "throughput/samples_per_sec",
     "input_wait_share": "time/input_wait_share",
     "input_bound": "input_bound",
@@ -22,6 +23,7 @@ _IN_INTERVALS = {
     "speedup_high": "accel/speedup_high",
     "peak_bytes": "memory/peak_bytes",
     "host_peak_bytes": "memory/host_peak_bytes",
+    "loss_scale": "accel/loss_scale",
     "traces": "accel/traces",
     "plan": "plan",
 }
@@ -41,7 +43,7 @@ def facts(records: Records) -> Record:
     interval where too few pairs were compared to have one.
     """
     last = records.intervals[-1] if records.intervals else {}
-    found: Record = {name: last.get(key) for name, key in _IN_INTERVALS.items()}
+    found: Record = {name: last.get(key) for name, key in IN_INTERVALS.items()}
     found["seconds"] = _total(records.intervals, "seconds")
     found["first_step_seconds"] = next(
         (number(trace, "seconds") for trace in records.traces if trace.get("step") == 0), None

@@ -1,1 +1,0 @@
-"""What a model's layers run as, one by one."""

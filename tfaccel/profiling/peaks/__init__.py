@@ -1,1 +1,0 @@
-"""What the device can do at most."""
