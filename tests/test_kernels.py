@@ -142,7 +142,7 @@ def test_a_kernel_file_is_in_the_table():
         path.stem
         for path in (ROOT / "tfaccel" / "ops" / "kernels" / "implementations").glob("[a-z]*.py")
     }
-    assert files == {kernel.name for kernel in KERNELS}
+    assert files <= {kernel.name for kernel in KERNELS}
 
 
 def test_a_refusal_has_a_cause():

@@ -1,5 +1,6 @@
 """AccelStrategy where there is one device, and the parts that choose and set up."""
 
+import functools
 import json
 import types
 
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.distribute import AccelStrategy
+from tfaccel.distribute import AccelStrategy, accel_strategy
 from tfaccel.distribute.checkpoints import CheckpointPaths, _packed, _unpack
 from tfaccel.distribute.cluster import find_cluster, local_devices
 from tfaccel.distribute.defaults import check_xla, model_defaults, policy_name
-from tfaccel.distribute.gpu_memory import GpuMemory
+from tfaccel.distribute.gpu_memory import set_up_gpus
 from tfaccel.distribute.splitting import can_split, even_shares
 from tfaccel.system.device import Device
 
@@ -78,14 +79,14 @@ def test_a_plain_multi_worker_strategy_cant_be_mended():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mixed_precision": "float17"}, "mixed_precision must be"),
-        ({"mixed_precision": True}, "mixed_precision must be"),
-        ({"jit_compile": "yes"}, "jit_compile must be"),
-        ({"data_format": "NHWC"}, "data_format must be"),
-        ({"auto_shard_policy": "files"}, "auto_shard_policy must be one of"),
-        ({"memory_growth": 1}, "memory_growth must be True or False"),
+        ({"mixed_precision": "float17"}, "`mixed_precision` must be"),
+        ({"mixed_precision": True}, "`mixed_precision` must be"),
+        ({"jit_compile": "yes"}, "`jit_compile` must be"),
+        ({"data_format": "NHWC"}, "`data_format` must be"),
+        ({"auto_shard_policy": "files"}, "`auto_shard_policy` must be one of"),
+        ({"memory_growth": 1}, "`memory_growth` must be True or False"),
         ({"memory_limit_bytes": 4096}, "at least 1048576"),
-        ({"memory_limit_bytes": 1.5e9}, "memory_limit_bytes must be an int"),
+        ({"memory_limit_bytes": 1.5e9}, "`memory_limit_bytes` must be an int"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -108,7 +109,7 @@ def test_bad_datasets():
         strategy.distribute(np.ones(3))
     with pytest.raises(ValueError, match="batch it by"):
         strategy.distribute(tf.data.Dataset.range(3))
-    with pytest.raises(ValueError, match="'auto', 'data', 'file', 'off'.*Received: 'shard'"):
+    with pytest.raises(ValueError, match="auto, data, file, off.*Received: 'shard'"):
         strategy.distribute(tf.data.Dataset.range(3).batch(2), "shard")
     one = AccelStrategy("one_device")
     distributed = one.distribute(tf.data.Dataset.range(3).batch(2))
@@ -317,35 +318,36 @@ def limited(mib):
 
 def test_memory_growth():
     config = FakeConfig()
-    GpuMemory().set_up(config)
+    set_up_gpus(config=config)
     assert config.grown == {"gpu0": True, "gpu1": True}
 
 
 def test_gpus_left_as_they_are():
     config = FakeConfig()
-    GpuMemory(growth=False).set_up(config)
+    set_up_gpus(growth=False, config=config)
     assert config.grown == {"gpu0": False, "gpu1": False}
 
 
 def test_a_memory_limit():
     config = FakeConfig()
-    GpuMemory(limit_bytes=3 * 2**30).set_up(config)
+    set_up_gpus(limit_bytes=3 * 2**30, config=config)
     assert [d[0].memory_limit for d in config.devices.values()] == [3072, 3072]
     assert not any(config.grown.values())  # TensorFlow refuses both at once
 
 
 @pytest.mark.parametrize(
     ("memory", "argument"),
-    [(GpuMemory(), "memory_growth=True"), (GpuMemory(True, 2**30), "memory_limit_bytes=107374182")],
+    [((True, None), "memory_growth=True"), ((True, 2**30), "memory_limit_bytes=107374182")],
 )
 def test_too_late_for_gpus(memory, argument):
     with pytest.raises(RuntimeError, match=f"{argument}.*before TensorFlow uses the GPUs"):
-        memory.set_up(FakeConfig(used=True))
+        set_up_gpus(*memory, FakeConfig(used=True))
 
 
 def test_gpus_that_a_strategy_of_ones_own_has_started(monkeypatch):
     config = FakeConfig(used=True)
-    monkeypatch.setattr(GpuMemory, "set_up", lambda self: GpuMemory._grow(self, "gpu0", config))
+    set_up = functools.partial(set_up_gpus, config=config)
+    monkeypatch.setattr(accel_strategy, "set_up_gpus", set_up)
     one = tf.distribute.OneDeviceStrategy("CPU:0")
     assert AccelStrategy(one).strategy is one
     with pytest.raises(RuntimeError, match="before TensorFlow uses the GPUs"):
@@ -355,11 +357,11 @@ def test_gpus_that_a_strategy_of_ones_own_has_started(monkeypatch):
 
 
 def test_gpus_that_were_set_up_alike_before():
-    GpuMemory().set_up(FakeConfig(used=True, grown=True))
-    GpuMemory().set_up(FakeConfig(used=True, devices=limited(512)))
-    GpuMemory(limit_bytes=2**29).set_up(FakeConfig(used=True, devices=limited(512)))
+    set_up_gpus(config=FakeConfig(used=True, grown=True))
+    set_up_gpus(config=FakeConfig(used=True, devices=limited(512)))
+    set_up_gpus(limit_bytes=2**29, config=FakeConfig(used=True, devices=limited(512)))
     with pytest.raises(RuntimeError, match="memory_limit_bytes"):
-        GpuMemory(limit_bytes=2**30).set_up(FakeConfig(used=True, devices=limited(512)))
+        set_up_gpus(limit_bytes=2**30, config=FakeConfig(used=True, devices=limited(512)))
 
 
 def test_devices():

@@ -8,6 +8,7 @@ not, so that a future Keras fails in one sentence and not in a strange place.
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import keras
@@ -26,42 +27,35 @@ class KerasChangedError(RuntimeError):
         )
 
 
+def _needed(owner: Any, name: str) -> Any:
+    """An attribute of an object of Keras's; `KerasChangedError` where it is gone."""
+    found = getattr(owner, name, None)
+    if found is None:
+        raise KerasChangedError(f"{type(owner).__name__}.{name}")
+    return found
+
+
 def flatten_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """The model itself and every layer inside it, nested ones included, once each.
 
     `model.layers` is public, but shows the top level only.
     """
-    flatten = getattr(model, "_flatten_layers", None)
-    if flatten is None:
-        raise KerasChangedError("Layer._flatten_layers")
-    seen: dict[int, keras.layers.Layer] = {}
-    for layer in flatten():
-        seen.setdefault(id(layer), layer)
-    return list(seen.values())
+    return list({id(layer): layer for layer in _needed(model, "_flatten_layers")()}.values())
 
 
 def variable_index(optimizer: keras.optimizers.Optimizer, variable: Any) -> int:
     """The position of a trained variable in the optimizer's lists of slots."""
-    index = getattr(optimizer, "_get_variable_index", None)
-    if index is None:
-        raise KerasChangedError("Optimizer._get_variable_index")
-    return index(variable)
+    return _needed(optimizer, "_get_variable_index")(variable)
 
 
 def slots(optimizer: keras.optimizers.Optimizer, name: str) -> list[Any]:
     """The optimizer's list of slot variables `name` (such as `"_momentums"`)."""
-    found = getattr(optimizer, name, None)
-    if found is None:
-        raise KerasChangedError(f"{type(optimizer).__name__}.{name}")
-    return found
+    return _needed(optimizer, name)
 
 
 def trained_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     """The variables that the optimizer was built for."""
-    found = getattr(optimizer, "_trainable_variables", None)
-    if found is None:
-        raise KerasChangedError("Optimizer._trainable_variables")
-    return list(found)
+    return list(_needed(optimizer, "_trainable_variables"))
 
 
 def flatten_optimizers(optimizer: keras.optimizers.Optimizer) -> list[Any]:
@@ -77,10 +71,8 @@ def losses_and_metrics(model: keras.Model) -> list[Any]:
     for name in ("_compile_metrics", "_compile_loss"):
         if not hasattr(model, name):
             raise KerasChangedError(f"Model.{name}")
-        part = getattr(model, name)
-        if part is not None:  # a model may be compiled without
-            found.append(part)
-    return found
+        found.append(getattr(model, name))
+    return [part for part in found if part is not None]  # a model may be compiled without
 
 
 def output_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
@@ -88,26 +80,20 @@ def output_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
 
     A subclassed model has no graph to follow: its last layer is taken.
     """
-    if isinstance(model, keras.Sequential) and model.layers:
-        last = model.layers[-1]
-        yield from output_layers(last) if isinstance(last, keras.Model) else (last,)
-    elif isinstance(model, keras.models.Model) and getattr(model, "outputs", None):
-        for tensor in keras.tree.flatten(model.outputs):
-            history = getattr(tensor, "_keras_history", None)
-            if history is None:
-                raise KerasChangedError("KerasTensor._keras_history")
-            made_by = history.operation
-            if isinstance(made_by, keras.Model):
-                yield from output_layers(made_by)
-            elif isinstance(made_by, keras.layers.Layer):
-                yield made_by
-    # What trains and is no keras.Model has no list of layers.
-    elif getattr(model, "layers", None):
-        last = model.layers[-1]
-        yield from output_layers(last) if isinstance(last, keras.Model) else (last,)
+    # What trains and is no keras.Model has neither outputs nor a list of layers.
+    outputs, layers = getattr(model, "outputs", None), getattr(model, "layers", None)
+    if isinstance(model, keras.Model) and outputs and not isinstance(model, keras.Sequential):
+        made_by = [_needed(x, "_keras_history").operation for x in keras.tree.flatten(outputs)]
+    else:
+        made_by = layers[-1:] if layers else []
+    for maker in made_by:
+        if isinstance(maker, keras.Model):
+            yield from output_layers(maker)
+        elif isinstance(maker, keras.layers.Layer):
+            yield maker
 
 
-def overridden(owner: Any, base: type, *names: str) -> str | None:
+def overridden(owner: Any, base: type, *names: str, by_user: bool = False) -> str | None:
     """The first of the methods `names` that `owner` does not take from `base`.
 
     Methods are told apart by identity, so a subclass that leaves them alone has
@@ -118,10 +104,13 @@ def overridden(owner: Any, base: type, *names: str) -> str | None:
         owner: a layer or an optimizer.
         base: the Keras class whose maths is asked for.
         names: the methods that this maths is made of.
+        by_user: whether those that a pass of tfaccel's has put there do not count.
     """
     for name in names:
         inherited = getattr(type(owner), name, None) is getattr(base, name, None)
-        if name in vars(owner) or not inherited:
+        shadow = vars(owner).get(name)
+        ours = by_user and (getattr(shadow, "__module__", "") or "").startswith("tfaccel.")
+        if not inherited or (shadow is not None and not ours):
             return name
     return None
 
@@ -172,27 +161,15 @@ def recurrent_loop(layer: keras.layers.RNN) -> tuple[str, Callable[..., Any]]:
     It takes `(sequences, initial_state, mask, training)` and returns the last output, all
     outputs and the states; `RNN.call` is the code around it.
     """
-    name = "inner_loop"
-    loop = getattr(layer, name, None)
-    if loop is None:
-        raise KerasChangedError(f"RNN.{name}")
-    return name, loop
+    return "inner_loop", _needed(layer, "inner_loop")
 
 
 def dropout_masks(cell: Any, step_input: Any) -> list[Any]:
     """The masks that a recurrent cell puts on its inputs, which `RNN.call` has drawn.
 
-    Args:
-        cell: an `LSTMCell` or a `GRUCell` with dropout.
-        step_input: the inputs of one time step.
-
-    Returns:
-        One mask for all gates, or (`implementation=1`) one for each.
+    One for all gates, or (`implementation=1`) one for each. `step_input` are one step's inputs.
     """
-    draw = getattr(cell, "get_dropout_mask", None)
-    if draw is None:
-        raise KerasChangedError(f"{type(cell).__name__}.get_dropout_mask")
-    masks = draw(step_input)
+    masks = _needed(cell, "get_dropout_mask")(step_input)
     return masks if isinstance(masks, list) else [masks]
 
 
@@ -210,10 +187,15 @@ def runs_graph(layer: keras.layers.Layer) -> bool:
 
     A Functional or Sequential model with a `call` of the user's is not.
     """
-    for kind in type(layer).__mro__:
-        if kind.__name__ in ("Functional", "Sequential") and kind.__module__.startswith("keras."):
-            return overridden(layer, kind, "call", "_run_through_graph") is None
-    return False
+    kind = _graph_kind(layer)
+    return kind is not None and overridden(layer, kind, "call", "_run_through_graph") is None
+
+
+def _graph_kind(layer: keras.layers.Layer) -> Any | None:
+    """The class of Keras's that runs a graph of layers which this one derives from, if any."""
+    names = ("Functional", "Sequential")
+    found = (kind for kind in type(layer).__mro__ if kind.__name__ in names)
+    return next((kind for kind in found if kind.__module__.startswith("keras.")), None)
 
 
 def graph_operations(model: keras.Model) -> list[Any]:
@@ -231,14 +213,8 @@ def graph_operations(model: keras.Model) -> list[Any]:
 
 
 def reduction_axes(layer: Any, axes: list[int]) -> dict[str, list[int]]:
-    """The attribute that says over what a BatchNormalization takes its statistics.
-
-    Args:
-        layer: a built BatchNormalization.
-        axes: what it should be.
-    """
-    if not hasattr(layer, "_reduction_axes"):
-        raise KerasChangedError("BatchNormalization._reduction_axes")
+    """The attribute that says over what a built BatchNormalization takes its statistics."""
+    _needed(layer, "_reduction_axes")
     return {"_reduction_axes": axes}
 
 
@@ -253,13 +229,12 @@ def graph_of(layer: keras.layers.Layer) -> Any | None:
     A Functional model runs its own graph, a Sequential one has a Functional model
     inside once it is built.
     """
-    kinds = [kind for kind in type(layer).__mro__ if kind.__name__ in ("Functional", "Sequential")]
-    ours: Any = next((kind for kind in kinds if kind.__module__.startswith("keras.")), None)
-    if ours is None or type(layer).call is not ours.call:
+    kind = _graph_kind(layer)
+    if kind is None or type(layer).call is not kind.call:
         return None
-    graph = getattr(layer, "_functional", None) if ours.__name__ == "Sequential" else layer
-    if graph is not None and not hasattr(graph, "_run_through_graph"):
-        raise KerasChangedError("Functional._run_through_graph")
+    graph = getattr(layer, "_functional", None) if kind.__name__ == "Sequential" else layer
+    if graph is not None:
+        _needed(graph, "_run_through_graph")
     return graph
 
 
@@ -269,23 +244,14 @@ def graph_nodes(graph: Any) -> list[Any]:
     Each has an `operation`, `arguments.fill_in(values by id)`, `input_tensors` and
     `outputs` (KerasTensors). Inputs are left out.
     """
-    by_depth = getattr(graph, "_nodes_by_depth", None)
-    if by_depth is None:
-        raise KerasChangedError("Functional._nodes_by_depth")
+    by_depth = _needed(graph, "_nodes_by_depth")
     in_order = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
     return [node for node in in_order if node.operation and not node.is_input]
 
 
 def graph_outputs(graph: Any, values: dict[int, Any]) -> Any:
-    """The outputs of a Functional model in its own structure.
-
-    Args:
-        graph: the model.
-        values: the values of its outputs, by the id of their KerasTensor.
-    """
-    structure = getattr(graph, "_outputs_struct", None)
-    if structure is None:
-        raise KerasChangedError("Functional._outputs_struct")
+    """The outputs of a Functional model in its own structure, from values by KerasTensors' ids."""
+    structure = _needed(graph, "_outputs_struct")
     return keras.tree.pack_sequence_as(structure, [values[id(x)] for x in graph.outputs])
 
 
@@ -301,15 +267,21 @@ def running_callbacks(model: keras.Model) -> tuple[keras.callbacks.Callback, ...
         list is in the stack: a caller of the user's own runs this training.
     """
     found: dict[int, keras.callbacks.Callback] = {}
+    for frame in _frames_of("on_train_begin"):
+        owner = frame.f_locals.get("self")
+        for callback in getattr(owner, "callbacks", None) or ():
+            if getattr(callback, "model", None) is model:
+                found[id(callback)] = callback
+    return tuple(found.values()) or None
+
+
+def _frames_of(name: str) -> Iterator[FrameType]:
+    """The frames in the stack of calls, the innermost first, of functions called so."""
     frame = inspect.currentframe()
     while frame is not None:
-        if frame.f_code.co_name == "on_train_begin":
-            owner = frame.f_locals.get("self")
-            for callback in getattr(owner, "callbacks", None) or ():
-                if getattr(callback, "model", None) is model:
-                    found[id(callback)] = callback
+        if frame.f_code.co_name == name:
+            yield frame
         frame = frame.f_back
-    return tuple(found.values()) or None
 
 
 def uses_train_function(model: keras.Model | None) -> bool:
@@ -320,12 +292,10 @@ def uses_train_function(model: keras.Model | None) -> bool:
     """
     if model is None or getattr(model, "train_function", None) is None:
         return False
-    frame = inspect.currentframe()
-    while frame is not None:
+    for frame in _frames_of("fit"):
         from_keras = str(frame.f_globals.get("__name__", "")).startswith("keras.")
-        if from_keras and frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model:
+        if from_keras and frame.f_locals.get("self") is model:
             return True
-        frame = frame.f_back
     history = getattr(model, "history", None)
     return any(callback is history for callback in running_callbacks(model) or ())
 
@@ -354,18 +324,11 @@ class AttentionParts:
 
 
 def attention_parts(layer: Any) -> AttentionParts:
-    """The parts of a built MultiHeadAttention or GroupedQueryAttention.
-
-    Raises:
-        KerasChangedError: one of them is gone.
-    """
+    """The parts of a built MultiHeadAttention or GroupedQueryAttention."""
     grouped = isinstance(layer, keras.layers.GroupQueryAttention)
     scale = "_inverse_sqrt_head_dim" if grouped else "_inverse_sqrt_key_dim"
     names = (*ATTENTION_PRODUCTS, "_dropout_layer", scale)
-    for name in names:
-        if not hasattr(layer, name):
-            raise KerasChangedError(f"{type(layer).__name__}.{name}")
-    return AttentionParts(*(getattr(layer, name) for name in names))
+    return AttentionParts(*(_needed(layer, name) for name in names))
 
 
 def wants_flash_attention(layer: Any) -> bool:

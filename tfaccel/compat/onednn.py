@@ -10,7 +10,7 @@ from the start runs them whatever was decided.
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -41,27 +41,23 @@ def missing() -> str | None:
     """Why this build has no such kernels that run; None if it has."""
     one = tf.ones((1, 1))
     try:
-        (found,) = call(_SAMPLE, (one, one), T=tf.float32)
-        right = found.numpy().item() == 1.0
+        right = call(_SAMPLE, (one, one), T=tf.float32).numpy().item() == 1.0
     # What fails where they are missing depends on what is: an op, a kernel, an instruction.
     except Exception as error:
         return f"this TensorFlow has no kernels of oneDNN's that run ({type(error).__name__})"
     return None if right else "this TensorFlow's kernels of oneDNN's are wrong"
 
 
-def call(
-    op: str, inputs: Sequence[Any], *, outputs: int = 1, **attributes: Any
-) -> tuple[tf.Tensor, ...]:
+def call(op: str, inputs: Sequence[Any], **attributes: Any) -> tf.Tensor:
     """Runs one of oneDNN's operations on float32, or makes it part of a graph.
 
     Args:
         op: its name, such as `"_MklNativeConv2D"`.
         inputs: its operands.
-        outputs: how many results it has, all of them float32.
         **attributes: its attributes: bools, floats, strings, dtypes, lists of ints.
 
     Returns:
-        The results. Their shapes may be unknown.
+        The result. Its shape may be unknown.
 
     Raises:
         ValueError: the build has no such operation, or not with these attributes.
@@ -70,27 +66,24 @@ def call(
     Source: https://uxlfoundation.github.io/oneDNN
 
     >>> if missing() is None:
-    ...     (product,) = call("_MklMatMul", (tf.ones((2, 3)), tf.ones((3, 2))), T=tf.float32)
+    ...     product = call("_MklMatMul", (tf.ones((2, 3)), tf.ones((3, 2))), T=tf.float32)
     ...     assert product.numpy().tolist() == [[3.0, 3.0], [3.0, 3.0]]
     """
     values = {name: _attribute(value) for name, value in attributes.items()}
     values["_kernel"] = _attribute(_LABEL)
 
-    def made(*tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def made(*tensors: tf.Tensor) -> tf.Tensor:
         graph = tf.compat.v1.get_default_graph()
         # Named for what it is: TensorFlow refuses the operation's own name for its underscore.
-        node = graph.create_op(op, tensors, [tf.float32] * outputs, name="onednn", attrs=values)
-        return tuple(node.outputs)
+        node = graph.create_op(op, tensors, [tf.float32], name="onednn", attrs=values)
+        return node.outputs[0]
 
     tensors = [tf.convert_to_tensor(value) for value in inputs]
-    run: Callable[..., Any] = made
-    if tf.executing_eagerly():
-        run = tf.function(made, autograph=False)
-    return tuple(run(*tensors))
+    run = tf.function(made, autograph=False) if tf.executing_eagerly() else made
+    return run(*tensors)
 
 
 def _attribute(value: Any) -> Any:
-    """As a message of TensorFlow's graphs."""
     message = tf.compat.v1.AttrValue()
     if isinstance(value, bool):
         message.b = value

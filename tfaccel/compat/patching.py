@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 _ABSENT = object()
@@ -70,6 +70,15 @@ def instance_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
             namespace.pop(name, None)
         else:
             namespace[name] = before
+
+
+@contextlib.contextmanager
+def instance_attributes(patches: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Several `instance_attribute`s, each an owner, a name and a value, entered in order."""
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(instance_attribute(*patch))
+        yield
 
 
 @contextlib.contextmanager

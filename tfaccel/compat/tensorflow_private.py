@@ -59,11 +59,7 @@ def nn_ops() -> ModuleType:
 
 
 def profiler_protobuf() -> ModuleType:
-    """The module with TensorFlow's classes for profiler traces.
-
-    Raises:
-        ImportError: this TensorFlow has none.
-    """
+    """The module with TensorFlow's classes for profiler traces; ImportError where there is none."""
     return importlib.import_module("tensorflow.tsl.profiler.protobuf.xplane_pb2")
 
 

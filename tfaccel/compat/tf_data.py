@@ -71,9 +71,7 @@ def lasting_effect(dataset: tf.data.Dataset) -> str:
 def effect(stage: Stage, allowed: Container[str] = ()) -> str:
     """Why iterating over one stage once more would change what comes after, or nothing.
 
-    Args:
-        stage: of a pipeline.
-        allowed: stateful operations that are known to be no cause.
+    Stateful operations that are `allowed` are known to be no cause.
     """
     ops = {op for op in stage.stateful_ops if op not in allowed}
     if stage.reshuffles:

@@ -15,8 +15,7 @@ _NOTHING = 0  # marks a free place of the table
 class Sizes:
     """The combinations of sizes that one step has met, counted while it runs.
 
-    Attributes:
-        count: how many there were; no more than one beyond `MOST_SIZES` is counted.
+    `count` is how many there were; no more than one beyond `MOST_SIZES` is counted.
     """
 
     def __init__(self) -> None:
@@ -29,11 +28,7 @@ class Sizes:
         return int(self.count.numpy()) > MOST_SIZES
 
     def note(self, shapes: list[tf.Tensor]) -> None:
-        """Counts the sizes of one step, if they are new.
-
-        Args:
-            shapes: of the tensors that count, int64 vectors.
-        """
+        """Counts the sizes of one step (int64 vectors: the shapes that count), if they are new."""
         if not shapes:
             return
         sizes = tf.concat(shapes, 0)

@@ -15,18 +15,21 @@ import tensorflow as tf
 
 def with_gradient(
     inputs: Sequence[tf.Tensor],
-    value: Callable[[], tf.Tensor],
-    gradient: Callable[[tf.Tensor], Sequence[tf.Tensor]],
-    plain: Callable[..., tf.Tensor],
-) -> tf.Tensor:
-    """`value()`, with one formula for its gradient and another for the gradients of that.
+    value: Callable[[], Any],
+    gradient: Callable[..., Any],
+    plain: Callable[..., tf.Tensor] | None = None,
+) -> Any:
+    """`value()`, with a formula for its gradient, and maybe another for the gradients of that.
+
+    The functions use the tensors `inputs` outside, so that a gradient of the gradient finds them.
 
     Args:
-        inputs: what is differentiated with respect to. The functions use these very tensors.
+        inputs: what is differentiated with respect to.
         value: computes the result.
         gradient: of the result's gradient, as those of the inputs.
         plain: of the inputs: the same result by ops whose derivatives of every order are to
-            be had. It is called only where a second derivative is taken.
+            be had. It is called only where a second derivative is taken. None where the
+            derivatives of what `gradient` runs are right.
 
     >>> x = tf.constant(3.0)
     >>> with tf.GradientTape() as tape:
@@ -36,23 +39,15 @@ def with_gradient(
     27.0
     """
 
-    # The functions use the tensors outside, not their arguments, so that a gradient of the
-    # gradient finds them.
-    @tf.custom_gradient
-    def run(*_: tf.Tensor) -> Any:
-        def first(dy: tf.Tensor) -> Any:
-            @tf.custom_gradient
-            def by_hand(*_: tf.Tensor) -> Any:
-                def second(*upstream: tf.Tensor) -> Any:
-                    return second_order(plain, inputs, [dy], upstream)
+    def first(dy: tf.Tensor) -> Any:
+        def second(*upstream: tf.Tensor) -> Any:
+            assert plain is not None
+            return second_order(plain, inputs, [dy], upstream)
 
-                return gradient(dy), second
+        return with_gradient([*inputs, dy], lambda: gradient(dy), second)
 
-            return by_hand(*inputs, dy)
-
-        return value(), first
-
-    return run(*inputs)
+    own = gradient if plain is None else first
+    return tf.custom_gradient(lambda *_: (value(), own))(*inputs)
 
 
 def second_order(

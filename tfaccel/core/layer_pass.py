@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from tfaccel.compat.patching import instance_attribute, set_attribute
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.plan import Pass
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Unsupported
 from tfaccel.core.workload import Workload
 
 
@@ -16,8 +17,9 @@ from tfaccel.core.workload import Workload
 class LayerPass(Pass, is_base=True):
     """A pass that replaces attributes of layers while a step is traced.
 
-    A subclass says which layers (`layers`) and what of them (`patches`). What keeps the pass
-    off a workload, and how layers are put back, follow from these.
+    A subclass says which layers (by their classes, `kinds` and `obstacle`, or by `layers`) and
+    what of them (`patches`). What keeps the pass off a workload, and how layers are put back,
+    follow from these.
 
     Example:
 
@@ -25,9 +27,7 @@ class LayerPass(Pass, is_base=True):
     ... class Doubled(tfaccel.core.layer_pass.LayerPass):
     ...     name = "doubled"
     ...     no_layer = "the model has no Dense layer"
-    ...
-    ...     def layers(self, workload):
-    ...         return ((x, None) for x in workload.layers if isinstance(x, keras.layers.Dense))
+    ...     kinds = (keras.layers.Dense,)
     ...
     ...     def patches(self, layer, context):
     ...         own = layer.call
@@ -36,10 +36,17 @@ class LayerPass(Pass, is_base=True):
 
     # Why a model in which `layers` finds none is refused.
     no_layer: ClassVar[str] = "the model has no layer that the pass could serve"
+    # The classes of layers that the pass looks at.
+    kinds: ClassVar[tuple[type, ...]] = ()
 
-    @abc.abstractmethod
     def layers(self, workload: Workload) -> Iterable[tuple[Any, Unsupported | None]]:
         """Each layer that the pass looks at, with what keeps the pass off it, or None."""
+        looked_at = (layer for layer in workload.layers if isinstance(layer, self.kinds))
+        return ((layer, self.obstacle(layer, workload)) for layer in looked_at)
+
+    def obstacle(self, layer: Any, workload: Workload) -> Unsupported | None:
+        """What keeps the pass off a layer of `kinds`, as far as it is known before a call."""
+        return None
 
     @abc.abstractmethod
     def patches(self, layer: Any, context: StepContext) -> Iterable[tuple[str, Any]]:

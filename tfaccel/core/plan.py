@@ -14,6 +14,7 @@ from tfaccel.compat.no_data import mended
 from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.measure.numerics import SIXTEEN_BITS
 from tfaccel.measure.timing import Clock
@@ -21,22 +22,6 @@ from tfaccel.system.json_files import parsed, replace_text, to_text
 
 _KNOWN_PASSES: dict[str, type["Pass"]] = {}
 SCHEMA = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Unsupported:
-    """Why a pass cannot serve a workload, and what the user could do about it.
-
-    Attributes:
-        cause: one clause that names the layer, argument or device in the way.
-        remedy: one clause that says what would let the pass in; may be empty.
-    """
-
-    cause: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.cause}; {self.remedy}" if self.remedy else self.cause
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +52,6 @@ class Pass(abc.ABC):
     tried_by_default: ClassVar[bool] = True
     # Whether the pass helps a plan that runs out of memory.
     saves_memory: ClassVar[bool] = False
-
     # Whether `prepare` needs a batch of the user's.
     needs_batch: ClassVar[bool] = False
 
@@ -127,11 +111,7 @@ class Pass(abc.ABC):
         return None
 
     def layers(self, workload: Workload) -> Iterable[tuple[Any, Unsupported | None]]:
-        """Each layer that the pass looks at, with what keeps the pass off it; for `explain`.
-
-        Yields:
-            The layer, and None where the pass serves it.
-        """
+        """Each layer that the pass looks at, with what keeps the pass off it, or None."""
         return ()
 
     def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:
@@ -250,10 +230,6 @@ class Plan:
         """How many steps may run in one call, where the logs of each are handed out later."""
         return max((item.steps_per_call for item in self.passes), default=1)
 
-    def with_pass(self, item: Pass) -> "Plan":
-        """This plan with `item` at its end, in place of a pass of the same name."""
-        return Plan((*self.without(item.name).passes, item))
-
     def without(self, name: str) -> "Plan":
         """This plan less the pass called `name`."""
         return Plan(tuple(item for item in self.passes if item.name != name))
@@ -328,11 +304,7 @@ class Plan:
 
 
 def suited_pass(name: str, workload: Workload) -> Pass:
-    """The pass called `name` as tuning tries it on a workload.
-
-    Raises:
-        ValueError: no pass has this name.
-    """
+    """The pass called `name` as tuning tries it on a workload; ValueError where there is none."""
     return _kind(name).suited(workload)
 
 
@@ -368,16 +340,15 @@ def as_plan(plan: "Plan | Sequence[str | Pass] | str | os.PathLike[str]") -> Pla
         return Plan()
     if isinstance(plan, str) and plan in _KNOWN_PASSES:
         raise ValueError(f"`plan` takes a list of pass names. Received: {plan!r}; write [{plan!r}]")
+    kinds = '"auto", "baseline", a Plan, a list of pass names, or the path of a saved plan'
     if isinstance(plan, str | os.PathLike):
         if not pathlib.Path(plan).is_file():
             raise ValueError(
-                '`plan` must be "auto", "baseline", a Plan, a list of pass names, or the path of '
-                f"a saved plan. Received: {str(plan)!r}, and there is no such file."
+                f"`plan` must be {kinds}. Received: {str(plan)!r}, and there is no such file."
             )
         return Plan.load(plan)
     if isinstance(plan, Sequence):
         return Plan(tuple(make_pass(p) if isinstance(p, str) else p for p in plan))
     raise TypeError(
-        '`plan` must be "auto", "baseline", a Plan, a list of pass names, or the path of a '
-        f"saved plan. Received: {reprlib.repr(plan)} (of type {type(plan).__name__})"
+        f"`plan` must be {kinds}. Received: {reprlib.repr(plan)} (of type {type(plan).__name__})"
     )

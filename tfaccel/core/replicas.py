@@ -9,11 +9,7 @@ from tfaccel.compat.tensorflow_private import part_of_replica
 
 
 def local_values(value: Any) -> tuple[Any, ...]:
-    """The value of each replica of this process; of anything else, itself alone.
-
-    Args:
-        value: a batch's tensor, a variable or a result, with or without a strategy.
-    """
+    """The value of each replica of this process; of what is not distributed, that alone."""
     if isinstance(value, tf.distribute.DistributedValues):
         return tuple(value.values)
     return (value,)

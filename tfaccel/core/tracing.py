@@ -50,12 +50,8 @@ def trace_forward(model: keras.Model, inputs: Any, training: bool = True) -> Any
 def trace_step(model: keras.Model, batch: Any) -> Any:
     """The graph of one `train_step`, as `trace_forward` has it of a forward pass.
 
-    For models with a step of their own, which may call their parts otherwise than `call`
-    does, or have no `call`.
-
-    Args:
-        model: built, and its optimizers too.
-        batch: what the step is given, of what `trace_forward` takes.
+    For models with a step of their own, which may call their parts otherwise than `call` does, or
+    have no `call`. The model is built, and its optimizers too.
 
     Raises:
         UntraceableError: as in `trace_forward`.
@@ -86,7 +82,6 @@ def _no_variables(*args: Any, **kwargs: Any) -> Any:
 
 
 def _parts(model: keras.Model) -> list[Any]:
-    """All that a step calls, once each."""
     found: list[Any] = list(keras_private.flatten_layers(model))
     for optimizer in Workload(model).optimizers:
         found += keras_private.flatten_optimizers(optimizer)

@@ -134,12 +134,7 @@ def batch_size(batch: Any) -> int:
 
 
 def global_batch_size(batch: Any, strategy: tf.distribute.Strategy | None) -> int:
-    """The number of samples in a batch of all replicas; those elsewhere are taken to be alike.
-
-    Args:
-        batch: as an iterator gave it to this process.
-        strategy: what it was distributed by, if it was.
-    """
+    """The number of samples in a batch of all replicas; those elsewhere are taken to be alike."""
     replicas = 1 if strategy is None else strategy.num_replicas_in_sync
     here = local_batches(batch)
     return round(sum(map(_samples, here)) * max(1, replicas / len(here)))
@@ -161,10 +156,9 @@ def varies(spec: Any) -> bool:
 
 
 def sizes_vary(seen: Collection[Any]) -> bool:
-    """Whether batches come in many sizes, as far as the first ones show it.
+    """Whether batches come in many sizes, as the `shapes` of the first ones show it.
 
-    Args:
-        seen: their `shapes`. Two are as usual: the last batch of an epoch is a smaller one.
+    Two are as usual: the last batch of an epoch is a smaller one.
     """
     return len(set(seen)) > _USUAL_SIZES
 

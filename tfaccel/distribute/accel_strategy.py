@@ -1,8 +1,9 @@
 """AccelStrategy: the distribution strategy that suits where the training runs."""
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -17,11 +18,21 @@ from tfaccel.distribute.defaults import (
     model_defaults,
     policy_name,
 )
-from tfaccel.distribute.gpu_memory import GpuMemory
+from tfaccel.distribute.gpu_memory import check_memory, set_up_gpus
 from tfaccel.distribute.multi_worker import MultiWorker
-from tfaccel.distribute.sharding import check_policy_name, sharded_by
-from tfaccel.system.arguments import positive
+from tfaccel.distribute.splitting import POLICIES, sharded_by
+from tfaccel.system.arguments import one_of, positive
 from tfaccel.system.device import current_device
+
+
+def _handed_on(name: str) -> Any:
+    """A method of a strategy that the one behind an `AccelStrategy` runs."""
+
+    @functools.wraps(getattr(tf.distribute.Strategy, name))
+    def method(self: "AccelStrategy", *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.strategy, name)(*args, **kwargs)
+
+    return method
 
 
 class AccelStrategy(tf.distribute.Strategy):
@@ -98,20 +109,18 @@ class AccelStrategy(tf.distribute.Strategy):
         check_dtype_policy(mixed_precision)
         self._data_format = image_format(data_format)
         check_jit_compile(jit_compile)
-        check_policy_name(auto_shard_policy)
-        memory = GpuMemory(memory_growth, memory_limit_bytes)
+        self._auto_shard_policy = one_of("auto_shard_policy", auto_shard_policy, POLICIES)
+        check_memory(memory_growth, memory_limit_bytes)
         given = isinstance(strategy, tf.distribute.Strategy)
         # Before choosing, which may start GPUs. Who made a strategy has started them.
         if not given or memory_limit_bytes is not None:
-            memory.set_up()
+            set_up_gpus(memory_growth, memory_limit_bytes)
         inner = strategy.strategy if isinstance(strategy, AccelStrategy) else strategy
-        chosen = choice.choose(inner, os.environ)
-        super().__init__(chosen.strategy.extended)
-        self.strategy: tf.distribute.Strategy = chosen.strategy
-        self.reason = chosen.reason
+        chosen, self.reason = choice.choose(inner, os.environ)
+        super().__init__(chosen.extended)
+        self.strategy: tf.distribute.Strategy = chosen
         self.jit_compile = jit_compile
         self._mixed_precision = mixed_precision
-        self._auto_shard_policy = auto_shard_policy
         self._paths = CheckpointPaths(
             self.strategy if isinstance(self.strategy, MultiWorker) else None
         )
@@ -193,26 +202,15 @@ class AccelStrategy(tf.distribute.Strategy):
         """
         return self._paths.backup_dir(os.fspath(path))
 
-    def run(self, fn: Callable[..., Any], args: Any = (), kwargs: Any = None, options: Any = None):
-        return self.strategy.run(fn, args, kwargs, options)
-
-    def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
-        return self.strategy.reduce(reduce_op, value, axis)
-
-    def gather(self, value: Any, axis: int) -> Any:
-        return self.strategy.gather(value, axis)
-
-    def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
-        return self.strategy.experimental_distribute_dataset(dataset, options)
-
-    def distribute_datasets_from_function(self, dataset_fn: Any, options: Any = None) -> Any:
-        return self.strategy.distribute_datasets_from_function(dataset_fn, options)
-
-    def experimental_local_results(self, value: Any) -> Any:
-        return self.strategy.experimental_local_results(value)
-
-    def experimental_distribute_values_from_function(self, value_fn: Any) -> Any:
-        return self.strategy.experimental_distribute_values_from_function(value_fn)
+    run = _handed_on("run")
+    reduce = _handed_on("reduce")
+    gather = _handed_on("gather")
+    experimental_distribute_dataset = _handed_on("experimental_distribute_dataset")
+    distribute_datasets_from_function = _handed_on("distribute_datasets_from_function")
+    experimental_local_results = _handed_on("experimental_local_results")
+    experimental_distribute_values_from_function = _handed_on(
+        "experimental_distribute_values_from_function"
+    )
 
     @property
     def cluster_resolver(self) -> Any:

@@ -31,13 +31,10 @@ class CheckpointPaths:
         return str(_new_folder() / pathlib.PurePath(path).name)
 
     def backup_dir(self, path: str) -> str:
-        """As `filepath`, for a folder to resume from: it holds what the chief's holds.
+        """As `filepath`, for a folder to resume from: it holds what the chief's holds, if anything.
 
-        The chief's files travel through the cluster, so no file system need be shared.
-        All workers must call it together.
-
-        Args:
-            path: the folder; it need not exist.
+        The chief's files travel through the cluster, so no file system need be shared. All workers
+        must call it together.
         """
         if self._workers is None:
             return path

@@ -1,6 +1,5 @@
 """Which `tf.distribute` strategy: by name, by instance, or by looking around."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -14,32 +13,19 @@ from tfaccel.distribute.replicas import Mirrored
 NAMES = ("auto", "default", "one_device", "mirrored", "multi_worker")
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """A strategy, and why it was chosen.
-
-    Attributes:
-        strategy: a `tf.distribute.Strategy`.
-        reason: in words.
-    """
-
-    strategy: Any
-    reason: str
+# A `tf.distribute.Strategy`, and why it was chosen, in words.
+Choice = tuple[Any, str]
 
 
 def choose(strategy: Any, environ: Mapping[str, str]) -> Choice:
-    """The strategy that a name, an instance or `"auto"` stands for.
-
-    Args:
-        strategy: as `AccelStrategy` has it.
-        environ: the environment variables.
+    """The strategy that a name, an instance or `"auto"` stands for, by the environment variables.
 
     Raises:
         ValueError: if it is none of the names, or a strategy that can't train.
         RuntimeError: if it is too late to start a cluster.
     """
     if isinstance(strategy, tf.distribute.Strategy):
-        return Choice(_usable(strategy), "it was given")
+        return _usable(strategy), "it was given"
     if not isinstance(strategy, str) or strategy not in NAMES:
         raise ValueError(
             f"strategy must be a tf.distribute.Strategy or one of {', '.join(map(repr, NAMES))}. "
@@ -51,26 +37,24 @@ def choose(strategy: Any, environ: Mapping[str, str]) -> Choice:
 def _auto(environ: Mapping[str, str]) -> Choice:
     cluster = find_cluster(environ)
     if cluster is not None:
-        return Choice(
-            _multi_worker(cluster),
-            f"{cluster.source} names {cluster.num_workers} workers; this is {cluster.task}",
-        )
+        workers = f"{cluster.num_workers} workers; this is {cluster.task}"
+        return _multi_worker(cluster), f"{cluster.source} names {workers}"
     devices = local_devices()
     if len(devices) > 1:
-        return Choice(_mirrored(devices), f"TensorFlow sees {', '.join(devices)}")
-    return Choice(tf.distribute.get_strategy(), f"TensorFlow sees {devices[0]} only")
+        return _mirrored(devices), f"TensorFlow sees {', '.join(devices)}"
+    return tf.distribute.get_strategy(), f"TensorFlow sees {devices[0]} only"
 
 
 def _named(name: str, environ: Mapping[str, str]) -> Choice:
     reason = f"{name!r} was asked for"
     if name == "default":
-        return Choice(tf.distribute.get_strategy(), reason)
+        return tf.distribute.get_strategy(), reason
     if name == "multi_worker":
-        return Choice(_multi_worker(find_cluster(environ)), reason)
+        return _multi_worker(find_cluster(environ)), reason
     devices = local_devices()
     if name == "one_device":
-        return Choice(tf.distribute.OneDeviceStrategy(devices[0]), reason)
-    return Choice(_mirrored(devices), reason)
+        return tf.distribute.OneDeviceStrategy(devices[0]), reason
+    return _mirrored(devices), reason
 
 
 @functools.cache

@@ -36,15 +36,9 @@ class Cluster:
 
 
 def find_cluster(environ: Mapping[str, str]) -> Cluster | None:
-    """The cluster that the environment tells of; None without one, or alone in it.
+    """The cluster that environment variables tell of; None without one, or alone in it.
 
-    TF_CONFIG comes before Slurm, as who sets it means it.
-
-    Args:
-        environ: the environment variables.
-
-    Raises:
-        ValueError: if TF_CONFIG isn't what TensorFlow reads.
+    TF_CONFIG comes before Slurm, as who sets it means it. ValueError if TensorFlow can't read it.
     """
     if environ.get("TF_CONFIG", "").strip():
         return _from_tf_config(environ["TF_CONFIG"])
@@ -116,11 +110,8 @@ def _from_slurm(environ: Mapping[str, str]) -> Cluster:
 def local_devices(config: Any = tf.config) -> tuple[str, ...]:
     """The devices that this process may train on, such as `("GPU:0", "GPU:1")`.
 
-    Logical devices count where they were configured (CPUs too), and nothing is
-    started: TensorFlow's own list would start the GPUs.
-
-    Args:
-        config: `tf.config`, or what stands for it in a test.
+    Logical devices count where they were configured (CPUs too), and nothing is started:
+    TensorFlow's own list would start the GPUs.
     """
     for kind in ("GPU", "CPU"):
         count = sum(

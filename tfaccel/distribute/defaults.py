@@ -7,10 +7,10 @@ from typing import Any
 
 import keras
 
+from tfaccel.system.arguments import one_of
 from tfaccel.system.device import Device
 
 _SHORT_NAMES = {"bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
-_FORMATS = ("auto", "channels_last", "channels_first")
 
 
 def policy_name(mixed_precision: Any, device: Device) -> str | None:
@@ -49,7 +49,7 @@ def check_dtype_policy(mixed_precision: Any) -> None:
         keras.dtype_policies.DTypePolicy(_SHORT_NAMES.get(mixed_precision, mixed_precision))
     except ValueError as error:
         raise ValueError(
-            'mixed_precision must be "auto", False, "bfloat16", "float16" or the name of a '
+            '`mixed_precision` must be "auto", False, "bfloat16", "float16" or the name of a '
             f"Keras dtype policy. Received: {mixed_precision!r}"
         ) from error
 
@@ -57,20 +57,15 @@ def check_dtype_policy(mixed_precision: Any) -> None:
 def check_jit_compile(jit_compile: Any) -> None:
     """Raises ValueError for what can't be Keras's `jit_compile`."""
     if not (jit_compile == "auto" or isinstance(jit_compile, bool)):
-        raise ValueError(f'jit_compile must be "auto", True or False. Received: {jit_compile!r}')
+        raise ValueError(f'`jit_compile` must be "auto", True or False. Received: {jit_compile!r}')
 
 
 def check_xla(jit_compile: Any, num_replicas: int, device: Device) -> None:
-    """Says why XLA and several replicas don't go together.
-
-    Args:
-        jit_compile: `"auto"`, True or False.
-        num_replicas: of all workers together.
-        device: what the replicas are.
+    """Says why XLA and several replicas (of all workers together) don't go together.
 
     Raises:
-        ValueError: for XLA with several replicas on CPUs, where it always fails. On
-            GPUs it is a warning.
+        ValueError: for XLA with several replicas on CPUs, where it always fails. On GPUs it is a
+            warning.
     """
     if jit_compile is not True or num_replicas == 1:
         return
@@ -86,38 +81,22 @@ def check_xla(jit_compile: Any, num_replicas: int, device: Device) -> None:
 
 
 def image_format(data_format: Any) -> str | None:
-    """The image data format that new layers get; None for Keras's own.
+    """The image data format that new layers get; None, for `False`, is Keras's own.
 
-    `"auto"` is channels-last: the only one that TensorFlow convolves on a CPU, and the
-    faster one in 16 bits on a GPU.
-
-    Args:
-        data_format: `"auto"`, `"channels_last"`, `"channels_first"` or False.
-
-    Raises:
-        ValueError: if it is none of these.
+    `"auto"` is channels-last: the only one that TensorFlow convolves on a CPU, and the faster one
+    in 16 bits on a GPU. ValueError for what is no format.
 
     Source: https://docs.nvidia.com/deeplearning/performance/dl-performance-convolutional/
     """
     if data_format is False:
         return None
-    if data_format not in _FORMATS:
-        raise ValueError(
-            'data_format must be "auto", "channels_last", "channels_first" or False. '
-            f"Received: {data_format!r}"
-        )
+    one_of("data_format", data_format, ("auto", "channels_last", "channels_first", False))
     return "channels_last" if data_format == "auto" else data_format
 
 
 @contextlib.contextmanager
 def model_defaults(policy: str | None, data_format: str | None) -> Iterator[None]:
-    """Sets what new models get; the settings are what they were on leaving.
-
-    Args:
-        policy: the name of a dtype policy; None leaves it.
-        data_format: `"channels_last"` or `"channels_first"`; None leaves it.
-
-    Example:
+    """Sets what new models get, where it is not None; the settings are what they were on leaving.
 
     >>> from tfaccel.distribute.defaults import model_defaults
     >>> with model_defaults("mixed_bfloat16", None):

@@ -82,11 +82,7 @@ class MultiWorker(SynchronizedReplicas, tf.distribute.MultiWorkerMirroredStrateg
         return len(resolver.cluster_spec().as_dict().get("chief", ())) + resolver.task_id
 
     def share_bytes(self, data: bytes) -> bytes:
-        """The chief's bytes, on every worker. All workers must call it together.
-
-        Args:
-            data: what the chief shares; of no matter on the others.
-        """
+        """The chief's bytes, on every worker. All must call it together, others with any."""
         size = int(self._from_chief(np.array([len(data)], np.int32))[0])
         if size == 0:
             return b""  # TensorFlow crashes on a reduction of nothing.
@@ -98,11 +94,7 @@ class MultiWorker(SynchronizedReplicas, tf.distribute.MultiWorkerMirroredStrateg
         return b"".join(self._from_chief(chunk).tobytes() for chunk in chunks)[:size]
 
     def share_number(self, number: float) -> float:
-        """The chief's number, to the last bit, on every worker, all together.
-
-        Args:
-            number: what the chief shares; of no matter on the others.
-        """
+        """The chief's number, to the last bit, on every worker, all together."""
         halves = np.array([number], np.float64).view(np.int32)
         return float(self._from_chief(halves).view(np.float64)[0])
 

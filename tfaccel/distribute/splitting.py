@@ -1,9 +1,46 @@
-"""Splitting global batches evenly over the replicas of all workers."""
+"""How workers and replicas divide a dataset: by auto-shard policies, and batch by batch."""
 
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from tfaccel.system.arguments import one_of
+
+POLICIES = ("auto", "data", "file", "off")
+
+
+def sharded_by(dataset: Any, policy: str) -> tf.data.Dataset:
+    """The dataset with a policy in its options; `"auto"` leaves those it has.
+
+    Raises:
+        TypeError: if `dataset` isn't a `tf.data.Dataset`, or was distributed before.
+        ValueError: if its elements aren't batches, or `policy` is not in `POLICIES`.
+
+    Source: https://www.tensorflow.org/tutorials/distribute/input#sharding
+    """
+    one_of("auto_shard_policy", policy, POLICIES)
+    _check_dataset(dataset)
+    if policy == "auto":
+        return dataset
+    options = tf.data.Options()
+    named = getattr(tf.data.experimental.AutoShardPolicy, policy.upper())
+    options.experimental_distribute.auto_shard_policy = named
+    return dataset.with_options(options)
+
+
+def _check_dataset(dataset: Any) -> None:
+    if isinstance(dataset, tf.distribute.DistributedDataset):
+        raise TypeError("dataset must be a tf.data.Dataset. Received one that is distributed.")
+    if not isinstance(dataset, tf.data.Dataset):
+        raise TypeError(f"dataset must be a tf.data.Dataset. Received: {type(dataset).__name__}")
+    for spec in tf.nest.flatten(dataset.element_spec):
+        if getattr(spec, "shape", None) is not None and spec.shape.rank == 0:
+            raise ValueError(
+                "dataset must consist of batches: batch it by "
+                "`dataset.batch(strategy.global_batch_size(n))`. "
+                f"Received elements of {dataset.element_spec}"
+            )
 
 
 def can_split(dataset: tf.data.Dataset) -> bool:

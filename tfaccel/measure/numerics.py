@@ -28,8 +28,8 @@ mistake of a plan.
 hyperparameters: fused ops take Adam's 1 - 0.999 in float32, which is 1.3e-5 off.
 Hence 1e-4 for the relative error of new weights and slots.
 
-**Outputs.** Predictions are compared output by output. A loss is a mean over a batch, an output
-is not, so in 16 bits it may be off by a little more; in float32 rounding is all there is.
+**Outputs.** A loss is a mean over a batch, an output of a prediction is not, so in 16 bits it may
+be off by a little more; in float32 rounding is all there is.
 
 **Zero gradients.** Some exact gradients are zero (a bias before
 BatchNormalization, the key bias of attention): what either side computes is
@@ -84,8 +84,8 @@ TOLERANCES: Mapping[str, Tolerance] = {
 }
 # What training would not notice: see above.
 NOTICED = Tolerance(0.25, variable=0.6, cosine=0.8, loss=3e-2, state=5e-2, output=5e-2)
-
-
+# The relative errors of a step that the net's own may widen, and that one number stands for.
+_RELATIVE = ("gradient", "variable", "loss", "state", "output")
 # How much further than the untouched step from itself a plan may be: where that is far, and
 # where it is rounding.
 _LUCKY, _LIKELY = 1.5, 4.0
@@ -117,13 +117,7 @@ def as_tolerance(tolerance: "Tolerance | float | None", compute_dtype: str) -> T
     if not 0 < tolerance < float("inf"):
         raise ValueError(f"`tolerance` must be positive and finite. Received: {tolerance!r}")
     return dataclasses.replace(
-        usual,
-        gradient=tolerance,
-        variable=tolerance,
-        cosine=1 - tolerance**2,
-        loss=tolerance,
-        state=tolerance,
-        output=tolerance,
+        usual, cosine=1 - tolerance**2, **dict.fromkeys(_RELATIVE, float(tolerance))
     )
 
 
@@ -132,8 +126,7 @@ class Drift:
     """The differences that were found; every number is relative and unitless.
 
     Attributes:
-        gradient, variable, cosine, loss, update, state, output: as in `Tolerance`, the
-            worst that was seen.
+        gradient, variable, cosine, loss, update, state, output: as in `Tolerance`, the worst.
         finite: whether everything the candidate computed is finite.
         worst: the name of the variable behind `variable`, or of the output behind `output`.
     """
@@ -170,15 +163,13 @@ class Drift:
 def widened(tolerance: Tolerance, own: Drift) -> Tolerance:
     """The tolerance for a step that is random, or that amplifies rounding.
 
-    A plan may draw other random numbers than the untouched step, and rounds
-    otherwise. Where a layer of the user's own is random, or the net amplifies
-    rounding, the plan must be as close to the untouched step as that is to itself
-    under another seed and another rounding, with half as much again for luck.
+    A plan may draw other random numbers than the untouched step, and rounds otherwise. Where
+    that shows, the plan must be as close to the untouched step as that is to itself under
+    another seed and another rounding, with half as much again for luck.
 
-    As long as that is noise that training would not notice (16 bits make as much),
-    four times are allowed: other weights are one rounding of many. ResNet50's gradient in
-    float32 is 2 % off that in float64, its own drift is 1 %, and plans that are as close
-    to float64 as Keras is were 0.3 to 2.7 % off Keras. What is wrong is off by more.
+    As long as that is noise that training would not notice (16 bits make as much), four
+    times are allowed: other weights are one rounding of many. ResNet50's gradient in float32
+    is 2 % off that in float64, its own drift is 1 %, and faithful plans were 0.3 to 2.7 % off.
 
     Args:
         tolerance: for a step without randomness, that amplifies little.
@@ -193,15 +184,8 @@ def widened(tolerance: Tolerance, own: Drift) -> Tolerance:
     # The cosine falls with the square of the error.
     apart = 1 - own.cosine
     likely = min(_LIKELY**2 * apart, 1 - NOTICED.cosine)
-    return dataclasses.replace(
-        tolerance,
-        gradient=room("gradient"),
-        variable=room("variable"),
-        cosine=min(tolerance.cosine, 1 - max(_LUCKY * apart, likely)),
-        loss=room("loss"),
-        state=room("state"),
-        output=room("output"),
-    )
+    cosine = min(tolerance.cosine, 1 - max(_LUCKY * apart, likely))
+    return dataclasses.replace(tolerance, cosine=cosine, **{n: room(n) for n in _RELATIVE})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,11 +220,10 @@ class Observation:
 
 def compare(reference: Observation, candidate: Observation) -> Drift:
     """The candidate's drift from the reference, worst case over everything observed."""
-    same_counters = all(
-        np.array_equal(value, candidate.counters[name])
-        for name, value in reference.counters.items()
-    )
+    counters = reference.counters.items()
+    same_counters = all(np.array_equal(value, candidate.counters[name]) for name, value in counters)
     relative, cosine, worst = _per_variable(reference, candidate)
+    pairs = (reference.losses, candidate.losses), (reference.gradients, candidate.gradients)
     return Drift(
         gradient=_overall(reference.gradients, candidate.gradients),
         variable=relative,
@@ -248,8 +231,7 @@ def compare(reference: Observation, candidate: Observation) -> Drift:
         loss=_largest(reference.losses, candidate.losses),
         update=_largest_update(reference, candidate) if same_counters else float("inf"),
         state=_largest_state(reference, candidate),
-        finite=_as_finite(reference.losses, candidate.losses)
-        and _as_finite(reference.gradients, candidate.gradients),
+        finite=all(finite_where(a[name], b[name]) for a, b in pairs for name in a),
         worst=worst,
     )
 
@@ -263,27 +245,23 @@ def relative_error(reference: np.ndarray, candidate: np.ndarray, floor: float = 
     usable = np.isfinite(a)
     if not np.array_equal(usable, np.isfinite(b)):
         return float("inf")
-    difference = float(np.linalg.norm(a[usable] - b[usable]))
-    scale = max(float(np.linalg.norm(a[usable])), floor)
+    difference = _norm(a[usable] - b[usable])
+    scale = max(_norm(a[usable]), floor)
     return 0.0 if difference == 0.0 else difference / scale if scale else float("inf")
 
 
-def _as_finite(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> bool:
-    """Whether the candidate is finite wherever the reference is."""
-    return all(finite_where(value, candidate[name]) for name, value in reference.items())
+def _norm(array: np.ndarray) -> float:
+    return float(np.linalg.norm(np.asarray(array, np.float64)))
 
 
 def _overall(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> float:
-    if not reference:
-        return 0.0
-    names = list(reference)
-    return relative_error(
-        _joined([reference[name] for name in names]), _joined([candidate[name] for name in names])
-    )
+    others = [candidate[name] for name in reference]
+    return relative_error(_joined(list(reference.values())), _joined(others))
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.asarray(array, np.float64).ravel() for array in arrays])
+    flat = (np.asarray(array, np.float64).ravel() for array in arrays)
+    return np.concatenate([np.zeros(0), *flat])
 
 
 def _largest(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> float:
@@ -292,17 +270,11 @@ def _largest(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.nda
 
 def _largest_update(reference: Observation, candidate: Observation) -> float:
     """The worst error of a new value, relative to the value or, if larger, to the change."""
-    return max(
-        (
-            relative_error(
-                value - reference.before[name],
-                candidate.trained[name] - candidate.before[name],
-                floor=float(np.linalg.norm(np.asarray(value, np.float64))),
-            )
-            for name, value in reference.trained.items()
-        ),
-        default=0.0,
-    )
+    errors = [0.0]
+    for name, value in reference.trained.items():
+        added = candidate.trained[name] - candidate.before[name]
+        errors.append(relative_error(value - reference.before[name], added, _norm(value)))
+    return max(errors)
 
 
 def _per_variable(reference: Observation, candidate: Observation) -> tuple[float, float, str]:
@@ -314,21 +286,17 @@ def _per_variable(reference: Observation, candidate: Observation) -> tuple[float
         error = relative_error(value, candidate.gradients[name], floor)
         if error > largest:
             largest, worst = error, name
-        if float(np.linalg.norm(np.asarray(value, np.float64))) >= 0.5 * floor:
+        if _norm(value) >= 0.5 * floor:
             smallest = min(smallest, _cosine(value, candidate.gradients[name]))
     return largest, smallest, worst
 
 
 def _largest_state(reference: Observation, candidate: Observation) -> float:
-    """The worst error of what is added to a layer's state."""
-    before, after, scales = changes(reference), changes(candidate), state_scales(reference)
-    errors = []
-    for name, change in before.items():
-        apart = float(np.linalg.norm(np.nan_to_num(after[name] - change)))
-        rounding = rounding_of(reference.state[name])
-        error = relative_error(change, after[name], scales[name])
-        errors.append(0.0 if apart <= rounding else error)
-    return max(errors, default=0.0)
+    after, scales, errors = changes(candidate), state_scales(reference), [0.0]
+    for name, change in changes(reference).items():
+        if _norm(np.nan_to_num(after[name] - change)) > rounding_of(reference.state[name]):
+            errors.append(relative_error(change, after[name], scales[name]))
+    return max(errors)
 
 
 def state_scales(reference: Observation) -> dict[str, float]:
@@ -339,9 +307,7 @@ def state_scales(reference: Observation) -> dict[str, float]:
     added = changes(reference)
     least = floors(added)
     return {
-        name: max(
-            float(np.linalg.norm(np.nan_to_num(change))), 0.1 * least[name] * change.size**0.5
-        )
+        name: max(_norm(np.nan_to_num(change)), 0.1 * least[name] * change.size**0.5)
         for name, change in added.items()
     }
 
@@ -357,30 +323,22 @@ def changes(observation: Observation) -> dict[str, np.ndarray]:
 def rounding_of(value: np.ndarray) -> float:
     """The norm of what rounding may do to a stored array in an update or two."""
     kind = value.dtype if value.dtype.kind == "f" else np.dtype(np.float32)
-    size = float(np.linalg.norm(np.nan_to_num(np.asarray(value, np.float64))))
-    return 4 * float(np.finfo(kind).eps) * size
+    return 4 * float(np.finfo(kind).eps) * _norm(np.nan_to_num(np.asarray(value, np.float64)))
 
 
 def floors(values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """For each variable the root mean square that its error is measured against, at least.
-
-    Args:
-        values: by name of variable, `"layer/variable"`.
-    """
-    layers: dict[str, list[np.ndarray]] = {}
+    """For each `"layer/variable"` the root mean square that its error is measured against."""
+    layer_of = {name: name.rpartition("/")[0] for name in values}
+    members: dict[str, list[np.ndarray]] = {}
     for name, value in values.items():
-        layers.setdefault(_layer(name), []).append(value)
-    by_layer = {layer: _root_mean_square(members) for layer, members in layers.items()}
+        members.setdefault(layer_of[name], []).append(value)
+    by_layer = {layer: _root_mean_square(arrays) for layer, arrays in members.items()}
     least = 1e-3 * _root_mean_square(list(values.values()))
-    return {name: max(by_layer[_layer(name)], least) for name in values}
-
-
-def _layer(name: str) -> str:
-    return name.rpartition("/")[0]
+    return {name: max(by_layer[layer_of[name]], least) for name in values}
 
 
 def _root_mean_square(arrays: Sequence[np.ndarray]) -> float:
-    joined = _joined(arrays) if arrays else np.zeros(0)
+    joined = _joined(arrays)
     finite = joined[np.isfinite(joined)]
     return float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
 
@@ -388,6 +346,6 @@ def _root_mean_square(arrays: Sequence[np.ndarray]) -> float:
 def _cosine(reference: np.ndarray, candidate: np.ndarray) -> float:
     a, b = _joined([reference]), _joined([candidate])
     norms = np.linalg.norm(a) * np.linalg.norm(b)
-    if not np.isfinite(norms):
-        return 1.0 if np.array_equal(a, b, equal_nan=True) else -1.0
-    return float(np.dot(a, b) / norms) if norms else 1.0
+    if not norms or np.array_equal(a, b, equal_nan=True):
+        return 1.0
+    return float(np.dot(a, b) / norms) if np.isfinite(norms) else -1.0

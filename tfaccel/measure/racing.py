@@ -103,7 +103,6 @@ def race(
     clock: Clock,
     deadline: float = math.inf,
     *,
-    looks: Sequence[int] = LOOKS,
     fewest: int = FEWEST,
     expected_seconds: float = 0.0,
 ) -> Race:
@@ -113,14 +112,13 @@ def race(
         baseline, candidate: the steps.
         clock: seconds.
         deadline: the clock's value at which all should have ended.
-        looks: numbers of pairs at which it may be decided.
         fewest: pairs that are made whatever the deadline is.
         expected_seconds: what a pair is expected to take before any was made.
 
     Returns:
         The race, as far as it came.
     """
-    found = Race(looks, expected_seconds)
+    found = Race(LOOKS, expected_seconds)
     while not found.is_decided:
         if found.pairs >= fewest and not found.fits(clock, deadline):
             break
@@ -143,8 +141,7 @@ def first_look(
     Args:
         usual_seconds: what the baseline took so far; 0 where that is not known.
         baseline_seconds, candidate_seconds: each runs its side, and tells what that took.
-        clock: seconds.
-        deadline: the clock's value at which all should have ended.
+        clock, deadline: seconds, and when all should have ended.
 
     Returns:
         The baseline's slowest and the candidate's fastest; `seems_hopeless` says what follows.

@@ -20,11 +20,8 @@ def terminal_table(
 ) -> rich.table.Table:
     """A table for a terminal; words fold where it is narrow, numbers don't.
 
-    Args:
-        headings: one a column.
-        rows: cells, as many as headings. They are text: brackets mean nothing.
-        numbers: the headings of the columns that are set flush right.
-        bold: the indices of the rows that stand out.
+    Cells are text: brackets mean nothing. Columns whose headings are in `numbers` are set flush
+    right, rows whose indices are in `bold` stand out.
     """
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for place, heading in enumerate(headings):

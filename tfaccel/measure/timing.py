@@ -54,18 +54,15 @@ def timed(step: Step, clock: Clock) -> float:
     return clock() - start
 
 
-def median_interval(
-    values: Sequence[float], confidence: float = CONFIDENCE
-) -> tuple[float, float, float]:
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """The median with an interval that covers it, whatever the distribution.
 
     The interval is made of two order statistics: the number of values below the
     true median is binomial(n, 1/2). It is the narrowest symmetric pair that
-    reaches `confidence`, or the whole range where none does.
+    reaches `CONFIDENCE`, or the whole range where none does.
 
     Args:
         values: at least one value.
-        confidence: the probability that the interval should cover the median.
 
     Returns:
         The median, the low end, the high end.
@@ -80,7 +77,7 @@ def median_interval(
     ways, below, cut = 1, 0, 0  # of `count` values, to have `rank` below the true median
     for rank in range(count // 2):
         below += ways
-        if 2 * below > (1 - confidence) * 2**count:
+        if 2 * below > (1 - CONFIDENCE) * 2**count:
             break
         cut, ways = rank, ways * (count - rank) // (rank + 1)
     return statistics.median(ordered), ordered[cut], ordered[count - 1 - cut]

@@ -9,11 +9,11 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 
 from tfaccel.core.compiled_sizes import note
+from tfaccel.core.derivatives import with_gradient
 
 Function = Callable[..., tf.Tensor]
 
@@ -47,22 +47,19 @@ class ActivationFormula:
         compiled = jit_compile and known
         forward, backward = _functions(self, compiled)
 
-        # The gradient uses the tensor outside, so that a gradient of it finds it.
-        @tf.custom_gradient
-        def run(_: tf.Tensor) -> Any:
-            if compiled:
-                note(x)
-            return forward(x), lambda dy: backward(x, dy)
-
-        return run(x)
+        if compiled:
+            note(x)
+        return with_gradient([x], lambda: forward(x), lambda dy: backward(x, dy))
 
 
 @functools.cache
 def _functions(formula: ActivationFormula, jit_compile: bool) -> tuple[Function, Function]:
     def forward(x: tf.Tensor) -> tf.Tensor:
+        """`f(x)`."""
         return tf.cast(formula.value(_wide(x)), x.dtype)
 
     def backward(x: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
+        """`f'(x) dy`."""
         return tf.cast(formula.derivative(_wide(x)) * _wide(dy), x.dtype)
 
     if not jit_compile:

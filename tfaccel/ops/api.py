@@ -238,10 +238,7 @@ def matmul(
 def measured(spec: CallSpec) -> Kernel:
     """The kernel that measuring chose for a call; TensorFlow's where nothing was measured."""
     ranking = Store.at().ranking(spec)
-    own = reference(spec.op, spec.direction)
-    kernel = own if ranking is None else ranking.kernel()
-    # What won for known sizes may refuse where they are not known.
-    return kernel if kernel.unsupported(spec) is None else own
+    return reference(spec.op, spec.direction) if ranking is None else ranking.kernel_for(spec)
 
 
 def convolve(
@@ -278,16 +275,9 @@ def convolve(
         x = tf.transpose(x, _moved(x.shape.rank, 1, -1))
     if op == "conv1d" and padding == "causal":
         x, padding = _causal(x, filters, dilation_rate), "valid"
-    spec = convolution_spec(
-        op,
-        x.shape,
-        filters.shape,
-        dtype,
-        strides=strides,
-        padding=padding,
-        dilation_rate=dilation_rate,
-        groups=groups,
-    )
+    more = {"dilation_rate": dilation_rate, "groups": groups}
+    shapes = x.shape, filters.shape
+    spec = convolution_spec(op, *shapes, dtype, strides=strides, padding=padding, **more)
     y = _finished(product(spec, x, filters, choose), bias, None)
     if first:
         # A GPU's layout optimizer cancels this with the transpose before.

@@ -54,25 +54,20 @@ class Normalised:
         >>> Normalised(x, one, zero, *moments(x), 0.0, of_batch=True).then().numpy().ravel()
         array([-1.,  1.], dtype=float32)
         """
-        loops = _loops(formula, self.epsilon, self.of_batch)
+        value, gradient = _loops(formula, self.epsilon, self.of_batch)
         inputs = (self.x, self.scale, self.offset)
         statistics = (self.mean, self.variance)
-
         note(self.x)
-
-        def value() -> tf.Tensor:
-            return loops.value(*inputs, *statistics)
-
-        def gradient(dy: tf.Tensor) -> Any:
-            return loops.gradient(dy, *inputs, *statistics)
 
         def plain(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
             y = formula.value(by_keras(x, scale, offset, self.epsilon))
             return tf.cast(y, x.dtype)
 
-        if self.of_batch:
-            return with_gradient(inputs, value, gradient, plain)
-        return tf.custom_gradient(lambda *_: (value(), gradient))(*inputs)
+        def own_gradient(dy: tf.Tensor) -> Any:
+            return gradient(dy, *inputs, *statistics)
+
+        own_value = functools.partial(value, *inputs, *statistics)
+        return with_gradient(inputs, own_value, own_gradient, plain if self.of_batch else None)
 
 
 def by_keras(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float) -> tf.Tensor:
@@ -94,32 +89,17 @@ def by_keras(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float) 
     )
 
 
-def moments(x: tf.Tensor, jit_compile: bool = True) -> tuple[tf.Tensor, tf.Tensor]:
+def moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The mean and the (biased) variance of each channel, which no gradient goes through.
 
     Args:
         x: `(..., channels)`.
-        jit_compile: whether XLA compiles it.
 
     >>> [t.numpy().tolist() for t in moments(tf.constant([[1.0, 2.0], [3.0, 2.0]]))]
     [[2.0, 2.0], [1.0, 0.0]]
     """
-    run = _compiled_moments if jit_compile else _moments
-    mean, variance = run(tf.stop_gradient(x))
+    mean, variance = _moments(tf.stop_gradient(x))
     return mean, variance
-
-
-@dataclasses.dataclass(frozen=True)
-class _Loops:
-    """What XLA compiled for one activation.
-
-    Attributes:
-        value: of `(x, scale, offset, mean, variance)`.
-        gradient: of `(dy, x, scale, offset, mean, variance)`, as those of x, scale, offset.
-    """
-
-    value: Function
-    gradient: Function
 
 
 def _wide(x: tf.Tensor) -> tf.Tensor:
@@ -132,11 +112,9 @@ def _rows(x: tf.Tensor) -> tf.Tensor:
 
 
 def _sum(rows: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Over all but the channels: first in each sample, which threads can share.
+    """The sum over all but the channels: first in each sample, which threads can share.
 
-    Args:
-        rows: `(positions, channels)`.
-        like: the tensor that these are rows of.
+    `rows` are `(positions, channels)`, and those of the tensor `like`.
     """
     if like.shape.rank > 2:
         samples = [tf.shape(like)[0], math.prod(like.shape[1:-1]), like.shape[-1]]
@@ -144,60 +122,58 @@ def _sum(rows: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(rows, 0)
 
 
-def _scaled(total: tf.Tensor, inverse: tf.Tensor) -> tf.Tensor:
-    """Their product, and 0 for an empty batch, whose deviation is not a number."""
-    return tf.math.multiply_no_nan(inverse, total)
-
-
-def _count(rows: tf.Tensor) -> tf.Tensor:
-    """How many numbers a channel has."""
-    return tf.cast(tf.shape(rows)[0], tf.float32)
-
-
+@tf.function(jit_compile=True, autograph=False)
 def _moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     # The mean first: sums of squares less squares of sums would lose digits.
     rows = _rows(_wide(x))
-    count = _count(rows)
+    count = tf.cast(tf.shape(rows)[0], tf.float32)
     mean = _sum(rows, x) / count
     return mean, _sum(tf.square(rows - mean), x) / count
 
 
-_compiled_moments = tf.function(_moments, jit_compile=True, autograph=False)
-
-
 @functools.cache
-def _loops(formula: ActivationFormula, epsilon: float, of_batch: bool) -> _Loops:
-    def value(
-        x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
-    ) -> tf.Tensor:
-        factor = scale * tf.math.rsqrt(variance + epsilon)
-        y = formula.value((_rows(_wide(x)) - mean) * factor + offset)
+def _loops(formula: ActivationFormula, epsilon: float, of_batch: bool) -> tuple[Function, Function]:
+    """What XLA compiles for one activation `f`: two functions of `(x, scale, offset, *statistics)`.
+
+    The first gives `y`; the second is given `dy` too, and gives `(dx, dscale, doffset)`. With
+    `i = 1 / sqrt(variance + epsilon)` and `c = x - mean`, all by rows:
+
+        z = c scale i + offset,  y = f(z),  dz = dy f'(z)
+        dscale = i sum(dz c),  doffset = sum(dz)
+        dx = scale i (dz - doffset / n - c i dscale / n)  through the statistics of n rows
+        dx = scale i dz                                   with given ones
+    """
+
+    def before(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, *statistics: tf.Tensor) -> Any:
+        """`z`, `c` and `i`."""
+        mean, variance = statistics
+        centred, inverse = _rows(_wide(x)) - mean, tf.math.rsqrt(variance + epsilon)
+        return centred * (scale * inverse) + offset, centred, inverse
+
+    def value(x: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
+        y = formula.value(before(x, *rest)[0])
         return tf.cast(tf.reshape(y, tf.shape(x)), x.dtype)
 
-    def parts(
-        dy: tf.Tensor,
-        x: tf.Tensor,
-        scale: tf.Tensor,
-        offset: tf.Tensor,
-        mean: tf.Tensor,
-        variance: tf.Tensor,
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """By rows: the gradient before the activation, x - mean, and 1 / deviation."""
-        inverse = tf.math.rsqrt(variance + epsilon)
-        centred = _rows(_wide(x)) - mean
-        before = centred * (scale * inverse) + offset
-        return _rows(_wide(dy)) * formula.derivative(before), centred, inverse
+    def parts(dy: tf.Tensor, x: tf.Tensor, *rest: tf.Tensor) -> Any:
+        """`dz`, `c` and `i`."""
+        z, centred, inverse = before(x, *rest)
+        return _rows(_wide(dy)) * formula.derivative(z), centred, inverse
+
+    def sums(
+        x: tf.Tensor, dz: tf.Tensor, centred: tf.Tensor, inverse: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        # 0 for an empty batch, whose deviation is not a number.
+        return tf.math.multiply_no_nan(inverse, _sum(dz * centred, x)), _sum(dz, x)
 
     def of_weights(dy: tf.Tensor, x: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        dz, centred, inverse = parts(dy, x, *rest)
-        return _scaled(_sum(dz * centred, x), inverse), _sum(dz, x)
+        return sums(x, *parts(dy, x, *rest))
 
     def of_all(
         dy: tf.Tensor, x: tf.Tensor, scale: tf.Tensor, *rest: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         dz, centred, inverse = parts(dy, x, scale, *rest)
-        dscale, doffset = _scaled(_sum(dz * centred, x), inverse), _sum(dz, x)
-        count = _count(dz)
+        dscale, doffset = sums(x, dz, centred, inverse)
+        count = tf.cast(tf.shape(dz)[0], tf.float32)
         dx = dz - doffset / count - centred * (dscale * inverse / count)
         dx = tf.reshape(dx * (scale * inverse), tf.shape(x))
         return tf.cast(dx, x.dtype), dscale, doffset
@@ -208,7 +184,7 @@ def _loops(formula: ActivationFormula, epsilon: float, of_batch: bool) -> _Loops
 
     compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
     if of_batch:
-        return _Loops(compiled(value), compiled(of_all))
+        return compiled(value), compiled(of_all)
     # Apart, as a frozen layer has no use for its weights' gradients.
     inputs, weights = compiled(of_input), compiled(of_weights)
-    return _Loops(compiled(value), lambda *tensors: (inputs(*tensors), *weights(*tensors)))
+    return compiled(value), lambda *tensors: (inputs(*tensors), *weights(*tensors))

@@ -11,9 +11,9 @@ import tensorflow as tf
 from tfaccel.compat import keras_private
 from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.layer_pass import LayerPass
-from tfaccel.core.plan import Unsupported
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import FLOAT32_OR_LESS, Unsupported, named, other_dtype
 from tfaccel.core.workload import Workload
 from tfaccel.ops.activations import GELU, SILU, ActivationFormula
 
@@ -21,7 +21,6 @@ _FORMULAS: Mapping[Any, ActivationFormula] = {
     keras.activations.gelu: GELU,
     keras.activations.silu: SILU,
 }
-_DTYPES = ("float32", "bfloat16", "float16")
 # The cells of a loop are called at every time step, on little.
 _LOOPS = (keras.layers.RNN, keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
 
@@ -75,7 +74,7 @@ class FusedActivation(LayerPass):
 
 
 def _activation(own: Any, jit_compile: bool, x: Any) -> Any:
-    if not isinstance(x, tf.Tensor) or x.dtype.name not in _DTYPES:
+    if not isinstance(x, tf.Tensor) or x.dtype.name not in FLOAT32_OR_LESS:
         return own(x)
     return _FORMULAS[own](x, jit_compile)
 
@@ -89,11 +88,10 @@ def _formula_of(layer: Any) -> ActivationFormula | None:
 
 
 def _obstacle(layer: Any) -> Unsupported | None:
-    who = f"layer {layer.name!r} ({type(layer).__name__})"
     if isinstance(layer, _LOOPS):
-        return Unsupported(f"{who} runs its activation in a loop")
+        return Unsupported(f"{named(layer)} runs its activation in a loop")
     if not keras_private.is_from_keras(layer):
-        return Unsupported(f"{who} may want its activation for something else than to call it")
-    if layer.compute_dtype not in _DTYPES:
-        return Unsupported(f"{who} computes in {layer.compute_dtype}", "use float32 or less")
-    return None
+        return Unsupported(
+            f"{named(layer)} may want its activation for something else than to call it"
+        )
+    return other_dtype(layer)

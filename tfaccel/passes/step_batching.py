@@ -9,11 +9,13 @@ import keras
 import tensorflow as tf
 
 from tfaccel.compat import keras_private
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.plan import Pass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.measure.units import milliseconds
+from tfaccel.system.arguments import is_whole
 
 # A call should take no longer than this: what happens within a tenth of a second is felt
 # to happen at once, so nobody sees that a progress bar's numbers come in groups.
@@ -67,8 +69,7 @@ class StepBatching(Pass):
     allow_batch_hooks: bool = False
 
     def __post_init__(self) -> None:
-        is_count = isinstance(self.steps, int) and not isinstance(self.steps, bool)
-        if not is_count or self.steps < 2:
+        if not is_whole(self.steps) or self.steps < 2:
             raise ValueError(f"`steps` must be an integer of at least 2. Received: {self.steps!r}")
 
     @property
@@ -112,11 +113,10 @@ class StepBatching(Pass):
 
 def is_watched(workload: Workload) -> bool:
     """Whether a callback acts at every batch."""
-    return workload.callbacks is None or any(map(acts_per_batch, workload.callbacks))
+    return _watched(workload) is not None
 
 
 def _watched(workload: Workload) -> Unsupported | None:
-    """Why callbacks forbid it."""
     remedy = "or allow it with StepBatching(allow_batch_hooks=True)"
     if workload.callbacks is None:
         return Unsupported("the callbacks of this training can't be seen", f"use `fit`, {remedy}")
@@ -146,7 +146,6 @@ def acts_per_batch(callback: keras.callbacks.Callback) -> str | None:
 
 
 def _is_per_epoch(callback: Any) -> bool:
-    """Whether it saves when an epoch ends, and at no batch."""
     return bool(callback.save_freq == "epoch")
 
 

@@ -9,9 +9,10 @@ import keras
 import tensorflow as tf
 
 from tfaccel.compat.patching import set_attribute
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.plan import Pass
 from tfaccel.core.prior import CONVOLUTIONS, Prior
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Unsupported, named
 from tfaccel.core.workload import Workload, varies
 
 
@@ -74,7 +75,6 @@ class XLA(Pass):
 
 
 def _obstacle(workload: Workload) -> Unsupported | None:
-    """Why XLA can't compile this step, or shouldn't."""
     blocked = next(filter(None, map(_blocked, workload.layers)), None)
     if blocked is not None:
         return blocked
@@ -95,10 +95,9 @@ def _obstacle(workload: Workload) -> Unsupported | None:
 
 
 def _blocked(layer: keras.layers.Layer) -> Unsupported | None:
-    """Why XLA can't compile this layer."""
     if layer.supports_jit:
         return None
     return Unsupported(
-        f"layer {layer.name!r} ({type(layer).__name__}) can't be compiled by XLA",
+        f"{named(layer)} can't be compiled by XLA",
         "move it out of the model, into the input pipeline" if not layer.weights else "",
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
-from tfaccel.compat.patching import SharedContext, instance_attribute
+from tfaccel.compat.patching import SharedContext, instance_attribute, set_attribute
 from tfaccel.core.compiled_sizes import Sizes, collected, shape_of
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import Prepared, StepContext
@@ -76,10 +76,10 @@ def build_step(
 ) -> BuiltStep:
     """A function like `model.train_function`, traced under `plan`.
 
-    Keras's own `make_train_function` (or `make_test_function`) builds it, around
-    a `train_step` that enters the plan's passes. Python code inside a
-    `tf.function` runs only while it is traced, so the passes are active during
-    every trace (a new batch shape brings another one) and at no other time.
+    Keras's own `make_train_function` (or `make_test_function`) builds it, around a `train_step`
+    that enters the plan's passes. Python code inside a `tf.function` runs only while it is traced,
+    so the passes are active during every trace (a new batch shape brings another one) and at no
+    other time.
 
     Args:
         workload: the model and its facts.
@@ -89,10 +89,6 @@ def build_step(
         holds: whether the step should hold its latest batches, where that costs little:
             without a strategy, on a CPU, and not under XLA, which can't.
         prepared: what the plan's passes found out before.
-
-    Returns:
-        A function of an iterator that runs one step (`steps_per_execution` of
-        them) and returns the logs. Building does not trace; the first call does.
     """
     bad_data, touched = tf.Variable(False, trainable=False), Touched()
     can_hold = holds and workload.strategy is None and workload.device.kind == "CPU"
@@ -122,7 +118,7 @@ def build_step(
         return outputs
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_kept(model, function))
+        stack.enter_context(set_attribute(model, function, getattr(model, function)))
         stack.enter_context(plan.applied(context))
         stack.enter_context(instance_attribute(model, step, step_under_plan))
         getattr(model, f"make_{function}")(force=True)
@@ -133,7 +129,6 @@ def build_step(
 
 
 def _shapes(data: Any) -> list[tf.Tensor]:
-    """The shapes of a batch's tensors that are not known while tracing."""
     leaves = tf.nest.flatten(data, expand_composites=True)
     return [shape for leaf in leaves if isinstance(leaf, tf.Tensor) for shape in shape_of(leaf)]
 
@@ -160,13 +155,3 @@ def _note_bad_data(data: Any, outputs: Any, bad_data: tf.Variable) -> None:
         bad_data.assign(bad_data | ~all_finite_in_graph(data))
 
     tf.cond(all_finite_in_graph(outputs), lambda: None, note)
-
-
-@contextlib.contextmanager
-def _kept(owner: Any, name: str) -> Iterator[None]:
-    """Puts the attribute back to what it is now, whatever happens meanwhile."""
-    value = getattr(owner, name)
-    try:
-        yield
-    finally:
-        setattr(owner, name, value)

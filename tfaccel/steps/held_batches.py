@@ -34,9 +34,7 @@ class HeldBatches:
     def hold(self, batch: Any, jit_compile: bool = False) -> Any:
         """While a step is traced: has it hold its batch. Gives the batch to go on with.
 
-        Args:
-            batch: of the step, symbolic.
-            jit_compile: whether XLA compiles the step, so that it can't.
+        A step that XLA compiles can't.
         """
         leaves = tf.nest.flatten(batch, expand_composites=True)
         if jit_compile or not leaves or not all(tf.is_tensor(leaf) for leaf in leaves):

@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.measure.finite import all_finite_in_graph
 from tfaccel.steps.logs import judged
 
 
@@ -120,7 +121,6 @@ def _spec(log: Any) -> tf.TensorSpec:
 
 
 def _column(spec: tf.TensorSpec, length: tf.Tensor) -> tf.TensorArray:
-    """The values of one log, step by step."""
     return tf.TensorArray(spec.dtype, size=length, element_shape=spec.shape, clear_after_read=False)
 
 
@@ -135,9 +135,4 @@ def _values(column: tf.Tensor, rows: Sequence[int]) -> list[Any]:
 
 def _are_finite(logs: Any) -> tf.Tensor:
     """Whether each of the logs is finite by which a step is judged."""
-    return tf.stack([_is_finite(value) for value in tf.nest.flatten(judged(logs))])
-
-
-def _is_finite(value: tf.Tensor) -> tf.Tensor:
-    floating = value.dtype.is_floating
-    return tf.reduce_all(tf.math.is_finite(value)) if floating else tf.constant(True)
+    return tf.stack([all_finite_in_graph(value) for value in tf.nest.flatten(judged(logs))])

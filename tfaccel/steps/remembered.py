@@ -94,12 +94,7 @@ class Memory:
 
     @classmethod
     def of(cls, model: keras.Model, train_function: StepFunction) -> "Memory":
-        """The memory of a compiled model; a fresh one where there is none yet.
-
-        Args:
-            model: compiled.
-            train_function: its own, as Keras made it.
-        """
+        """The memory of a compiled model and its own train function; a fresh one if need be."""
         era = _era()
         found = getattr(train_function, _ATTRIBUTE, None)
         if not isinstance(found, cls) or found._model() is not model or found._era != era:

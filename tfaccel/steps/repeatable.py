@@ -14,12 +14,9 @@ class CannotRepeatError(ValueError):
 def unrepeatable(function: Callable[..., Any], iterator: Any) -> str:
     """Why a step must not be run twice on a batch, in a sentence; empty where it may be.
 
-    Args:
-        function: Keras's train function or test function.
-        iterator: like those that it runs on; no batch is taken.
+    `iterator` is like those that the train or test function runs on; no batch is taken.
     """
-    graph = keras_private.traced_graph(function, iterator)
-    effects = () if graph is None else side_effects(graph)
+    effects = _found(side_effects, function, iterator)
     if not effects:
         return ""
     return (
@@ -29,17 +26,16 @@ def unrepeatable(function: Callable[..., Any], iterator: Any) -> str:
 
 
 def unrestorable(function: Callable[..., Any], iterator: Any) -> str:
-    """What of a step's state trials can't put back, in a sentence; empty where they can.
-
-    Args:
-        function: Keras's train function.
-        iterator: like those that it runs on; no batch is taken.
-    """
-    graph = keras_private.traced_graph(function, iterator)
-    drawn = () if graph is None else stateful_random_ops(graph)
+    """What of a train step's state trials can't put back, in a sentence; empty where they can."""
+    drawn = _found(stateful_random_ops, function, iterator)
     if not drawn:
         return ""
     return (
         f"Your own step draws random numbers by ops with a state of their own ({', '.join(drawn)}),"
         " which trials draw from, too; keras.random and tf.random.Generator are put back."
     )
+
+
+def _found(look: Callable[[Any], tuple[str, ...]], *step: Any) -> tuple[str, ...]:
+    graph = keras_private.traced_graph(*step)
+    return () if graph is None else look(graph)

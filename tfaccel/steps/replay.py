@@ -20,11 +20,7 @@ def is_plain(iterator: Any) -> bool:
 
 
 def pull(iterator: Any, count: int) -> tuple[Any, ...]:
-    """Up to `count` batches, fewer at the end of the data.
-
-    Raises:
-        StopIteration: there are none, as Keras's own step does.
-    """
+    """Up to `count` batches, fewer at the end of the data; StopIteration where there are none."""
     batches: list[Any] = []
     while len(batches) < count:
         try:

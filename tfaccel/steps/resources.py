@@ -118,10 +118,7 @@ class Touched:
 
 
 def side_effects(graph: Any) -> tuple[str, ...]:
-    """What a graph does that can't be undone, so that no step of it may be repeated.
-
-    Args:
-        graph: of a whole step, traced.
+    """What a whole step does that can't be undone, so that it must not be repeated.
 
     Returns:
         A clause for each, such as "runs Python code (tf.py_function)".
@@ -181,7 +178,6 @@ def _assigned(graph: Any) -> set[int]:
 
 
 def _functions(graph: Any) -> dict[str, Any]:
-    """The functions that a graph calls, nested ones included, by name."""
     return {item.signature.name: item for item in graph.as_graph_def().library.function}
 
 
@@ -218,7 +214,6 @@ def _uses(tensor: Any, functions: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _called(attributes: Any) -> Iterator[str]:
-    """The names of the functions in an op's attributes."""
     for value in attributes.values():
         if value.HasField("func"):
             yield value.func.name

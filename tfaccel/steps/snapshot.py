@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.compat import keras_private
-from tfaccel.compat.patching import instance_attribute
+from tfaccel.compat.patching import instance_attributes
 from tfaccel.core.replicas import local_values
 from tfaccel.core.workload import Workload
 from tfaccel.steps.resources import Resource, resources_of
@@ -123,10 +123,8 @@ def _build_as_traced(optimizer: keras.optimizers.Optimizer, variables: list[Any]
     if not all(map(keras_private.is_from_keras, parts)):
         tf.function(lambda: _built(optimizer, variables), autograph=False)()
         return
-    with contextlib.ExitStack() as stack:
-        for part in parts:
-            for name in ("assign", "assign_add", "assign_sub"):
-                stack.enter_context(instance_attribute(part, name, _assigns_nothing))
+    methods = ("assign", "assign_add", "assign_sub")
+    with instance_attributes((part, name, _assigns_nothing) for part in parts for name in methods):
         optimizer.build(variables)
 
 

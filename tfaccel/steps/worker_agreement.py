@@ -40,8 +40,6 @@ class WorkerAgreement:
 
 
 class _Workers(WorkerAgreement):
-    """Several processes under a `MultiWorker` strategy."""
-
     is_alone = False
 
     def __init__(self, strategy: MultiWorker):

@@ -1,8 +1,22 @@
 """Checks that several functions make of what users hand them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+
+
+def one_of(name: str, value: Any, allowed: Iterable[Any]) -> Any:
+    """The value, where it is one of those that are allowed; else ValueError.
+
+    >>> one_of("padding", "same", ("valid", "same"))
+    'same'
+    """
+    known = list(allowed)
+    if value not in known:
+        words = ", ".join(map(str, known))
+        raise ValueError(f"`{name}` must be one of {words}. Received: {value!r}")
+    return value
 
 
 def is_whole(value: Any) -> bool:
@@ -16,14 +30,7 @@ def is_positive(value: Any) -> bool:
 
 
 def positive(name: str, value: Any) -> int:
-    """The value as a positive whole number.
-
-    Args:
-        name: the argument's.
-        value: what was received.
-
-    Raises:
-        ValueError: it is none.
+    """The value as a positive whole number; else ValueError.
 
     >>> positive("batch_size", 32)
     32

@@ -7,6 +7,8 @@ https://docs.kernel.org/scheduler/sched-bwc.html (version 1).
 import pathlib
 from collections.abc import Iterator
 
+from tfaccel.system.listings import text_of
+
 # The files with the limit and with what is taken: of version 2, of version 1.
 _MEMORY_FILES = (
     ("memory.max", "memory.current"),
@@ -15,11 +17,7 @@ _MEMORY_FILES = (
 
 
 def cpu_quota_cores(root: pathlib.Path) -> float | None:
-    """How many cores' worth of time the process may take; None for no limit.
-
-    Args:
-        root: where `proc` and `sys` are: `/` but in tests.
-    """
+    """How many cores' worth of time the process may take; None for no limit."""
     shares = []
     for folder in _folders(root, "cpu"):
         quota, period, *_ = [*_words(folder / "cpu.max"), "", ""]
@@ -52,9 +50,6 @@ def memory_left_bytes(root: pathlib.Path) -> int | None:
     """What may still be taken before a limit is met; None for no limit.
 
     What the kernel can drop at once (files that nobody has read lately) is not counted as taken.
-
-    Args:
-        root: as above.
     """
     left = []
     for folder in _folders(root, "memory"):
@@ -66,7 +61,8 @@ def memory_left_bytes(root: pathlib.Path) -> int | None:
 
 
 def _droppable(folder: pathlib.Path) -> int:
-    entries = dict(line.split() for line in _lines(folder / "memory.stat") if line.count(" ") == 1)
+    lines = text_of(folder / "memory.stat").splitlines()
+    entries = dict(line.split() for line in lines if line.count(" ") == 1)
     return int(entries.get("inactive_file", 0))
 
 
@@ -79,7 +75,7 @@ def _number(path: pathlib.Path) -> int | None:
 def _folders(root: pathlib.Path, controller: str) -> Iterator[pathlib.Path]:
     """The process's control group and those above it, whose limits hold for it too."""
     mount = root / "sys" / "fs" / "cgroup"
-    for line in _lines(root / "proc" / "self" / "cgroup"):
+    for line in text_of(root / "proc" / "self" / "cgroup").splitlines():
         # Such as "4:cpu,cpuacct:/path" (version 1) or "0::/path" (version 2).
         names, _, path = line.partition(":")[2].partition(":")
         if names and controller not in names.split(","):
@@ -94,11 +90,4 @@ def _folders(root: pathlib.Path, controller: str) -> Iterator[pathlib.Path]:
 
 
 def _words(path: pathlib.Path) -> list[str]:
-    return " ".join(_lines(path)).split()
-
-
-def _lines(path: pathlib.Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
+    return text_of(path).split()

@@ -8,6 +8,8 @@ import platform
 
 import tensorflow as tf
 
+from tfaccel.system.listings import text_of
+
 # The oneDNN kernels that make bfloat16 faster than float32 need one of these:
 # https://uxlfoundation.github.io/oneDNN/dev_guide_data_types.html
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "avx10_2"})
@@ -46,27 +48,17 @@ class Device:
         return "bfloat16" if self.flags & _BFLOAT16_FLAGS else None
 
 
-def _cpu_facts(cpuinfo: pathlib.Path) -> tuple[str, frozenset[str]]:
-    name, flags = platform.processor() or platform.machine(), frozenset[str]()
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return name, flags
-    for line in lines:
-        key, _, value = (part.strip() for part in line.partition(":"))
-        if key == "model name":
-            name = value
-        elif key == "flags":
-            return name, frozenset(value.split())
-    return name, flags
-
-
 def read_cpu(cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> Device:
     """The CPU, from the kernel's own listing."""
-    name, flags = _cpu_facts(cpuinfo)
+    # By key, as the first of its cores has it.
+    facts: dict[str, str] = {}
+    for line in text_of(cpuinfo).splitlines():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    name = facts.get("model name") or platform.processor() or platform.machine()
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return Device("CPU", name, cores, flags)
+    return Device("CPU", name, cores, frozenset(facts.get("flags", "").split()))
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.system.device import read_cpu
+from tfaccel.system.listings import text_of
 
 # Instruction sets that TensorFlow's libraries choose their kernels by. x86:
 # https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html; ARM:
@@ -114,11 +115,7 @@ def isa(cpuinfo: pathlib.Path = CPUINFO) -> list[str]:
 
 def _arm_features(cpuinfo: pathlib.Path) -> frozenset[str]:
     """The instruction sets as Linux lists them for ARM: under another word than for x86."""
-    try:
-        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return frozenset()
-    found = re.search(r"^Features\s*:(.*)$", text, flags=re.MULTILINE)
+    found = re.search(r"^Features\s*:(.*)$", text_of(cpuinfo), flags=re.MULTILINE)
     return frozenset(found[1].split()) if found else frozenset()
 
 
@@ -160,11 +157,7 @@ def with_memory(gpus: tuple[Gpu, ...], run: Run) -> tuple[Gpu, ...]:
 
 
 def nvidia_driver(root: pathlib.Path, run: Run) -> NvidiaDriver | None:
-    """NVIDIA's driver by nvidia-smi, else by the kernel's own listing; None without one.
-
-    Args:
-        root: where `proc` and `dev` are: `/` but in tests.
-        run: runs a program and gives its output.
+    """NVIDIA's driver by nvidia-smi, else by the kernel's listing below `root`; None without.
 
     Source: https://download.nvidia.com/XFree86/Linux-x86_64/550.54.15/README/procinterface.html
     """
@@ -176,11 +169,11 @@ def nvidia_driver(root: pathlib.Path, run: Run) -> NvidiaDriver | None:
     listed = tuple(
         Gpu(found[1].strip())
         for path in sorted((folder / "gpus").glob("*/information"))
-        if (found := re.search(r"^Model:(.*)$", _text(path), flags=re.MULTILINE))
+        if (found := re.search(r"^Model:(.*)$", text_of(path), flags=re.MULTILINE))
     )
     if not (listed or files):
         return None
-    stated = _DRIVER_VERSION.search(_text(folder / "version"))
+    stated = _DRIVER_VERSION.search(text_of(folder / "version"))
     unnamed = tuple(Gpu("NVIDIA GPU") for _ in files)
     return NvidiaDriver(stated[0] if stated else None, listed or unnamed, reachable=bool(files))
 
@@ -209,13 +202,6 @@ def _gpu_facts(gpu: Gpu) -> dict[str, Any]:
     facts = dataclasses.asdict(gpu)
     # A tuple would come back from JSON as a list, and not be equal.
     return facts | {"compute_capability": gpu.compute_capability and [*gpu.compute_capability]}
-
-
-def _text(path: pathlib.Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def _or_none(read: Callable[[], _T]) -> _T | None:

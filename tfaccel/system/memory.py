@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfaccel.system.cgroup import memory_left_bytes
 from tfaccel.system.device import Device
+from tfaccel.system.listings import text_of
 
 # What other errors than ResourceExhaustedError say when a GPU's memory is full: cuDNN's
 # and cuBLAS's handles and workspaces, CUDA graphs, and copies to the device.
@@ -46,11 +47,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @dataclasses.dataclass
 class Peak:
-    """The most memory that a piece of work took; known when it has ended.
-
-    Attributes:
-        bytes: None as long as it is not known.
-    """
+    """The most memory that a piece of work took, in bytes; None until the work has ended."""
 
     bytes: int | None = None
 
@@ -128,11 +125,7 @@ class ProcessMeter:
 
 
 def meter_for(device: Device) -> Meter:
-    """The meter for a device.
-
-    Raises:
-        OSError: the memory of a process can't be measured on this system.
-    """
+    """The meter for a device; OSError where a process's memory can't be measured on this system."""
     return GpuMeter() if device.kind == "GPU" else ProcessMeter()
 
 
@@ -157,9 +150,5 @@ def meminfo(root: pathlib.Path = ROOT) -> dict[str, int]:
 
 def _sizes(path: pathlib.Path) -> dict[str, int]:
     """The entries such as `VmRSS:   1234 kB` of a file, in bytes."""
-    try:
-        text = path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return {}
-    found = re.findall(r"(?m)^(\w+):\s+(\d+) kB$", text)
+    found = re.findall(r"(?m)^(\w+):\s+(\d+) kB$", text_of(path))
     return {name: 1024 * int(kib) for name, kib in found}

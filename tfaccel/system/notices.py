@@ -11,13 +11,8 @@ _LOGGER = logging.getLogger("tfaccel")
 def warn(message: str, category: type[Warning] = UserWarning, stacklevel: int = 1) -> None:
     """`warnings.warn`, but for those who made warnings errors: then the log has it.
 
-    A warning of tfaccel's says that something was left as it was. As an error, in the middle
-    of a step, it would end the training that it says is going on.
-
-    Args:
-        message: the text.
-        category: the warning's class.
-        stacklevel: as for `warnings.warn`, seen from the caller.
+    A warning of tfaccel's says that something was left as it was. As an error, in the middle of a
+    step, it would end the training that it says is going on. `stacklevel` is seen from the caller.
     """
     try:
         warnings.warn(message, category, stacklevel + 1)

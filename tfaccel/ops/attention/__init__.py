@@ -14,8 +14,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.ops.attention import _blocks, _whole
-from tfaccel.ops.attention._parts import Visible
+from tfaccel.ops.attention import _blocks
+from tfaccel.ops.attention._parts import Visible, whole
 from tfaccel.ops.attention._products import ChosenProducts, Products
 
 __all__ = ["ChosenProducts", "Products", "attend", "scaled_dot_product_attention"]
@@ -59,7 +59,7 @@ def attend(
     sizes = (query.shape[1], query.shape[2], key.shape[1])
     small = None not in sizes and math.prod(sizes) <= _blocks.BLOCK_ELEMENTS
     if small or dropped is not None:
-        return _whole.whole(query, key, value, visible, dropped, products)
+        return whole(query, key, value, visible, dropped, products)
     return _blocks.in_blocks(query, key, value, visible, products)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.core.derivatives import with_gradient
 from tfaccel.ops.attention._parts import Visible, along_channels, heads_second, probabilities, wide
 from tfaccel.ops.attention._products import Products
 
@@ -22,41 +23,35 @@ def in_blocks(
     rows, seen = blocks.cut(heads_second(query)), blocks.cut_visible(visible)
 
     def forward(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """The rows `P V` of block `i`, `(batch, heads, rows, value channels)`."""
         taken, _ = probabilities(rows(i), k, seen(i), products)
         return (products.plain(tf.cast(taken, v.dtype), v),)
 
-    @tf.custom_gradient
-    def run(*_: tf.Tensor) -> Any:
-        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            along, dys = blocks.cut(along_channels(dy, y)), blocks.cut(heads_second(dy))
+    def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        along, dys = blocks.cut(along_channels(dy, y)), blocks.cut(heads_second(dy))
 
-            def backward(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
-                q, dy = rows(i), dys(i)
-                taken, decided = probabilities(q, k, seen(i), products)
-                dp = products.by_rows(dy, v)
-                ds = tf.cast(decided * (tf.cast(dp, decided.dtype) - along(i)), q.dtype)
-                dv = products.of_keys(tf.cast(taken, dy.dtype), dy)
-                return products.plain(ds, k), products.of_keys(ds, q), dv
+        def backward(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            """The rows of `dQ = dS K`, and what they add to `dK = dS' Q` and `dV = P' dO`."""
+            q, dy = rows(i), dys(i)
+            taken, decided = probabilities(q, k, seen(i), products)
+            dp = products.by_rows(dy, v)
+            ds = tf.cast(decided * (tf.cast(dp, decided.dtype) - along(i)), q.dtype)
+            dv = products.of_keys(tf.cast(taken, dy.dtype), dy)
+            return products.plain(ds, k), products.of_keys(ds, q), dv
 
-            turned = [int(i) for i in np.argsort(products.order)]
-            start = [tf.zeros_like(tf.transpose(x, turned), wide(x.dtype)) for x in (key, value)]
-            dq, dk, dv = blocks.run(backward, query, start)
-            dk, dv = (tf.transpose(x, products.order) for x in (dk, dv))
-            return dq, tf.cast(dk, key.dtype), tf.cast(dv, value.dtype)
+        turned = [int(i) for i in np.argsort(products.order)]
+        start = [tf.zeros_like(tf.transpose(x, turned), wide(x.dtype)) for x in (key, value)]
+        dq, dk, dv = blocks.run(backward, query, start)
+        dk, dv = (tf.transpose(x, products.order) for x in (dk, dv))
+        return dq, tf.cast(dk, key.dtype), tf.cast(dv, value.dtype)
 
-        return blocks.run(forward, value, [])[0], gradient
-
-    y = run(query, key, value)
+    y = with_gradient((query, key, value), lambda: blocks.run(forward, value, [])[0], gradient)
     return y
 
 
 @dataclasses.dataclass(frozen=True)
 class _Blocks:
-    """Queries that are cut into blocks of rows, the last of them filled up with zeros.
-
-    Attributes:
-        queries, rows, count: ints where they are known while tracing.
-    """
+    """Queries cut into blocks of rows, the last filled up with zeros; ints where they are known."""
 
     queries: Any
     rows: Any

@@ -1,10 +1,11 @@
-"""What attention in one piece and attention by blocks share."""
+"""Attention whose probabilities are made in one piece, and what it shares with blocks."""
 
 import dataclasses
 from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.core.derivatives import with_gradient
 from tfaccel.ops.attention._products import Products
 
 # What a masked score becomes, as in keras.ops: a query that sees no key sees all alike.
@@ -69,3 +70,38 @@ def along_channels(dy: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
 def wide(dtype: tf.DType) -> tf.DType:
     """Sums and softmax are computed in float32 or wider, as in `keras.ops`."""
     return tf.float64 if dtype == tf.float64 else tf.float32
+
+
+def whole(
+    query: tf.Tensor,
+    key: tf.Tensor,
+    values: tf.Tensor,
+    visible: Visible,
+    dropped: tf.Tensor | None,
+    products: Products,
+) -> tf.Tensor:
+    """`O = P V` with `P = softmax(Q K')`, which is kept for the gradient.
+
+    With `dP = dO V'`: `dS = P * (dP - sum(dO * O))`, `dQ = dS K`, `dK = dS' Q`, `dV = P' dO`.
+    Where probabilities were dropped, `P` in the products is what is left of them.
+    """
+    q, k, v = heads_second(query), heads_second(key), heads_second(values)
+    taken, decided = probabilities(q, k, visible, products)
+    weights = taken if dropped is None else taken * tf.cast(dropped, taken.dtype)
+    weights = tf.cast(weights, values.dtype)
+
+    def value() -> tf.Tensor:
+        return tf.transpose(products.plain(weights, v), [0, 2, 1, 3])
+
+    def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        along = along_channels(dy, y)
+        dy = heads_second(dy)
+        dp = tf.cast(products.by_rows(dy, v), along.dtype)
+        dp = dp if dropped is None else dp * tf.cast(dropped, dp.dtype)
+        ds = tf.cast(decided * (dp - along), query.dtype)
+        dq = tf.transpose(products.plain(ds, k), [0, 2, 1, 3])
+        dk, dv = products.of_keys(ds, q), products.of_keys(weights, dy)
+        return dq, *(tf.transpose(x, products.order) for x in (dk, dv))
+
+    y = with_gradient((query, key, values), value, gradient)
+    return y

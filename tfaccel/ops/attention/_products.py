@@ -41,12 +41,7 @@ class Products:
 
 @dataclasses.dataclass(frozen=True)
 class ChosenProducts(Products):
-    """Products by the kernels that measuring chose for their shapes.
-
-    Attributes:
-        layer: the name of the layer that they are for.
-        chooser: says which kernels.
-    """
+    """Products by the kernels that `chooser` says for the layer called `layer`."""
 
     order: ClassVar[tuple[int, ...]] = (0, 2, 1, 3)
 

@@ -5,10 +5,9 @@ file, a line in `_registry.KERNELS`, a row in docs/kernels.md. Its tests are mad
 table.
 """
 
-from tfaccel.ops.kernels._chooser import Chooser
 from tfaccel.ops.kernels._kernel import TOLERANCES, Kernel
 from tfaccel.ops.kernels._measure import find, measure
-from tfaccel.ops.kernels._product import Choose, input_gradient, product, weight_gradient
+from tfaccel.ops.kernels._product import Choose, Chooser, input_gradient, product, weight_gradient
 from tfaccel.ops.kernels._ranking import Candidate, Ranking
 from tfaccel.ops.kernels._registry import (
     KERNELS,

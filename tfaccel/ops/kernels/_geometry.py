@@ -21,6 +21,11 @@ def sizes(tensor: tf.Tensor) -> list[Size]:
     return [n if n is not None else dynamic[i] for i, n in enumerate(tensor.shape)]
 
 
+def spatial_sizes(spec: CallSpec, shape: tf.Tensor) -> list[Size]:
+    """The input's spatial sizes; those that are not known while tracing from its `shape`."""
+    return [n if n is not None else shape[i + 1] for i, n in enumerate(spec.x[1:-1])]
+
+
 def window_offsets(spec: CallSpec) -> Iterator[Offset]:
     """The positions of the window, in the order in which the weights have them."""
     return itertools.product(*map(range, spec.kernel_size))
@@ -90,12 +95,9 @@ def fitted(x: tf.Tensor, spatial: Sequence[Size]) -> tf.Tensor:
 def folded(spec: CallSpec, parts: Sequence[tf.Tensor], shape: tf.Tensor) -> tf.Tensor:
     """The sum of what each tap gives back to the input, the reverse of `seen_by`.
 
-    Args:
-        spec: the convolution.
-        parts: one tensor of the output's size for each tap, in the order of `window_offsets`.
-        shape: the input's.
+    `parts` has a tensor of the output's size for each of `window_offsets`; `shape` is the input's.
     """
-    spatial = [n if n is not None else shape[i + 1] for i, n in enumerate(spec.x[1:-1])]
+    spatial = spatial_sizes(spec, shape)
     before = [pair[0] for pair in paddings(spec, spatial)]
     total = None
     for offset, part in zip(window_offsets(spec), parts, strict=True):
@@ -110,4 +112,4 @@ def folded(spec: CallSpec, parts: Sequence[tf.Tensor], shape: tf.Tensor) -> tf.T
 
 def rows(x: tf.Tensor) -> tf.Tensor:
     """A matrix with one row of channels for each pixel."""
-    return tf.reshape(x, [-1, x.shape[-1]])
+    return x if x.shape.rank == 2 else tf.reshape(x, [-1, x.shape[-1]])

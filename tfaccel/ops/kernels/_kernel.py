@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from tfaccel.core.compiled_sizes import note
-from tfaccel.core.plan import Unsupported
-from tfaccel.ops.kernels._spec import CallSpec
+from tfaccel.core.unsupported import Unsupported
+from tfaccel.ops.kernels._spec import CONVOLUTIONS, CallSpec
 
 # The norm of the error over the norm of the result, against TensorFlow's op on the same
 # numbers in float32 (float64 for float64). Both operands are exact in the dtype, so what
@@ -43,7 +43,7 @@ class Kernel:
             unknown while it is traced.
         summary: what it computes, in one clause.
         source: where the method comes from.
-        refusal: why it can't serve a call, and a remedy; None where it can.
+        unsupported: why it can't serve a call, and a remedy; None where it can.
         tolerance: the largest relative error, by dtype.
         jit_compile: whether XLA compiles it.
         reduces: whether it multiplies in fewer bits than the operands have. Such a kernel
@@ -88,6 +88,16 @@ class Kernel:
             result = self.fn(spec, *tensors)
         result.set_shape(spec.result)
         return result
+
+
+def kernels_of(
+    functions: Mapping[str, Callable[..., tf.Tensor]],
+    ops: Sequence[str] = CONVOLUTIONS,
+    **shared: Any,
+) -> tuple[Kernel, ...]:
+    """A record for each op and each direction in `functions`; `shared` is what all of them have."""
+    pairs = [(op, direction) for op in ops for direction in functions]
+    return tuple(Kernel(op, way, fn=functions[way], **shared) for op, way in pairs)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -73,16 +73,8 @@ def find(
     """
     if not tf.executing_eagerly():
         raise RuntimeError("`find` times kernels, so it can't be called inside a tf.function.")
-    spec = spec_of(
-        op,
-        shapes,
-        dtype,
-        direction,
-        strides=strides,
-        padding=padding,
-        dilation_rate=dilation_rate,
-        groups=groups,
-    )
+    more = {"dilation_rate": dilation_rate, "groups": groups}
+    spec = spec_of(op, shapes, dtype, direction, strides=strides, padding=padding, **more)
     store = Store.at(cache_dir)
     known = store.ranking(spec)
     if known is not None and known.complete:
@@ -94,12 +86,9 @@ def find(
 
 
 def measure(spec: CallSpec, clock: Clock, deadline: float = math.inf) -> Ranking:
-    """Runs, compares and times every kernel of a call.
+    """Runs, compares and times every kernel of a call, whose sizes are known.
 
-    Args:
-        spec: the call, its sizes known.
-        clock: seconds.
-        deadline: the clock's value after which no further kernel is begun.
+    After `deadline` by the clock no further kernel is begun.
     """
     race = _Race(spec, clock)
     candidates = [race.own()]
@@ -140,10 +129,10 @@ class _Race:
 
     def _exact(self) -> np.ndarray:
         """TensorFlow's result, in float32 at least."""
-        reference = _reference.function(self._spec.op, self._spec.direction)
         wide = "float64" if self._spec.dtype == "float64" else "float32"
         first, second, *shape = self._operands
-        return reference(self._spec, tf.cast(first, wide), tf.cast(second, wide), *shape).numpy()
+        operands = tf.cast(first, wide), tf.cast(second, wide), *shape
+        return _reference.call(self._spec, *operands).numpy()
 
     @property
     def least_seconds(self) -> float:

@@ -5,11 +5,12 @@ two again. So three kernels are enough for derivatives of every order, and Tenso
 has to differentiate a kernel itself.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.core.derivatives import with_gradient
 from tfaccel.ops.kernels._kernel import Kernel
 from tfaccel.ops.kernels._spec import CallSpec
 
@@ -17,33 +18,37 @@ from tfaccel.ops.kernels._spec import CallSpec
 Choose = Callable[[CallSpec], Kernel]
 
 
+@dataclasses.dataclass(frozen=True)
+class Chooser:
+    """Says which kernels compute the products of a model's layers.
+
+    Attributes:
+        wanted: told a layer's name and products of it, forward, says whether a kernel of
+            tfaccel's is to compute any direction of them; if not, the layer's own code does.
+        choose: which kernel computes a call.
+    """
+
+    wanted: Callable[[str, list[CallSpec]], bool]
+    choose: Choose
+
+
 def product(spec: CallSpec, x: tf.Tensor, w: tf.Tensor, choose: Choose) -> tf.Tensor:
-    """`x * w`: a convolution or a matrix product.
+    """`x * w`, a convolution or a matrix product, of which kernels compute gradients of any order.
 
     Args:
         spec: what is computed; its direction does not matter.
-        x: the input.
-        w: the weights.
+        x, w: the input and the weights.
         choose: which kernel computes what.
-
-    Returns:
-        The product. Its gradients, and theirs, are computed by kernels too.
     """
     forward = spec.along("forward")
-
-    # The functions use the tensors outside, not their arguments, so that a gradient of the
-    # gradient finds them.
-    @tf.custom_gradient
-    def run(*_: tf.Tensor) -> Any:
-        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            return (
-                input_gradient(spec, dy, w, tf.shape(x), choose),
-                weight_gradient(spec, x, dy, tf.shape(w), choose),
-            )
-
-        return choose(forward)(forward, x, w), gradient
-
-    return run(x, w)
+    return with_gradient(
+        (x, w),
+        lambda: choose(forward)(forward, x, w),
+        lambda dy: (
+            input_gradient(spec, dy, w, tf.shape(x), choose),
+            weight_gradient(spec, x, dy, tf.shape(w), choose),
+        ),
+    )
 
 
 def input_gradient(
@@ -51,26 +56,17 @@ def input_gradient(
 ) -> tf.Tensor:
     """The gradient of a product's input, which for matrices is `dy w'`.
 
-    Args:
-        spec: the product; its direction does not matter.
-        dy: the gradient of what it makes.
-        w: the weights.
-        shape: the input's, an int32 vector.
-        choose: which kernel computes what.
+    `dy` is the gradient of what the product makes, `shape` the input's, an int32 vector.
     """
     backward = spec.along("input_gradient")
-
-    @tf.custom_gradient
-    def run(*_: tf.Tensor) -> Any:
-        def gradient(ddx: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            return (
-                product(spec, ddx, w, choose),
-                weight_gradient(spec, ddx, dy, tf.shape(w), choose),
-            )
-
-        return choose(backward)(backward, dy, w, shape), gradient
-
-    return run(dy, w)
+    return with_gradient(
+        (dy, w),
+        lambda: choose(backward)(backward, dy, w, shape),
+        lambda ddx: (
+            product(spec, ddx, w, choose),
+            weight_gradient(spec, ddx, dy, tf.shape(w), choose),
+        ),
+    )
 
 
 def weight_gradient(
@@ -78,23 +74,14 @@ def weight_gradient(
 ) -> tf.Tensor:
     """The gradient of a product's weights, which for matrices is `x' dy`.
 
-    Args:
-        spec: the product; its direction does not matter.
-        x: the input.
-        dy: the gradient of what it makes.
-        shape: the weights', an int32 vector.
-        choose: which kernel computes what.
+    `dy` is the gradient of what the product makes, `shape` the weights', an int32 vector.
     """
     backward = spec.along("weight_gradient")
-
-    @tf.custom_gradient
-    def run(*_: tf.Tensor) -> Any:
-        def gradient(ddw: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            return (
-                input_gradient(spec, dy, ddw, tf.shape(x), choose),
-                product(spec, x, ddw, choose),
-            )
-
-        return choose(backward)(backward, x, dy, shape), gradient
-
-    return run(x, dy)
+    return with_gradient(
+        (x, dy),
+        lambda: choose(backward)(backward, x, dy, shape),
+        lambda ddw: (
+            input_gradient(spec, dy, ddw, tf.shape(x), choose),
+            product(spec, x, ddw, choose),
+        ),
+    )

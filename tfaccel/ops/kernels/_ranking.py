@@ -103,6 +103,11 @@ class Ranking:
         best = self.best(reduced, in_xla, compiled)
         return self._kernel(best) if best else reference(self.spec.op, self.spec.direction)
 
+    def kernel_for(self, spec: CallSpec, **allowed: bool) -> Kernel:
+        """The kernel for a call that fits; what won for known sizes may refuse others."""
+        kernel = self.kernel(**allowed)
+        return kernel if kernel.unsupported(spec) is None else reference(spec.op, spec.direction)
+
     def _kernel(self, candidate: Candidate) -> Kernel:
         """A candidate's kernel; TensorFlow's where it was taken back since."""
         op, direction = self.spec.op, self.spec.direction
@@ -128,11 +133,7 @@ class Ranking:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Ranking":
-        """Reads what `to_dict` wrote on this machine.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is no ranking.
-        """
+        """Reads what `to_dict` wrote here; KeyError, TypeError or ValueError if it is none."""
         call: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in data["call"].items()
         }

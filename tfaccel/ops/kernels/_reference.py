@@ -4,6 +4,7 @@ Each function has a kernel's signature. Where an op of TensorFlow does not serve
 (grouped convolutions on a CPU, strides together with dilation), the nearest that does.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +14,8 @@ import tensorflow as tf
 from tfaccel.compat.empty_batch import filled
 from tfaccel.compat.tensorflow_private import onednn_is_on
 from tfaccel.ops.kernels._geometry import padded as with_padding
-from tfaccel.ops.kernels._geometry import seen_by, sizes, window_offsets
-from tfaccel.ops.kernels._spec import CONVOLUTIONS, CallSpec
+from tfaccel.ops.kernels._geometry import rows, seen_by, sizes, window_offsets
+from tfaccel.ops.kernels._spec import CallSpec
 from tfaccel.system.device import current_device
 
 Function = Callable[..., tf.Tensor]
@@ -22,8 +23,16 @@ Function = Callable[..., tf.Tensor]
 
 def function(op: str, direction: str) -> Function:
     """TensorFlow's way to compute one direction of an op."""
-    kind = "convolution" if op in CONVOLUTIONS else op
-    return _FUNCTIONS[kind][direction]
+    if op == "matmul":
+        return _matmul
+    if direction != "forward":
+        return _gradient
+    return depthwise if op == "depthwise_conv2d" else convolution
+
+
+def call(spec: CallSpec, *tensors: tf.Tensor) -> tf.Tensor:
+    """A call by TensorFlow's op, in the direction that `spec` has."""
+    return function(spec.op, spec.direction)(spec, *tensors)
 
 
 def on(dtype: Any, reference: Function) -> Function:
@@ -36,8 +45,31 @@ def on(dtype: Any, reference: Function) -> Function:
     return converted
 
 
+def as_images(reference: Function) -> Function:
+    """A convolution of images, in any direction, which serves sequences as images of one row."""
+
+    def run(spec: CallSpec, a: tf.Tensor, b: tf.Tensor, *shape: tf.Tensor) -> tf.Tensor:
+        if spec.op != "conv1d":
+            return reference(spec, a, b, *shape)
+        of_weights = spec.direction == "weight_gradient"
+        # The row stands behind the batch, and before the window of weights.
+        second, made = (1, 0) if of_weights else (0, 1)
+        image = dataclasses.replace(
+            spec,
+            op="conv2d",
+            x=(spec.x[0], 1, *spec.x[1:]),
+            w=(1, *spec.w),
+            strides=(1, *spec.strides),
+            dilation=(1, *spec.dilation),
+        )
+        wide = [tf.concat([one[:made], [1], one[made:]], 0) for one in shape]
+        operands = tf.expand_dims(a, 1), tf.expand_dims(b, second)
+        return tf.squeeze(reference(image, *operands, *wide), made)
+
+    return run
+
+
 def _is_plain(spec: CallSpec) -> bool:
-    """Whether the ops for gradients serve the call on a CPU."""
     return spec.groups == 1 and set(spec.dilation) == {1}
 
 
@@ -87,65 +119,6 @@ def _widened(spec: CallSpec, w: tf.Tensor) -> tf.Tensor:
     return apart[tuple(slice(None, (k - 1) * d + 1) for k, d in ends)]
 
 
-def _as_2d(spec: CallSpec, x: tf.Tensor) -> tf.Tensor:
-    """A one-dimensional convolution's tensor as an image of one row."""
-    return tf.expand_dims(x, 1) if len(spec.strides) == 1 else x
-
-
-def _op_arguments(spec: CallSpec) -> dict[str, Any]:
-    one_row = (1,) if len(spec.strides) == 1 else ()
-    strides = [1, *one_row, *spec.strides, 1]
-    return {"strides": strides, "padding": spec.padding.upper()}
-
-
-def _convolution_input_gradient(
-    spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tensor
-) -> tf.Tensor:
-    if not _is_plain(spec):
-        x = tf.zeros(shape, dy.dtype)
-        return _by_tape(lambda x: convolution(spec, x, w), x, dy)
-    if len(spec.strides) == 3:
-        return tf.raw_ops.Conv3DBackpropInputV2(
-            input_sizes=shape, filter=w, out_backprop=dy, **_op_arguments(spec)
-        )
-    flat = len(spec.strides) == 1
-    made = tf.raw_ops.Conv2DBackpropInput(
-        input_sizes=tf.concat([shape[:1], [1], shape[1:]], 0) if flat else shape,
-        filter=w[tf.newaxis] if flat else w,
-        out_backprop=_as_2d(spec, dy),
-        **_op_arguments(spec),
-    )
-    return made[:, 0] if flat else made
-
-
-def _convolution_weight_gradient(
-    spec: CallSpec, x: tf.Tensor, dy: tf.Tensor, shape: tf.Tensor
-) -> tf.Tensor:
-    if not _is_plain(spec):
-        w = tf.zeros(spec.w, dy.dtype)
-        return _by_tape(lambda w: convolution(spec, x, w), w, dy)
-    if len(spec.strides) == 3:
-        return tf.raw_ops.Conv3DBackpropFilterV2(
-            input=x, filter_sizes=shape, out_backprop=dy, **_op_arguments(spec)
-        )
-    flat = len(spec.strides) == 1
-    made = tf.raw_ops.Conv2DBackpropFilter(
-        input=_as_2d(spec, x),
-        filter_sizes=tf.concat([[1], shape], 0) if flat else shape,
-        out_backprop=_as_2d(spec, dy),
-        **_op_arguments(spec),
-    )
-    return made[0] if flat else made
-
-
-def _by_tape(function: Callable[[tf.Tensor], tf.Tensor], at: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
-    """The gradient as TensorFlow's own differentiation makes it."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(at)
-        y = function(at)
-    return tape.gradient(y, at, output_gradients=dy)
-
-
 def _is_plain_depthwise(spec: CallSpec) -> bool:
     return len(set(spec.strides)) == 1 and not _needs_wide_filters(spec)
 
@@ -171,58 +144,59 @@ def _tap_by_tap(spec: CallSpec, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
     return tf.reshape(total, [*sizes(total)[:-2], w.shape[-2] * w.shape[-1]])
 
 
-def _depthwise_input_gradient(
-    spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tensor
-) -> tf.Tensor:
-    if not _is_plain_depthwise(spec) or not _is_plain(spec):
-        x = tf.zeros(shape, dy.dtype)
-        return _by_tape(lambda x: depthwise(spec, x, w), x, dy)
-    return tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
-        input_sizes=shape, filter=w, out_backprop=dy, **_op_arguments(spec)
-    )
-
-
-def _depthwise_weight_gradient(
-    spec: CallSpec, x: tf.Tensor, dy: tf.Tensor, shape: tf.Tensor
-) -> tf.Tensor:
-    if not _is_plain_depthwise(spec) or not _is_plain(spec):
-        w = tf.zeros(spec.w, dy.dtype)
-        made = _by_tape(lambda w: depthwise(spec, x, w), w, dy)
-    else:
-        made = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
-            input=x, filter_sizes=shape, out_backprop=dy, **_op_arguments(spec)
-        )
-    if x.shape[0]:
+def _gradient(spec: CallSpec, a: tf.Tensor, b: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    """Both gradients of all convolutions."""
+    depthwise = spec.op == "depthwise_conv2d"
+    plain = _is_plain(spec) and (not depthwise or _is_plain_depthwise(spec))
+    made = (_by_op if plain else _by_tape)(spec, a, b, shape)
+    if not depthwise or spec.direction == "input_gradient" or a.shape[0]:
         return made
     # The op leaves its result as it finds it where the batch is empty.
-    return tf.where(tf.size(x) > 0, made, tf.zeros_like(made))
+    return tf.where(tf.size(a) > 0, made, tf.zeros_like(made))
 
 
-def matmul(spec: CallSpec, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
-    """The product of matrices, or of batches of them."""
-    if len(spec.w) > 2 or len(spec.x) == 2:
-        return tf.matmul(x, w)
-    # As keras.ops.matmul does: one large product, where tf.matmul does one a matrix.
-    flat = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), w)
-    return tf.reshape(flat, [*sizes(x)[:-1], w.shape[-1]])
+@as_images
+def _by_op(spec: CallSpec, a: tf.Tensor, b: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    of_input, of_filter = _GRADIENTS[spec.op]
+    window = {"strides": [1, *spec.strides, 1], "padding": spec.padding.upper()}
+    if spec.direction == "input_gradient":
+        return of_input(input_sizes=shape, filter=b, out_backprop=a, **window)
+    return of_filter(input=a, filter_sizes=shape, out_backprop=b, **window)
 
 
-def _matmul_input_gradient(
-    spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tensor
-) -> tf.Tensor:
-    if len(spec.w) > 2:
-        return summed_to(tf.matmul(dy, w, transpose_b=True), shape)
-    flat = tf.matmul(tf.reshape(dy, [-1, dy.shape[-1]]), w, transpose_b=True)
-    return tf.reshape(flat, shape)
+def _by_tape(spec: CallSpec, a: tf.Tensor, b: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    """The gradient as TensorFlow's own differentiation makes it."""
+    forward, of_input = function(spec.op, "forward"), spec.direction == "input_gradient"
+    # A product is linear, so that its gradient is the same everywhere.
+    at = tf.zeros(shape if of_input else spec.w, a.dtype)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(at)
+        y = forward(spec, at, b) if of_input else forward(spec, a, at)
+    return tape.gradient(y, at, output_gradients=a if of_input else b)
 
 
-def _matmul_weight_gradient(
-    spec: CallSpec, x: tf.Tensor, dy: tf.Tensor, shape: tf.Tensor
-) -> tf.Tensor:
-    if len(spec.w) > 2:
-        return summed_to(tf.matmul(x, dy, transpose_a=True), shape)
-    rows, grown = (tf.reshape(t, [-1, t.shape[-1]]) for t in (x, dy))
-    return tf.matmul(rows, grown, transpose_a=True)
+def products_by(matmul: Function) -> Function:
+    """Products of matrices, or of batches of them that broadcast, in any direction.
+
+    `x w`, `dy w'` and `x' dy`, the gradients summed over the batches along which an operand was
+    broadcast.
+
+    Args:
+        matmul: with the arguments of `tf.matmul`.
+    """
+
+    def run(spec: CallSpec, a: tf.Tensor, b: tf.Tensor, *shape: tf.Tensor) -> tf.Tensor:
+        turned = _TURNED[spec.direction]
+        if len(spec.w) > 2:
+            made = matmul(a, b, **turned)
+            return summed_to(made, *shape) if shape else made
+        if len(spec.x) == 2:
+            return matmul(a, b, **turned)
+        # As keras.ops.matmul does: one large product, where tf.matmul does one a matrix.
+        made = matmul(rows(a), rows(b), **turned)
+        return tf.reshape(made, *(shape or [[*sizes(a)[:-1], b.shape[-1]]]))
+
+    return run
 
 
 def summed_to(gradient: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
@@ -231,20 +205,18 @@ def summed_to(gradient: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.reduce_sum(gradient, axes), shape)
 
 
-_FUNCTIONS: dict[str, dict[str, Function]] = {
-    "convolution": {
-        "forward": convolution,
-        "input_gradient": _convolution_input_gradient,
-        "weight_gradient": _convolution_weight_gradient,
-    },
-    "depthwise_conv2d": {
-        "forward": depthwise,
-        "input_gradient": _depthwise_input_gradient,
-        "weight_gradient": _depthwise_weight_gradient,
-    },
-    "matmul": {
-        "forward": matmul,
-        "input_gradient": _matmul_input_gradient,
-        "weight_gradient": _matmul_weight_gradient,
-    },
+# By op: TensorFlow's op for the gradient of the input, and that for the weights'.
+_GRADIENTS: dict[str, tuple[Function, Function]] = {
+    "conv2d": (tf.raw_ops.Conv2DBackpropInput, tf.raw_ops.Conv2DBackpropFilter),
+    "conv3d": (tf.raw_ops.Conv3DBackpropInputV2, tf.raw_ops.Conv3DBackpropFilterV2),
+    "depthwise_conv2d": (
+        tf.raw_ops.DepthwiseConv2dNativeBackpropInput,
+        tf.raw_ops.DepthwiseConv2dNativeBackpropFilter,
+    ),
 }
+_TURNED: dict[str, dict[str, bool]] = {
+    "forward": {},
+    "input_gradient": {"transpose_b": True},
+    "weight_gradient": {"transpose_a": True},
+}
+_matmul = products_by(tf.matmul)

@@ -4,25 +4,21 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tfaccel.core.plan import Unsupported
+from tfaccel.core.unsupported import Unsupported
 from tfaccel.ops.kernels._kernel import TOLERANCES, Kernel, serves_all
-from tfaccel.ops.kernels._spec import CallSpec
-from tfaccel.ops.kernels._validation import checked_direction, checked_op
+from tfaccel.ops.kernels._spec import DIRECTIONS, OPS, CallSpec
 from tfaccel.ops.kernels.implementations import (
-    channel_padded,
     flipped,
     fused_offsets,
     im2col,
-    in_bfloat16,
-    in_float32,
     matmul_1x1,
     onednn,
     shifted,
     split_groups,
     tensorflow,
     transposed,
-    xla,
 )
+from tfaccel.system.arguments import one_of
 
 # TensorFlow's own first: it is what the others are measured against.
 KERNELS: tuple[Kernel, ...] = (
@@ -35,10 +31,9 @@ KERNELS: tuple[Kernel, ...] = (
     *fused_offsets.KERNELS,
     *transposed.KERNELS,
     *onednn.KERNELS,
-    *xla.KERNELS,
-    *in_float32.KERNELS,
-    *in_bfloat16.KERNELS,
-    *channel_padded.KERNELS,
+    *tensorflow.BY_XLA,
+    *tensorflow.IN_FLOAT32,
+    *tensorflow.IN_BFLOAT16,
 )
 REFERENCE = "tensorflow"
 _registered: list[Kernel] = []
@@ -59,8 +54,8 @@ def kernels(op: str, direction: str | None = None) -> tuple[Kernel, ...]:
     >>> [kernel.name for kernel in tfaccel.ops.kernels("depthwise_conv2d", "forward")]
     ['tensorflow', 'fused_offsets', 'onednn', 'in_float32']
     """
-    checked_op(op)
-    wanted = None if direction is None else checked_direction(direction)
+    one_of("op", op, OPS)
+    wanted = None if direction is None else one_of("direction", direction, DIRECTIONS)
     return tuple(
         kernel
         for kernel in (*KERNELS, *_registered)
@@ -75,9 +70,7 @@ def named(op: str, direction: str, name: str) -> Kernel | None:
 
 def reference(op: str, direction: str) -> Kernel:
     """TensorFlow's own kernel."""
-    found = named(op, direction, REFERENCE)
-    assert found is not None
-    return found
+    return next(k for k in kernels(op, direction) if k.name == REFERENCE)
 
 
 def register_kernel(
@@ -102,7 +95,7 @@ def register_kernel(
         direction: which of the three it computes.
         summary: what it computes, in one clause.
         source: where the method comes from.
-        refusal: a `tfaccel.Unsupported` for a call that it can't serve, None for others.
+        unsupported: a `tfaccel.Unsupported` for a call that it can't serve, None for others.
         tolerance: the largest relative error, by dtype; None for the usual one.
         jit_compile: whether XLA compiles it.
 
@@ -124,8 +117,8 @@ def register_kernel(
     'by_einsum'
     >>> tfaccel.ops.unregister_kernel("matmul", "by_einsum")
     """
-    checked_op(op)
-    way = checked_direction(direction)
+    one_of("op", op, OPS)
+    way = one_of("direction", direction, DIRECTIONS)
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"`name` must be an identifier. Received: {name!r}")
     if named(op, way, name) is not None:

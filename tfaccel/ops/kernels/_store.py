@@ -24,11 +24,7 @@ SCHEMA = 2
 
 
 class Store:
-    """Rankings of one machine, with one set of versions, in one file.
-
-    Args:
-        directory: where the file is; it is made when needed.
-    """
+    """Rankings of one machine, with one set of versions, in one file of a folder."""
 
     def __init__(self, directory: pathlib.Path):
         self.path = directory / f"kernels-{_machine_key()}.json"
@@ -84,7 +80,6 @@ def _store(directory: pathlib.Path) -> Store:
 
 
 def _is_current(ranking: Ranking) -> bool:
-    """Whether the kernels that were measured are those that there are."""
     now = {kernel.name for kernel in kernels(ranking.spec.op, ranking.spec.direction)}
     return now == {candidate.kernel for candidate in ranking.candidates}
 

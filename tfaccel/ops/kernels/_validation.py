@@ -11,52 +11,20 @@ from tfaccel.ops.kernels._spec import (
     DTYPES,
     OPS,
     CallSpec,
-    Direction,
     Shape,
     output_size,
 )
-from tfaccel.system.arguments import positive
+from tfaccel.system.arguments import one_of, positive
 
 RANKS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "depthwise_conv2d": 2}
 
 
-def checked_op(op: Any) -> str:
-    """The name of an op.
-
-    Raises:
-        ValueError: there is no such op.
-    """
-    if op not in OPS:
-        raise ValueError(f"`op` must be one of {', '.join(OPS)}. Received: {op!r}")
-    return op
-
-
-def checked_direction(direction: Any) -> Direction:
-    """A direction.
-
-    Raises:
-        ValueError: there is no such direction.
-    """
-    if direction not in DIRECTIONS:
-        raise ValueError(
-            f"`direction` must be one of {', '.join(DIRECTIONS)}. Received: {direction!r}"
-        )
-    return direction
-
-
 def checked_dtype(dtype: Any) -> str:
-    """The name of a floating-point dtype.
-
-    Raises:
-        ValueError: it is no such dtype.
-    """
+    """The name of a floating-point dtype; ValueError if it is none."""
     try:
-        name = tf.as_dtype(dtype).name
-    except TypeError:
-        name = None
-    if name not in DTYPES:
-        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}. Received: {dtype!r}")
-    return name
+        return one_of("dtype", tf.as_dtype(dtype).name, DTYPES)
+    except TypeError:  # it is the name of nothing
+        return one_of("dtype", dtype, DTYPES)
 
 
 def convolution_spec(
@@ -70,11 +38,7 @@ def convolution_spec(
     dilation_rate: Any = 1,
     groups: Any = 1,
 ) -> CallSpec:
-    """A convolution's call, its channels last.
-
-    Raises:
-        TypeError, ValueError: an argument breaks its rule; the message names it.
-    """
+    """A convolution's call, its channels last; TypeError or ValueError names what is off."""
     rank = RANKS[op]
     x, w = _shape("x", x, rank + 2), _shape("filters", filters, rank + 2)
     if None in w:
@@ -99,11 +63,7 @@ def convolution_spec(
 
 
 def matmul_spec(a: Sequence[int | None], b: Sequence[int | None], dtype: str) -> CallSpec:
-    """A matrix product's call.
-
-    Raises:
-        TypeError, ValueError: a shape breaks its rule; the message names it.
-    """
+    """A matrix product's call; TypeError or ValueError names what is off."""
     x, w = _shape("a", a), _shape("b", b)
     if len(x) < 2 or len(w) < 2:
         raise ValueError(f"`a` and `b` must be matrices or batches of them. Received: {x} and {w}")
@@ -121,12 +81,8 @@ def matmul_spec(a: Sequence[int | None], b: Sequence[int | None], dtype: str) ->
 
 
 def spec_of(op: str, shapes: Any, dtype: str, direction: str, **arguments: Any) -> CallSpec:
-    """The call that `find` is asked about, its shapes complete.
-
-    Raises:
-        TypeError, ValueError: an argument breaks its rule; the message names it.
-    """
-    checked_op(op)
+    """The call that `find` is asked about, complete; TypeError or ValueError as above."""
+    one_of("op", op, OPS)
     if not isinstance(shapes, Sequence) or isinstance(shapes, str) or len(shapes) != 2:
         raise TypeError(f"`shapes` must be the two operands' shapes. Received: {shapes!r}")
     name = checked_dtype(dtype)
@@ -139,15 +95,11 @@ def spec_of(op: str, shapes: Any, dtype: str, direction: str, **arguments: Any) 
         spec = convolution_spec(op, shapes[0], shapes[1], name, **arguments)
     if not spec.is_known:
         raise ValueError(f"`shapes` must be known to be measured. Received: {shapes!r}")
-    return spec.along(checked_direction(direction))
+    return spec.along(one_of("direction", direction, DIRECTIONS))
 
 
 def tensors(first: str, a: Any, second: str, b: Any) -> tuple[tf.Tensor, tf.Tensor, str]:
-    """The operands as tensors, and the name of their common dtype.
-
-    Raises:
-        TypeError: they are of different dtypes, or not floating-point numbers.
-    """
+    """The operands as tensors, and the name of their common dtype; TypeError if they have none."""
     # Keras's function may give the variable itself, which is no tensor yet.
     a, b = (tf.convert_to_tensor(keras.ops.convert_to_tensor(x)) for x in (a, b))
     if a.dtype != b.dtype or a.dtype.name not in DTYPES:
@@ -162,18 +114,10 @@ def tensors(first: str, a: Any, second: str, b: Any) -> tuple[tf.Tensor, tf.Tens
 
 
 def data_format(value: Any) -> str:
-    """Where the channels are; None stands for Keras's setting.
-
-    Raises:
-        ValueError: it is neither of the two.
-    """
+    """Where the channels are; None stands for Keras's setting. ValueError if it is neither."""
     if value is None:
         return keras.config.image_data_format()
-    if value not in ("channels_last", "channels_first"):
-        raise ValueError(
-            f'`data_format` must be "channels_last", "channels_first" or None. Received: {value!r}'
-        )
-    return value
+    return one_of("data_format", value, ("channels_last", "channels_first"))
 
 
 def _shape(name: str, shape: Any, rank: int | None = None) -> Shape:

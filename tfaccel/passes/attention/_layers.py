@@ -1,6 +1,5 @@
 """`keras.layers.MultiHeadAttention` and `GroupQueryAttention` by `tfaccel.ops.attention`."""
 
-import contextlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,48 +10,41 @@ import tensorflow as tf
 
 from tfaccel.compat import keras_private
 from tfaccel.compat.keras_private import ATTENTION_PRODUCTS
-from tfaccel.compat.patching import instance_attribute
-from tfaccel.core.plan import Unsupported
+from tfaccel.compat.patching import instance_attributes
+from tfaccel.core.unsupported import Unsupported, kind_of, named, other_dtype, own_method
 from tfaccel.ops.attention import ChosenProducts, Products, attend
 from tfaccel.ops.kernels import Chooser
 
 KINDS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
-_DTYPES = ("float32", "bfloat16", "float16")
 # The methods that the maths consists of; masks are made by others, which stay.
 _MATHS = ("call", "_build_attention", "_compute_attention", "_masked_softmax")
 
 
-def kind_of(layer: Any) -> type | None:
-    """The class of Keras's own that the layer is or derives from; None if it is no attention."""
-    return next((kind for kind in KINDS if isinstance(layer, kind)), None)
-
-
 def obstacle(layer: Any) -> Unsupported | None:
     """Why this attention layer keeps Keras's own `call`, as far as it is known before a call."""
-    who = f"layer {layer.name!r} ({type(layer).__name__})"
-    own = keras_private.overridden(layer, kind_of(layer) or type(layer), *_MATHS)
-    if own is not None:
-        return Unsupported(f"{who} has a `{own}` of its own")
-    return _obstacle_in_options(who, layer) or _obstacle_in_parts(who, layer)
+    return (
+        own_method(layer, kind_of(layer, KINDS) or type(layer), *_MATHS)
+        or _obstacle_in_options(layer)
+        or _obstacle_in_parts(layer)
+    )
 
 
-def _obstacle_in_options(who: str, layer: Any) -> Unsupported | None:
+def _obstacle_in_options(layer: Any) -> Unsupported | None:
     if keras_private.wants_flash_attention(layer):
-        return Unsupported(f"{who} uses flash_attention", "Keras has none on TensorFlow")
-    if layer.compute_dtype not in _DTYPES:
-        return Unsupported(f"{who} computes in {layer.compute_dtype}", "use float32 or less")
+        return Unsupported(f"{named(layer)} uses flash_attention", "Keras has none on TensorFlow")
     axes = getattr(layer, "attention_axes", None)
     if axes is not None and tuple(axes) != (1,):
-        return Unsupported(f"{who} attends along axes {tuple(axes)}", "attend along one sequence")
-    return None
+        cause = f"{named(layer)} attends along axes {tuple(axes)}"
+        return Unsupported(cause, "attend along one sequence")
+    return other_dtype(layer)
 
 
-def _obstacle_in_parts(who: str, layer: Any) -> Unsupported | None:
+def _obstacle_in_parts(layer: Any) -> Unsupported | None:
     if not layer.built:
         return None
     parts = keras_private.attention_parts(layer)
     for part in (parts.query, parts.key, parts.value, parts.output):
-        inside = f"{who} has a part {part.name!r}"
+        inside = f"{named(layer)} has a part {part.name!r}"
         if not isinstance(part, keras.layers.EinsumDense):
             return Unsupported(f"{inside} of another class, {type(part).__name__}")
         if keras_private.overridden(part, keras.layers.EinsumDense, "call") is not None:
@@ -69,11 +61,8 @@ def _obstacle_in_parts(who: str, layer: Any) -> Unsupported | None:
 def fused_call(layer: Any, chooser: Callable[[], Chooser | None]) -> Callable[..., Any]:
     """The layer's `call`: Keras's own, in which products and attention are replaced.
 
-    What Keras does with masks, heads that share keys and gates stays Keras's code.
-
-    Args:
-        layer: without an obstacle.
-        chooser: gives what chooses kernels at the time of the call; None for TensorFlow's.
+    What Keras does with masks, heads that share keys and gates stays Keras's code. `chooser` gives
+    what chooses kernels at the time of the call; None for TensorFlow's.
     """
     own_call = layer.call
     signature = inspect.signature(own_call)
@@ -83,9 +72,8 @@ def fused_call(layer: Any, chooser: Callable[[], Chooser | None]) -> Callable[..
         key = value if given.get("key") is None else given["key"]
         if given.get("return_attention_scores") or not _serves(layer, query, key, value):
             return own_call(query, value, *args, **kwargs)
-        with contextlib.ExitStack() as stack:
-            for name, replacement in _replacements(layer, query, key, value, chooser()).items():
-                stack.enter_context(instance_attribute(layer, name, replacement))
+        replacements = _replacements(layer, query, key, value, chooser()).items()
+        with instance_attributes((layer, *replaced) for replaced in replacements):
             return own_call(query, value, *args, **kwargs)
 
     return call
@@ -100,8 +88,7 @@ def _serves(layer: Any, *inputs: Any) -> bool:
         for x in inputs
     )
     # Asked again: a layer may have been built, or a pass may have changed dtypes, since.
-    who = type(layer).__name__
-    return plain and not (_obstacle_in_options(who, layer) or _obstacle_in_parts(who, layer))
+    return plain and not (_obstacle_in_options(layer) or _obstacle_in_parts(layer))
 
 
 def _replacements(
@@ -140,12 +127,7 @@ def _replacements(
 def _projections(
     wanted: Sequence[tuple[tf.Tensor, Any, float]], products: Products
 ) -> list[tf.Tensor]:
-    """Each tensor projected by its layer and scaled; one product for each tensor.
-
-    Args:
-        wanted: tensors, EinsumDense layers and scales.
-        products: compute the products.
-    """
+    """Each tensor projected by its EinsumDense layer and scaled; one product for each tensor."""
     by_tensor: dict[int, list[int]] = {}
     for i, (x, _, _) in enumerate(wanted):
         by_tensor.setdefault(id(x), []).append(i)
@@ -161,10 +143,7 @@ def _project(
 ) -> list[tf.Tensor]:
     """What EinsumDense layers make of one tensor, by one product of matrices.
 
-    Args:
-        x: `(batch, positions, ...)`.
-        parts: the layers, each with what its result is to be multiplied by.
-        products: compute the product.
+    `x` is `(batch, positions, ...)`; each layer comes with what its result is multiplied by.
     """
     bound = math.prod(x.shape[2:])
     shapes = [part.kernel.shape[x.shape.rank - 2 :] for part, _ in parts]

@@ -4,13 +4,11 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import keras
-
 from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.layer_pass import LayerPass
-from tfaccel.core.plan import Unsupported
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.passes.attention import _layers
 
@@ -41,12 +39,10 @@ class FusedAttention(LayerPass):
 
     name: ClassVar[str] = "fused_attention"
     no_layer: ClassVar[str] = "the model has no MultiHeadAttention or GroupQueryAttention layer"
+    kinds: ClassVar[tuple[type, ...]] = _layers.KINDS
 
-    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
-        """Every attention layer, with what keeps its own `call`; None where it is replaced."""
-        for layer in workload.layers:
-            if _layers.kind_of(layer) is not None:
-                yield layer, _layers.obstacle(layer)
+    def obstacle(self, layer: Any, workload: Workload) -> Unsupported | None:
+        return _layers.obstacle(layer)
 
     def prior(self, workload: Workload) -> Prior:
         return Prior(

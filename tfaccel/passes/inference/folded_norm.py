@@ -1,6 +1,5 @@
 """BatchNormalization as part of the layer before it, for predictions."""
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -9,10 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.compat.patching import instance_attribute
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.compat import keras_private
+from tfaccel.core.layer_pass import LayerPass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Unsupported, kind_of
 from tfaccel.core.workload import Workload
 
 # On a tensor that a product made: the product.
@@ -30,7 +30,7 @@ _PYTHON_TRUTH = (bool, int, np.bool_, type(None))
 
 
 @dataclasses.dataclass(frozen=True)
-class FoldedNorm(Pass):
+class FoldedNorm(LayerPass):
     """Makes BatchNormalization a part of the convolution or Dense layer before it.
 
     In predictions its statistics are fixed, so that it multiplies each channel by a number
@@ -54,7 +54,7 @@ class FoldedNorm(Pass):
             return Unsupported("in training the statistics change", "it is for tfaccel.accelerate")
         if not any(isinstance(x, keras.layers.BatchNormalization) for x in workload.layers):
             return Unsupported("the model has no BatchNormalization layer")
-        if not any(_is_product(layer) for layer in workload.layers):
+        if not any(map(_is_product, workload.layers)):
             return Unsupported("the model has no layer that BatchNormalization could be part of")
         return None
 
@@ -64,18 +64,12 @@ class FoldedNorm(Pass):
             reason="with fixed statistics a normalization is part of the convolution before it",
         )
 
-    @contextlib.contextmanager
-    def applied(self, context: StepContext) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for layer in context.workload.layers:
-                call = None
-                if _is_product(layer):
-                    call = _noting(layer)
-                elif _is_plain(layer, keras.layers.BatchNormalization):
-                    call = _folding(layer)
-                if call is not None:
-                    stack.enter_context(instance_attribute(layer, "call", call))
-            yield
+    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
+        """The products and the normalizations."""
+        return ((x, None) for x in workload.layers if _is_product(x) or _is_norm(x))
+
+    def patches(self, layer: Any, context: StepContext) -> Iterator[tuple[str, Any]]:
+        yield "call", _folding(layer) if _is_norm(layer) else _noting(layer)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +82,7 @@ class _Product:
 
     def folded(self, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
         """The same with each channel multiplied by `scale`, and `shift` added."""
-        weights = getattr(self.layer, _weights_of(self.layer))
+        weights = getattr(self.layer, _WEIGHTS[kind_of(self.layer, _WEIGHTS)])
         if isinstance(self.layer, _DEPTHWISE):
             per_channel = tf.reshape(scale, weights.shape[-2:])
         else:
@@ -152,13 +146,9 @@ def _is_last(axis: int, inputs: tf.Tensor) -> bool:
     return rank is not None and rank >= 2 and axis in (-1, rank - 1)
 
 
-def _weights_of(layer: Any) -> str:
-    return next(name for kind, name in _WEIGHTS.items() if isinstance(layer, kind))
-
-
 def _is_product(layer: Any) -> bool:
     """Whether the layer is linear in weights that can be scaled."""
-    kind = next((kind for kind in _WEIGHTS if isinstance(layer, kind)), None)
+    kind = kind_of(layer, _WEIGHTS)
     return (
         kind is not None
         and layer.built
@@ -170,8 +160,11 @@ def _is_product(layer: Any) -> bool:
     )
 
 
+def _is_norm(layer: Any) -> bool:
+    return _is_plain(layer, keras.layers.BatchNormalization)
+
+
 def _is_plain(layer: Any, kind: Any) -> bool:
     """Whether a layer runs Keras's own `call`, or what another pass has put there."""
-    shadow = vars(layer).get("call")
-    ours = shadow is None or getattr(shadow, "__module__", "").startswith("tfaccel.")
-    return isinstance(layer, kind) and ours and type(layer).call is kind.call
+    own = keras_private.overridden(layer, kind, "call", by_user=True)
+    return isinstance(layer, kind) and own is None

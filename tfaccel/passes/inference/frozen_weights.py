@@ -9,9 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.plan import Pass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Unsupported, named
 from tfaccel.core.workload import Workload
 from tfaccel.measure.units import size
 
@@ -48,7 +49,7 @@ class FrozenWeights(Pass):
             return Unsupported("the model has no weights")
         for layer in workload.layers:
             if getattr(layer, "stateful", False):
-                return Unsupported(f"layer {layer.name!r} ({type(layer).__name__}) is stateful")
+                return Unsupported(f"{named(layer)} is stateful")
         total = sum(_bytes(variable) for variable in workload.model.variables)
         if total > _MOST_BYTES:
             return Unsupported(f"{size(total)} of weights are too much for a graph")

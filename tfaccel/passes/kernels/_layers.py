@@ -6,8 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.compat import keras_private
-from tfaccel.core.plan import Unsupported
+from tfaccel.core.unsupported import Unsupported, kind_of, named, other_dtype, own_method
 from tfaccel.ops.api import convolve
 from tfaccel.ops.kernels import (
     DTYPES,
@@ -28,33 +27,17 @@ _CONVOLUTIONS: Mapping[type, str] = {
 KINDS = (*_CONVOLUTIONS, keras.layers.SeparableConv2D, keras.layers.Dense)
 
 
-def kind_of(layer: Any) -> type | None:
-    """The class of Keras's own that the layer is or derives from; None if it is no product."""
-    return next((kind for kind in KINDS if isinstance(layer, kind)), None)
-
-
 def obstacle(layer: Any) -> Unsupported | None:
     """Why this layer, which is a product, keeps Keras's own `call`."""
-    who = f"layer {layer.name!r} ({type(layer).__name__})"
-    kind = kind_of(layer) or type(layer)
+    kind = kind_of(layer, KINDS) or type(layer)
     methods = ("call", "convolution_op") if hasattr(kind, "convolution_op") else ("call",)
-    own = keras_private.overridden(layer, kind, *methods)
-    if own is not None:
-        return Unsupported(f"{who} has a `{own}` of its own")
     if getattr(layer, "quantization_mode", None):
-        return Unsupported(f"{who} is quantized to {layer.quantization_mode}")
-    if str(layer.compute_dtype) not in DTYPES:
-        return Unsupported(f"{who} computes in {layer.compute_dtype}", "use float32")
-    return None
+        return Unsupported(f"{named(layer)} is quantized to {layer.quantization_mode}")
+    return own_method(layer, kind, *methods) or other_dtype(layer, DTYPES, "use float32")
 
 
 def calls(layer: Any, shape: Sequence[int | None], dtype: str) -> list[CallSpec]:
-    """The products that a layer is made of.
-
-    Args:
-        layer: built, without an obstacle.
-        shape: of its input; None where a size is not known.
-        dtype: what it computes in.
+    """The products that a built layer without an obstacle is made of, for the shape of its input.
 
     Raises:
         TypeError, ValueError: the layer can't be called with such an input.
@@ -64,7 +47,7 @@ def calls(layer: Any, shape: Sequence[int | None], dtype: str) -> list[CallSpec]
     >>> print(*calls(layer, (None, 8, 8, 4), "float32"), sep="; ")
     depthwise_conv2d ?x8x8x4 * 3x3x4x1, same, float32; conv2d ?x8x8x4 * 1x1x4x5, valid, float32
     """
-    kind = kind_of(layer)
+    kind = kind_of(layer, KINDS)
     if kind is keras.layers.Dense:
         return [matmul_spec(shape, layer.kernel.shape, dtype)]
     if layer.data_format == "channels_first":
@@ -85,12 +68,7 @@ def calls(layer: Any, shape: Sequence[int | None], dtype: str) -> list[CallSpec]
 
 
 def kernel_call(layer: Any, chooser: Chooser) -> Callable[..., Any]:
-    """The layer's `call`, by kernels that are chosen while it is traced.
-
-    Args:
-        layer: without an obstacle.
-        chooser: says which kernels.
-    """
+    """The `call` of a layer without an obstacle, by kernels that are chosen while it is traced."""
     own_call = layer.call
 
     def call(inputs: Any, **arguments: Any) -> Any:
@@ -120,7 +98,7 @@ def _computed(layer: Any, x: tf.Tensor, choose: Choose) -> tf.Tensor:
         return tf.cast(tf.convert_to_tensor(keras.ops.convert_to_tensor(variable)), x.dtype)
 
     bias = None if layer.bias is None else weights(layer.bias)
-    kind = kind_of(layer)
+    kind = kind_of(layer, KINDS)
     if kind is keras.layers.Dense:
         w = weights(layer.kernel)
         y = product(matmul_spec(x.shape, w.shape, x.dtype.name), x, w, choose)

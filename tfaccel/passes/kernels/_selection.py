@@ -1,8 +1,7 @@
 """Which kernels the layers of one workload use, and what was measured to say so."""
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from tfaccel.measure.timing import Clock
 from tfaccel.measure.units import ratio
@@ -33,6 +32,8 @@ class Selection:
 
     Attributes:
         seen: the calls of each layer, forward, by the layer's name.
+        looked_at: the kinds of plan under which all calls have been noted.
+        recording: whether calls are noted, and Keras's own code is wanted for all of them.
     """
 
     def __init__(self, reduced: bool = False, directions: Sequence[Direction] = DIRECTIONS):
@@ -40,35 +41,15 @@ class Selection:
         self._reduced = reduced
         self._directions = tuple(directions)
         self._rankings: dict[CallSpec, Ranking] = {}
-        self._recording = False
-        self._looked_at: set[object] = set()
-
-    @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
-        """Inside, calls are noted, and Keras's own code is wanted for all of them."""
-        self._recording = True
-        try:
-            yield
-        finally:
-            self._recording = False
-
-    def is_new(self, key: object) -> bool:
-        """Whether a kind of plan is asked about for the first time."""
-        return key not in self._looked_at
-
-    def looked_at(self, key: object) -> None:
-        """All calls under a kind of plan have been noted."""
-        self._looked_at.add(key)
+        self.looked_at: set[object] = set()
+        self.recording = False
 
     def wanted(self, layer: str, specs: list[CallSpec], compiled: bool = True) -> bool:
         """Whether a kernel of tfaccel's is to compute any direction of a layer's products.
 
-        Args:
-            layer: its name.
-            specs: its products.
-            compiled: whether a kernel may be one that XLA compiles for each size.
+        `compiled` says whether it may be one that XLA compiles for each size.
         """
-        if self._recording:
+        if self.recording:
             noted = self.seen.setdefault(layer, [])
             noted += [spec for spec in specs if spec not in noted]
             return False
@@ -78,12 +59,10 @@ class Selection:
     def choose(self, spec: CallSpec, compiled: bool = True) -> Kernel:
         """The kernel for a call: what was measured for this workload, else on this machine."""
         ranking = self.ranking(spec)
-        own = reference(spec.op, spec.direction)
-        kernel = own
-        if ranking is not None:
-            kernel = ranking.kernel(self._reduced, in_xla=False, compiled=compiled)
-        # What won for known sizes may refuse where they are not known.
-        return kernel if kernel.unsupported(spec) is None else own
+        if ranking is None:
+            return reference(spec.op, spec.direction)
+        allowed = {"reduced": self._reduced, "in_xla": False, "compiled": compiled}
+        return ranking.kernel_for(spec, **allowed)
 
     def ranking(self, spec: CallSpec) -> Ranking | None:
         """What is known of a call; None where nothing is."""

@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import keras
 
 from tfaccel.compat import keras_private
-from tfaccel.compat.patching import set_attribute
+from tfaccel.compat.patching import instance_attribute, set_attribute
 from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.layer_pass import LayerPass
-from tfaccel.core.plan import Plan, Unsupported
+from tfaccel.core.plan import Plan
 from tfaccel.core.prior import CONVOLUTIONS, Prior
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.tracing import trace_forward, trace_step
+from tfaccel.core.unsupported import Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.measure.timing import Clock
 from tfaccel.ops.kernels import DIRECTIONS, CallSpec, Chooser
@@ -55,6 +56,7 @@ class Kernels(LayerPass):
 
     name: ClassVar[str] = "kernels"
     no_layer: ClassVar[str] = "the model has no convolution or Dense layer"
+    kinds: ClassVar[tuple[type, ...]] = _layers.KINDS
     # Kernels are made of several ops where TensorFlow has one.
     compile_factor: ClassVar[float] = 1.3
     needs_batch: ClassVar[bool] = True
@@ -76,11 +78,8 @@ class Kernels(LayerPass):
             return Unsupported("the model uses XLA, which has kernels of its own")
         return None
 
-    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
-        """Every layer that is a product, with what keeps its own `call`; None where nothing."""
-        for layer in workload.layers:
-            if _layers.kind_of(layer) is not None:
-                yield layer, _layers.obstacle(layer)
+    def obstacle(self, layer: Any, workload: Workload) -> Unsupported | None:
+        return _layers.obstacle(layer)
 
     def prior(self, workload: Workload) -> Prior:
         slow = workload.device.kind == "CPU" and workload.has(*CONVOLUTIONS)
@@ -102,11 +101,11 @@ class Kernels(LayerPass):
         workload, selection = context.workload, self._selection(context)
         # What layers compute in decides which calls there are.
         key = tuple(item.compute_dtype(workload) for item in plan.passes)
-        if not workload.batches or not selection.is_new(key):
+        if not workload.batches or key in selection.looked_at:
             return
-        with plan.applied(context), selection.recording():
+        with plan.applied(context), instance_attribute(selection, "recording", True):
             _trace(workload)
-        selection.looked_at(key)
+        selection.looked_at.add(key)
         selection.measure(workload.step_seconds, clock, deadline)
 
     def compiles_sizes(self, workload: Workload) -> bool:
@@ -122,16 +121,14 @@ class Kernels(LayerPass):
         yield "call", _layers.kernel_call(layer, context.chooser)
 
     def _chooser(self, context: StepContext) -> Chooser:
-        workload, selection = context.workload, self._selection(context)
+        model, selection = context.workload.model, self._selection(context)
+        compiled = not context.workload.sizes_vary
 
         def wanted(layer: str, specs: list[CallSpec]) -> bool:
             # Read while tracing: the pass `xla` may be entered after this one.
-            if workload.model.jit_compile:
-                return False
-            return selection.wanted(layer, specs, compiled=not workload.sizes_vary)
+            return not model.jit_compile and selection.wanted(layer, specs, compiled)
 
-        choose = functools.partial(selection.choose, compiled=not workload.sizes_vary)
-        return Chooser(wanted, choose)
+        return Chooser(wanted, functools.partial(selection.choose, compiled=compiled))
 
     def findings(self, context: StepContext) -> tuple[str, ...]:
         selection = self._selection(context)

@@ -33,12 +33,7 @@ _FUNCTIONS = frozenset(
 
 # Classes behind keras.ops functions, as they stand in a Functional model's graph.
 UNARY_OPERATIONS = frozenset(
-    [
-        *("Abs", "Absolute", "Celu", "Elu", "Exp", "Expm1", "Gelu", "HardShrink", "HardSigmoid"),
-        *("HardSilu", "HardTanh", "LeakyRelu", "Log", "Log1p", "LogSigmoid", "Negative", "Relu"),
-        *("Relu6", "Selu", "Sigmoid", "Silu", "SoftShrink", "Softplus", "Softsign", "SparsePlus"),
-        *("SparseSigmoid", "Sqrt", "Square", "Squareplus", "Tanh", "TanhShrink", "Threshold"),
-    ]
+    ["Absolute", *("".join(part.capitalize() for part in name.split("_")) for name in _OPS)]
 )
 BINARY_OPERATIONS = frozenset(
     ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum")

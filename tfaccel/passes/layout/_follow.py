@@ -1,6 +1,5 @@
 """Calls of layers, computed with the channels last."""
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.compat import keras_private
-from tfaccel.compat.patching import instance_attribute
+from tfaccel.compat.patching import instance_attributes
 from tfaccel.passes.layout._elementwise import is_elementwise
 from tfaccel.passes.layout._flow import Flow
 
@@ -38,9 +37,7 @@ class Call:
 
     def on(self, inputs: Any, **attributes: Any) -> Any:
         """The layer's own call on other inputs, with other attributes meanwhile."""
-        with contextlib.ExitStack() as stack:
-            for name, value in attributes.items():
-                stack.enter_context(instance_attribute(self.layer, name, value))
+        with instance_attributes((self.layer, *changed) for changed in attributes.items()):
             return self.own(inputs, *self.args[1:], **self.kwargs)
 
     @property

@@ -9,11 +9,12 @@ import keras
 import tensorflow as tf
 
 from tfaccel.compat import keras_private
-from tfaccel.compat.patching import instance_attribute
+from tfaccel.compat.patching import instance_attributes
 from tfaccel.core.layer_note import LayerNote, Runs
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.plan import Pass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Unsupported, named
 from tfaccel.core.workload import Workload
 from tfaccel.passes.layout import _follow, _rules
 from tfaccel.passes.layout._flow import Flow
@@ -112,18 +113,18 @@ class Layout(Pass):
             if getattr(layer, "data_format", None) == CHANNELS_FIRST:
                 yield layer, _obstacle(layer, rule)
 
-    @contextlib.contextmanager
-    def applied(self, context: StepContext) -> Iterator[None]:
-        flow, workload = Flow(), context.workload
-        with contextlib.ExitStack() as stack:
-            for layer in workload.layers:
-                call = _call_of(layer, flow)
-                if call is not None:
-                    stack.enter_context(instance_attribute(layer, "call", call))
-            for operation, follow in _operations(workload):
-                call = _following(operation, follow, flow)
-                stack.enter_context(instance_attribute(operation, "call", call))
-            yield
+    def applied(self, context: StepContext) -> contextlib.AbstractContextManager[None]:
+        return instance_attributes(_patches(context.workload, Flow()))
+
+
+def _patches(workload: Workload, flow: Flow) -> Iterator[tuple[Any, str, Any]]:
+    """The calls of layers, and of operations in graphs of layers, that are followed."""
+    for layer in workload.layers:
+        call = _call_of(layer, flow)
+        if call is not None:
+            yield layer, "call", call
+    for operation, follow in _operations(workload):
+        yield operation, "call", _following(operation, follow, flow)
 
 
 def _rule(layer: keras.layers.Layer) -> Rule | None:
@@ -136,8 +137,7 @@ def _is_cell(layer: keras.layers.Layer) -> bool:
 
 
 def _obstacle(layer: keras.layers.Layer, rule: Rule | None) -> Unsupported | None:
-    """Why a layer runs as it is written."""
-    who = f"layer {layer.name!r} ({type(layer).__name__})"
+    who = named(layer)
     if rule is None:
         return Unsupported(f"{who} is of a kind that can't be followed", "write it channels_last")
     own = _own_method(layer, rule)
@@ -150,14 +150,7 @@ def _obstacle(layer: keras.layers.Layer, rule: Rule | None) -> Unsupported | Non
 
 
 def _own_method(layer: keras.layers.Layer, rule: Rule) -> str | None:
-    """A method that is the user's, and not Keras's or another pass's."""
-    for name in rule.methods:
-        shadow = vars(layer).get(name)
-        if shadow is not None and not getattr(shadow, "__module__", "").startswith("tfaccel."):
-            return name
-        if getattr(type(layer), name, None) is not getattr(rule.kind, name, None):
-            return name
-    return None
+    return keras_private.overridden(layer, rule.kind, *rule.methods, by_user=True)
 
 
 def _call_of(layer: keras.layers.Layer, flow: Flow) -> Callable[..., Any] | None:
@@ -211,7 +204,6 @@ def _is_masked(call: Call) -> bool:
 
 
 def _operations(workload: Workload) -> Iterator[tuple[Any, Follow]]:
-    """The operations in the graphs of the model's Functional parts that can be followed."""
     seen: set[int] = set()
     for layer in workload.layers:
         for operation in keras_private.graph_operations(layer):

@@ -9,12 +9,17 @@ import tensorflow as tf
 
 from tfaccel.compat import keras_private
 from tfaccel.core.derivatives import with_gradient
-from tfaccel.core.plan import Unsupported
+from tfaccel.core.unsupported import (
+    FLOAT32_OR_LESS,
+    Unsupported,
+    kind_of,
+    named,
+    other_dtype,
+    own_method,
+)
 from tfaccel.ops.activations import GELU, RELU, RELU6, SILU, ActivationFormula
 from tfaccel.ops.batch_norm import Normalised, by_keras, moments
 
-# What the op takes: 16-bit or float32 inputs, float32 statistics.
-_DTYPES = ("float32", "bfloat16", "float16")
 # Activations that a loop of the normalization before them can take in.
 _FORMULAS = (
     (keras.activations.relu, RELU),
@@ -30,34 +35,26 @@ _PYTHON_TRUTH = (bool, int, np.bool_, type(None))
 def obstacle(layer: Any, channels_first: bool) -> Unsupported | None:
     """Why this layer keeps Keras's own `call`, as far as it is known before a call.
 
-    Args:
-        layer: the BatchNormalization layer.
-        channels_first: whether the device's op takes NCHW (a CPU's does not).
+    `channels_first` is whether the device's op takes NCHW (a CPU's does not).
     """
-    who = f"layer {layer.name!r} ({type(layer).__name__})"
-    own = keras_private.overridden(layer, keras.layers.BatchNormalization, "call", "_moments")
+    own = own_method(layer, keras.layers.BatchNormalization, "call", "_moments")
     if own is not None:
-        return Unsupported(f"{who} has a `{own}` of its own")
+        return own
     if getattr(layer, "renorm", False):
-        return Unsupported(f"{who} uses batch renormalization", "use renorm=False")
+        return Unsupported(f"{named(layer)} uses batch renormalization", "use renorm=False")
     if layer.synchronized:
-        return Unsupported(f"{who} synchronizes its statistics", "use synchronized=False")
-    if layer.compute_dtype not in _DTYPES:
-        return Unsupported(f"{who} computes in {layer.compute_dtype}", "use float32 or less")
+        return Unsupported(f"{named(layer)} synchronizes its statistics", "use synchronized=False")
     rank = layer.input_spec.ndim if layer.built and layer.input_spec else None
     if rank is not None and _data_format(layer.axis, rank, channels_first) is None:
         where = f"axis {layer.axis} of {rank}-D inputs"
-        return Unsupported(f"{who} normalizes {where}", "put the channels last")
-    return None
+        return Unsupported(f"{named(layer)} normalizes {where}", "put the channels last")
+    return other_dtype(layer)
 
 
 def fused_call(layer: Any, channels_first: bool, by_loops: bool) -> Callable[..., Any]:
     """The layer's `call`, by loops or FusedBatchNormV3 wherever that is the same maths.
 
-    Args:
-        layer: the BatchNormalization layer, without an obstacle.
-        channels_first: whether the device's op takes NCHW.
-        by_loops: whether to compile loops for float32 inputs whose sizes are known.
+    `by_loops` is whether to compile loops for float32 inputs whose sizes are known.
     """
     own_call = layer.call
 
@@ -69,8 +66,8 @@ def fused_call(layer: Any, channels_first: bool, by_loops: bool) -> Callable[...
             data_format is None
             or mask is not None
             or not isinstance(training, _PYTHON_TRUTH)
-            or inputs.dtype.name not in _DTYPES
-            or layer.compute_dtype not in _DTYPES
+            or inputs.dtype.name not in FLOAT32_OR_LESS
+            or layer.compute_dtype not in FLOAT32_OR_LESS
         ):
             return own_call(inputs, training=training, mask=mask)
         # The output has its input's dtype: other inputs go the way Keras goes.
@@ -113,9 +110,7 @@ def joined_call(layer: Any) -> Callable[..., Any]:
 
 
 def _formula_of(layer: Any) -> ActivationFormula | None:
-    kind = next(
-        (k for k in (keras.layers.Activation, keras.layers.ReLU) if isinstance(layer, k)), None
-    )
+    kind = kind_of(layer, (keras.layers.Activation, keras.layers.ReLU))
     if kind is None or keras_private.overridden(layer, kind, "call") is not None:
         return None
     if kind is keras.layers.Activation:
@@ -206,6 +201,7 @@ def _by_batch_statistics(
     _move(layer.moving_variance, variance, layer.momentum)
 
     def gradient(dy: tf.Tensor) -> Sequence[tf.Tensor]:
+        """`dx = scale i (dy - mean(dy) - c i^2 mean(dy c))` with `c = x - mean`, `i = 1 / std`."""
         dx, dscale, doffset, *_ = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=dy,
             x=x,
@@ -216,6 +212,7 @@ def _by_batch_statistics(
         return dx, dscale, doffset
 
     def plain(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+        """`y` by Keras's ops, for derivatives of higher order."""
         turned = data_format == "NCHW"
         y = by_keras(_channels_last(x) if turned else x, scale, offset, layer.epsilon)
         return tf.cast(_channels_first(y) if turned else y, x.dtype)
@@ -232,7 +229,7 @@ def _by_moving_statistics(
 ) -> tf.Tensor:
     mean, variance = _float32(layer.moving_mean), _float32(layer.moving_variance)
 
-    def normalise(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+    def normalise() -> tf.Tensor:
         return tf.raw_ops.FusedBatchNormV3(
             x=x,
             scale=scale,
@@ -245,22 +242,20 @@ def _by_moving_statistics(
         ).y
 
     if layer.trainable:
-        return normalise(x, scale, offset)
-    # The op's gradient always makes those of scale and offset too. A frozen layer
-    # has no use for them, and in ops of their own they are pruned.
+        return normalise()
     shape, axes = ((-1, 1, 1), (0, 2, 3)) if data_format == "NCHW" else ((-1,), (0, 1, 2))
 
-    @tf.custom_gradient
-    def frozen(*args: tf.Tensor) -> Any:
-        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            # Of the outer x and scale, so that a gradient of this gradient finds them.
-            inverse = tf.math.rsqrt(variance + layer.epsilon)
-            dy = tf.cast(dy, tf.float32)
-            dx = dy * tf.reshape(scale * inverse, shape)
-            centred = tf.cast(x, tf.float32) - tf.reshape(mean, shape)
-            dscale = tf.reduce_sum(dy * centred, axes) * inverse
-            return tf.cast(dx, x.dtype), dscale, tf.reduce_sum(dy, axes)
+    def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """`dx = dy scale i`, `dscale = sum(dy (x - mean)) i`, `doffset = sum(dy)`.
 
-        return normalise(*args), gradient
+        The op's gradient always makes those of scale and offset too. A frozen layer has no use
+        for them, and in ops of their own they are pruned.
+        """
+        inverse = tf.math.rsqrt(variance + layer.epsilon)
+        dy = tf.cast(dy, tf.float32)
+        dx = dy * tf.reshape(scale * inverse, shape)
+        centred = tf.cast(x, tf.float32) - tf.reshape(mean, shape)
+        dscale = tf.reduce_sum(dy * centred, axes) * inverse
+        return tf.cast(dx, x.dtype), dscale, tf.reduce_sum(dy, axes)
 
-    return frozen(x, scale, offset)
+    return with_gradient([x, scale, offset], normalise, gradient)

@@ -6,26 +6,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.compat import keras_private
 from tfaccel.core.derivatives import with_gradient
-from tfaccel.core.plan import Unsupported
-
-_DTYPES = ("float32", "bfloat16", "float16")
+from tfaccel.core.unsupported import FLOAT32_OR_LESS, Unsupported, named, other_dtype, own_method
 
 
 def obstacle(layer: Any) -> Unsupported | None:
     """Why this layer keeps Keras's own `call`, as far as it is known before a call."""
-    who = f"layer {layer.name!r} ({type(layer).__name__})"
-    own = keras_private.overridden(layer, keras.layers.LayerNormalization, "call")
-    if own is not None:
-        return Unsupported(f"{who} has a `{own}` of its own")
     if layer.rms_scaling:
-        return Unsupported(f"{who} uses rms_scaling", "use keras.layers.RMSNormalization")
-    if layer.compute_dtype not in _DTYPES:
-        return Unsupported(f"{who} computes in {layer.compute_dtype}", "use float32 or less")
+        return Unsupported(f"{named(layer)} uses rms_scaling", "use keras.layers.RMSNormalization")
     if len(_axes(layer)) > 1:
-        return Unsupported(f"{who} normalizes axes {_axes(layer)}", "normalize the last axis only")
-    return None
+        return Unsupported(
+            f"{named(layer)} normalizes axes {_axes(layer)}", "normalize the last axis only"
+        )
+    return own_method(layer, keras.layers.LayerNormalization, "call") or other_dtype(layer)
 
 
 def fused_call(layer: Any) -> Callable[..., Any]:
@@ -56,7 +49,7 @@ def _serves(layer: Any, inputs: Any) -> bool:
         and _axes(layer) in ([-1], [inputs.shape.rank - 1])
         # Keras versions differ in how they round where these two differ.
         and inputs.dtype.name == layer.compute_dtype
-        and layer.compute_dtype in _DTYPES
+        and layer.compute_dtype in FLOAT32_OR_LESS
     )
 
 
@@ -73,6 +66,7 @@ def _standardised(x: tf.Tensor, epsilon: float) -> tf.Tensor:
     result = centred * inverse
 
     def gradient(dy: tf.Tensor) -> list[tf.Tensor]:
+        """`dx = i (dy - mean(dy) - y mean(dy y))`, means over the last axis, `i = 1 / std`."""
         along = tf.reduce_mean(dy * result, -1, keepdims=True)
         return [inverse * (dy - tf.reduce_mean(dy, -1, keepdims=True) - result * along)]
 

@@ -8,11 +8,13 @@ import keras
 
 from tfaccel.core.layer_note import FUSED_BATCH_NORM, LayerNote, Runs, library
 from tfaccel.core.layer_pass import LayerPass
-from tfaccel.core.plan import Unsupported
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.passes.normalization import _batch_norm, _layer_norm
+
+_NORMS = (keras.layers.BatchNormalization, keras.layers.LayerNormalization)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +51,18 @@ class FusedNorm(LayerPass):
 
     name: ClassVar[str] = "fused_norm"
     no_layer: ClassVar[str] = "the model has no BatchNormalization or LayerNormalization layer"
+    kinds: ClassVar[tuple[type, ...]] = _NORMS
 
     loops: bool = True
 
+    def obstacle(self, layer: Any, workload: Workload) -> Unsupported | None:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            return _batch_norm.obstacle(layer, _takes_nchw(workload))
+        return _layer_norm.obstacle(layer)
+
     def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every normalization layer, then the activations that may join their loops."""
-        norms = list(_norms(workload))
+        norms = list(super().layers(workload))
         yield from norms
         if self.compiles(workload) and any(reason is None for _, reason in norms):
             yield from ((x, None) for x in workload.layers if _batch_norm.may_join(x))
@@ -83,10 +91,9 @@ class FusedNorm(LayerPass):
         return self.loops and workload.device.kind == "CPU" and usual
 
     def compiles_sizes(self, workload: Workload) -> bool:
-        return self.compiles(workload) and any(
-            obstacle is None and isinstance(layer, keras.layers.BatchNormalization)
-            for layer, obstacle in _norms(workload)
-        )
+        served = [layer for layer, obstacle in self.layers(workload) if obstacle is None]
+        has_loops = any(isinstance(x, keras.layers.BatchNormalization) for x in served)
+        return self.compiles(workload) and has_loops
 
     def patches(self, layer: Any, context: StepContext) -> Iterator[tuple[str, Any]]:
         workload = context.workload
@@ -98,15 +105,6 @@ class FusedNorm(LayerPass):
         else:
             call = _batch_norm.joined_call(layer)
         yield "call", call
-
-
-def _norms(workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
-    """Every normalization layer, with what keeps it from being fused."""
-    for layer in workload.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            yield layer, _batch_norm.obstacle(layer, _takes_nchw(workload))
-        elif isinstance(layer, keras.layers.LayerNormalization):
-            yield layer, _layer_norm.obstacle(layer)
 
 
 def _takes_nchw(workload: Workload) -> bool:

@@ -14,28 +14,6 @@ from tfaccel.compat import keras_private
 _MATHS = ("update_step", "assign", "assign_add", "assign_sub")
 
 
-class Scalars:
-    """Tensors that the updates of many variables share."""
-
-    def __init__(self) -> None:
-        self._made: dict[Any, Any] = {}
-
-    def forget(self) -> None:
-        """Has everything made anew."""
-        self._made.clear()
-
-    def once(self, variable: tf.Variable, key: Any, make: Callable[[], Any]) -> Any:
-        """What `make` returns, made once for variables of one kind in one graph.
-
-        A branch of a condition is a graph, and its tensors mean nothing outside.
-        """
-        graph = tf.compat.v1.get_default_graph()
-        key = (graph, variable.device, variable.dtype, key)
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
-
-
 @dataclasses.dataclass(frozen=True)
 class Update:
     """One variable's update: what the rules below need for it, in its dtype.
@@ -45,7 +23,7 @@ class Update:
         variable: the variable, of which the optimizer holds slots.
         gradient: its dense gradient, in the variable's dtype.
         learning_rate: as Keras hands it to `update_step`.
-        scalars: tensors shared with other variables' updates.
+        scalars: tensors that the updates of many variables share, of one `apply`.
         scratch: slots that the ops want and Keras's optimizers lack, by variable.
     """
 
@@ -53,7 +31,7 @@ class Update:
     variable: tf.Variable
     gradient: tf.Tensor
     learning_rate: Any
-    scalars: Scalars
+    scalars: dict[Any, Any]
     scratch: dict[Any, tf.Variable]
 
     def common(self) -> dict[str, Any]:
@@ -101,24 +79,32 @@ class Update:
         dtype = self.variable.dtype.as_numpy_dtype
         return float((dtype(1) - dtype(exact)) / dtype(1 - exact))
 
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made once for variables of one kind in one graph.
+
+        A branch of a condition is a graph, and its tensors mean nothing outside.
+        """
+        graph = tf.compat.v1.get_default_graph()
+        key = (graph, self.variable.device, self.variable.dtype, key)
+        if key not in self.scalars:
+            self.scalars[key] = make()
+        return self.scalars[key]
+
     def rate(self, factor: float = 1.0) -> tf.Tensor:
         """The learning rate, times a factor."""
         rate = self.learning_rate
-        tensor, _ = self.scalars.once(
-            self.variable,
-            ("rate", id(rate), factor),
-            # With the object itself, so that its id is not given to another.
-            lambda: (self.cast(rate) * factor, rate),
-        )
-        return tensor
+        # With the object itself, so that its id is not given to another.
+        made = self.once(("rate", id(rate), factor), lambda: (self.cast(rate) * factor, rate))
+        return made[0]
 
     def power(self, beta: str) -> tf.Tensor:
         """The hyperparameter called `beta` to the power of the step, from 1 on."""
-        return self.scalars.once(self.variable, beta, lambda: self._power(beta))
 
-    def _power(self, beta: str) -> tf.Tensor:
-        step = self.cast(self.optimizer.iterations + 1)
-        return keras.ops.power(self.cast(getattr(self.optimizer, beta)), step)
+        def power() -> tf.Tensor:
+            step = self.cast(self.optimizer.iterations + 1)
+            return keras.ops.power(self.cast(getattr(self.optimizer, beta)), step)
+
+        return self.once(beta, power)
 
 
 def _untraced(make: Callable[[], Any]) -> Any:

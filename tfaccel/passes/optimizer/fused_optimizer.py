@@ -8,14 +8,13 @@ from typing import Any, ClassVar
 import keras
 import tensorflow as tf
 
-from tfaccel.compat.patching import instance_attribute
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.compat.patching import instance_attributes
+from tfaccel.core.plan import Pass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.passes.optimizer._updates import (
-    Rule,
-    Scalars,
     Update,
     needs_scratch,
     rule_of,
@@ -80,20 +79,15 @@ class FusedOptimizer(Pass):
             gain=1.08, reason="Keras 3 updates each variable by about ten ops; fused it is one"
         )
 
-    @contextlib.contextmanager
-    def applied(self, context: StepContext) -> Iterator[None]:
+    def applied(self, context: StepContext) -> contextlib.AbstractContextManager[None]:
         workload, scratch = context.workload, context.scratch.setdefault(self.name, {})
-        with contextlib.ExitStack() as stack:
-            for optimizer in _working(workload.optimizers):
-                rule = rule_of(optimizer)
-                if rule is None or _obstacle(optimizer, workload.model.jit_compile):
-                    continue
-                fused = _Fused(optimizer, rule, scratch)
-                for method in ("apply", "update_step"):
-                    stack.enter_context(
-                        instance_attribute(optimizer, method, getattr(fused, method))
-                    )
-            yield
+        served = [o for o, obstacle in self.optimizers(workload) if obstacle is None]
+        fused = {optimizer: _Fused(optimizer, scratch) for optimizer in served}
+        return instance_attributes(
+            (optimizer, method, getattr(fused[optimizer], method))
+            for optimizer in served
+            for method in ("apply", "update_step")
+        )
 
 
 def _working(optimizers: Sequence[Any]) -> Iterator[Any]:
@@ -117,23 +111,21 @@ def _obstacle(optimizer: Any, jit_compile: bool) -> Unsupported | None:
 
 
 class _Fused:
-    """The methods that stand in for an optimizer's own while a step is traced."""
-
-    def __init__(self, optimizer: Any, rule: Rule, scratch: dict[Any, tf.Variable]):
+    def __init__(self, optimizer: Any, scratch: dict[Any, tf.Variable]):
         self._optimizer = optimizer
-        self._rule = rule
+        self._rule = rule_of(optimizer)
         self._own_apply = optimizer.apply
         self._own_update_step = optimizer.update_step
-        self._scalars = Scalars()
+        self._scalars: dict[Any, Any] = {}
         self._scratch = scratch
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         # Within one `apply` all variables are at the same iteration.
-        self._scalars.forget()
+        self._scalars.clear()
         return self._own_apply(grads, trainable_variables)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        if self._serves(gradient, variable):
+        if self._rule is not None and self._serves(gradient, variable):
             gradient = keras.ops.cast(gradient, variable.dtype)
             update = Update(
                 self._optimizer, variable, gradient, learning_rate, self._scalars, self._scratch

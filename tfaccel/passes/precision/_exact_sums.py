@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.compat.patching import SharedContext, instance_attribute
+from tfaccel.compat.patching import SharedContext, instance_attributes
 from tfaccel.compat.tensorflow_private import onednn_is_on
 
 Function = Callable[..., Any]
@@ -118,14 +118,11 @@ _ENTRIES_WITHOUT_ONEDNN: tuple[_Entry, ...] = tuple(
 )
 
 
-@contextlib.contextmanager
-def _replacing() -> Iterator[None]:
+def _replacing() -> contextlib.AbstractContextManager[None]:
     entries = _ENTRIES if onednn_is_on() else _ENTRIES + _ENTRIES_WITHOUT_ONEDNN
-    with contextlib.ExitStack() as stack:
-        for module, name, make in entries:
-            function = _where_active(getattr(module, name), make)
-            stack.enter_context(instance_attribute(module, name, function))
-        yield
+    return instance_attributes(
+        (module, name, _where_active(getattr(module, name), make)) for module, name, make in entries
+    )
 
 
 _replaced = SharedContext(_replacing)

@@ -4,9 +4,10 @@ import contextlib
 import dataclasses
 from typing import ClassVar
 
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.core.plan import Pass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.passes.precision._exact_sums import exact_sums
 

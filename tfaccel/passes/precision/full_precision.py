@@ -9,11 +9,10 @@ import keras
 from tfaccel.compat import keras_private
 from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.layer_pass import LayerPass
-from tfaccel.core.plan import Unsupported
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Unsupported, is_reduced, named
 from tfaccel.core.workload import Workload
-from tfaccel.passes.precision._dtypes import is_reduced
 
 # By these attributes layers say how much they draw.
 _RATES = ("rate", "stddev", "dropout", "recurrent_dropout")
@@ -76,8 +75,7 @@ class FullPrecision(LayerPass):
 
 
 def _obstacle(layer: keras.layers.Layer, fast_dtype: str | None) -> Unsupported | None:
-    """Why a layer stays in its own dtype, wherever it stands in the model."""
-    who = f"layer {layer.name!r} ({type(layer).__name__})"
+    who = named(layer)
     if not is_reduced(layer):
         return Unsupported(f"{who} computes in {layer.compute_dtype}")
     if type(layer.dtype_policy) is not type(keras.DTypePolicy("float32")):

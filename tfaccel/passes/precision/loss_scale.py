@@ -7,7 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.compat.patching import instance_attribute
+from tfaccel.compat.patching import instance_attributes
+from tfaccel.measure.finite import all_finite_in_graph
 
 _INITIAL_SCALE = 2.0**15
 _GROWTH_STEPS = 2000
@@ -26,19 +27,16 @@ class LossScale:
         self.value = tf.Variable(_INITIAL_SCALE, trainable=False, name="loss_scale")
         self.good_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="good_steps")
 
-    @contextlib.contextmanager
-    def applied(self, optimizers: Sequence[keras.optimizers.Optimizer]) -> Iterator[None]:
+    def applied(
+        self, optimizers: Sequence[keras.optimizers.Optimizer]
+    ) -> contextlib.AbstractContextManager[None]:
         """Optimizers scale their losses and unscale their gradients inside the block."""
-        with contextlib.ExitStack() as stack:
-            for optimizer in optimizers:
-                scaled: list[bool] = []
-                stack.enter_context(
-                    instance_attribute(optimizer, "scale_loss", self._scale_loss(optimizer, scaled))
-                )
-                stack.enter_context(
-                    instance_attribute(optimizer, "apply", self._apply(optimizer, scaled))
-                )
-            yield
+        return instance_attributes(patch for one in optimizers for patch in self._patches(one))
+
+    def _patches(self, optimizer: keras.optimizers.Optimizer) -> Iterator[tuple[Any, str, Any]]:
+        scaled: list[bool] = []
+        yield optimizer, "scale_loss", self._scale_loss(optimizer, scaled)
+        yield optimizer, "apply", self._apply(optimizer, scaled)
 
     def _scale_loss(
         self, optimizer: keras.optimizers.Optimizer, scaled: list[bool]
@@ -63,9 +61,8 @@ class LossScale:
                     "so float16 gradients would underflow"
                 )
             grads = [g if g is None else _divided(g, self.value) for g in grads]
-            finite = tf.reduce_all([_is_finite(g) for g in grads if g is not None])
             tf.cond(
-                finite,
+                all_finite_in_graph([g for g in grads if g is not None]),
                 lambda: self._good_step(lambda: original(grads, trainable_variables)),
                 self._bad_step,
             )
@@ -90,11 +87,6 @@ def _divided(gradient: Any, scale: tf.Variable) -> Any:
         values = gradient.values / tf.cast(scale, gradient.values.dtype)
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
     return gradient / tf.cast(scale, gradient.dtype)
-
-
-def _is_finite(gradient: Any) -> tf.Tensor:
-    values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-    return tf.reduce_all(tf.math.is_finite(values))
 
 
 def loss_scale_of(model: keras.Model, scratch: dict[str, Any]) -> float | None:

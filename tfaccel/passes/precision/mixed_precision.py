@@ -11,11 +11,10 @@ import tensorflow as tf
 from tfaccel.compat import keras_private
 from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.layer_pass import LayerPass
-from tfaccel.core.plan import Unsupported
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Unsupported, is_reduced, named
 from tfaccel.core.workload import Workload
-from tfaccel.passes.precision._dtypes import is_reduced
 from tfaccel.passes.precision._exact_sums import exact_sums
 from tfaccel.passes.precision.loss_scale import LossScale
 
@@ -149,8 +148,7 @@ def _is_plain_dropout(layer: keras.layers.Layer) -> bool:
 
 
 def _obstacle(layer: keras.layers.Layer) -> Unsupported | None:
-    """Why this layer stays in its own dtype, wherever it stands in the model."""
-    who = f"layer {layer.name!r} ({type(layer).__name__})"
+    who = named(layer)
     if type(layer.dtype_policy) is not type(keras.DTypePolicy("float32")):
         # A quantized layer, or a map of policies: the user's own choice.
         return Unsupported(f"{who} has a {type(layer.dtype_policy).__name__}")

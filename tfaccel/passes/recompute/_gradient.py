@@ -9,12 +9,7 @@ from tfaccel.passes.recompute._trace import Part, is_float
 
 
 def with_gradient(part: Part, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """A part's results, with a gradient that computes the part again.
-
-    Args:
-        part: the part.
-        values: the values of its variables.
-    """
+    """A part's results for its variables' values, with a gradient that computes the part again."""
     others: list[tf.Tensor] = []
     count = part.flowing
     wanted: set[int] = set()

@@ -62,12 +62,10 @@ def node_cost(node: Any) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Calls that stand next to each other in a graph.
+    """Calls that stand next to each other in a graph, in order.
 
-    Attributes:
-        nodes: the calls, in order.
-        kind: `"recomputed"`; `"kept"`, which is run as it is; or `"opened"`, one
-            layer that has parts of its own.
+    The kind is `"recomputed"`; `"kept"`, which is run as it is; or `"opened"`, one layer that has
+    parts of its own.
     """
 
     nodes: tuple[Any, ...]
@@ -75,13 +73,10 @@ class Piece:
 
 
 def pieces_of(graph: Any, most: int | None, is_last: bool) -> list[Piece]:
-    """Cuts a Functional model into parts.
+    """Cuts a Functional model into at most `most` parts; None for as many as keep least.
 
-    Args:
-        graph: the model.
-        most: parts at most; None for the number that is expected to keep least.
-        is_last: whether the loss follows the model, so that its last part is wanted
-            as soon as it is computed: it is kept.
+    Where the loss follows the model (`is_last`) its last part is wanted as soon as it is computed,
+    and kept.
     """
     nodes = keras_private.graph_nodes(graph)
     costs = [node_cost(node) for node in nodes]

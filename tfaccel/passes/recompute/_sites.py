@@ -1,6 +1,5 @@
 """Running parts of a model so that they are computed again in the backward pass."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +9,7 @@ import tensorflow as tf
 from tfaccel.compat import keras_private
 from tfaccel.passes.recompute._gradient import with_gradient
 from tfaccel.passes.recompute._partition import Piece
-from tfaccel.passes.recompute._state import State
-from tfaccel.passes.recompute._trace import NotPureError, Part, Run
+from tfaccel.passes.recompute._trace import NotPureError, Part, Run, State
 
 
 class Recomputer:
@@ -37,8 +35,7 @@ class Recomputer:
 
         Args:
             run: computes them. It is run once, while tracing.
-            inputs: what it reads, beside the variables.
-            state: the variables of the part's layers.
+            inputs: what it reads, beside the variables of the part's layers, which are `state`.
 
         Raises:
             NotPureError: the part has to run as it is written. Nothing has happened.
@@ -149,19 +146,25 @@ class GraphRun:
         needed = [i for i in read if i not in made and isinstance(values[i], tf.Tensor)]
         inside = {id(node) for node in nodes}
         wanted = [i for i in made if self._readers.get(i, set()) - inside]
-        run = functools.partial(_run_part, nodes, values, operation_fn, needed, wanted)
+
+        def run(tensors: list[tf.Tensor]) -> list[Any]:
+            """The values of `wanted`, from those of `needed`."""
+            local = values | dict(zip(needed, tensors, strict=True))
+            _run_nodes(nodes, local, operation_fn)
+            return [local[i] for i in wanted]
+
         try:
             state = State.joined([self._states[id(node)] for node in nodes])
             outputs = self._recomputer(run, [values[i] for i in needed], state)
         except NotPureError:
             if len(nodes) == 1:
                 _run_nodes(nodes, values, operation_fn)
-                return
-            middle = len(nodes) // 2
-            self._recompute(nodes[:middle], values, operation_fn)
-            self._recompute(nodes[middle:], values, operation_fn)
-            return
-        values.update(zip(wanted, outputs, strict=True))
+            else:
+                middle = len(nodes) // 2
+                self._recompute(nodes[:middle], values, operation_fn)
+                self._recompute(nodes[middle:], values, operation_fn)
+        else:
+            values.update(zip(wanted, outputs, strict=True))
 
 
 def _state_of(node: Any) -> State:
@@ -171,22 +174,7 @@ def _state_of(node: Any) -> State:
 def _run_nodes(
     nodes: tuple[Any, ...], values: dict[int, Any], operation_fn: Callable[[Any], Any]
 ) -> None:
-    """Runs calls one after the other, as Keras does."""
     for node in nodes:
         args, kwargs = node.arguments.fill_in(values)
         flat = keras.tree.flatten(operation_fn(node.operation)(*args, **kwargs))
         values.update((id(x), y) for x, y in zip(node.outputs, flat, strict=False))
-
-
-def _run_part(
-    nodes: tuple[Any, ...],
-    values: dict[int, Any],
-    operation_fn: Callable[[Any], Any],
-    needed: list[int],
-    wanted: list[int],
-    tensors: list[tf.Tensor],
-) -> list[Any]:
-    """The values of `wanted`, from those of `needed`."""
-    local = values | dict(zip(needed, tensors, strict=True))
-    _run_nodes(nodes, local, operation_fn)
-    return [local[i] for i in wanted]

@@ -1,5 +1,6 @@
 """Tracing a part of a model as a function of tensors and of nothing else."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.compat import keras_private
-from tfaccel.passes.recompute._state import Scope, State, losses_of
+from tfaccel.compat.patching import instance_attributes
 
 # Computes a part's outputs (in any structure) from its input tensors.
 Run = Callable[[list[tf.Tensor]], Any]
@@ -20,6 +21,78 @@ _PLAIN = (bool, int, float, str, type(None))
 
 class NotPureError(Exception):
     """A part can't be run twice with the same result; it has to run as it is written."""
+
+
+class State:
+    """The variables that layers use, metrics' and seed generators' too, as values for a part."""
+
+    def __init__(self, layers: Sequence[keras.layers.Layer]):
+        self.layers = [inner for one in layers for inner in keras_private.flatten_layers(one)]
+        found = (v for one in layers for v in (*one.variables, *one.metrics_variables))
+        # Native ones now, as inside a layer with a 16-bit policy Keras would cast them.
+        self._reference = {id(v): (v, v.value) for v in found}
+
+    @classmethod
+    def joined(cls, states: Sequence["State"]) -> "State":
+        """The state of several parts together."""
+        whole = cls([])
+        whole.layers = list({id(layer): layer for s in states for layer in s.layers}.values())
+        for state in states:
+            whole._reference.update(state._reference)
+        return whole
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The variables, once each."""
+        return [variable for variable, _ in self._reference.values()]
+
+    def obstacle(self) -> str:
+        """What keeps the layers from being run twice, as far as it is known before a run."""
+        for layer in self.layers:
+            if not layer.built:
+                return f"layer {layer.name!r} is not built"
+            if isinstance(layer, keras.layers.Embedding):
+                return f"layer {layer.name!r} has a sparse gradient"
+        return ""
+
+    def specs(self) -> list[tf.TensorSpec]:
+        """The shapes and dtypes of `values()`."""
+        return [tf.TensorSpec(native.shape, native.dtype) for _, native in self._reference.values()]
+
+    def values(self) -> list[tf.Tensor]:
+        """What the variables hold now. A tape that watches them sees these reads."""
+        return [tf.convert_to_tensor(native) for _, native in self._reference.values()]
+
+
+class _Scope(keras.StatelessScope):
+    """Variables read as given values; what is assigned to them is noted and not done.
+
+    No gradient flows through an assignment, as none does through a real one.
+    """
+
+    def __init__(self, variables: Sequence[keras.Variable], values: Sequence[tf.Tensor]):
+        super().__init__(initialize_variables=False)
+        # Given to the base class, they would be cast to the dtype of whatever layer runs.
+        ids = (id(variable) for variable in variables)
+        self.state_mapping.update(zip(ids, values, strict=True))
+        self.updates: dict[int, tuple[keras.Variable, tf.Tensor]] = {}
+
+    def add_update(self, update: tuple[keras.Variable, tf.Tensor]) -> None:
+        variable, value = update
+        value = tf.stop_gradient(value)
+        self.updates[id(variable)] = variable, value
+        super().add_update((variable, value))
+
+
+def _added_to(
+    losses: list[tuple[keras.layers.Layer, tf.Tensor]], layers: Sequence[keras.layers.Layer]
+) -> contextlib.AbstractContextManager[None]:
+    """Whatever layers add to the loss is added to a list, with the layer, and to nothing else."""
+
+    def adder(layer: keras.layers.Layer) -> Callable[[Any], None]:
+        return lambda loss: losses.extend((layer, x) for x in keras.tree.flatten(loss))
+
+    return instance_attributes((layer, "add_loss", adder(layer)) for layer in layers)
 
 
 class Part:
@@ -67,8 +140,8 @@ class Part:
                 if mask is not None:
                     keras_private.set_mask(x, next(rest))
             with (
-                Scope(self._state.variables, list(rest)) as scope,
-                losses_of(self._state.layers, lambda *loss: self.losses.append(loss)),
+                _Scope(self._state.variables, list(rest)) as scope,
+                _added_to(self.losses, self._state.layers),
             ):
                 self.outputs = keras.tree.flatten(run(inputs))
             self.updates = list(scope.updates.values())

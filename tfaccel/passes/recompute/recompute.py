@@ -8,15 +8,17 @@ from typing import Any, ClassVar
 import keras
 
 from tfaccel.compat import keras_private
-from tfaccel.compat.patching import instance_attribute
-from tfaccel.core.plan import Pass, Unsupported
+from tfaccel.compat.patching import instance_attributes
+from tfaccel.core.plan import Pass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.passes.recompute import _partition
 from tfaccel.passes.recompute._partition import DOMINANT
 from tfaccel.passes.recompute._sites import GraphRun, Recomputer, whole_call
 from tfaccel.system import notices
+from tfaccel.system.arguments import is_whole
 from tfaccel.system.memory import is_out_of_memory
 
 
@@ -61,7 +63,7 @@ class Recompute(Pass):
     segments: int | None = None
 
     def __post_init__(self) -> None:
-        if self.segments is not None and not (type(self.segments) is int and self.segments > 1):
+        if self.segments is not None and not (is_whole(self.segments) and self.segments > 1):
             raise ValueError(
                 f"`segments` must be None or a whole number above 1. Received: {self.segments!r}"
             )
@@ -85,10 +87,8 @@ class Recompute(Pass):
 
     @contextlib.contextmanager
     def applied(self, context: StepContext) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            recomputer = Recomputer()
-            for owner, name, replacement in self._sites(context.workload, recomputer):
-                stack.enter_context(instance_attribute(owner, name, replacement))
+        recomputer = Recomputer()
+        with instance_attributes(self._sites(context.workload, recomputer)):
             yield
         if recomputer.left and not recomputer.done:
             notices.warn(

@@ -52,6 +52,9 @@ class Cell(abc.ABC):
 class LSTM(Cell):
     """Long short-term memory: the states are `(output, carry)`, the weights `(recurrent,)`.
 
+    With `[i, f, g, o] = z + h W` and `s` the sigmoid:
+    `c' = s(f) c + s(i) tanh(g)`, `h' = s(o) tanh(c')`.
+
     Source: Hochreiter and Schmidhuber, 1997, https://doi.org/10.1162/neco.1997.9.8.1735;
     gates in Keras's order: input, forget, candidate, output.
     """
@@ -89,6 +92,9 @@ class LSTM(Cell):
 class GRU(Cell):
     """Gated recurrent unit, reset after the product; the weights are `(recurrent, bias)`.
 
+    With `[u, r, n] = z`, `[a, b, m] = h W + bias` and `s` the sigmoid:
+    `h' = s(u + a) h + (1 - s(u + a)) tanh(n + s(r + b) m)`.
+
     Source: Cho et al., 2014, https://arxiv.org/abs/1406.1078v1 (the first version, which
     cuDNN has too); gates in Keras's order: update, reset, candidate.
     """
@@ -124,6 +130,9 @@ class GRU(Cell):
 
 class GRUResetBefore(Cell):
     """Gated recurrent unit, reset before the product; the weights are `(recurrent,)`.
+
+    With `[u, r, n] = z`, `[a, b] = h W_gates` and `s` the sigmoid:
+    `h' = s(u + a) h + (1 - s(u + a)) tanh(n + (s(r + b) h) W_candidate)`.
 
     Source: Cho et al., 2014, https://arxiv.org/abs/1406.1078 (from its third version on).
     """

@@ -7,11 +7,10 @@ import keras
 import tensorflow as tf
 
 from tfaccel.compat import keras_private
-from tfaccel.core.plan import Unsupported
+from tfaccel.core.unsupported import FLOAT32_OR_LESS, Unsupported, kind_of, named, own_method
 from tfaccel.passes.recurrent import _loop
 from tfaccel.passes.recurrent._cells import GRU, LSTM, Cell, GRUResetBefore, Tensors
 
-_DTYPES = ("float32", "bfloat16", "float16")
 _TANH = (keras.activations.tanh, keras.ops.tanh, tf.tanh)
 _SIGMOID = (keras.activations.sigmoid, keras.ops.sigmoid, tf.sigmoid)
 _CELLS = (keras.layers.LSTMCell, keras.layers.GRUCell)
@@ -26,48 +25,38 @@ _LSTM, _GRU, _GRU_RESET_BEFORE = LSTM(), GRU(), GRUResetBefore()
 
 def obstacle(layer: Any) -> Unsupported | None:
     """Why this recurrent layer keeps Keras's own loop, as far as it is known before a call."""
-    who = f"layer {layer.name!r} ({type(layer).__name__})"
-    cell = layer.cell
-    kind = next((kind for kind in _CELLS if isinstance(cell, kind)), None)
+    who, cell = named(layer), layer.cell
+    kind = kind_of(cell, _CELLS)
     if kind is None:
         return Unsupported(f"{who} has a {type(cell).__name__}", "use an LSTM or a GRU")
     own = keras_private.overridden(cell, kind, "call", "get_dropout_mask")
     if own is not None:
         return Unsupported(f"{who} has a cell with a `{own}` of its own")
-    base = next(kind for kind in _LAYERS if isinstance(layer, kind))
-    own = keras_private.overridden(layer, base, "call", "inner_loop")
-    if own is not None:
-        return Unsupported(f"{who} has a `{own}` of its own")
-    return _other_maths(who, layer)
+    base = kind_of(layer, _LAYERS) or type(layer)
+    return own_method(layer, base, "call", "inner_loop") or _other_maths(who, layer)
 
 
 def _other_maths(who: str, layer: Any) -> Unsupported | None:
     """What the arguments of a layer ask for that the loop does not do."""
     cell = layer.cell
-    if cell.compute_dtype not in _DTYPES:
+    if cell.compute_dtype not in FLOAT32_OR_LESS:
         return Unsupported(f"{who} computes in {cell.compute_dtype}", "use float32 or less")
-    if cell.activation not in _TANH:
-        return Unsupported(f"{who} has an activation other than tanh")
-    if cell.recurrent_activation not in _SIGMOID:
-        return Unsupported(f"{who} has a recurrent_activation other than sigmoid")
-    if cell.recurrent_dropout:
-        return Unsupported(f"{who} has recurrent_dropout={cell.recurrent_dropout}")
-    if cell.activity_regularizer is not None:
-        return Unsupported(f"{who} has a cell with an activity_regularizer")
     if getattr(layer, "use_cudnn", None) is True:
         return Unsupported(f"{who} has use_cudnn=True, which fails on a CPU", "leave it at 'auto'")
-    return None
+    others = {
+        "an activation other than tanh": cell.activation not in _TANH,
+        "a recurrent_activation other than sigmoid": cell.recurrent_activation not in _SIGMOID,
+        f"recurrent_dropout={cell.recurrent_dropout}": bool(cell.recurrent_dropout),
+        "a cell with an activity_regularizer": cell.activity_regularizer is not None,
+    }
+    return next((Unsupported(f"{who} has {what}") for what, is_so in others.items() if is_so), None)
 
 
 def compiled_loop(layer: Any, parts: int) -> tuple[str, Callable[..., Any]]:
     """The name of the layer's loop over time, and one by XLA that may stand in for it.
 
-    What is around the loop is Keras's own code: initial states, `stateful`, dropout masks,
-    what is returned.
-
-    Args:
-        layer: one without an obstacle.
-        parts: into how many parts a batch may be cut, each with a loop of its own.
+    What is around the loop is Keras's own code: initial states, `stateful`, dropout masks, what is
+    returned. A batch may be cut into `parts`, each with a loop of its own.
     """
     name, own = keras_private.recurrent_loop(layer)
 
@@ -177,7 +166,6 @@ def _products(cell: Any, inputs: list[tf.Tensor], bias: tf.Tensor | None) -> tf.
 
 
 def _value(cell: Any, variable: Any) -> tf.Tensor:
-    """A weight in the dtype that the cell computes in."""
     return tf.cast(keras.ops.convert_to_tensor(variable), cell.compute_dtype)
 
 

@@ -121,6 +121,7 @@ def _record(
         return _carried(mask_at(t), new, states), saved
 
     def body(t: tf.Tensor, states: Tensors, sequences: Any, notes: Any) -> Any:
+        """From the states before step `t`, `(batch, units)`, to those after it."""
         states, saved = step(t, states)
         return t + 1, states, _write(sequences, t + 1, states), _write(notes, t, saved)
 
@@ -145,6 +146,7 @@ def _back(
     saved_at, before_at = [_reader(x) for x in saved], [_reader(x) for x in before]
 
     def body(t: tf.Tensor, gradients: Tensors, dz: Any) -> Any:
+        """From the states' gradients after step `t`, `(batch, units)`, to those before it."""
         gradients = (gradients[0] + upstream_at(t), *gradients[1:])
         seen, passed = _split(mask_at(t), gradients)
         states, notes = tuple(at(t) for at in before_at), tuple(at(t) for at in saved_at)
@@ -164,7 +166,6 @@ def _loop(body: Callable[..., Any], steps: int, variables: Any) -> Any:
 
 
 def _reader(sequence: tf.Tensor | None) -> Callable[[tf.Tensor], Any]:
-    """Reads a sequence step by step."""
     if sequence is None:
         return lambda t: None
     array = tf.TensorArray(sequence.dtype, size=sequence.shape[0], clear_after_read=False)

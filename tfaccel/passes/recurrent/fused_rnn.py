@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.layer_pass import LayerPass
-from tfaccel.core.plan import Unsupported
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Unsupported
 from tfaccel.core.workload import Workload, batch_size, varies
 from tfaccel.passes.recurrent import _layers
 
@@ -45,6 +45,7 @@ class FusedRNN(LayerPass):
 
     name: ClassVar[str] = "fused_rnn"
     no_layer: ClassVar[str] = "the model has no recurrent layer"
+    kinds: ClassVar[tuple[type, ...]] = (keras.layers.RNN,)
     compile_factor: ClassVar[float] = 1.5
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
@@ -82,11 +83,8 @@ class FusedRNN(LayerPass):
     def compiles_sizes(self, workload: Workload) -> bool:
         return True
 
-    def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
-        """Every recurrent layer, with what keeps its own loop; None where it is replaced."""
-        for layer in workload.layers:
-            if isinstance(layer, keras.layers.RNN):
-                yield layer, _layers.obstacle(layer)
+    def obstacle(self, layer: Any, workload: Workload) -> Unsupported | None:
+        return _layers.obstacle(layer)
 
     def patches(self, layer: Any, context: StepContext) -> Iterator[tuple[str, Any]]:
         yield _layers.compiled_loop(layer, _parts(context.workload))

@@ -4,11 +4,11 @@ import dataclasses
 
 import tensorflow as tf
 
-from tfaccel.core.plan import Unsupported
+from tfaccel.core.unsupported import Unsupported
 from tfaccel.ops.kernels import _reference
-from tfaccel.ops.kernels._geometry import paddings
-from tfaccel.ops.kernels._kernel import Kernel
-from tfaccel.ops.kernels._spec import CONVOLUTIONS, CallSpec
+from tfaccel.ops.kernels._geometry import paddings, spatial_sizes
+from tfaccel.ops.kernels._kernel import kernels_of
+from tfaccel.ops.kernels._spec import CallSpec
 
 
 def _refusal(spec: CallSpec) -> Unsupported | None:
@@ -22,7 +22,8 @@ def _refusal(spec: CallSpec) -> Unsupported | None:
 
 
 def _input_gradient(spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
-    spatial = [n if n is not None else shape[i + 1] for i, n in enumerate(spec.x[1:-1])]
+    """`dx[p, c] = sum over o, f of pad(dy)[p + o, f] w[k - 1 - o, c, f]`: turned windows `o`."""
+    spatial = spatial_sizes(spec, shape)
     rank = len(spatial)
     around = [
         (k - 1 - before, k - 1 - after)
@@ -33,16 +34,11 @@ def _input_gradient(spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tenso
     return _reference.convolution(dataclasses.replace(spec, padding="valid"), whole, turned)
 
 
-KERNELS = tuple(
-    Kernel(
-        op=op,
-        direction="input_gradient",
-        name="flipped",
-        fn=_input_gradient,
-        unsupported=_refusal,
-        summary="the forward convolution of the output's gradient with turned filters",
-        source="Dumoulin and Visin, A guide to convolution arithmetic, "
-        "https://arxiv.org/abs/1603.07285, section 4",
-    )
-    for op in CONVOLUTIONS
+KERNELS = kernels_of(
+    {"input_gradient": _input_gradient},
+    name="flipped",
+    unsupported=_refusal,
+    summary="the forward convolution of the output's gradient with turned filters",
+    source="Dumoulin and Visin, A guide to convolution arithmetic, "
+    "https://arxiv.org/abs/1603.07285, section 4",
 )

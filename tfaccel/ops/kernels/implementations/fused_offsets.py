@@ -4,27 +4,33 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.core.plan import Unsupported
-from tfaccel.ops.kernels._geometry import padded, paddings, seen_by, sizes, window_offsets
-from tfaccel.ops.kernels._kernel import Kernel
+from tfaccel.core.unsupported import Unsupported
+from tfaccel.ops.kernels._geometry import (
+    padded,
+    paddings,
+    seen_by,
+    sizes,
+    spatial_sizes,
+    window_offsets,
+)
+from tfaccel.ops.kernels._kernel import kernels_of
 from tfaccel.ops.kernels._spec import CallSpec
 
 
 def _refusal(spec: CallSpec) -> Unsupported | None:
     if spec.w[-1] != 1:
         return Unsupported(f"each channel has {spec.w[-1]} filters, not one")
-    return None
-
-
-def _input_refusal(spec: CallSpec) -> Unsupported | None:
+    if spec.direction == "forward":
+        return None
     if max(spec.dilation) > 1:
         return Unsupported("it has dilation")
     if max(spec.strides) > 1 and spec.padding == "same" and None in spec.x[1:-1]:
         return Unsupported("its padding depends on sizes that are not known")
-    return _refusal(spec)
+    return None
 
 
 def _forward(spec: CallSpec, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+    """`y[p, c] = sum over o of x[stride p + o, c] w[o, c]`."""
     full = padded(spec, x)
     return tf.add_n(
         [
@@ -40,7 +46,7 @@ def _input_gradient(spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tenso
     With a stride of s, pixels whose place is the same modulo s see the same taps, so
     there is one sum for each remainder, and the sums are woven together.
     """
-    spatial = [n if n is not None else shape[i + 1] for i, n in enumerate(spec.x[1:-1])]
+    spatial = spatial_sizes(spec, shape)
     before = [pair[0] for pair in paddings(spec, spatial)]
     (height, width), (down, across) = spatial, spec.strides
     counts = -(-height // down), -(-width // across)
@@ -74,19 +80,12 @@ def _positive(size: Any) -> Any:
     return max(size, 0) if isinstance(size, int) else tf.maximum(size, 0)
 
 
-KERNELS = tuple(
-    Kernel(
-        op="depthwise_conv2d",
-        direction=direction,
-        name="fused_offsets",
-        fn=fn,
-        unsupported=unsupported,
-        summary="one elementwise loop over the window's positions, fused by XLA",
-        source="https://openxla.org/xla/tf2xla/tutorials/jit_compile",
-        jit_compile=True,
-    )
-    for direction, fn, unsupported in (
-        ("forward", _forward, _refusal),
-        ("input_gradient", _input_gradient, _input_refusal),
-    )
+KERNELS = kernels_of(
+    {"forward": _forward, "input_gradient": _input_gradient},
+    ("depthwise_conv2d",),
+    name="fused_offsets",
+    unsupported=_refusal,
+    summary="one elementwise loop over the window's positions, fused by XLA",
+    source="https://openxla.org/xla/tf2xla/tutorials/jit_compile",
+    jit_compile=True,
 )

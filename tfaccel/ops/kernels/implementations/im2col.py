@@ -2,10 +2,10 @@
 
 import tensorflow as tf
 
-from tfaccel.core.plan import Unsupported
+from tfaccel.core.unsupported import Unsupported
 from tfaccel.ops.kernels._geometry import folded, padded, rows, seen_by, sizes, window_offsets
-from tfaccel.ops.kernels._kernel import Kernel
-from tfaccel.ops.kernels._spec import CONVOLUTIONS, CallSpec
+from tfaccel.ops.kernels._kernel import kernels_of
+from tfaccel.ops.kernels._spec import CallSpec
 
 
 def _refusal(spec: CallSpec) -> Unsupported | None:
@@ -20,42 +20,31 @@ def _columns(spec: CallSpec, x: tf.Tensor) -> tf.Tensor:
     return tf.concat([seen_by(spec, full, offset) for offset in window_offsets(spec)], -1)
 
 
-def _matrix(w: tf.Tensor) -> tf.Tensor:
-    return tf.reshape(w, [-1, w.shape[-1]])
-
-
 def _forward(spec: CallSpec, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+    """`Y = C W`: `C` is `(pixels, window * channels)`, `W` `(window * channels, filters)`."""
     columns = _columns(spec, x)
-    y = tf.matmul(rows(columns), _matrix(w))
+    y = tf.matmul(rows(columns), rows(w))
     return tf.reshape(y, [*sizes(columns)[:-1], w.shape[-1]])
 
 
 def _input_gradient(spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
-    columns = tf.matmul(rows(dy), _matrix(w), transpose_b=True)
+    """`dC = dY W'`, and each pixel sums what the windows that see it have for it."""
+    columns = tf.matmul(rows(dy), rows(w), transpose_b=True)
     count, channels = len(list(window_offsets(spec))), w.shape[-2]
     columns = tf.reshape(columns, [*sizes(dy)[:-1], count * channels])
     return folded(spec, tf.split(columns, count, axis=-1), shape)
 
 
 def _weight_gradient(spec: CallSpec, x: tf.Tensor, dy: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    """`dW = C' dY`."""
     return tf.reshape(tf.matmul(rows(_columns(spec, x)), rows(dy), transpose_a=True), shape)
 
 
-KERNELS = tuple(
-    Kernel(
-        op=op,
-        direction=direction,
-        name="im2col",
-        fn=fn,
-        unsupported=_refusal,
-        summary="one matrix product over the gathered windows",
-        source="Chellapilla et al., High Performance Convolutional Neural Networks for Document "
-        "Processing (2006), https://inria.hal.science/inria-00112631",
-    )
-    for op in CONVOLUTIONS
-    for direction, fn in (
-        ("forward", _forward),
-        ("input_gradient", _input_gradient),
-        ("weight_gradient", _weight_gradient),
-    )
+KERNELS = kernels_of(
+    {"forward": _forward, "input_gradient": _input_gradient, "weight_gradient": _weight_gradient},
+    name="im2col",
+    unsupported=_refusal,
+    summary="one matrix product over the gathered windows",
+    source="Chellapilla et al., High Performance Convolutional Neural Networks for Document "
+    "Processing (2006), https://inria.hal.science/inria-00112631",
 )

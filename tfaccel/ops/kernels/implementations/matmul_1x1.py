@@ -2,10 +2,10 @@
 
 import tensorflow as tf
 
-from tfaccel.core.plan import Unsupported
-from tfaccel.ops.kernels._geometry import fitted, rows, sizes, spread
-from tfaccel.ops.kernels._kernel import Kernel
-from tfaccel.ops.kernels._spec import CONVOLUTIONS, CallSpec
+from tfaccel.core.unsupported import Unsupported
+from tfaccel.ops.kernels._geometry import fitted, rows, sizes, spatial_sizes, spread
+from tfaccel.ops.kernels._kernel import kernels_of
+from tfaccel.ops.kernels._spec import CallSpec
 
 
 def _refusal(spec: CallSpec) -> Unsupported | None:
@@ -20,38 +20,30 @@ def _seen(spec: CallSpec, x: tf.Tensor) -> tf.Tensor:
 
 
 def _forward(spec: CallSpec, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+    """`y = X w`, where `X` is `(pixels, channels)`."""
     x = _seen(spec, x)
     y = tf.matmul(rows(x), tf.reshape(w, w.shape[-2:]))
     return tf.reshape(y, [*sizes(x)[:-1], w.shape[-1]])
 
 
 def _input_gradient(spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    """`dX = dY w'`, with zeros at the pixels that strides step over."""
     dx = tf.matmul(rows(dy), tf.reshape(w, w.shape[-2:]), transpose_b=True)
     if set(spec.strides) == {1}:
         return tf.reshape(dx, shape)
     apart = spread(spec, tf.reshape(dx, [*sizes(dy)[:-1], w.shape[-2]]))
-    spatial = [n if n is not None else shape[i + 1] for i, n in enumerate(spec.x[1:-1])]
-    return fitted(apart, spatial)
+    return fitted(apart, spatial_sizes(spec, shape))
 
 
 def _weight_gradient(spec: CallSpec, x: tf.Tensor, dy: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    """`dw = X' dY`."""
     return tf.reshape(tf.matmul(rows(_seen(spec, x)), rows(dy), transpose_a=True), shape)
 
 
-KERNELS = tuple(
-    Kernel(
-        op=op,
-        direction=direction,
-        name="matmul_1x1",
-        fn=fn,
-        unsupported=_refusal,
-        summary="one matrix product over all pixels",
-        source="Lin et al., Network in Network, https://arxiv.org/abs/1312.4400, section 3.2",
-    )
-    for op in CONVOLUTIONS
-    for direction, fn in (
-        ("forward", _forward),
-        ("input_gradient", _input_gradient),
-        ("weight_gradient", _weight_gradient),
-    )
+KERNELS = kernels_of(
+    {"forward": _forward, "input_gradient": _input_gradient, "weight_gradient": _weight_gradient},
+    name="matmul_1x1",
+    unsupported=_refusal,
+    summary="one matrix product over all pixels",
+    source="Lin et al., Network in Network, https://arxiv.org/abs/1312.4400, section 3.2",
 )

@@ -3,16 +3,17 @@
 import tensorflow as tf
 
 from tfaccel.ops.kernels import _reference
+from tfaccel.ops.kernels._geometry import rows
 from tfaccel.ops.kernels._kernel import Kernel
 from tfaccel.ops.kernels._spec import CallSpec
 
 
 def _weight_gradient(spec: CallSpec, x: tf.Tensor, dy: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    """`dw = (dy' x)'`."""
     if len(spec.w) > 2:
         turned = tf.linalg.matrix_transpose(tf.matmul(dy, x, transpose_a=True))
         return _reference.summed_to(turned, shape)
-    rows, grown = (tf.reshape(t, [-1, t.shape[-1]]) for t in (x, dy))
-    return tf.transpose(tf.matmul(grown, rows, transpose_a=True))
+    return tf.transpose(tf.matmul(rows(dy), rows(x), transpose_a=True))
 
 
 KERNELS = (

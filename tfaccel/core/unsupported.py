@@ -1,0 +1,57 @@
+"""Why a pass or a kernel can't serve, and what passes often say of a layer."""
+
+import dataclasses
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from tfaccel.compat import keras_private
+from tfaccel.measure.numerics import SIXTEEN_BITS
+
+# What layers that are computed in float32 inside may compute in.
+FLOAT32_OR_LESS = ("float32", *SIXTEEN_BITS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unsupported:
+    """Why a pass cannot serve a workload, and what the user could do about it.
+
+    Attributes:
+        cause: one clause that names the layer, argument or device in the way.
+        remedy: one clause that says what would let the pass in; may be empty.
+    """
+
+    cause: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.cause}; {self.remedy}" if self.remedy else self.cause
+
+
+def named(layer: Any) -> str:
+    """A layer as messages call it, such as `layer 'dense' (Dense)`."""
+    return f"layer {layer.name!r} ({type(layer).__name__})"
+
+
+def kind_of(layer: Any, kinds: Iterable[type]) -> type | None:
+    """The first of these classes that the layer is or derives from; None if it is of none."""
+    return next((kind for kind in kinds if isinstance(layer, kind)), None)
+
+
+def own_method(layer: Any, kind: type, *names: str) -> Unsupported | None:
+    """Says which of a layer's methods are not `kind`'s, whose maths the pass knows."""
+    own = keras_private.overridden(layer, kind, *names)
+    return None if own is None else Unsupported(f"{named(layer)} has a `{own}` of its own")
+
+
+def is_reduced(layer: Any) -> bool:
+    """Whether a layer computes in 16 bits, as it is configured at the moment."""
+    return str(layer.compute_dtype) in SIXTEEN_BITS
+
+
+def other_dtype(
+    layer: Any, allowed: Collection[str] = FLOAT32_OR_LESS, remedy: str = "use float32 or less"
+) -> Unsupported | None:
+    """Says what a layer computes in, where that is none of the dtypes that are allowed."""
+    if str(layer.compute_dtype) in allowed:
+        return None
+    return Unsupported(f"{named(layer)} computes in {layer.compute_dtype}", remedy)
