@@ -1,7 +1,7 @@
 """Models and ways of feeding them, and a workload for each pass: what the laws are checked on.
 
 `FITS` covers the kinds of model and feed that Keras users have. `PASS_ROWS` has one
-row a pass; a test fails when a pass has none.
+row a pass, for training and for predictions; a test fails when a pass has none.
 """
 
 import dataclasses
@@ -12,12 +12,15 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from inference_models import image_model, numbers
 
 from tfaccel.core.plan import Pass
 from tfaccel.core.workload import Workload
 from tfaccel.passes import (
     XLA,
     ExactReductions,
+    FoldedNorm,
+    FrozenWeights,
     FullPrecision,
     FusedActivation,
     FusedAttention,
@@ -172,7 +175,8 @@ def _masked_text():
             layers.Dense(1, activation="sigmoid"),
         ]
     )
-    model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    model.compile(optimizer, "binary_crossentropy", metrics=["accuracy"])
     return model, {"x": tokens, "y": rng.integers(0, 2, 30), "batch_size": 4, "epochs": 1}
 
 
@@ -301,6 +305,13 @@ def attention_workload() -> Workload:
     return Workload(model, (next(iter(data)),), data.element_spec)
 
 
+def prediction_workload() -> Workload:
+    """A small image model that only predicts, after one prediction."""
+    model = image_model()
+    model.predict(numbers(8, 8, 3), verbose=0)
+    return Workload(model, training=False)
+
+
 def _smooth(inputs: Any, outputs: Any) -> Workload:
     """A model of layers with derivatives of every order, and a batch, nothing run yet."""
     model = keras.Model(inputs, outputs)
@@ -347,8 +358,8 @@ class PassRow:
 
     item: Pass
     workload: Callable[[], Workload] = image_workload
-    # What derivatives of every order are checked on.
-    smooth: Callable[[], Workload] = smooth_workload
+    # What derivatives of every order are checked on; nothing where there are none.
+    smooth: Callable[[], Workload] | None = smooth_workload
 
 
 PASS_ROWS: tuple[PassRow, ...] = (
@@ -365,4 +376,6 @@ PASS_ROWS: tuple[PassRow, ...] = (
     PassRow(XLA()),
     PassRow(Kernels()),
     PassRow(StepBatching(steps=4)),
+    PassRow(FoldedNorm(), prediction_workload, None),
+    PassRow(FrozenWeights(), prediction_workload, None),
 )

@@ -126,7 +126,14 @@ def test_products_that_nobody_wants_are_those_of_tensorflow(blocks, rng):
 
 
 @pytest.mark.parametrize(
-    ("known", "jit_compile"), [((), False), ((0,), False), ((1,), False), ((), True), ((1,), True)]
+    ("known", "jit_compile"),
+    [
+        ((), False),
+        ((0,), False),
+        ((1,), False),
+        ((1,), True),
+        pytest.param((), True, marks=pytest.mark.slow),  # without gradients
+    ],
 )
 def test_in_a_function_whose_sizes_may_be_unknown(blocks, known, jit_compile, rng):
     sizes = SIZES[0]

@@ -74,7 +74,7 @@ def test_a_model_with_other_functions_of_its_own():
     np.testing.assert_allclose(predicted, model(data["x"]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("after_a_fit", [False, True])
+@pytest.mark.parametrize("after_a_fit", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_in_a_loop_of_ones_own_callbacks_say_so_and_do_nothing(after_a_fit, capsys):
     model, data = make_net(), make_data()
     model.compile("sgd", "mse")
@@ -201,7 +201,9 @@ def peculiar(callbacks=(), epochs=2):
     return [*state, *extra], history["squares"]
 
 
-@pytest.mark.parametrize("plan", [["fused_optimizer"], ["step_batching"]])
+@pytest.mark.parametrize(
+    "plan", [pytest.param(["fused_optimizer"], marks=pytest.mark.slow), ["step_batching"]]
+)
 def test_a_log_that_is_nan_by_design_is_no_fault_of_the_plan(plan):
     accel = tfaccel.AccelCallback(plan, verbose=0)
     found, squares = peculiar([accel])
@@ -212,7 +214,7 @@ def test_a_log_that_is_nan_by_design_is_no_fault_of_the_plan(plan):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:tfaccel")
 def test_a_plan_that_is_left_at_once_leaves_no_trace(fails):
     accel = tfaccel.AccelCallback([Poison(fails=fails)], verbose=0)
@@ -245,7 +247,9 @@ class Collect(keras.metrics.Metric):
         return self.total
 
 
-@pytest.mark.parametrize("plan", ["auto", ["fused_activation"]])
+@pytest.mark.parametrize(
+    "plan", ["auto", pytest.param(["fused_activation"], marks=pytest.mark.slow)]
+)
 def test_python_in_a_step_runs_once_a_batch(plan):
     model, metric, data = make_net(), Collect(), make_data()
     model.compile(keras.optimizers.SGD(0.1), "mse", metrics=[metric])
@@ -322,14 +326,16 @@ def distilled(callbacks=()):
     return model.fit(**make_data(), verbose=0, callbacks=list(callbacks)).history["loss"]
 
 
-@pytest.mark.parametrize("plan", [["kernels"], ["fused_optimizer", "kernels"]])
+@pytest.mark.parametrize(
+    "plan", [pytest.param(["kernels"], marks=pytest.mark.slow), ["fused_optimizer", "kernels"]]
+)
 def test_an_optimizer_that_is_not_built_yet_is_built_by_the_step(plan):
     accel = tfaccel.AccelCallback(plan, cache_dir=False, verbose=0)
     np.testing.assert_allclose(distilled([accel]), distilled(), rtol=1e-5)
     assert list(accel.plan.names) == plan
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "scaled"])
+@pytest.mark.parametrize("optimizer", ["scaled", pytest.param("adam", marks=pytest.mark.slow)])
 def test_a_trace_that_fails_leaves_nothing_half_built(optimizer):
     adam = keras.optimizers.Adam()
     model = Distilled()
@@ -363,7 +369,10 @@ if hasattr(keras.optimizers, "ScheduleFreeAdamW"):
     OPTIMIZERS["keras"] = lambda: keras.optimizers.ScheduleFreeAdamW(0.01)
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.slow if k == "theirs" else ()) for k in OPTIMIZERS],
+)
 def test_slots_that_begin_as_the_weights_begin_as_in_keras_s_trace(kind):
     def losses(callbacks):
         keras.utils.set_random_seed(3)
@@ -388,7 +397,9 @@ class Elsewhere(keras.Sequential):
         return {"loss": loss}
 
 
-@pytest.mark.parametrize("plan", ["auto", ["fused_activation"]])
+@pytest.mark.parametrize(
+    "plan", ["auto", pytest.param(["fused_activation"], marks=pytest.mark.slow)]
+)
 def test_an_optimizer_that_the_step_does_not_use_stays_unbuilt(plan):
     model = Elsewhere(make_net().layers)
     model.held = {"used": keras.optimizers.SGD(0.01, momentum=0.9)}
@@ -408,7 +419,9 @@ COPIES = {
 }
 
 
-@pytest.mark.parametrize("kind", COPIES)
+@pytest.mark.parametrize(
+    "kind", ["deepcopy", *(pytest.param(k, marks=pytest.mark.slow) for k in ("copy", "pickle"))]
+)
 def test_callbacks_are_copied_after_a_fit_as_before_it(kind):
     """Tuners of hyperparameters copy them for each trial."""
     data = make_data()
@@ -423,8 +436,15 @@ def test_callbacks_are_copied_after_a_fit_as_before_it(kind):
     assert callbacks[0].report is None
 
 
-@pytest.mark.parametrize("passes", [[], [tfaccel.passes.StepBatching(4)]])
-@pytest.mark.parametrize("iteration", [3, 8])
+@pytest.mark.parametrize(
+    ("passes", "iteration"),
+    [
+        ([], 3),
+        ([tfaccel.passes.StepBatching(4)], 8),
+        pytest.param([], 8, marks=pytest.mark.slow),
+        pytest.param([tfaccel.passes.StepBatching(4)], 3, marks=pytest.mark.slow),
+    ],
+)
 def test_steps_that_are_rolled_back_are_trained_again(passes, iteration):
     """In the first epoch and in the second: as without the plan."""
     accel = tfaccel.AccelCallback([*passes, Poison(iteration)], verbose=0)

@@ -19,11 +19,21 @@ from tfaccel.core.layer_note import Runs
 from tfaccel.core.plan import Plan, make_pass
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
-from tfaccel.passes import PASSES, FusedNorm, FusedOptimizer, FusedRNN
+from tfaccel.passes import INFERENCE_PASSES, PASSES, FusedNorm, FusedOptimizer, FusedRNN
 from tfaccel.steps.snapshot import Snapshot, known_variables
 
 ROOT = pathlib.Path(__file__).parent.parent
-ROWS = pytest.mark.parametrize("row", catalogue.PASS_ROWS, ids=lambda row: row.item.name)
+
+
+def rows(passes):
+    chosen = [row for row in catalogue.PASS_ROWS if type(row.item) in passes]
+    return pytest.mark.parametrize("row", chosen, ids=lambda row: row.item.name)
+
+
+ROWS = rows([*PASSES, *INFERENCE_PASSES])
+# Against an untouched training step. That predictions are the same is tested in
+# tests/passes/test_inference_passes.py.
+TRAINING_ROWS = rows(PASSES)
 FITS = pytest.mark.parametrize("fit", catalogue.FITS, ids=lambda fit: fit.name)
 
 
@@ -31,9 +41,10 @@ def marks(workload):
     """Everything about the user's objects that a pass might leave a mark on."""
     objects = [*workload.layers, *workload.optimizers]
     seen = [(id(o), sorted(vars(o)), {k: id(v) for k, v in vars(o).items()}) for o in objects]
+    read = [id(variable.value) for variable in workload.model.variables]
     policies = [layer.dtype_policy for layer in workload.layers]
     functions = [{k: id(v) for k, v in vars(module).items()} for module in (tf, tf.nn, tf.math)]
-    return seen, policies, workload.model.jit_compile, keras.config.dtype_policy(), functions
+    return seen, read, policies, workload.model.jit_compile, keras.config.dtype_policy(), functions
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +108,7 @@ def untouched(built):
     return functools.cache(observed)
 
 
-@ROWS
+@TRAINING_ROWS
 def test_a_pass_is_faithful(row, built, untouched):
     """Loss, gradients, update and statistics against the untouched step."""
     workload = built(row.workload)
@@ -107,8 +118,8 @@ def test_a_pass_is_faithful(row, built, untouched):
     assert drift.violation(tfaccel.measure.numerics.TOLERANCES[dtype]) is None
 
 
-def derivatives(workload, item):
-    """Three orders of derivatives under a pass, or of the layers as they are.
+def derivatives(workload, item, orders):
+    """As many orders of derivatives under a pass, or of the layers as they are.
 
     By inputs and weights; the third by inputs alone, as it is much to trace.
     """
@@ -120,16 +131,18 @@ def derivatives(workload, item):
         def sum_of_sines(tensors):
             return tf.add_n([tf.reduce_sum(tf.sin(tensor)) for tensor in tensors])
 
-        with tf.GradientTape() as third, tf.GradientTape() as second:
-            third.watch(x), second.watch(x)
+        tape = tf.GradientTape() if orders > 2 else contextlib.nullcontext()
+        with tape as third, tf.GradientTape() as second:
+            for watching in filter(None, (third, second)):
+                watching.watch(x)
             with tf.GradientTape() as first:
                 first.watch(x)
                 total = sum_of_sines([model(x, training=True)])
             one = first.gradient(total, [x, *weights])
             total = sum_of_sines(one)
             two = second.gradient(total, [x, *weights], unconnected_gradients="zero")
-            total = sum_of_sines(two[:1])
-        return one, two, [third.gradient(total, x)]
+            total = sum_of_sines(two[:1]) if third else None
+        return (one, two, [third.gradient(total, x)]) if third else (one, two)
 
     state = Snapshot.of(workload)
     with item.applied(StepContext(workload)) if item else contextlib.nullcontext():
@@ -141,7 +154,9 @@ def derivatives(workload, item):
 
 @pytest.fixture(scope="module")
 def plain_derivatives(built):
-    return functools.cache(lambda row_workload: derivatives(built(row_workload), None))
+    return functools.cache(
+        lambda row_workload, orders: derivatives(built(row_workload), None, orders)
+    )
 
 
 @pytest.fixture
@@ -154,17 +169,19 @@ def _unoptimised():
     tf.config.optimizer.set_experimental_options(restored)
 
 
-@ROWS
+@TRAINING_ROWS
+# The third takes several times as long to trace as the others.
+@pytest.mark.parametrize("orders", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("_unoptimised")
-def test_derivatives_of_every_order_are_those_of_the_layers(row, built, plain_derivatives):
+def test_derivatives_of_every_order_are_those_of_the_layers(row, orders, built, plain_derivatives):
     """What gradient penalties, differential equations and the like are trained by."""
     workload = built(row.smooth)
     assert row.item.unsupported(workload) is None
-    bounds = (1e-4, 1e-4, 1e-3)
+    bounds = (1e-4, 1e-4, 1e-3)[:orders]
     if coarsest_dtype(Plan((row.item,)), workload) == "bfloat16":
-        bounds = (0.02, 0.1, 0.3)
-    found = derivatives(workload, row.item)
-    for bound, order, plain in zip(bounds, found, plain_derivatives(row.smooth), strict=True):
+        bounds = (0.02, 0.1, 0.3)[:orders]
+    found, expected = derivatives(workload, row.item, orders), plain_derivatives(row.smooth, orders)
+    for bound, order, plain in zip(bounds, found, expected, strict=True):
         assert np.linalg.norm(order - plain) <= bound * np.linalg.norm(plain)
 
 
@@ -186,7 +203,7 @@ def compiled_for_its_size(workload, item):
         return bool(model.jit_compile) or marked
 
 
-@ROWS
+@TRAINING_ROWS
 def test_a_pass_says_what_it_compiles_for_each_size(row, built):
     """And compiles nothing, or refuses, where sizes are many."""
     workload = built(row.smooth)
@@ -200,10 +217,11 @@ def test_a_pass_says_what_it_compiles_for_each_size(row, built):
 
 
 def test_every_pass_has_a_row_and_a_section():
-    rows = [type(row.item) for row in catalogue.PASS_ROWS]
-    assert rows == list(PASSES)
+    kinds = [type(row.item) for row in catalogue.PASS_ROWS]
+    assert kinds == [*PASSES, *INFERENCE_PASSES]
+    assert not set(PASSES) & set(INFERENCE_PASSES)
     text = (ROOT / "docs" / "passes.md").read_text(encoding="utf-8")
-    for item in PASSES:
+    for item in kinds:
         assert f"`{item.name}`" in text, f"docs/passes.md has no section on {item.name}"
 
 

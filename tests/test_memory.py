@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import weakref
 from typing import ClassVar
@@ -102,11 +103,17 @@ class Helped(FullWhileRunning):
     helped = True
 
 
+@functools.cache
+def untouched():
+    """The state after a training without tfaccel."""
+    keras.utils.set_random_seed(4)
+    model = make_model()
+    model.fit(**make_data(), verbose=0)
+    return state(model)
+
+
 @pytest.mark.parametrize("name", ["full_while_tracing", "full_while_running"])
 def test_a_trial_that_runs_out_of_memory_is_an_outcome(name):
-    keras.utils.set_random_seed(4)
-    untouched = make_model()
-    untouched.fit(**make_data(), verbose=0)
     model, report = tuned_fit([name])
     tried = report.trials[1]
     assert tried.outcome is tfaccel.Outcome.FAILED
@@ -114,7 +121,7 @@ def test_a_trial_that_runs_out_of_memory_is_an_outcome(name):
     assert tried.reason.startswith("out of memory: ResourceExhaustedError: ")
     assert "smaller batches need less, and so does the pass recompute" in tried.reason
     assert report.plan.is_baseline
-    assert state(model) == state(untouched)
+    assert state(model) == untouched()
 
 
 @pytest.mark.parametrize("reserve", [None, ()])
@@ -149,15 +156,12 @@ def test_a_failed_trial_lets_go_of_its_step(monkeypatch):
 
 def test_a_plan_of_the_users_that_runs_out_costs_nothing():
     keras.utils.set_random_seed(4)
-    untouched = make_model()
-    untouched.fit(**make_data(), verbose=0)
-    keras.utils.set_random_seed(4)
     model = make_model()
     with pytest.warns(RuntimeWarning, match="goes on with your own step.*ResourceExhausted"):
         model.fit(
             **make_data(), verbose=0, callbacks=[tfaccel.AccelCallback(["full_while_running"])]
         )
-    assert state(model) == state(untouched)
+    assert state(model) == untouched()
 
 
 class TooLarge(keras.Model):
@@ -184,17 +188,23 @@ def too_large(fits=False):
     return model
 
 
-@pytest.mark.parametrize("settings", [{"plan": ["recompute"]}, {"includes": ["recompute"]}])
-def test_a_step_that_runs_out_of_memory_goes_on_under_recompute(settings):
+@functools.cache
+def fitting():
+    """The variables after a training that fits, by Keras alone, of a model that otherwise fails."""
     with pytest.raises(tf.errors.ResourceExhaustedError):
         too_large().fit(**make_data(), verbose=0)
+    model = too_large(fits=True)
+    model.fit(**make_data(), verbose=0)
+    return [variable.numpy() for variable in model.variables]
+
+
+@pytest.mark.parametrize("settings", [{"plan": ["recompute"]}, {"includes": ["recompute"]}])
+def test_a_step_that_runs_out_of_memory_goes_on_under_recompute(settings):
     model, accel = too_large(), tfaccel.AccelCallback(**settings, cache_dir=False, verbose=0)
     model.fit(**make_data(), verbose=0, callbacks=[accel])
     assert accel.plan.names == ("recompute",)
-    fitting = too_large(fits=True)
-    fitting.fit(**make_data(), verbose=0)
-    for actual, expected in zip(model.variables, fitting.variables, strict=True):
-        np.testing.assert_allclose(actual.numpy(), expected.numpy(), rtol=1e-4, atol=1e-6)
+    for actual, expected in zip(model.variables, fitting(), strict=True):
+        np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_recompute_is_tried_only_when_asked_for():

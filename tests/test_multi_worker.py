@@ -11,28 +11,27 @@ from workers import launch, models
 
 import tfaccel
 
-SCENARIOS = (
-    "reductions",
-    "shuffled",
-    "files",
-    "same_as_one",
-    "dictionaries",
-    "uneven",
-    "unequal_workers",
-    "resumed",
-    "loss_scaled",
-    "tuned",
-    "accelerated",
-    "broken",
-)
+SCENARIOS = ("reductions", "shuffled", "files", "same_as_one", "uneven", "tuned", "accelerated")
+SLOW_SCENARIOS = ("dictionaries", "unequal_workers", "resumed", "loss_scaled", "broken")
 
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory):
     """What two workers found, by scenario; they are started once."""
+    return started_once(tmp_path_factory, "workers", *SCENARIOS)
+
+
+@pytest.fixture(scope="module")
+def two_more_workers(tmp_path_factory):
+    """The same for the scenarios of the slow tests."""
+    return started_once(tmp_path_factory, "more-workers", *SLOW_SCENARIOS)
+
+
+def started_once(tmp_path_factory, name, *scenarios):
     out = launch.once(
         tmp_path_factory.getbasetemp(),
-        lambda out: launch.run(launch.tf_config(2), launch.HERE / "scenarios.py", out, *SCENARIOS),
+        name,
+        lambda out: launch.run(launch.tf_config(2), launch.HERE / "scenarios.py", out, *scenarios),
     )
     return functools.partial(results, out, 2)
 
@@ -80,8 +79,9 @@ def test_evaluation_and_prediction_cover_all_samples(two_workers):
         )
 
 
-def test_dictionaries_and_several_outputs(two_workers):
-    found = two_workers("dictionaries")
+@pytest.mark.slow
+def test_dictionaries_and_several_outputs(two_more_workers):
+    found = two_more_workers("dictionaries")
     reference = models.train_two_inputs(models.two_inputs())
     for worker in found:
         assert_same_losses(worker["history"], reference)
@@ -97,8 +97,9 @@ def test_uneven_last_batches(two_workers, samples):
     assert np.isfinite(list(found[0]["history"].values())).all()
 
 
-def test_workers_with_different_numbers_of_batches(two_workers):
-    found = two_workers("unequal_workers")
+@pytest.mark.slow
+def test_workers_with_different_numbers_of_batches(two_more_workers):
+    found = two_more_workers("unequal_workers")
     assert_same_weights(found)
     assert found[0]["history"] == found[1]["history"]
     assert np.isfinite(list(found[0]["history"].values())).all()
@@ -120,8 +121,9 @@ def test_files_of_ones_own(two_workers):
     assert len(batches[0]) == len(batches[1])
 
 
-def test_a_stopped_training_is_resumed_by_all(two_workers):
-    found = two_workers("resumed")
+@pytest.mark.slow
+def test_a_stopped_training_is_resumed_by_all(two_more_workers):
+    found = two_more_workers("resumed")
     for worker in found:
         assert len(worker["losses"]) == 2
         np.testing.assert_allclose(worker["losses"], worker["all_losses"][2:], rtol=1e-5)
@@ -130,14 +132,16 @@ def test_a_stopped_training_is_resumed_by_all(two_workers):
     assert_same_weights(found)
 
 
-def test_only_the_chief_writes_files(two_workers):
-    chief, other = two_workers("resumed")
+@pytest.mark.slow
+def test_only_the_chief_writes_files(two_more_workers):
+    chief, other = two_more_workers("resumed")
     assert chief["files"] == ["checkpoint-0.keras"]  # Keras removes a backup at the end
     assert other["files"] == []
 
 
-def test_loss_scaling(two_workers):
-    found = two_workers("loss_scaled")
+@pytest.mark.slow
+def test_loss_scaling(two_more_workers):
+    found = two_more_workers("loss_scaled")
     assert_same_weights(found)
     assert np.isfinite(list(found[0]["history"].values())).all()
 
@@ -157,8 +161,9 @@ def test_trials_on_all_workers_leave_no_trace(two_workers):
     assert_same_weights([chief["tuned"], other["tuned"]])
 
 
-def test_a_plan_that_one_worker_cant_build_is_used_by_none(two_workers):
-    chief, other = two_workers("broken")
+@pytest.mark.slow
+def test_a_plan_that_one_worker_cant_build_is_used_by_none(two_more_workers):
+    chief, other = two_more_workers("broken")
     assert chief["report"] == other["report"]
     trials = json.loads(chief["report"])["trials"]  # the pass is known to the workers only
     assert [trial["outcome"] for trial in trials] == ["baseline", "failed"]
@@ -201,6 +206,7 @@ def test_reductions(two_workers):
     assert other["reason"] == "TF_CONFIG names 2 workers; this is worker 1"
 
 
+@pytest.mark.slow
 def test_three_workers_of_slurm(tmp_path):
     """Also last batches of 4 and of 2 samples, for three workers."""
     scenarios = ("seeded", "shuffled", "thirds")

@@ -236,9 +236,9 @@ def test_terminate_on_nan_never_sees_what_the_guard_caught():
     assert np.all(np.isfinite(model.history.history["loss"]))
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 2])
+@pytest.mark.parametrize("steps_per_execution", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("argument, value", [("x", np.inf), ("y", np.nan)])
-@pytest.mark.parametrize("row", [0, 60])
+@pytest.mark.parametrize("row", [0, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_bad_batch_of_the_user_is_bad_for_everybody(row, argument, value, steps_per_execution):
     """It is not taken for the plan's doing: TerminateOnNaN sees what it would have seen."""
     data = make_data()
@@ -298,7 +298,7 @@ class Unprepared(_Serving):
         raise ValueError("Exception encountered when calling X.call().\n\n\x1b[1mNo way.\x1b[0m")
 
 
-@pytest.mark.parametrize("others", [[], ["fused_optimizer"]])
+@pytest.mark.parametrize("others", [pytest.param([], marks=pytest.mark.slow), ["fused_optimizer"]])
 def test_a_pass_that_can_t_get_ready_is_left_out(others):
     accel = tfaccel.AccelCallback(["unprepared", *others], verbose=0)
     with pytest.warns(UserWarning, match="leaves out unprepared: ValueError: No way.$"):
@@ -422,7 +422,9 @@ class TwoOptimizers(keras.Model):
         return {"loss": loss}
 
 
-@pytest.mark.parametrize("plan", [["fused_optimizer"], ["serving"]])
+@pytest.mark.parametrize(
+    "plan", [["fused_optimizer"], pytest.param(["serving"], marks=pytest.mark.slow)]
+)
 def test_an_optimizer_that_no_step_uses_gets_no_slots(plan):
     def fitted(callbacks):
         keras.utils.set_random_seed(4)
@@ -460,7 +462,7 @@ class Retraced(keras.Sequential):
         return super().train_step(data)
 
 
-@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("built", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_traces_of_a_given_plan_are_no_retracing(built):
     """Of an unbuilt model the user's own step is traced first."""
     said = []
@@ -540,7 +542,7 @@ class Watches(keras.callbacks.Callback):
         self.seen.add((policies, model.jit_compile, kind, patched, own_step, tuple(sorted(logs))))
 
 
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_in_mid_training_the_model_is_the_user_s(first):
     watch = Watches()
     accel = tfaccel.AccelCallback(
@@ -702,7 +704,7 @@ def picky_model(tolerant=False, built=True):
     return model
 
 
-@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("built", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("settings", [{"plan": ["rescuer"]}, {"includes": ["rescuer"]}])
 def test_a_step_that_cannot_run_as_written_runs_under_the_pass_that_rescues_it(settings, built):
     data = make_data()
@@ -726,7 +728,10 @@ def test_a_step_that_nobody_rescues_fails_as_it_would_have():
         picky_model().fit(**make_data(), callbacks=[tfaccel.AccelCallback(verbose=0)])
 
 
-@pytest.mark.parametrize("settings", [{"plan": ["rescuer"]}, {"includes": ["rescuer"]}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"plan": ["rescuer"]}, pytest.param({"includes": ["rescuer"]}, marks=pytest.mark.slow)],
+)
 def test_tune_says_what_runs_where_the_own_step_cannot(settings):
     data = make_data()
     dataset = tf.data.Dataset.from_tensor_slices((data["x"], data["y"])).batch(16)

@@ -200,7 +200,7 @@ def test_dropout_is_keras_own(make, rng):
     agree(*(numbers(function, *x) for function in inference))
 
 
-@pytest.mark.parametrize("name", ["lstm sequences", "gru", "gru reset before"])
+@pytest.mark.parametrize("name", ["lstm sequences", pytest.param("gru", marks=pytest.mark.slow)])
 def test_any_number_of_samples(name, rng):
     make, states = LAYERS[name]
     own, layer = (built(make, np.random.default_rng(1)) for _ in range(2))
@@ -266,7 +266,7 @@ def test_stateful_layers_go_on_from_call_to_call(rng):
     agree([s.numpy() for s in layer.states], [s.numpy() for s in own.states])
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_16_bits_lose_no_more_than_keras(dtype, rng):
     """Against float32: the recurrence is in float32, so the error is the smaller one."""
     make, states = LAYERS["gru"]
@@ -286,7 +286,8 @@ def test_16_bits_lose_no_more_than_keras(dtype, rng):
     assert 0 < errors[0] <= errors[1]
 
 
-@pytest.mark.parametrize("name", ["lstm sequences", "gru"])  # two states, two weights
+# Two states, two weights. The laws have another LSTM.
+@pytest.mark.parametrize("name", [pytest.param("lstm sequences", marks=pytest.mark.slow), "gru"])
 def test_gradients_of_gradients(name, rng):
     """A gradient penalty, with a mask: derivatives of all inputs, states and weights."""
     make, states = LAYERS[name]
@@ -408,8 +409,7 @@ def speech_model():
     model = keras.Sequential(
         [
             keras.Input((6, 3)),
-            L.Conv1D(4, 3, padding="same"),
-            L.Bidirectional(L.LSTM(3, return_sequences=True, dropout=0.2)),
+            L.LSTM(3, return_sequences=True, dropout=0.2),
             L.GRU(3, kernel_constraint="max_norm", recurrent_regularizer="l2"),
             L.Dense(2, activation="softmax"),
         ]

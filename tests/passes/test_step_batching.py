@@ -30,7 +30,16 @@ from tfaccel.steps.compiled_step import build_step
 
 layers = keras.layers
 callbacks = keras.callbacks
-FITS = pytest.mark.parametrize("fit", catalogue.FITS, ids=lambda fit: fit.name)
+# Other models, fed as the rest are.
+SLOW_FITS = ("masked_text", "several_inputs_and_outputs", "frozen_and_regularised")
+FITS = pytest.mark.parametrize(
+    "fit",
+    [
+        pytest.param(fit, marks=pytest.mark.slow if fit.name in SLOW_FITS else ())
+        for fit in catalogue.FITS
+    ],
+    ids=lambda fit: fit.name,
+)
 
 
 def make_model(dropout=0.2, **compiling):
@@ -136,6 +145,10 @@ CASES = {
 }
 
 
+# What differs from the others by the step, more than by how it is fed.
+SLOW_CASES = ("XLA", "a metric of several numbers", "steps_per_execution, unknown length")
+
+
 @functools.cache
 def stock_of(case):
     return seen_by_all(**CASES[case]())
@@ -145,10 +158,10 @@ def stock_of(case):
 @pytest.mark.parametrize(
     ("case", "steps"),
     [
-        *((case, 4) for case in CASES if case != "XLA"),
-        ("unknown length", 2),
+        *((case, 4) for case in CASES if case not in SLOW_CASES),
+        *(pytest.param(case, 4, marks=pytest.mark.slow) for case in SLOW_CASES),
+        pytest.param("unknown length", 2, marks=pytest.mark.slow),
         ("validation", 100),
-        pytest.param("XLA", 4, marks=pytest.mark.slow),
     ],
 )
 def test_every_log_and_every_weight_is_stock(case, steps):
@@ -289,7 +302,7 @@ WRITTEN = {"ModelCheckpoint": ".h5", "CSVLogger": ".csv", "TensorBoard": " event
     "names",
     [
         ("EarlyStopping",),
-        ("LearningRateScheduler",),
+        pytest.param(("LearningRateScheduler",), marks=pytest.mark.slow),
         ("ReduceLROnPlateau",),
         ("TensorBoard",),
         # They decide nothing here, so one training serves them all.

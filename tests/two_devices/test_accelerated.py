@@ -25,7 +25,9 @@ def mirrored():
     return tfaccel.AccelStrategy("mirrored")
 
 
-@pytest.fixture(scope="module", params=["mirrored", "one_device"])
+@pytest.fixture(
+    scope="module", params=["mirrored", pytest.param("one_device", marks=pytest.mark.slow)]
+)
 def strategy(request, mirrored):
     # Not TensorFlow's own beside ours: two strategies number their collective operations alike.
     return mirrored if request.param == "mirrored" else tf.distribute.OneDeviceStrategy("CPU:1")
@@ -178,7 +180,10 @@ def test_a_faithful_plan_wins_and_another_does_not(mirrored, plans_win):
 
 @pytest.mark.parametrize(
     ("plan", "optimizer"),
-    [(["fused_norm", "fused_optimizer"], "adam"), (["fused_optimizer", "recompute"], "sgd")],
+    [
+        (["fused_norm", "fused_optimizer"], "adam"),
+        pytest.param(["fused_optimizer", "recompute"], "sgd", marks=pytest.mark.slow),
+    ],
 )
 def test_it_is_the_same_training(mirrored, plan, optimizer):
     plain, fast = cnn(mirrored, optimizer), cnn(mirrored, optimizer)

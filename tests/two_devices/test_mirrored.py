@@ -63,7 +63,9 @@ def test_training_is_that_of_one_device(strategy):
         np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["numpy", "dataset", "distributed"])
+@pytest.mark.parametrize(
+    "kind", ["numpy", "distributed", pytest.param("dataset", marks=pytest.mark.slow)]
+)
 def test_statistics_are_averaged(strategy, kind):
     """After one step from zero: the mean of what each half would have given."""
     x, y = images(32)
@@ -84,7 +86,7 @@ def test_statistics_are_averaged(strategy, kind):
         np.testing.assert_allclose(copy, (1 + variance) / 2, rtol=1e-4)
 
 
-@pytest.mark.parametrize("samples", [41, 33])
+@pytest.mark.parametrize("samples", [33, pytest.param(41, marks=pytest.mark.slow)])
 def test_uneven_last_batches(strategy, samples):
     """TensorFlow's own way gives one of two replicas an empty batch of the 33rd sample."""
     x, y = images(samples)
@@ -159,7 +161,7 @@ def test_predictions_are_in_order(strategy):
     )
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_mixed_precision(precision):
     strategy = AccelStrategy(mixed_precision=precision)
     with strategy.scope():

@@ -105,14 +105,14 @@ def run(environments, script, *arguments, timeout_seconds=600):
         assert not any(statuses), f"{statuses}\n{workers.said()}"
 
 
-def once(basetemp, start, timeout_seconds=600):
+def once(basetemp, name, start, timeout_seconds=600):
     """The folder that `start` has filled, for all processes of one pytest run.
 
     pytest-xdist divides a file's tests among processes, each with fixtures of its own
     and a folder under one of the run's.
     """
     shared = basetemp.parent if "PYTEST_XDIST_WORKER" in os.environ else basetemp
-    out, done, failed = shared / "workers", shared / "workers-done", shared / "workers-failed"
+    out, done, failed = shared / name, shared / f"{name}-done", shared / f"{name}-failed"
     try:
         out.mkdir()
     except FileExistsError:
