@@ -18,9 +18,10 @@ import models
 from absl import app, flags
 
 from tfaccel.autotune.expected import evidence
-from tfaccel.autotune.expected.evidence import Evidence, Machine
+from tfaccel.autotune.expected.evidence import Evidence
 from tfaccel.autotune.expected.layer_mix import layer_mix
 from tfaccel.autotune.report import Report
+from tfaccel.core.machine_class import FLAGS, MachineClass
 from tfaccel.core.workload import Workload
 
 _OUTPUT = flags.DEFINE_string(
@@ -28,12 +29,12 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 
-def machine_of(facts: dict[str, Any]) -> Machine:
+def machine_of(facts: dict[str, Any]) -> MachineClass:
     """The class of a machine, from the facts in a file of results."""
     if facts["gpu"]:
-        return Machine("GPU", (str(facts["gpu"].get("compute_capability")),), False)
-    flags_known = tuple(f for f in evidence.FLAGS if f in facts["isa"])
-    return Machine("CPU", flags_known, bool(facts["onednn"]))
+        return MachineClass("GPU", (facts["gpu"],), False)
+    flags_known = tuple(f for f in FLAGS if f in facts["isa"])
+    return MachineClass("CPU", flags_known, bool(facts["onednn"]))
 
 
 @functools.cache

@@ -9,12 +9,13 @@ import pytest
 import tfaccel
 from tfaccel import Plan, Speedup
 from tfaccel.autotune.expected.candidates import Candidates
-from tfaccel.autotune.expected.evidence import Evidence, Machine, evidence_of, shipped
+from tfaccel.autotune.expected.evidence import Evidence, evidence_of, shipped
 from tfaccel.autotune.expected.expectation import Expectation
 from tfaccel.autotune.expected.layer_mix import distance, layer_mix
 from tfaccel.autotune.plan_cache import PlanCache
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import Trial
+from tfaccel.core.machine_class import MachineClass
 from tfaccel.core.prior import Prior
 from tfaccel.core.workload import Workload
 from tfaccel.measure.outcome import Outcome
@@ -59,9 +60,8 @@ def expectation(workload, evidence=()):
 
 
 def seen(workload, passes, gain, trace=1.0):
-    return Evidence(
-        Machine.of(workload.device), layer_mix(workload), tuple(p.name for p in passes), gain, trace
-    )
+    machine = MachineClass.of(workload.device)
+    return Evidence(machine, layer_mix(workload), tuple(p.name for p in passes), gain, trace)
 
 
 def test_priors_stand_where_nothing_was_measured(workload):
@@ -88,10 +88,10 @@ def test_a_trial_of_this_training_counts_most(workload):
 
 
 def test_other_machines_and_other_models_count_less(workload):
-    here = Machine.of(workload.device)
+    here = MachineClass.of(workload.device)
     mix = layer_mix(workload)
-    other_kernels = Machine(here.kind, here.flags, not here.onednn)
-    gpu = Machine("GPU", ("(9, 0)",), False)
+    other_kernels = MachineClass(here.kind, here.flags, not here.onednn)
+    gpu = MachineClass("GPU", ("(9, 0)",), False)
     assert here.likeness(here) == 1.0
     assert 1.0 > here.likeness(other_kernels) > here.likeness(gpu) > 0.0
     like = seen(workload, [A], 2.0)
@@ -194,7 +194,7 @@ def test_the_cache_is_evidence_for_other_models(workload, tmp_path):
     trial = Trial(Plan((A,)), Outcome.FASTER, "", 2.0, 0.05, Speedup(2.0, 1.9, 2.1, 6))
     baseline = Trial(Plan(), Outcome.BASELINE, compile_seconds=2.0, step_seconds=0.1)
     report = Report((baseline, trial), trial.plan)
-    machine, mix = Machine.of(workload.device), layer_mix(workload)
+    machine, mix = MachineClass.of(workload.device), layer_mix(workload)
     cache = PlanCache(tmp_path)
     cache.save("some", report, evidence_of(report, machine, mix))
     (tmp_path / "broken.json").write_text("{")

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfaccel.autotune.expected.evidence import Evidence
 from tfaccel.autotune.report import Report
+from tfaccel.core.machine_class import MachineClass
 from tfaccel.core.plan import suited_pass
 from tfaccel.core.workload import Workload, shapes
 from tfaccel.measure.numerics import Tolerance
@@ -103,7 +104,7 @@ def workload_key(
     parts = {
         # Not tfaccel's own: a plan from the cache is compared with the original step first.
         "versions": [_minor(tf.__version__), _minor(keras.__version__)],
-        "device": [workload.device.kind, workload.device.name, workload.device.cores],
+        "machine": [MachineClass.of(workload.device), workload.device.cores],
         "model": _structure(workload),
         "strategy": [type(model.distribute_strategy).__name__, workload.num_replicas],
         "compiled": [bool(model.jit_compile), model.steps_per_execution],

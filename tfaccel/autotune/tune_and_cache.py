@@ -2,13 +2,14 @@
 
 import dataclasses
 
-from tfaccel.autotune.expected.evidence import Evidence, Machine, evidence_of, shipped
+from tfaccel.autotune.expected.evidence import Evidence, evidence_of, shipped
 from tfaccel.autotune.expected.layer_mix import layer_mix
 from tfaccel.autotune.options import Options
 from tfaccel.autotune.plan_cache import workload_key
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.search import OnTrial, tune_workload
 from tfaccel.autotune.trial_runner import TrialRunner
+from tfaccel.core.machine_class import MachineClass
 from tfaccel.core.workload import Workload
 from tfaccel.steps.worker_agreement import WorkerAgreement
 
@@ -61,7 +62,7 @@ def tune_and_cache(
 def keep(workload: Workload, settings: Options, report: Report, agreement: WorkerAgreement) -> None:
     """Keeps a report in the cache: a plan for the same workload, and evidence for others."""
     if settings.cache and agreement.is_chief and len(report.tried()) > 1:
-        machine, mix = Machine.of(workload.device), layer_mix(workload)
+        machine, mix = MachineClass.of(workload.device), layer_mix(workload)
         evidence = evidence_of(report, machine, mix) if workload.training else []
         settings.cache.save(_key(workload, settings), report, evidence)
 

@@ -10,45 +10,11 @@ from typing import Any
 
 from tfaccel.autotune.expected.layer_mix import distance
 from tfaccel.autotune.report import Report
-from tfaccel.compat.tensorflow_private import onednn_is_on
-from tfaccel.system.device import Device
+from tfaccel.core.machine_class import MachineClass
 
-# What tells one class of machines from another, as /proc/cpuinfo writes it.
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16")
-# How much less a measurement counts with each step away: another instruction set, the other
-# kernels of TensorFlow, another kind of device, and a model with no work in common.
-_OTHER_FLAGS, _OTHER_KERNELS, _OTHER_DEVICE, _OTHER_WORK = 0.5, 0.3, 0.01, 0.01
+# How much less a measurement counts for a model with no work in common.
+_OTHER_WORK = 0.01
 _SHIPPED = "priors.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """The class of a machine: what decides which plans win on it.
-
-    Attributes:
-        kind: `"CPU"` or `"GPU"`.
-        flags: instruction sets that matter; a GPU's compute capability.
-        onednn: whether TensorFlow runs oneDNN's kernels.
-    """
-
-    kind: str
-    flags: tuple[str, ...]
-    onednn: bool
-
-    @classmethod
-    def of(cls, device: Device) -> "Machine":
-        """The class of the machine that a device is in."""
-        if device.kind == "GPU":
-            return cls("GPU", (str(device.compute_capability),), False)
-        return cls("CPU", tuple(f for f in FLAGS if f in device.flags), bool(onednn_is_on()))
-
-    def likeness(self, other: "Machine") -> float:
-        """1.0 for the same class, less for others."""
-        if self.kind != other.kind:
-            return _OTHER_DEVICE
-        apart = len({*self.flags} ^ {*other.flags})
-        kernels = 1.0 if self.onednn == other.onednn else _OTHER_KERNELS
-        return kernels * _OTHER_FLAGS ** min(apart, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +29,13 @@ class Evidence:
         trace: its first step's time over that of the original.
     """
 
-    machine: Machine
+    machine: MachineClass
     mix: Mapping[str, float]
     passes: tuple[str, ...]
     gain: float
     trace: float | None
 
-    def weight(self, machine: Machine, mix: Mapping[str, float]) -> float:
+    def weight(self, machine: MachineClass, mix: Mapping[str, float]) -> float:
         """How much it says of another model on another machine, from 0 to 1."""
         return self.machine.likeness(machine) * _OTHER_WORK ** distance(self.mix, mix)
 
@@ -80,9 +46,8 @@ class Evidence:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Evidence":
         """Reads `to_dict`'s values."""
-        machine = data["machine"]
         return cls(
-            Machine(machine["kind"], tuple(machine["flags"]), machine["onednn"]),
+            MachineClass.from_dict(data["machine"]),
             data["mix"],
             tuple(data["passes"]),
             data["gain"],
@@ -90,7 +55,7 @@ class Evidence:
         )
 
 
-def evidence_of(report: Report, machine: Machine, mix: Mapping[str, float]) -> list[Evidence]:
+def evidence_of(report: Report, machine: MachineClass, mix: Mapping[str, float]) -> list[Evidence]:
     """What the timed trials of a report show."""
     baseline, *trials = report.trials or (None,)
     if baseline is None:

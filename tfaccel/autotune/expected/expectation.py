@@ -15,10 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from tfaccel.autotune.expected.evidence import Evidence, Machine, evidence_of
+from tfaccel.autotune.expected.evidence import Evidence, evidence_of
 from tfaccel.autotune.expected.layer_mix import layer_mix
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import Trial
+from tfaccel.core.machine_class import MachineClass
 from tfaccel.core.plan import Pass, Plan
 from tfaccel.core.prior import Prior
 from tfaccel.core.workload import Workload
@@ -78,7 +79,7 @@ class Expectation:
     ):
         self._workload = workload
         self._usable = list(usable)
-        self._machine, self._mix = Machine.of(workload.device), layer_mix(workload)
+        self._machine, self._mix = MachineClass.of(workload.device), layer_mix(workload)
         self._evidence = [(one, one.weight(self._machine, self._mix)) for one in evidence]
         self._fit()
 

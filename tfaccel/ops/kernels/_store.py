@@ -1,7 +1,9 @@
 """Rankings that were measured on this machine, in memory and on disk."""
 
+import dataclasses
 import functools
 import hashlib
+import importlib.resources
 import json
 import os
 import pathlib
@@ -11,6 +13,8 @@ import tensorflow as tf
 
 from tfaccel.compat import onednn
 from tfaccel.compat.tensorflow_private import onednn_is_on
+from tfaccel.core.machine_class import MachineClass
+from tfaccel.ops.kernels import implementations
 from tfaccel.ops.kernels._ranking import Ranking
 from tfaccel.ops.kernels._registry import kernels
 from tfaccel.ops.kernels._spec import CallSpec
@@ -18,7 +22,6 @@ from tfaccel.system import notices
 from tfaccel.system.cache_dir import default_directory
 from tfaccel.system.device import current_device
 from tfaccel.system.json_files import parsed, replace_text, to_text
-from tfaccel.version import __version__
 
 SCHEMA = 2
 
@@ -47,6 +50,10 @@ class Store:
             fitting = (r for s, r in reversed(self._rankings.items()) if s.fits(spec))
             found = next(fitting, None)
         return found if found is not None and _is_current(found) else None
+
+    def rankings(self) -> list[Ranking]:
+        """All of them that hold today."""
+        return [ranking for ranking in self._rankings.values() if _is_current(ranking)]
 
     def add(self, ranking: Ranking) -> None:
         """Remembers a ranking, as the last one."""
@@ -84,9 +91,18 @@ def _is_current(ranking: Ranking) -> bool:
     return now == {candidate.kernel for candidate in ranking.candidates}
 
 
+def _sources() -> str:
+    """A digest of the kernels' own code: another code may take another time."""
+    folder = importlib.resources.files(implementations)
+    texts = [path.read_bytes() for path in sorted(folder.iterdir(), key=str) if path.is_file()]
+    return hashlib.sha256(b"".join(texts)).hexdigest()
+
+
 def _machine_key() -> str:
     """A digest of what decides how long a kernel takes."""
     device = current_device()
     used = (onednn_is_on(), onednn.obstacle() is None)
-    parts = [__version__, tf.__version__, device.kind, device.name, device.cores, *used]
+    machine = dataclasses.asdict(MachineClass.of(device))
+    version = tf.__version__.rpartition(".")[0]
+    parts = [_sources(), version, machine, device.cores, *used]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,137 @@
+"""Plans and kernels' times in one file, for other machines of the same class."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.core.machine_class import MachineClass
+from tfaccel.ops.kernels import Ranking, Store
+from tfaccel.system.cache_dir import default_directory
+from tfaccel.system.device import current_device
+from tfaccel.system.json_files import parsed, replace_text, to_text
+
+SCHEMA = 1
+_WHAT = "a tfaccel cache"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a cache holds.
+
+    Attributes:
+        plans: the whole files of plans, as JSON values, by name.
+        rankings: kernels' times of this machine.
+        foreign: files of kernels' times of other machines or versions.
+        folder: where it is.
+    """
+
+    plans: dict[str, dict[str, Any]]
+    rankings: tuple[Ranking, ...]
+    foreign: tuple[str, ...]
+    folder: pathlib.Path
+
+
+def contents(directory: str | os.PathLike[str] | None = None) -> Contents:
+    """What a folder holds; files that are none of tfaccel's are left out.
+
+    Args:
+        directory: the folder; None for the default one.
+    """
+    folder = default_directory() if directory is None else pathlib.Path(directory)
+    plans, foreign, store = {}, [], Store(folder)
+    for path in sorted(folder.glob("*.json")):
+        data = _plan(path)
+        if data is not None:
+            plans[path.name] = data
+        elif path.name.startswith("kernels-") and path.name != store.path.name:
+            foreign.append(path.name)
+    return Contents(plans, tuple(store.rankings()), tuple(foreign), folder)
+
+
+def export_cache(path: pathlib.Path, found: Contents) -> None:
+    """Writes what a cache holds to one file.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    kept = {
+        "machine": _machine(),
+        "plans": found.plans,
+        "rankings": [ranking.to_dict() for ranking in found.rankings],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, to_text(SCHEMA, kept) + "\n")
+
+
+def import_cache(path: pathlib.Path, found: Contents) -> tuple[int, int]:
+    """Adds what a file holds to a cache. What is there already stays.
+
+    Args:
+        path: a file that `export_cache` wrote.
+        found: the cache.
+
+    Returns:
+        How many plans and how many rankings were added.
+
+    Raises:
+        ValueError: the file is no such file, or of another class of machine, whose times say
+            nothing here.
+        OSError: the file can't be read, or the cache not be written.
+    """
+    with parsed(path.read_text(encoding="utf-8"), SCHEMA, _WHAT) as data:
+        machine, plans = data["machine"], dict(data["plans"])
+        rankings = [Ranking.from_dict(item) for item in data["rankings"]]
+        if any(pathlib.PurePath(name).name != name for name in plans):
+            raise ValueError("a plan's name is no name of a file")
+    if machine != _machine():
+        raise ValueError(
+            f"{path} comes from another class of machine: {_words(machine)}; this one is "
+            f"{_words(_machine())}"
+        )
+    new = {name: plan for name, plan in plans.items() if name not in found.plans}
+    found.folder.mkdir(parents=True, exist_ok=True)
+    for name, plan in new.items():
+        replace_text(found.folder / name, json.dumps(plan))
+    known = {ranking.spec for ranking in found.rankings}
+    added = [ranking for ranking in rankings if ranking.spec not in known]
+    store = Store(found.folder)
+    for ranking in added:
+        store.add(ranking)
+    if added:
+        store.save()
+    return len(new), len(added)
+
+
+def clear_cache(found: Contents) -> int:
+    """Removes plans and kernels' times, those of other machines too; gives how many files."""
+    names = [*found.plans, *found.foreign, Store(found.folder).path.name]
+    paths = [found.folder / name for name in names]
+    removed = [path for path in paths if path.exists()]
+    for path in removed:
+        path.unlink()
+    return len(removed)
+
+
+def _plan(path: pathlib.Path) -> dict[str, Any] | None:
+    """The JSON value in a file of a plan; None where it is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) and {"key", "report"} <= data.keys() else None
+
+
+def _machine() -> dict[str, Any]:
+    """What must be the same for times to hold, as JSON values."""
+    device = current_device()
+    machine = dataclasses.asdict(MachineClass.of(device))
+    version = ".".join(tf.__version__.split(".")[:2])
+    return json.loads(json.dumps({**machine, "cores": device.cores, "tensorflow": version}))
+
+
+def _words(machine: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in machine.items())

@@ -1,0 +1,48 @@
+"""Which machines are alike, so that what was measured on one holds on another."""
+
+import dataclasses
+from typing import Any
+
+from tfaccel.compat.tensorflow_private import onednn_is_on
+from tfaccel.system.device import Device
+
+# What tells one class of CPUs from another, as /proc/cpuinfo writes it.
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16")
+# How much less a measurement counts with each step away: another instruction set, the other
+# kernels of TensorFlow, another kind of device.
+_OTHER_FLAGS, _OTHER_KERNELS, _OTHER_DEVICE = 0.5, 0.3, 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class MachineClass:
+    """The class of a machine: what decides which plans win on it.
+
+    Attributes:
+        kind: `"CPU"` or `"GPU"`.
+        flags: instruction sets that matter; a GPU's name.
+        onednn: whether TensorFlow runs oneDNN's kernels.
+    """
+
+    kind: str
+    flags: tuple[str, ...]
+    onednn: bool
+
+    @classmethod
+    def of(cls, device: Device) -> "MachineClass":
+        """The class of the machine that a device is in."""
+        if device.kind == "GPU":
+            return cls("GPU", (device.name,), False)
+        return cls("CPU", tuple(f for f in FLAGS if f in device.flags), bool(onednn_is_on()))
+
+    def likeness(self, other: "MachineClass") -> float:
+        """1.0 for the same class, less for others."""
+        if self.kind != other.kind:
+            return _OTHER_DEVICE
+        apart = len({*self.flags} ^ {*other.flags})
+        kernels = 1.0 if self.onednn == other.onednn else _OTHER_KERNELS
+        return kernels * _OTHER_FLAGS ** min(apart, 3)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "MachineClass":
+        """Reads what `dataclasses.asdict` made of one."""
+        return cls(data["kind"], tuple(data["flags"]), data["onednn"])
