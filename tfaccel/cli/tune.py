@@ -18,7 +18,8 @@ from tfaccel.autotune.tune_and_cache import tune_and_cache
 from tfaccel.cli._command import Command, UsageError, comma_list, seconds
 from tfaccel.cli._progress import Progress, progress
 from tfaccel.cli.inputs.feeds import define_feed_flags, file_feed
-from tfaccel.cli.inputs.models import Chosen, define_model_arguments, first_line, load_model
+from tfaccel.cli.inputs.models import Chosen, define_model_arguments, load_model
+from tfaccel.data.findings import first_line
 from tfaccel.system.json_files import replace_text
 
 

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import math
-import re
 import threading
 
 import numpy as np
@@ -11,9 +10,6 @@ import numpy as np
 from tfaccel.data.findings import Fault, Findings
 from tfaccel.measure.timing import Clock
 
-# What TensorFlow says before the reason: the node that failed, and the way to it.
-_NODE = re.compile(r"^(\{\{[^}]*\}\} ?)+")
-_WAY = re.compile(r"^Error in user-defined function .* with iterator: \S+: ")
 # A million faults would be a list of hundreds of megabytes; beyond this they are counted.
 LISTED = 10_000
 
@@ -126,10 +122,3 @@ class Bounds:
                 "were spent"
             )
         return said
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without TensorFlow's stack of graph nodes."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = lines[0] if lines else type(error).__name__
-    return _WAY.sub("", _NODE.sub("", said))[:300]

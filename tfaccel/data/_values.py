@@ -9,10 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.data._components import Component, Role, components, rows, rule_for
-from tfaccel.data._looking import Bounds, Log, first_line
+from tfaccel.data._looking import Bounds, Log
 from tfaccel.data._pipeline import Layout, Pipeline
 from tfaccel.data._sources import Arrays
-from tfaccel.data.findings import Fault, FaultKind
+from tfaccel.data.findings import Fault, FaultKind, first_line
 from tfaccel.data.rules import Rules, dtype_name, fits
 
 _NUMBERS = "fiubc"

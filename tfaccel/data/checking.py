@@ -10,11 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.data._components import Component, components, is_batched, rows
-from tfaccel.data._looking import Bounds, Log, first_line
+from tfaccel.data._looking import Bounds, Log
 from tfaccel.data._sources import Arrays, as_batches, is_arrays, is_files, known_length
 from tfaccel.data._values import examine, look_at_arrays
 from tfaccel.data.files.reading import check_files
-from tfaccel.data.findings import Fault, FaultKind, Findings
+from tfaccel.data.findings import Fault, FaultKind, Findings, first_line
 from tfaccel.data.rules import Rules
 from tfaccel.measure.timing import Clock
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import re
 from collections.abc import Mapping
 
 import rich.console
@@ -10,6 +11,9 @@ from rich.markup import escape
 from tfaccel.measure.tables import markdown_table, terminal_table
 from tfaccel.system.json_files import parsed, to_text
 
+# What TensorFlow says before the reason: the node that failed, and the way to it.
+_NODE = re.compile(r"^(\{\{[^}]*\}\} ?)+")
+_WAY = re.compile(r"^Error in user-defined function .* with iterator: \S+: ")
 SCHEMA = 1
 # Rows of a table; JSON has them all.
 _SHOWN = 20
@@ -160,3 +164,10 @@ class Findings:
         if len(self.faults) > _SHOWN:
             shown.append(f"  and {len(self.faults) - _SHOWN:,} more: `.faults` has them\n")
         return rich.console.Group(*shown, escape(self.summary()))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without TensorFlow's stack of graph nodes."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[0] if lines else type(error).__name__
+    return _WAY.sub("", _NODE.sub("", said))[:300]

@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfaccel.cli.doctor._finding import Finding, Level
 from tfaccel.cli.doctor._gpu import GROWTH
 from tfaccel.cli.doctor._surroundings import Surroundings
+from tfaccel.data.findings import first_line
 from tfaccel.measure.racing import race
 from tfaccel.measure.timing import Speedup, wait_for
 from tfaccel.system.device import Device, read_cpu
@@ -74,14 +75,14 @@ def tried(label: str, product: Product, device: str, dtype: str) -> Finding | No
             left, right = _factors(label, dtype)
             exact = product(tf.cast(left, "float32"), tf.cast(right, "float32")).numpy()
     except Exception as error:
-        said = f"{label} fail in float32: {_first_line(error)}"
+        said = f"{label} fail in float32: {type(error).__name__}: {first_line(error)}"
         remedy = "If memory ran out: end what else uses the device. Else reinstall TensorFlow."
         return Finding(area, said, Level.PROBLEM, remedy)
     try:
         with tf.device(device):
             got = tf.cast(product(left, right), "float32").numpy()
     except Exception as error:
-        said = f"{label} fail in {dtype}: {_first_line(error)}"
+        said = f"{label} fail in {dtype}: {type(error).__name__}: {first_line(error)}"
         return Finding(area, said, Level.WARNING, "Train in float32, or update TensorFlow.")
     off = float(np.linalg.norm(got - exact) / np.linalg.norm(exact))
     if off <= _ROUNDINGS * _UNIT_ROUNDOFF[dtype]:  # a NaN is not
@@ -169,8 +170,3 @@ def verdict(
 
 def _area(device: str) -> str:
     return "products on " + ":".join(device.split(":")[-2:])
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or ["no message"]
-    return f"{type(error).__name__}: {lines[0][:300]}"

@@ -15,7 +15,8 @@ import tensorflow as tf
 from tfaccel.cli._command import UsageError, positive_int
 from tfaccel.cli.inputs.inputs import InputSpec, input_specs, packed, random_inputs, shown
 from tfaccel.cli.inputs.labels import check_labels, outputs_with_losses, random_labels
-from tfaccel.cli.inputs.models import Chosen, first_line
+from tfaccel.cli.inputs.models import Chosen
+from tfaccel.data.findings import first_line
 from tfaccel.data.rules import fits
 
 # Enough that no step sees the batch of the step before.

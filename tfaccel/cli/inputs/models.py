@@ -13,6 +13,7 @@ import keras
 from tfaccel.cli._command import UsageError, comma_list, positive_int
 from tfaccel.cli.inputs.reference_models import REFERENCE_MODELS
 from tfaccel.compat import keras_private
+from tfaccel.data.findings import first_line
 
 _FILE_ENDINGS = (".keras", ".h5", ".hdf5")
 _OPTIMIZER = "adam"
@@ -64,12 +65,6 @@ def load_model(name: str, args: argparse.Namespace) -> Chosen:
         model = _built(name, shape, args.classes)
     notes = _compiled(model, args.optimizer, args.loss)
     return Chosen(name, model, shape, notes)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line[:300] for line in lines if line), type(error).__name__)
 
 
 def named_models() -> Mapping[str, Callable[..., keras.Model]]:

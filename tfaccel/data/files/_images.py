@@ -10,7 +10,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfaccel.data.files._wav import BrokenFileError
-from tfaccel.data.findings import FaultKind
+from tfaccel.data.findings import FaultKind, first_line
 from tfaccel.data.rules import Rules, fits
 
 
@@ -54,7 +54,7 @@ def check_image(data: bytes, rules: Rules) -> None:
         # Of a GIF the first frame: a thousand frames of a small file may not fit in memory.
         image = tf.io.decode_image(data, expand_animations=False)
     except (tf.errors.OpError, ValueError) as error:
-        kind, said = FaultKind.UNREADABLE, _reason(error)
+        kind, said = FaultKind.UNREADABLE, first_line(error)
         raise BrokenFileError(kind, f"the {form} can't be decoded: {said}") from error
     shape, rule = tuple(image.shape), rules.shape
     if isinstance(rule, tuple | list) and not fits(shape, tuple(rule)):
@@ -65,10 +65,6 @@ def check_image(data: bytes, rules: Rules) -> None:
 def sniff(data: bytes) -> str | None:
     """The format that a file's first bytes say; None for none of those known."""
     return next((name for name, form in _FORMS.items() if data.startswith(form.magic)), None)
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0].rpartition("}}")[2].strip()[:200]
 
 
 def _size(form: str, data: bytes) -> tuple[int, int]:
@@ -91,7 +87,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     except (tf.errors.OpError, ValueError) as error:
         whole = _FORMS["JPEG"].end in data[-_TAIL_BYTES:]  # type: ignore[operator]
         kind = FaultKind.HEADER if whole else FaultKind.TRUNCATED
-        raise BrokenFileError(kind, f"the JPEG has no frame header: {_reason(error)}") from error
+        raise BrokenFileError(kind, f"the JPEG has no frame header: {first_line(error)}") from error
     return int(height), int(width)
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple, TypeVar
 from tfaccel.measure.racing import LOOKS
 from tfaccel.measure.timing import median_interval
 from tfaccel.measure.units import ratio
-from tfaccel.profiling.html.plots import Chart, Line, line_chart
+from tfaccel.profiling.html.plots import Line, line_chart
+from tfaccel.profiling.html.svg import Chart
 from tfaccel.profiling.key_figures import in_column, plain_number
 from tfaccel.profiling.records import Record, Records, number
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tfaccel.profiling.html.svg import inline_svg, stand_in
+from tfaccel.profiling.html.svg import Chart, inline_svg, stand_in
 from tfaccel.profiling.key_figures import plain_number
 
 # Inches of 72 SVG units: 360 units are about a phone's width, so that text of 11
@@ -37,16 +37,6 @@ _LOOKS: dict[str, Any] = {
     "legend.columnspacing": 1.2,
 }
 _MAX_NAME = 44  # characters that fit the width
-
-
-@dataclasses.dataclass(frozen=True)
-class Chart:
-    """What is said about a chart."""
-
-    name: str  # letters that no other chart of the page has
-    title: str  # for people who can't see it
-    description: str
-    unit: str  # of the values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +134,7 @@ def line_chart(
         axes.set_ylabel(chart.unit)
         if len(axes.get_legend_handles_labels()[0]) > 1:
             figure.legend(loc="outside upper left", ncols=3)
-        return inline_svg(figure, chart.name, chart.title, chart.description)
+        return inline_svg(figure, chart)
 
 
 def _draw_line(axes: Any, line: Line) -> None:
@@ -189,7 +179,7 @@ def bar_chart(chart: Chart, bars: Sequence[Bar], names: Sequence[str]) -> str:
         axes.yaxis.set_visible(False)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(chart.unit)
-        return inline_svg(figure, chart.name, chart.title, chart.description)
+        return inline_svg(figure, chart)
 
 
 def _draw_bar(axes: Any, row: int, bar: Bar, names: Sequence[str]) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 from tfaccel.autotune.report import HEADINGS
 from tfaccel.measure.units import size
 from tfaccel.profiling.html.over_steps import MAX_ROWS, Table
-from tfaccel.profiling.html.plots import Bar, Chart, bar_chart
+from tfaccel.profiling.html.plots import Bar, bar_chart
+from tfaccel.profiling.html.svg import Chart
 from tfaccel.profiling.key_figures import duration, in_column, peak_words, plain_number, share
 from tfaccel.profiling.outcome import BASELINE, facts, part, tuning_report
 from tfaccel.profiling.records import Record, Records, number

@@ -1,5 +1,6 @@
 """A matplotlib figure as SVG that takes its colours and its font from the page."""
 
+import dataclasses
 import io
 import re
 import xml.etree.ElementTree as ET
@@ -7,11 +8,7 @@ from typing import Any
 
 # matplotlib draws in fixed colours only. Each paint of the page has a stand-in, which
 # is put back afterwards, so that one picture serves a light and a dark page.
-PAINTS = (
-    "currentColor",
-    "var(--grid)",
-    *(f"var(--paint-{index})" for index in range(8)),
-)
+PAINTS = ("currentColor", "var(--grid)", *(f"var(--paint-{index})" for index in range(8)))
 _STAND_INS = {f"#0101{index:02x}": paint for index, paint in enumerate(PAINTS)}
 _COLOUR = re.compile("|".join(_STAND_INS))
 # Before matplotlib 3.11 `font: 11px 'DejaVu Sans', ...`, then a property for each.
@@ -25,16 +22,22 @@ def stand_in(paint: str) -> str:
     return f"#0101{PAINTS.index(paint):02x}"
 
 
-def inline_svg(figure: Any, name: str, title: str, description: str) -> str:
-    """Draws a figure and makes it part of a page.
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """What is said about a chart."""
 
-    Args:
-        figure: a `matplotlib.figure.Figure`.
-        name: of letters; it begins every id, as ids must differ within a page.
-        title, description: what people hear who can't see the picture.
+    name: str  # letters that no other chart of the page has
+    title: str  # for people who can't see it
+    description: str
+    unit: str  # of the values
+
+
+def inline_svg(figure: Any, chart: Chart) -> str:
+    """Draws a `matplotlib.figure.Figure` and makes it part of a page.
 
     Returns:
         The text of the `svg` element, without namespaces, metadata, styles or a size of its own.
+        Each id begins with the chart's name, as ids must differ within a page.
     """
     file = io.BytesIO()
     figure.savefig(file, format="svg", transparent=True, metadata=_NO_METADATA)
@@ -45,12 +48,13 @@ def inline_svg(figure: Any, name: str, title: str, description: str) -> str:
                 parent.remove(child)
     for element in root.iter():
         element.tag = _local(element.tag)
-        kept = {_local(key): _of_the_page(value, name) for key, value in element.attrib.items()}
+        found = element.attrib.items()
+        kept = {_local(key): _of_the_page(value, chart.name) for key, value in found}
         if "id" in kept:
-            kept["id"] = f"{name}-{kept['id']}"
+            kept["id"] = f"{chart.name}-{kept['id']}"
         element.attrib.clear()
         element.attrib.update(kept)
-    _label(root, name, title, description)
+    _label(root, chart)
     return ET.tostring(root, encoding="unicode", method="html")
 
 
@@ -66,11 +70,11 @@ def _of_the_page(value: str, name: str) -> str:
     return value.replace("url(#", f"url(#{name}-")
 
 
-def _label(root: ET.Element, name: str, title: str, description: str) -> None:
+def _label(root: ET.Element, chart: Chart) -> None:
     kept = {"viewBox": root.get("viewBox", ""), "class": "plot", "role": "img"}
     root.attrib.clear()
-    root.attrib.update(kept | {"aria-labelledby": f"{name}-title {name}-desc"})
-    for index, (tag, text) in enumerate((("title", title), ("desc", description))):
-        child = ET.Element(tag, {"id": f"{name}-{tag}"})
+    root.attrib.update(kept | {"aria-labelledby": f"{chart.name}-title {chart.name}-desc"})
+    for index, (tag, text) in enumerate((("title", chart.title), ("desc", chart.description))):
+        child = ET.Element(tag, {"id": f"{chart.name}-{tag}"})
         child.text = text
         root.insert(index, child)
