@@ -7,6 +7,7 @@
 #   make check         ruff and mypy
 #   make conformance   Keras's own tests, with tfaccel in every fit
 #   make test-oldest   the tests on the oldest TensorFlow and Keras
+#   make priors        what is expected of plans, out of benchmarks/results
 #   make clean         remove whatever the above made
 #
 # make test ARGS="-m slow"   passes arguments on to pytest (test, test-all, test-kernels,
@@ -54,7 +55,7 @@ VENV_CONFORMANCE = .venv-conformance
 METADATA = pyproject.toml setup.cfg
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all test-kernels check conformance test-oldest clean
+.PHONY: demo test test-all test-kernels check conformance test-oldest priors clean
 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/python examples/image_classifier.py
@@ -84,6 +85,9 @@ conformance: $(VENV_CONFORMANCE)/.conformance
 test-oldest: $(VENV_OLDEST)/.test
 	@$(call TWO_DEVICES,$(VENV_OLDEST))
 	@$(VENV_OLDEST)/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+priors: $(VENV)/.test
+	@$(VENV)/bin/python benchmarks/priors.py
 
 clean:
 	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_CONFORMANCE) build dist *.egg-info

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import types
 import warnings
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -79,11 +80,12 @@ class Fading(Takes):
     """Fast at first, and slow later in the training."""
 
     name = "takes_more_and_more"
+    later: ClassVar[float] = 3.0
 
     @contextlib.contextmanager
     def applied(self, context):
         pace = instance_attribute(
-            context.workload.model, "seconds", lambda clock: 0.25 if clock.now < 30 else 3.0
+            context.workload.model, "seconds", lambda clock: 0.25 if clock.now < 30 else self.later
         )
         with pace:
             yield
@@ -361,3 +363,12 @@ def test_no_warning_is_given_on_the_way():
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         fit(["takes"], 20)
+
+
+def test_another_speed_up_than_was_told_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(live_gain, "_SHARE", 0.5)
+    monkeypatch.setattr(Fading, "later", 0.5)
+    fit(["takes_more_and_more"], 160, verbose=1)
+    shown = capsys.readouterr().out
+    assert "4.00x" in shown
+    assert "over this training a step was 2.00x" in shown

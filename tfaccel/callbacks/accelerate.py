@@ -22,6 +22,8 @@ from tfaccel.profiling.input_watch import LEAST_CALLS, InputWatch
 from tfaccel.steps.worker_agreement import agreement_of
 from tfaccel.system import notices
 
+# A speed-up that is so far from what was told is told again.
+_NEWS = 0.07
 _NO_FIT = (
     "This loop is not `model.fit`'s: `train_on_batch` and steps of your own are left as they are."
 )
@@ -120,6 +122,7 @@ class AccelCallback(keras.callbacks.Callback):
         self._session: FitSession | None = None
         self._watch: InputWatch | None = None
         self._idle: Report | None = None  # in a loop that has no use for this callback
+        self._told: float | None = None  # the speed-up
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes along: the arguments. It has no part in the fit of the original."""
@@ -202,6 +205,15 @@ class AccelCallback(keras.callbacks.Callback):
             self._watch = None
         if self._session is not None:
             self._session.finish()
+            self._tell_change()
+
+    def _tell_change(self) -> None:
+        """Says so where the training has shown another speed-up than was told."""
+        report, told = self.report, self._told
+        if report is None or told is None or self.plan.is_baseline or not self._speaks:
+            return
+        if abs(report.speedup / told - 1) > _NEWS:
+            notices.say(f"\ntfaccel: over this training a step was {report.gain} faster.")
 
     @property
     def _speaks(self) -> bool:
@@ -217,6 +229,7 @@ class AccelCallback(keras.callbacks.Callback):
             )
 
     def _tell(self, report: Report) -> None:
+        self._told = report.speedup
         if self._speaks:
             show(report)
 
