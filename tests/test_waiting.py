@@ -128,7 +128,7 @@ def test_the_check_of_a_plan_from_the_cache_counts(clock, slow, wins, tmp_path):
     assert report.tuning_seconds == 7.0 + 2.0 + 3 * 1.0  # it is compared before it trains
 
 
-@pytest.mark.parametrize("won", [True, False])
+@pytest.mark.parametrize("won", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_epoch_that_begins_late_after_trials_counts_once(won, clock, slow, request):
     if won:
         request.getfixturevalue("wins")
