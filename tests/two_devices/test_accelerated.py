@@ -322,6 +322,7 @@ def test_every_replica_is_traced_under_the_plan_once(mirrored):
     assert "call" not in vars(model.layers[-1])
 
 
+@pytest.mark.slow
 def test_the_profiler_counts_all_replicas(mirrored, tmp_path, capsys):
     model, plain = mlp(mirrored), mlp(mirrored)
     profiler = tfaccel.ProfilerCallback(tmp_path, compare_every=2)
