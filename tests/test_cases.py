@@ -59,6 +59,7 @@ def test_a_model_with_a_train_function_of_its_own_is_left_alone(plan):
     assert set(vars(model)) - before <= {"history", "_eval_epoch_iterator"}
 
 
+@pytest.mark.slow
 def test_a_model_with_other_functions_of_its_own():
     """Trained under the plan, validated and asked for predictions as it is."""
     model = own_function("test", "predict")(make_net().layers)
@@ -101,7 +102,7 @@ def test_in_a_loop_of_ones_own_callbacks_say_so_and_do_nothing(after_a_fit, caps
     assert profiler.summary()["steps"] == 6
 
 
-@pytest.mark.parametrize("stdout", ["closed", "none"])
+@pytest.mark.parametrize("stdout", ["none", pytest.param("closed", marks=pytest.mark.slow)])
 def test_without_a_standard_output_it_trains_in_silence(stdout, monkeypatch):
     closed = io.StringIO()
     closed.close()
@@ -371,7 +372,7 @@ if hasattr(keras.optimizers, "ScheduleFreeAdamW"):
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(k, marks=pytest.mark.slow if k == "theirs" else ()) for k in OPTIMIZERS],
+    [pytest.param(k, marks=() if k == "scaled" else pytest.mark.slow) for k in OPTIMIZERS],
 )
 def test_slots_that_begin_as_the_weights_begin_as_in_keras_s_trace(kind):
     def losses(callbacks):

@@ -352,6 +352,7 @@ def test_models_that_scale_images_get_whole_ones():
     assert 0.5 < x.numpy().max() < 1
 
 
+@pytest.mark.slow
 def test_several_inputs_and_outputs():
     model, _ = catalogue._several_inputs_and_outputs()
     x, y = one_batch(model)

@@ -36,7 +36,7 @@ def test_public_names_have_docstrings():
 def test_the_code_in_the_readme(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # By default it may take two minutes.
-    monkeypatch.setattr(tfaccel, "tune", functools.partial(tfaccel.tune, max_tuning_seconds=5))
+    monkeypatch.setattr(tfaccel, "tune", functools.partial(tfaccel.tune, max_tuning_seconds=1))
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)])
     model.compile("adam", "mse")
     x, y = np.ones((64, 4), "float32"), np.ones((64, 1), "float32")

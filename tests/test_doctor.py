@@ -6,6 +6,7 @@ import json
 import math
 import pathlib
 import re
+import types
 
 import keras
 import numpy as np
@@ -620,16 +621,28 @@ def test_limits_on_onednn(surroundings, name):
     assert len(list(check_onednn(surroundings(environ={name: "all"})))) == 1
 
 
-def test_tensorflow_says_whether_onednn_is_on(monkeypatch):
-    assert TensorFlow().onednn() in (True, False)
-
-    def gone(name):
-        raise ImportError(name)
-
+@pytest.fixture
+def _asked_anew():
     tensorflow_private.onednn_is_on.cache_clear()
-    monkeypatch.setattr("importlib.import_module", gone)
-    assert TensorFlow().onednn() is None
+    yield
     tensorflow_private.onednn_is_on.cache_clear()
+
+
+@pytest.mark.usefixtures("_asked_anew")
+@pytest.mark.parametrize(("told", "is_on"), [(1, True), (0, False), (None, None)])
+def test_tensorflow_says_whether_onednn_is_on(told, is_on, monkeypatch):
+    def module(name):
+        if told is None:
+            raise ImportError(name)
+        return types.SimpleNamespace(IsMklEnabled=lambda: told)
+
+    monkeypatch.setattr("importlib.import_module", module)
+    assert TensorFlow().onednn() is is_on
+
+
+@pytest.mark.usefixtures("_asked_anew")
+def test_this_tensorflow_says_whether_onednn_is_on():
+    assert TensorFlow().onednn() is not None
 
 
 def test_extras(surroundings):

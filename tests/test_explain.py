@@ -93,11 +93,6 @@ def test_without_onednn(monkeypatch, is_on, library):
     assert explain(model, device=GPU).notes == ()
 
 
-def test_onednn_is_known_or_said_to_be_unknown(monkeypatch):
-    monkeypatch.undo()
-    assert layer_note.onednn_is_on() in (True, False, None)
-
-
 @pytest.mark.parametrize(
     ("layer", "device", "said"),
     [

@@ -65,8 +65,17 @@ FEEDS = {
 }
 
 
-@pytest.mark.parametrize("feed", FEEDS)
-@pytest.mark.parametrize("compiling", [{}, {"steps_per_execution": 5}, {"run_eagerly": True}])
+@pytest.mark.parametrize(
+    ("compiling", "feed"),
+    [
+        ({}, "numpy"),
+        ({}, "unknown length"),
+        ({"steps_per_execution": 5}, "unknown length"),
+        ({"run_eagerly": True}, "numpy"),
+        pytest.param({"steps_per_execution": 5}, "numpy", marks=pytest.mark.slow),
+        pytest.param({"run_eagerly": True}, "unknown length", marks=pytest.mark.slow),
+    ],
+)
 def test_alone_it_changes_nothing(feed, compiling, capsys):
     def trained(callbacks):
         model = make_model(**compiling)

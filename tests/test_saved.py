@@ -105,6 +105,7 @@ def test_backup_and_restore_resumes(tmp_path, images):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
+@pytest.mark.slow
 def test_history_csv_and_stopping_see_what_they_saw_before(tmp_path, images):
     x, y = images
 

@@ -308,6 +308,7 @@ def test_a_pass_that_can_t_get_ready_is_left_out(others):
         assert_same(state(model), state(trained()))
 
 
+@pytest.mark.slow
 def test_trials_are_not_taken_for_cheap_where_the_step_was_traced_before():
     """The first step of a later fit does not show what a trace takes."""
     model = trained()

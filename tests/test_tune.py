@@ -24,7 +24,7 @@ def batches(count=6, size=8):
     return tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(size)
 
 
-@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("built", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_it_trains_nothing(built):
     model = make(built)
     if not built:
@@ -82,6 +82,7 @@ def test_a_search_that_ran_out_of_time_is_not_kept(tmp_path):
     assert not accel.report.cached
 
 
+@pytest.mark.slow
 def test_what_was_kept_of_a_search_without_a_choice_is_not_believed(tmp_path):
     """Such files were written once."""
     arguments = {"includes": ["fused_optimizer"], "cache_dir": tmp_path, "verbose": 0}

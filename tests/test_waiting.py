@@ -113,6 +113,7 @@ def test_it_counts_where_the_step_stays_as_it_was_too(clock, slow):
     assert report.tuning_seconds == 7.0 + 3 * 1.0
 
 
+@pytest.mark.slow
 def test_what_is_told_is_the_whole(clock, slow, wins, monkeypatch):
     told = []
     monkeypatch.setattr(tfaccel.AccelCallback, "_tell", lambda self, report: told.append(report))
@@ -128,7 +129,7 @@ def test_the_check_of_a_plan_from_the_cache_counts(clock, slow, wins, tmp_path):
     assert report.tuning_seconds == 7.0 + 2.0 + 3 * 1.0  # it is compared before it trains
 
 
-@pytest.mark.parametrize("won", [True, False])
+@pytest.mark.parametrize("won", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_epoch_that_begins_late_after_trials_counts_once(won, clock, slow, request):
     if won:
         request.getfixturevalue("wins")
@@ -137,6 +138,7 @@ def test_an_epoch_that_begins_late_after_trials_counts_once(won, clock, slow, re
     assert report.tuning_seconds == 7.0 + 2.0 * won + 3 * 1.0 + 3.5
 
 
+@pytest.mark.slow
 def test_late_epochs_without_trials_are_the_user_s(clock, slow):
     report = fit(clock, Late(clock, [0.5, 4.0]), epochs=2, includes=[])
     assert report.tuning_seconds == 3 * 1.0

@@ -81,8 +81,16 @@ def test_outputs_keep_their_dtype(data):
     assert why["head"] == "layer 'head' makes an output of the model"
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("beside", [(), (FusedNorm(), Kernels())], ids=["alone", "in a plan"])
+@pytest.mark.parametrize(
+    ("policy", "beside"),
+    [
+        ("mixed_bfloat16", ()),
+        ("mixed_float16", (FusedNorm(), Kernels())),
+        pytest.param("mixed_float16", (), marks=pytest.mark.slow),
+        pytest.param("mixed_bfloat16", (FusedNorm(), Kernels()), marks=pytest.mark.slow),
+    ],
+    ids=["bfloat16 alone", "float16 in a plan", "float16 alone", "bfloat16 in a plan"],
+)
 def test_it_computes_what_the_model_does_in_float32(policy, beside, data):
     model, twin = convolutional(policy), convolutional("float32")
     twin.set_weights(model.get_weights())

@@ -424,7 +424,9 @@ def test_regularizers_and_their_losses(rng):
     agree(laid, written)
 
 
-@pytest.mark.parametrize("name", ["normalizations", "random layers"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("normalizations", marks=pytest.mark.slow), "random layers"]
+)
 def test_layers_know_inference_from_training(name, rng, float64):
     model = functional(SHAPE, CHAINS[name])
     shake(model, rng)
@@ -558,7 +560,14 @@ def rematerialized_input():
 
 @pytest.mark.parametrize(
     "make",
-    [Penalized, Saliency, Tapped, watcher_inside, rematerialized, rematerialized_input],
+    [
+        Penalized,
+        pytest.param(Saliency, marks=pytest.mark.slow),
+        Tapped,
+        watcher_inside,
+        pytest.param(rematerialized, marks=pytest.mark.slow),
+        rematerialized_input,
+    ],
     ids=lambda make: make.__name__,
 )
 def test_gradients_with_respect_to_anything(make, rng, float64):
@@ -664,6 +673,7 @@ def test_transposes_remain_at_the_edges_only():
     assert transposes(unet(first=True), shape=(1, 3, 22, 26)) == 5
 
 
+@pytest.mark.slow
 def test_a_call_of_the_users_own_keeps_three_transposes_a_fork(rng):
     counts = []
     for blocks in (1, 2):
@@ -813,6 +823,7 @@ def test_mixed_precision_goes_along(dtype, rng):
     assert {n.get_attr("data_format") for n in kernels} == {b"NHWC"}
 
 
+@pytest.mark.slow
 def test_xla_compiles_it(rng):
     model = functional(SHAPE, CHAINS["joined"])
     x = images(rng, *SHAPE)

@@ -33,8 +33,9 @@ def workload_of(model, x, y, device=ZEN5):
     return Workload(model, (next(iter(data)),), data.element_spec, device=device)
 
 
-@pytest.fixture
-def dense(rng):
+@pytest.fixture(scope="module")
+def dense():
+    rng = np.random.default_rng(4)
     model = compiled(
         keras.Sequential(
             [

@@ -31,7 +31,12 @@ from tfaccel.steps.compiled_step import build_step
 layers = keras.layers
 callbacks = keras.callbacks
 # Other models, fed as the rest are.
-SLOW_FITS = ("masked_text", "several_inputs_and_outputs", "frozen_and_regularised")
+SLOW_FITS = (
+    "images_from_tf_data",
+    "masked_text",
+    "several_inputs_and_outputs",
+    "frozen_and_regularised",
+)
 FITS = pytest.mark.parametrize(
     "fit",
     [
@@ -146,7 +151,14 @@ CASES = {
 
 
 # What differs from the others by the step, more than by how it is fed.
-SLOW_CASES = ("XLA", "a metric of several numbers", "steps_per_execution, unknown length")
+SLOW_CASES = (
+    "XLA",
+    "a metric of several numbers",
+    "steps_per_execution, unknown length",
+    "one epoch",
+    "initial_epoch",
+    "a growing length",
+)
 
 
 @functools.cache

@@ -322,6 +322,7 @@ def test_every_replica_is_traced_under_the_plan_once(mirrored):
     assert "call" not in vars(model.layers[-1])
 
 
+@pytest.mark.slow
 def test_the_profiler_counts_all_replicas(mirrored, tmp_path, capsys):
     model, plain = mlp(mirrored), mlp(mirrored)
     profiler = tfaccel.ProfilerCallback(tmp_path, compare_every=2)
@@ -341,6 +342,7 @@ def test_the_profiler_counts_all_replicas(mirrored, tmp_path, capsys):
     assert_close(history.values(), fit(plain, epochs=3).values(), rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_model_that_cant_be_copied_has_no_scaling(mirrored):
     class Odd(keras.Model):
         def __init__(self, size):

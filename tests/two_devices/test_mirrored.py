@@ -111,7 +111,9 @@ class Reconstruction(keras.Model):
         return outputs
 
 
-@pytest.mark.parametrize("kind", ["array", "dataset", "tuples"])
+@pytest.mark.parametrize(
+    "kind", ["array", "tuples", pytest.param("dataset", marks=pytest.mark.slow)]
+)
 def test_a_first_batch_that_is_shared_unequally(strategy, kind):
     """Plain MirroredStrategy fails here: https://github.com/keras-team/keras/issues/19246."""
     x = np.random.default_rng(0).random((17, 4), "float32")
@@ -137,6 +139,7 @@ def test_reductions(strategy):
     assert strategy.reduce("SUM", [scalar], axis=0)[0].numpy() == 6.0
 
 
+@pytest.mark.slow
 def test_eager_steps(strategy):
     x, y = images(48)
     arguments = {"batch_size": 16, "shuffle": False, "verbose": 0}
