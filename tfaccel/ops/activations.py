@@ -20,13 +20,7 @@ Function = Callable[..., tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class ActivationFormula:
-    """An activation.
-
-    Attributes:
-        value: what it makes of a tensor, elementwise.
-        slope: its derivative there.
-        source: where the formula is from.
-    """
+    """An elementwise activation, its derivative, and where the formulas are from."""
 
     value: Function
     derivative: Function

@@ -14,11 +14,9 @@ _CAPACITY = 2**30
 class HeldBatches:
     """Holds the latest batches of a step, from within its graph.
 
-    A queue takes each batch by reference and lets go of the oldest one: two small ops a step,
-    in place of a batch that is taken out and fed anew, which takes a millisecond.
-
-    Attributes:
-        is_whole: whether every batch so far was held.
+    A queue takes each batch by reference and lets go of the oldest one: two small ops a step, in
+    place of a batch that is taken out and fed anew, which takes a millisecond. `is_whole` is
+    whether every batch so far was held.
     """
 
     def __init__(self) -> None:

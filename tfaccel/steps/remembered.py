@@ -18,13 +18,9 @@ _MOST_STEPS = 4
 
 @dataclasses.dataclass(frozen=True)
 class TracedStep:
-    """A step that was traced under a plan and has run.
+    """A step that was traced under a plan for data of this spec, and has run.
 
-    Attributes:
-        plan: what it was traced under.
-        element_spec: of the data that it was fed.
-        built: the step.
-        prepared: what the plan's passes had found out before.
+    `prepared` is what the plan's passes had found out before.
     """
 
     plan: Plan
@@ -57,12 +53,10 @@ class TooShort:
 class Memory:
     """Lives as long as the user's own train function, which `compile` makes anew.
 
-    It is an attribute of that function, so nothing but the compiled model holds it: what it
-    keeps goes with the model. After `keras.utils.clear_session()` it begins afresh.
-
-    Attributes:
-        trace_seconds: the longest first step so far; 0.0 where none was timed.
-        work: how much a step computes, by what it was counted for.
+    It is an attribute of that function, so nothing but the compiled model holds it: what it keeps
+    goes with the model. After `keras.utils.clear_session()` it begins afresh. `trace_seconds` is
+    the longest first step so far (0.0: none was timed), `work` how much a step computes, by what
+    it was counted for.
     """
 
     def __init__(self, model: keras.Model, era: int):

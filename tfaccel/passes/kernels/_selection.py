@@ -72,13 +72,10 @@ class Selection:
     def measure(self, step_seconds: float, clock: Clock, deadline: float) -> None:
         """Measures the calls that were seen and are not known yet, the largest first.
 
-        Calls with a size that shows only while they run (behind a layer of the user's that
-        loses the batch's) can't be measured, and are left to TensorFlow.
-
-        Args:
-            step_seconds: what a step takes; 0.0 has every call measured.
-            clock: seconds.
-            deadline: the clock's value after which no other call is begun.
+        Calls with a size that shows only while they run (behind a layer of the user's that loses
+        the batch's) can't be measured, and are left to TensorFlow, as are those that count little
+        in a step of `step_seconds`; 0.0 has every call measured. After `deadline` by the clock
+        none is begun.
         """
         seen = (spec for specs in self.seen.values() for spec in specs)
         counts = Counter(spec for spec in seen if spec.is_known)
