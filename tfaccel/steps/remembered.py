@@ -33,13 +33,9 @@ class TracedStep:
 class TooShort:
     """What an earlier fit knew when it was too short for any trial.
 
-    Attributes:
-        names: the passes that were considered.
-        is_watched: whether a callback acted at every batch, which some passes refuse.
-        element_spec: of its data.
-        least: seconds of the cheapest trial; None where no pass serves the model.
-        step_seconds: what a step takes.
-        trace_seconds: what a first step takes, tracing included.
+    The passes that were considered, whether a callback acted at every batch (which some refuse),
+    the spec of its data, the seconds of the cheapest trial (None where no pass serves the model),
+    those of a step, and of a first step with its trace.
     """
 
     names: tuple[str, ...]

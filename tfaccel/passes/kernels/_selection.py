@@ -24,11 +24,7 @@ _LEAST_SHARE = 1e-3
 
 
 class Selection:
-    """The kernels of a workload's layers.
-
-    Args:
-        reduced: whether a kernel may multiply in fewer bits than the operands have.
-        directions: those in which products are computed.
+    """The kernels of a workload's layers, in the directions in which products are computed.
 
     Attributes:
         seen: the calls of each layer, forward, by the layer's name.

@@ -14,11 +14,9 @@ _MARK = "_tfaccel_channels_last"
 
 @dataclasses.dataclass(frozen=True)
 class _Mark:
-    """Says that a tensor is the transpose of channels-last values.
+    """Says in which run of a graph of layers a tensor was made, and what it is with channels last.
 
-    Attributes:
-        run: the run of a graph of layers that made the tensor; None in other code.
-        channels_last: the tensor transposed back; None outside such a run.
+    Both are None in other code.
     """
 
     run: object | None
