@@ -94,17 +94,11 @@ def output_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
 
 
 def overridden(owner: Any, base: type, *names: str, by_user: bool = False) -> str | None:
-    """The first of the methods `names` that `owner` does not take from `base`.
+    """The first of the methods `names` that `owner` does not take from the Keras class `base`.
 
-    Methods are told apart by identity, so a subclass that leaves them alone has
-    `base`'s. `names` may be private: a name that `base` itself lacks in this Keras
-    version is overridden by whoever has it.
-
-    Args:
-        owner: a layer or an optimizer.
-        base: the Keras class whose maths is asked for.
-        names: the methods that this maths is made of.
-        by_user: whether those that a pass of tfaccel's has put there do not count.
+    Methods are told apart by identity, so a subclass that leaves them alone has `base`'s. `names`
+    may be private: one that `base` itself lacks in this Keras version is overridden by whoever
+    has it. With `by_user`, those that a pass of tfaccel's has put there do not count.
     """
     for name in names:
         inherited = getattr(type(owner), name, None) is getattr(base, name, None)
@@ -256,15 +250,12 @@ def graph_outputs(graph: Any, values: dict[int, Any]) -> Any:
 
 
 def running_callbacks(model: keras.Model) -> tuple[keras.callbacks.Callback, ...] | None:
-    """All callbacks of the fit that begins; to be asked in `on_train_begin`.
+    """All callbacks of the fit that begins, Keras's own too; to be asked in `on_train_begin`.
 
     A callback is never told of the others. The `keras.callbacks.CallbackList` that calls
-    `on_train_begin` is in the stack of calls (several are, where a callback keeps a list of
-    its own), and only those frames are looked at.
-
-    Returns:
-        The callbacks, tfaccel's own and those that Keras adds among them; None where no
-        list is in the stack: a caller of the user's own runs this training.
+    `on_train_begin` is in the stack of calls (several are, where a callback keeps a list of its
+    own), and only those frames are looked at. None where there is no list: a caller of the user's
+    own runs this training.
     """
     found: dict[int, keras.callbacks.Callback] = {}
     for frame in _frames_of("on_train_begin"):
@@ -307,13 +298,7 @@ def traces_batches(callback: keras.callbacks.TensorBoard) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionParts:
-    """What an attention layer of Keras's consists of, once it is built.
-
-    Attributes:
-        query, key, value, output: the EinsumDense layers.
-        dropout: the layer that drops probabilities.
-        scale: what queries are multiplied by.
-    """
+    """A built attention layer's EinsumDense layers, its dropout, and its queries' scale."""
 
     query: Any
     key: Any

@@ -51,13 +51,8 @@ def missing() -> str | None:
 def call(op: str, inputs: Sequence[Any], **attributes: Any) -> tf.Tensor:
     """Runs one of oneDNN's operations on float32, or makes it part of a graph.
 
-    Args:
-        op: its name, such as `"_MklNativeConv2D"`.
-        inputs: its operands.
-        **attributes: its attributes: bools, floats, strings, dtypes, lists of ints.
-
-    Returns:
-        The result. Its shape may be unknown.
+    Attributes are bools, floats, strings, dtypes or lists of ints. The result's shape may be
+    unknown.
 
     Raises:
         ValueError: the build has no such operation, or not with these attributes.

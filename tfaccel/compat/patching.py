@@ -9,14 +9,11 @@ _ABSENT = object()
 
 
 class SharedContext:
-    """A context that several threads are in: entered by the first, left by the last.
+    """A context that several threads are in: made and entered by the first, left by the last.
 
-    `tf.distribute.MirroredStrategy` traces its replicas in threads that take turns in the
-    middle of a step. What changes a model for the length of a trace must be there for
-    all of them, and once.
-
-    Args:
-        make: makes the context.
+    `tf.distribute.MirroredStrategy` traces its replicas in threads that take turns in the middle
+    of a step. What changes a model for the length of a trace must be there for all of them, and
+    once.
     """
 
     def __init__(self, make: Callable[[], contextlib.AbstractContextManager[Any]]):
@@ -42,17 +39,10 @@ class SharedContext:
 def instance_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Shadows `owner.name` by `value` in the instance, and nothing else.
 
-    Writes to the instance's `__dict__`, past Keras's attribute tracking, so that
-    a layer's `call` or an optimizer's `update_step` can be replaced while a step
-    is traced. On leaving, the instance is exactly as it was: an attribute that
-    came from the class comes from the class again.
-
-    Args:
-        owner: the object to change; it must have a `__dict__`.
-        name: the attribute's name.
-        value: what `owner.name` is inside the block.
-
-    Example:
+    Writes to the instance's `__dict__`, past Keras's attribute tracking, so that a layer's `call`
+    or an optimizer's `update_step` can be replaced while a step is traced. On leaving, the
+    instance is exactly as it was: an attribute that came from the class comes from the class
+    again.
 
     >>> layer = keras.layers.Dense(1)
     >>> with instance_attribute(layer, "call", lambda inputs: inputs):

@@ -38,9 +38,6 @@ def part_of_replica(spec: Any) -> Any:
     """The first replica's part of the spec of a distributed value; any other spec itself.
 
     The type of such a spec has no public name; its parts are what it serializes to.
-
-    Raises:
-        RuntimeError: this TensorFlow keeps the parts elsewhere.
     """
     if type(spec).__name__ != "PerReplicaSpec":
         return spec

@@ -13,12 +13,10 @@ _PYTHON = frozenset({"GeneratorDataset", "PyFunc", "EagerPyFunc", "PyFuncStatele
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One transformation of a pipeline, or its source.
+    """One transformation of a pipeline, or its source, named as tf.data has it, as `ParallelMap`.
 
-    Attributes:
-        name: as tf.data's class is called, such as `ParallelMap` or `Shuffle`.
-        reshuffles: whether each iteration draws another order.
-        stateful_ops: the operations in its functions that keep or change something.
+    It `reshuffles` if each iteration draws another order; `stateful_ops` are the operations in
+    its functions that keep or change something.
     """
 
     name: str

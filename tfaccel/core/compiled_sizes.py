@@ -51,10 +51,9 @@ def _digest(sizes: tf.Tensor) -> tf.Tensor:
 class Compiled:
     """What one trace has compiled for its size.
 
-    Attributes:
-        shapes: of the tensors that it is compiled for, where they are not known while tracing.
-        inside: whether there is more in graphs inside this one (a loop, a part that is
-            recomputed), whose tensors can't be had out here.
+    `shapes` are those of its tensors that are not known while tracing. `inside` is whether there
+    is more in graphs inside this one (a loop, a part that is recomputed), whose tensors can't be
+    had out here.
     """
 
     def __init__(self) -> None:

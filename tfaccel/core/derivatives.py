@@ -17,7 +17,7 @@ def with_gradient(
     inputs: Sequence[tf.Tensor],
     value: Callable[[], Any],
     gradient: Callable[..., Any],
-    plain: Callable[..., tf.Tensor] | None = None,
+    plain: Callable[..., Any] | None = None,
 ) -> Any:
     """`value()`, with a formula for its gradient, and maybe another for the gradients of that.
 
@@ -25,8 +25,8 @@ def with_gradient(
 
     Args:
         inputs: what is differentiated with respect to.
-        value: computes the result.
-        gradient: of the result's gradient, as those of the inputs.
+        value: computes the result, or several.
+        gradient: of the results' gradients, as those of the inputs.
         plain: of the inputs: the same result by ops whose derivatives of every order are to
             be had. It is called only where a second derivative is taken. None where the
             derivatives of what `gradient` runs are right.
@@ -39,18 +39,18 @@ def with_gradient(
     27.0
     """
 
-    def first(dy: tf.Tensor) -> Any:
-        def second(*upstream: tf.Tensor) -> Any:
+    def first(*upstream: tf.Tensor) -> Any:
+        def second(*gradients: tf.Tensor) -> Any:
             assert plain is not None
-            return second_order(plain, inputs, [dy], upstream)
+            return _second_order(plain, inputs, upstream, gradients)
 
-        return with_gradient([*inputs, dy], lambda: gradient(dy), second)
+        return with_gradient([*inputs, *upstream], lambda: gradient(*upstream), second)
 
     own = gradient if plain is None else first
     return tf.custom_gradient(lambda *_: (value(), own))(*inputs)
 
 
-def second_order(
+def _second_order(
     plain: Callable[..., Any],
     inputs: Sequence[tf.Tensor],
     upstream: Sequence[tf.Tensor],
@@ -59,12 +59,7 @@ def second_order(
     """The gradients of a gradient, with respect to its inputs and its upstream gradients.
 
     They are TensorFlow's ops again, so derivatives of them are what they would be anyway.
-
-    Args:
-        plain: of the inputs, what was differentiated; one tensor for each of `upstream`.
-        inputs: what it was differentiated with respect to.
-        upstream: the gradients that came in.
-        gradients: those of the gradients that went out, one for each of `inputs`.
+    `gradients` are those of the gradients that went out, one for each of `inputs`.
     """
     zero = tf.UnconnectedGradients.ZERO
     sources = [*inputs, *upstream]

@@ -18,13 +18,9 @@ _LIBRARIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """How a layer runs.
+    """How a layer runs: the work, whose kernel it is, its dtype, and where the channels are.
 
-    Attributes:
-        op: the kind of work.
-        library: whose kernel it is, where that is known.
-        dtype: what it computes in.
-        layout: where the channels are; empty where it does not matter.
+    What is not known, or does not matter, is empty.
     """
 
     op: str
@@ -47,12 +43,7 @@ class Runs:
 
 @dataclasses.dataclass(frozen=True)
 class LayerNote:
-    """What a pass says of a layer that it serves.
-
-    Attributes:
-        runs: how the layer runs under the pass.
-        why_not: a clause for each thing that the pass tried or looked at and left.
-    """
+    """How a layer runs under a pass, and a clause for each thing that the pass left."""
 
     runs: Runs
     why_not: tuple[str, ...] = ()

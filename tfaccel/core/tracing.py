@@ -18,22 +18,15 @@ class UntraceableError(ValueError):
 
 
 def trace_forward(model: keras.Model, inputs: Any, training: bool = True) -> Any:
-    """The graph of one forward pass, losses of layers included.
+    """The graph of one forward pass of a built model, losses of layers included.
 
-    Nothing is executed. The model keeps no mark of it: weights, random state, metrics,
-    losses and attributes are what they were.
-
-    Args:
-        model: built.
-        inputs: what the model is called with: arrays, tensors or `tf.TensorSpec`s, alone
-            or in dicts, lists or tuples.
-        training: whether the pass is one of training.
+    Nothing is executed. The model keeps no mark of it: weights, random state, metrics, losses and
+    attributes are what they were. `inputs` are arrays, tensors or `tf.TensorSpec`s, alone or in
+    dicts, lists or tuples.
 
     Raises:
         UntraceableError: an input has no shape of its own, or the pass makes variables.
         Exception: whatever the user's own layers raise.
-
-    Example:
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
     >>> [x.shape for x in trace_forward(model, np.ones((2, 4))).structured_outputs[0:1]]

@@ -84,14 +84,11 @@ class CannotReplayError(ValueError):
 def replay(batches: tuple[Any, ...], element_spec: Any) -> tf.data.Dataset:
     """A dataset that gives kept batches again, under the iterator's own spec.
 
-    A step is traced for an `element_spec`. Batches fed as they are have a known
-    batch size, so they would meet another trace, optimised otherwise and with
-    other rounding. Here the dataset of a batch is declared to have the wider spec,
-    which costs nothing (a `map` that forgets shapes costs 25 ms to set up,
-    `tf.data.Dataset.from_generator` tens of milliseconds a step).
-
-    Raises:
-        CannotReplayError: the batches are of a type that tf.data can't hold as they are.
+    A step is traced for an `element_spec`. Batches fed as they are have a known batch size, so
+    they would meet another trace, optimised otherwise and with other rounding. Here the dataset
+    of a batch is declared to have the wider spec, which costs nothing (a `map` that forgets
+    shapes costs 25 ms to set up, `tf.data.Dataset.from_generator` tens of milliseconds a step).
+    `CannotReplayError` where tf.data can't hold the batches as they are.
     """
     try:
         datasets = [

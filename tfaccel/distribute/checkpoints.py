@@ -12,11 +12,8 @@ from tfaccel.distribute.multi_worker import MultiWorker
 class CheckpointPaths:
     """Paths for callbacks that write: the chief's are real, the others' temporary.
 
-    All workers must write, as saving may reduce values over the workers, and no two of
-    them to one place.
-
-    Args:
-        workers: the strategy of several workers; None where there is one process only.
+    All workers must write, as saving may reduce values over the workers, and no two of them to
+    one place. `workers` is None where there is one process only.
 
     Source: https://www.tensorflow.org/tutorials/distribute/multi_worker_with_keras
     """

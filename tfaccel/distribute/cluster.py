@@ -17,15 +17,10 @@ _KINDS = ("chief", "worker", "evaluator")
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The workers that train together, and which of them this process is.
+    """The workers that train together, and which of them this process is (such as `"worker 1"`).
 
-    Attributes:
-        source: who told: `"TF_CONFIG"` or `"Slurm"`.
-        num_workers: how many processes train.
-        task: this process, such as `"worker 1"`.
-        addresses: of all, by kind of task.
-        resolver: a `tf.distribute.cluster_resolver.ClusterResolver`; None leaves
-            TensorFlow to read TF_CONFIG.
+    `source` is `"TF_CONFIG"` or `"Slurm"`, `addresses` are those of all, by kind of task. Without
+    a `resolver` (a `tf.distribute.cluster_resolver.ClusterResolver`) TensorFlow reads TF_CONFIG.
     """
 
     source: str

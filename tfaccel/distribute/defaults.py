@@ -14,20 +14,12 @@ _SHORT_NAMES = {"bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
 def policy_name(mixed_precision: Any, device: Device) -> str | None:
-    """The dtype policy that new models get; None for Keras's own.
+    """The dtype policy that new models get; None for Keras's own, and for `mixed_precision=False`.
 
-    `"auto"` is the dtype that the device multiplies fast, on a GPU. On a CPU a policy
-    for the whole model made four of seven models slower that AccelCallback's passes
-    make faster, so `"auto"` leaves a CPU's models to AccelCallback.
-
-    Args:
-        mixed_precision: `"auto"`, False, `"bfloat16"`, `"float16"` or the name of a
-            Keras policy. A global policy that isn't plain float32 is taken for the
-            user's wish, which `"auto"` leaves.
-        device: what the models train on.
-
-    Raises:
-        ValueError: if it is none of these.
+    `"auto"` is the dtype that the device multiplies fast, on a GPU. On a CPU a policy for the
+    whole model made four of seven models slower that AccelCallback's passes make faster, so
+    `"auto"` leaves a CPU's models to AccelCallback. A global policy that isn't plain float32 is
+    taken for the user's wish, which `"auto"` leaves. ValueError for what is no policy.
     """
     if mixed_precision is False:
         return None

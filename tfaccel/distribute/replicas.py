@@ -45,12 +45,7 @@ class SynchronizedReplicas:
             return super().run(fn, args, kwargs, options)  # type: ignore[misc]
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
-        """Distributes global batches: every replica gets its share of each.
-
-        Args:
-            dataset: a `tf.data.Dataset` of global batches.
-            options: `tf.distribute.InputOptions`.
-        """
+        """Distributes a dataset of global batches: every replica gets its share of each."""
         if not isinstance(dataset, tf.data.Dataset) or not _ours(dataset):
             return super().experimental_distribute_dataset(dataset, options)  # type: ignore[misc]
         # Keras hands on (x, y) or (x, y, weights) to train and evaluate, and x alone to
@@ -105,12 +100,7 @@ class SynchronizedReplicas:
 
 
 class Mirrored(SynchronizedReplicas, tf.distribute.MirroredStrategy):
-    """`tf.distribute.MirroredStrategy` with averaged statistics and even batches.
-
-    Args:
-        devices: such as `["GPU:0", "GPU:1"]`; None for all GPUs.
-        cross_device_ops: as `tf.distribute.MirroredStrategy` has it.
-    """
+    """`tf.distribute.MirroredStrategy` with averaged statistics and even batches."""
 
 
 def _is_mean(reduce_op: Any) -> bool:

@@ -52,23 +52,14 @@ def can_split(dataset: tf.data.Dataset) -> bool:
 def even_shares(
     dataset: tf.data.Dataset, num_replicas: int, replicas: range, fill: bool
 ) -> tf.data.Dataset:
-    """The batches of some of the replicas: each global batch cut in nearly equal shares.
+    """The batches of some of the replicas, in turn: each global batch cut in nearly equal shares.
 
-    Replica `i` of `R` gets samples `n * i // R` to `n * (i + 1) // R` of a batch of
-    `n`. So all replicas get as many batches as there are global ones, shares differ by
-    one sample at most, and put together in order they are the global batch.
-    TensorFlow's own splitting rounds up: of 4 samples on 3 replicas it gives 2, 2 and
-    0, and BatchNormalization makes NaN of an empty batch.
-
-    Args:
-        dataset: global batches; every tensor's first dimension is the batch.
-        num_replicas: replicas of all workers together.
-        replicas: those whose batches are wanted, in turn.
-        fill: of a batch of fewer samples than replicas, give some samples to several
-            replicas, so that none is without.
-
-    Returns:
-        A dataset of one batch for each of `replicas` in turn.
+    Replica `i` of `R` (of all workers) gets samples `n * i // R` to `n * (i + 1) // R` of a batch
+    of `n`. So all replicas get as many batches as there are global ones, shares differ by one
+    sample at most, and put together in order they are the global batch. TensorFlow's own
+    splitting rounds up: of 4 samples on 3 replicas it gives 2, 2 and 0, and BatchNormalization
+    makes NaN of an empty batch. With `fill`, of a batch of fewer samples than replicas some are
+    given to several, so that none is without.
 
     Raises:
         ValueError: if all batches are known to be smaller than `num_replicas`.

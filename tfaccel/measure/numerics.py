@@ -92,17 +92,11 @@ _LUCKY, _LIKELY = 1.5, 4.0
 
 
 def as_tolerance(tolerance: "Tolerance | float | None", compute_dtype: str) -> Tolerance:
-    """The tolerance that a user's argument stands for.
+    """The tolerance that a user's argument stands for, for a plan that computes in a dtype.
 
-    Args:
-        tolerance: None for the table's, a number for the relative error that one
-            variable's gradient may have (the rest follows from it), or a
-            `Tolerance`.
-        compute_dtype: the dtype that the plan computes in.
-
-    Raises:
-        ValueError: the number is not positive and finite.
-        TypeError: it is something else.
+    None stands for the table's, a number for the relative error that one variable's gradient may
+    have (the rest follows from it). ValueError for a number that is not positive and finite,
+    TypeError for anything else.
     """
     usual = TOLERANCES.get(compute_dtype, TOLERANCES["float32"])
     if tolerance is None:

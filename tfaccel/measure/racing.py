@@ -110,8 +110,7 @@ def race(
 
     Args:
         baseline, candidate: the steps.
-        clock: seconds.
-        deadline: the clock's value at which all should have ended.
+        clock, deadline: seconds, and when all should have ended.
         fewest: pairs that are made whatever the deadline is.
         expected_seconds: what a pair is expected to take before any was made.
 

@@ -9,7 +9,9 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfaccel.core.compiled_sizes import note
@@ -20,13 +22,7 @@ Function = Callable[..., tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class ActivationFormula:
-    """An activation.
-
-    Attributes:
-        value: what it makes of a tensor, elementwise.
-        slope: its derivative there.
-        source: where the formula is from.
-    """
+    """An elementwise activation, its derivative, and where the formulas are from."""
 
     value: Function
     derivative: Function
@@ -108,3 +104,14 @@ SILU = ActivationFormula(
     derivative=_silu_derivative,
     source="Elfwing et al., https://arxiv.org/abs/1702.03118",
 )
+_OF_KERAS = (
+    (keras.activations.relu, RELU),
+    (keras.activations.relu6, RELU6),
+    (keras.activations.gelu, GELU),
+    (keras.activations.silu, SILU),
+)
+
+
+def formula_of(activation: Any) -> ActivationFormula | None:
+    """The formula of one of Keras's activations; None for any other function."""
+    return next((formula for own, formula in _OF_KERAS if own is activation), None)

@@ -71,16 +71,12 @@ class Normalised:
 
 
 def by_keras(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """Batch normalization by the ops of Keras's layer, in float32, with the channels last.
+    """Batch normalization by the ops of Keras's layer, in float32, of `(..., channels)`.
 
     `keras.ops.moments` stops the gradient of the mean in the variance (TensorFlow's
-    `tf.nn.moments` does). That gradient is zero, but its derivative is not: second
-    derivatives lack a term, and with it a step under Keras trains as it does.
-
-    Args:
-        x: `(..., channels)`.
-        scale, offset: gamma and beta, `(channels,)`, float32.
-        epsilon: added to the variance.
+    `tf.nn.moments` does). That gradient is zero, but its derivative is not: second derivatives
+    lack a term, and with it a step under Keras trains as it does. `scale` and `offset` are
+    `(channels,)`, float32.
     """
     wide = _wide(x)
     mean, variance = keras.ops.moments(wide, axes=list(range(x.shape.rank - 1)))

@@ -1,8 +1,7 @@
 """Activations of several elementwise ops as one loop forward and one back."""
 
 import dataclasses
-import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import keras
@@ -15,12 +14,8 @@ from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.unsupported import FLOAT32_OR_LESS, Unsupported, named, other_dtype
 from tfaccel.core.workload import Workload
-from tfaccel.ops.activations import GELU, SILU, ActivationFormula
+from tfaccel.ops.activations import GELU, SILU, formula_of
 
-_FORMULAS: Mapping[Any, ActivationFormula] = {
-    keras.activations.gelu: GELU,
-    keras.activations.silu: SILU,
-}
 # The cells of a loop are called at every time step, on little.
 _LOOPS = (keras.layers.RNN, keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
 
@@ -70,21 +65,20 @@ class FusedActivation(LayerPass):
 
     def patches(self, layer: Any, context: StepContext) -> Iterator[tuple[str, Any]]:
         jit_compile = self.compiles_sizes(context.workload)
-        yield "activation", functools.partial(_activation, layer.activation, jit_compile)
+        own, formula = layer.activation, _formula_of(layer)
+
+        def activation(x: Any) -> Any:
+            if not isinstance(x, tf.Tensor) or x.dtype.name not in FLOAT32_OR_LESS:
+                return own(x)
+            return formula(x, jit_compile)
+
+        yield "activation", activation
 
 
-def _activation(own: Any, jit_compile: bool, x: Any) -> Any:
-    if not isinstance(x, tf.Tensor) or x.dtype.name not in FLOAT32_OR_LESS:
-        return own(x)
-    return _FORMULAS[own](x, jit_compile)
-
-
-def _formula_of(layer: Any) -> ActivationFormula | None:
-    activation = getattr(layer, "activation", None)
-    try:
-        return _FORMULAS.get(activation)
-    except TypeError:  # an activation that can't be a key
-        return None
+def _formula_of(layer: Any) -> Any:
+    """The formula of a layer's activation, where that is several ops; None elsewhere."""
+    formula = formula_of(getattr(layer, "activation", None))
+    return formula if formula in (GELU, SILU) else None
 
 
 def _obstacle(layer: Any) -> Unsupported | None:

@@ -131,12 +131,9 @@ def _watched(workload: Workload) -> Unsupported | None:
 def acts_per_batch(callback: keras.callbacks.Callback) -> str | None:
     """The hook by which a callback acts at every batch of a training; None where it doesn't.
 
-    A callback without a hook for training batches doesn't. Keras's own that have one
-    are known not to under the conditions of `_HARMLESS`. A subclass of theirs may have
-    changed what the hook calls, so it counts as acting.
-
-    Args:
-        callback: of any kind.
+    A callback without a hook for training batches doesn't. Keras's own that have one are known
+    not to under the conditions of `_HARMLESS`. A subclass of theirs may have changed what the
+    hook calls, so it counts as acting.
     """
     hook = keras_private.overridden(callback, keras.callbacks.Callback, *_HOOKS)
     if hook is None:

@@ -14,11 +14,9 @@ _CAPACITY = 2**30
 class HeldBatches:
     """Holds the latest batches of a step, from within its graph.
 
-    A queue takes each batch by reference and lets go of the oldest one: two small ops a step,
-    in place of a batch that is taken out and fed anew, which takes a millisecond.
-
-    Attributes:
-        is_whole: whether every batch so far was held.
+    A queue takes each batch by reference and lets go of the oldest one: two small ops a step, in
+    place of a batch that is taken out and fed anew, which takes a millisecond. `is_whole` is
+    whether every batch so far was held.
     """
 
     def __init__(self) -> None:
@@ -43,7 +41,9 @@ class HeldBatches:
         dtypes = [leaf.dtype for leaf in leaves]
         if self._queue is None:
             with tf.init_scope(), tf.device("CPU:0"):
-                self._make(batch, dtypes)
+                self._queue = tf.queue.FIFOQueue(_CAPACITY, dtypes)
+                self._structure = tf.nest.map_structure(tf.type_spec_from_value, batch)
+                self._fill(1)
         if self._queue is None or self._queue.dtypes != dtypes:
             self.is_whole = False
             return batch
@@ -54,11 +54,6 @@ class HeldBatches:
         with tf.control_dependencies([*tf.nest.flatten(oldest), counted]):
             leaves = [tf.identity(leaf) for leaf in leaves]
         return tf.nest.pack_sequence_as(batch, leaves, expand_composites=True)
-
-    def _make(self, batch: Any, dtypes: list[tf.DType]) -> None:
-        self._queue = tf.queue.FIFOQueue(_CAPACITY, dtypes)
-        self._structure = tf.nest.map_structure(tf.type_spec_from_value, batch)
-        self._fill(1)
 
     def _fill(self, count: int) -> None:
         assert self._queue is not None
@@ -91,7 +86,10 @@ class HeldBatches:
         steps = self._steps() - self._good
         if not self.is_whole or self._queue is None or not 0 < steps <= self._length:
             return None
-        batches = [self._packed(element) for element in self._drained()[-steps:]]
+        batches = [
+            tf.nest.pack_sequence_as(self._structure, leaves, expand_composites=True)
+            for leaves in self._drained()[-steps:]
+        ]
         begun = self._epoch - self._good
         parts = [batches[:begun], batches[begun:]] if 0 < begun < steps else [batches]
         return parts
@@ -101,9 +99,6 @@ class HeldBatches:
         assert self._queue is not None
         found = [self._queue.dequeue() for _ in range(int(self._queue.size()))]
         return [list(item) if isinstance(item, list | tuple) else [item] for item in found]
-
-    def _packed(self, leaves: list[tf.Tensor]) -> Any:
-        return tf.nest.pack_sequence_as(self._structure, leaves, expand_composites=True)
 
     def _steps(self) -> int:
         return int(self._count)

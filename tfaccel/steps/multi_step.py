@@ -12,20 +12,18 @@ from tfaccel.steps.logs import judged
 class MultiStep:
     """Runs up to some number of Keras's own steps in one call of one graph.
 
-    What is saved is what lies between steps: a call of a `tf.function` from Python,
-    the iterator's and the variables' way into it, and the logs' way back. The step
-    itself is Keras's, one after the other, on batches that are taken from the iterator
-    one by one, so no more than one batch is held.
+    What is saved is what lies between steps: a call of a `tf.function` from Python, the
+    iterator's and the variables' way into it, and the logs' way back. The step itself is Keras's,
+    one after the other, on batches that are taken from the iterator one by one, so no more than
+    one batch is held.
 
-    A group ends early where the data end, and after the first step whose loss turned
-    non-finite: whoever ends a training for that reason (Keras's `TerminateOnNaN`, tfaccel's
-    guard) does so in time.
+    A group ends early where the data end, and after the first step whose loss turned non-finite:
+    whoever ends a training for that reason (Keras's `TerminateOnNaN`, tfaccel's guard) does so in
+    time.
 
-    Args:
-        step: Keras's train function. Given a list of batches in place of an iterator it
-            runs its step on the first.
-        steps_per_execution: steps that Keras counts as one call: the logs of the last
-            of them are handed out, and a group ends between calls only.
+    Keras's train function `step`, given a list of batches in place of an iterator, runs its step
+    on the first. It counts `steps_per_execution` of them as one call: the logs of the last are
+    handed out, and a group ends between calls only.
 
     Source: https://www.tensorflow.org/api_docs/python/tf/while_loop;
     `Model.compile(steps_per_execution=...)` is the same loop with the last logs only.
@@ -44,17 +42,10 @@ class MultiStep:
         return int(self._loop.experimental_get_tracing_count())
 
     def __call__(self, iterator: tf.data.Iterator, most: int) -> list[Any]:
-        """Runs up to `most` calls' steps.
+        """Runs the steps of up to `most` calls, at least 1, on batches of an iterator.
 
-        Args:
-            iterator: where the batches come from.
-            most: calls of `steps_per_execution` steps, at least 1.
-
-        Returns:
-            The logs of each call, in order; numbers as Python's, as callbacks see them.
-
-        Raises:
-            StopIteration: there is no batch left, as Keras's own function does.
+        Returns the logs of each call, in order; numbers as Python's, as callbacks see them.
+        Raises StopIteration where there is no batch left, as Keras's own function does.
         """
         if self._finite is None:
             self._log_specs(iterator)

@@ -19,13 +19,9 @@ _MOST_STEPS = 4
 
 @dataclasses.dataclass(frozen=True)
 class TracedStep:
-    """A step that was traced under a plan and has run.
+    """A step that was traced under a plan for data of this spec, and has run.
 
-    Attributes:
-        plan: what it was traced under.
-        element_spec: of the data that it was fed.
-        built: the step.
-        prepared: what the plan's passes had found out before.
+    `prepared` is what the plan's passes had found out before.
     """
 
     plan: Plan
@@ -38,13 +34,9 @@ class TracedStep:
 class TooShort:
     """What an earlier fit knew when it was too short for any trial.
 
-    Attributes:
-        names: the passes that were considered.
-        is_watched: whether a callback acted at every batch, which some passes refuse.
-        element_spec: of its data.
-        least: seconds of the cheapest trial; None where no pass serves the model.
-        step_seconds: what a step takes.
-        trace_seconds: what a first step takes, tracing included.
+    The passes that were considered, whether a callback acted at every batch (which some refuse),
+    the spec of its data, the seconds of the cheapest trial (None where no pass serves the model),
+    those of a step, and of a first step with its trace.
     """
 
     names: tuple[str, ...]
@@ -75,12 +67,10 @@ class Pending:
 class Memory:
     """Lives as long as the user's own train function, which `compile` makes anew.
 
-    It is an attribute of that function, so nothing but the compiled model holds it: what it
-    keeps goes with the model. After `keras.utils.clear_session()` it begins afresh.
-
-    Attributes:
-        trace_seconds: the longest first step so far; 0.0 where none was timed.
-        work: how much a step computes, by what it was counted for.
+    It is an attribute of that function, so nothing but the compiled model holds it: what it keeps
+    goes with the model. After `keras.utils.clear_session()` it begins afresh. `trace_seconds` is
+    the longest first step so far (0.0: none was timed), `work` how much a step computes, by what
+    it was counted for.
     """
 
     def __init__(self, model: keras.Model, era: int):

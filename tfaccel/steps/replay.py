@@ -47,17 +47,14 @@ def feed(batches: tuple[Any, ...], like: Any, strategy: Any = None) -> Any:
 def kept(
     batches: tuple[Any, ...], element_spec: Any, strategy: Any = None, forever: bool = False
 ) -> Any:
-    """A dataset of batches that were pulled from an iterator.
+    """A dataset of batches that were pulled from an iterator with this `element_spec`.
 
     Args:
         batches: as `pull` gave them.
         element_spec: the iterator's.
         strategy: what it was distributed by; None where it was not.
-        forever: whether to begin again after the last one.
-
-    Raises:
-        CannotReplayError: they can be fed slowly only, which is too slow to be timed, and
-            are wanted `forever`.
+        forever: whether to begin again after the last one. `CannotReplayError` where they can be
+            fed slowly only, which is too slow to be timed.
     """
     make = replay if forever else _in_any_way
     if strategy is None:

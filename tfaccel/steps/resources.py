@@ -40,12 +40,10 @@ _RANDOM = {
 
 @dataclasses.dataclass(frozen=True)
 class Resource:
-    """A variable or a table, by its handle.
+    """A variable or a table, by the eager tensor that is its handle.
 
-    Attributes:
-        handle: the eager tensor.
-        dtypes: of a variable its own; of a table those of its keys and its values.
-        is_assigned: whether a step may change it.
+    `dtypes` are a variable's own, or those of a table's keys and values; `is_assigned` is whether
+    a step may change it.
     """
 
     handle: tf.Tensor
@@ -96,8 +94,7 @@ def resources_of(graph: Any) -> Iterator[Resource]:
 class Touched:
     """The resources of every graph that was traced for one function, as they become known.
 
-    Attributes:
-        on_more: told of a graph when it was traced, before it runs for the first time.
+    `on_more` is called when a graph was traced, before it runs for the first time.
     """
 
     def __init__(self) -> None:

@@ -141,13 +141,9 @@ def build_all(model: keras.Model, element_spec: Any) -> None:
     """Makes all variables that the first step would make, where they are known before it.
 
     Without a strategy Keras leaves them to the trace of its first step. A `tf.function` that
-    makes variables is traced once more, so that a first step takes twice as long as it has
-    to. Left to Keras are models that only a call shows (not built, subclassed) and steps of
-    the user's own, which may train some variables only.
-
-    Args:
-        model: compiled.
-        element_spec: of the data that a step is given.
+    makes variables is traced once more, so that a first step takes twice as long as it has to.
+    Left to Keras are models that only a call shows (not built, subclassed) and steps of the
+    user's own, which may train some variables only.
 
     Source: https://www.tensorflow.org/guide/function#creating_tfvariables
     """

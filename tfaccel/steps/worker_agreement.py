@@ -14,13 +14,10 @@ T = TypeVar("T")
 class WorkerAgreement:
     """What processes decide together; here for a process that trains alone.
 
-    With several workers each step is one step of all of them, so they must run the same
-    function at the same time. They do, as they run the same program on the same numbers:
-    whatever may differ between them (clocks, caches, errors) goes through here.
-
-    Attributes:
-        is_alone: whether there is only one process.
-        is_chief: whether this process is the one to print and to write files.
+    With several workers each step is one step of all of them, so they must run the same function
+    at the same time. They do, as they run the same program on the same numbers: whatever may
+    differ between them (clocks, caches, errors) goes through here. The chief is the one to print
+    and to write files.
     """
 
     is_alone = True

@@ -58,7 +58,8 @@ def read_cpu(cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> Device:
     name = facts.get("model name") or platform.processor() or platform.machine()
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return Device("CPU", name, cores, frozenset(facts.get("flags", "").split()))
+    flags = facts.get("flags") or facts.get("Features", "")  # of x86, of ARM
+    return Device("CPU", name, cores, frozenset(flags.split()))
 
 
 @functools.cache

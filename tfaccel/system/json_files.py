@@ -12,11 +12,9 @@ from typing import Any
 def replace_text(path: pathlib.Path, text: str) -> None:
     """Writes a file beside its place and moves it there; folders are made.
 
-    A reader sees a whole file or none, and two processes that write at once lose nothing
-    but one of two whole files. What is no file (a terminal, a pipe) is written to.
-
-    Raises:
-        OSError: the file can't be written; what was there before is still there.
+    A reader sees a whole file or none, and two processes that write at once lose nothing but one
+    of two whole files. What is no file (a terminal, a pipe) is written to. After an OSError what
+    was there before is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path = path.resolve()  # a link stays one
@@ -43,18 +41,10 @@ def to_text(schema: int, fields: dict[str, Any], indent: int | None = 2) -> str:
 
 @contextlib.contextmanager
 def parsed(text: str, schema: int, what: str) -> Iterator[dict[str, Any]]:
-    """Gives the fields of JSON text; what goes wrong in the block is an error of the text.
+    """Gives the fields of JSON text, less the schema; what the block lacks is an error of the text.
 
-    Args:
-        text: what `to_text` wrote, or something else.
-        schema: the only one that is read.
-        what: of what the text should be, such as `"a tfaccel plan"`.
-
-    Yields:
-        The fields, less the schema.
-
-    Raises:
-        ValueError: it is something else, of another schema, or lacks what the block reads.
+    ValueError, with what the text should be (`what`, such as "a tfaccel plan"), where it is
+    something else, of another schema, or lacks what the block reads.
 
     >>> with parsed('{"schema": 1, "size": 3}', 1, "a size") as fields:
     ...     fields["size"]

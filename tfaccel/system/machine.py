@@ -40,13 +40,7 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """A GPU.
-
-    Attributes:
-        name: the chip's name, as the machine tells it.
-        compute_capability: NVIDIA's (major, minor); None where it isn't known.
-        memory_bytes: all of its memory; None where it isn't known.
-    """
+    """A GPU: the chip's name, NVIDIA's (major, minor), all memory; None for what isn't known."""
 
     name: str
     compute_capability: tuple[int, int] | None = None
@@ -55,13 +49,10 @@ class Gpu:
 
 @dataclasses.dataclass(frozen=True)
 class NvidiaDriver:
-    """NVIDIA's driver, and the GPUs that it serves.
+    """NVIDIA's driver, and the GPUs that it serves, whether TensorFlow can use them or not.
 
-    Attributes:
-        version: such as `"550.54.15"`; None where it isn't known.
-        gpus: what it serves, whether TensorFlow can use it or not.
-        reachable: whether this process may use them. A container that was started
-            without GPUs sees the driver and has no device files.
+    They are `reachable` if this process may use them. A container that was started without GPUs
+    sees the driver and has no device files.
     """
 
     version: str | None
@@ -70,19 +61,12 @@ class NvidiaDriver:
 
 
 def machine_facts(cpuinfo: pathlib.Path = CPUINFO, run: Run | None = None) -> dict[str, Any]:
-    """What numbers were measured on. Never raises.
+    """What numbers were measured on, as values that JSON can hold. Never raises.
 
-    Args:
-        cpuinfo: the kernel's listing of the CPU.
-        run: runs a program and gives its output; None for `run_program`.
-
-    Returns:
-        Values that JSON can hold: `cpu`, `cores` (those that this process may use),
-        `isa`, `memory_bytes`, `gpus` (a list of `name`, `compute_capability`,
-        `memory_bytes`), `system`, `python`, `tensorflow`, `keras`, `numpy`. What can't
-        be found out is None, or empty for a list.
-
-    Example:
+    `cpu`, `cores` (those that this process may use), `isa`, `memory_bytes`, `gpus` (a list of
+    `name`, `compute_capability`, `memory_bytes`), `system`, `python`, `tensorflow`, `keras`,
+    `numpy`. What can't be found out is None, or empty for a list. `run` runs a program and gives
+    its output; None for `run_program`.
 
     >>> from tfaccel.system.machine import machine_facts
     >>> machine_facts()["keras"] == keras.__version__
@@ -109,14 +93,8 @@ def isa(cpuinfo: pathlib.Path = CPUINFO) -> list[str]:
 
     Empty where they can't be read.
     """
-    flags = read_cpu(cpuinfo).flags or _arm_features(cpuinfo)
+    flags = read_cpu(cpuinfo).flags
     return [flag for flag in ISA if flag in flags]
-
-
-def _arm_features(cpuinfo: pathlib.Path) -> frozenset[str]:
-    """The instruction sets as Linux lists them for ARM: under another word than for x86."""
-    found = re.search(r"^Features\s*:(.*)$", text_of(cpuinfo), flags=re.MULTILINE)
-    return frozenset(found[1].split()) if found else frozenset()
 
 
 def total_memory_bytes() -> int | None:

@@ -84,14 +84,9 @@ class GpuMeter:
 class ProcessMeter:
     """How far this process's memory grows above what it is when the meter is made.
 
-    Linux keeps the highest resident size, and forgets it when asked to (which resets
-    the process's own record of it, `VmHWM`, and nothing else).
-
-    Args:
-        root: where `proc` and `sys` are: `/` but in tests.
-
-    Raises:
-        OSError: the system does not tell.
+    Linux keeps the highest resident size, and forgets it when asked to (which resets the
+    process's own record of it, `VmHWM`, and nothing else). OSError where the system does not
+    tell.
 
     Source: https://docs.kernel.org/filesystems/proc.html (status, clear_refs)
     """
@@ -133,9 +128,6 @@ def available_bytes(root: pathlib.Path = ROOT) -> int | None:
     """What can still be taken without swapping: of the machine, or of what a container may have.
 
     The one place that says how much memory is free. None where the system doesn't tell.
-
-    Args:
-        root: where `proc` and `sys` are: `/` but in tests.
 
     Source: https://docs.kernel.org/filesystems/proc.html (MemAvailable)
     """

@@ -90,15 +90,10 @@ class _Blocks:
         like: tf.Tensor,
         start: Sequence[tf.Tensor],
     ) -> list[tf.Tensor]:
-        """All blocks, one after another.
+        """All blocks, one after another: the rows, `(batch, queries, heads, ...)`, and the sums.
 
-        Args:
-            step: makes the rows of a block, with the heads second, and what is to be summed.
-            like: has the dtype, heads and channels of all rows together.
-            start: what the sums begin with.
-
-        Returns:
-            The rows, `(batch, queries, heads, ...)`, and the sums.
+        `step` makes the rows of a block, with the heads second, and what is added to `start`;
+        `like` has the dtype, heads and channels of all rows together.
         """
 
         def body(i: tf.Tensor, made: tf.TensorArray, *sums: tf.Tensor) -> tuple[Any, ...]:

@@ -33,16 +33,10 @@ class Visible:
 def probabilities(
     q: tf.Tensor, k: tf.Tensor, visible: Visible, products: Products
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What is taken of each value, and the same where a score decides of it.
+    """What is taken of each value, and the same where a score decides of it; heads second.
 
-    Args:
-        q, k: with the heads second.
-        visible: which keys are seen.
-        products: compute the products.
-
-    Returns:
-        Two tensors in float32 or wider: they differ for a query that sees no key, whose
-        scores have no say.
+    Both are in float32 or wider. They differ for a query that sees no key, whose scores have no
+    say.
     """
     scores = products.by_rows(q, k)
     scores = tf.cast(scores, wide(scores.dtype))

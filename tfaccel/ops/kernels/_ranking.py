@@ -80,8 +80,8 @@ class Ranking:
     ) -> Candidate | None:
         """The fastest faithful kernel that beats TensorFlow's; None where none does.
 
-        One that XLA compiles must be clearly ahead of those that it doesn't, as it is
-        compiled anew for each batch size.
+        One that XLA compiles must be clearly ahead of those that it doesn't, as it is compiled
+        anew for each batch size.
 
         Args:
             reduced: whether it may multiply in fewer bits than the operands have.

@@ -24,11 +24,7 @@ _LEAST_SHARE = 1e-3
 
 
 class Selection:
-    """The kernels of a workload's layers.
-
-    Args:
-        reduced: whether a kernel may multiply in fewer bits than the operands have.
-        directions: those in which products are computed.
+    """The kernels of a workload's layers, in the directions in which products are computed.
 
     Attributes:
         seen: the calls of each layer, forward, by the layer's name.
@@ -72,13 +68,10 @@ class Selection:
     def measure(self, step_seconds: float, clock: Clock, deadline: float) -> None:
         """Measures the calls that were seen and are not known yet, the largest first.
 
-        Calls with a size that shows only while they run (behind a layer of the user's that
-        loses the batch's) can't be measured, and are left to TensorFlow.
-
-        Args:
-            step_seconds: what a step takes; 0.0 has every call measured.
-            clock: seconds.
-            deadline: the clock's value after which no other call is begun.
+        Calls with a size that shows only while they run (behind a layer of the user's that loses
+        the batch's) can't be measured, and are left to TensorFlow, as are those that count little
+        in a step of `step_seconds`; 0.0 has every call measured. After `deadline` by the clock
+        none is begun.
         """
         seen = (spec for specs in self.seen.values() for spec in specs)
         counts = Counter(spec for spec in seen if spec.is_known)

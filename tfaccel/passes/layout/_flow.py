@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
+
+from tfaccel.compat.patching import instance_attribute
 
 # Carried by a tensor, as Keras carries masks: it lives as long as the tensor.
 _MARK = "_tfaccel_channels_last"
@@ -13,11 +14,9 @@ _MARK = "_tfaccel_channels_last"
 
 @dataclasses.dataclass(frozen=True)
 class _Mark:
-    """Says that a tensor is the transpose of channels-last values.
+    """Says in which run of a graph of layers a tensor was made, and what it is with channels last.
 
-    Attributes:
-        run: the run of a graph of layers that made the tensor; None in other code.
-        channels_last: the tensor transposed back; None outside such a run.
+    Both are None in other code.
     """
 
     run: object | None
@@ -44,25 +43,13 @@ class Flow:
     def __init__(self) -> None:
         self._run: object | None = None
 
-    @contextlib.contextmanager
-    def graph_run(self) -> Iterator[None]:
+    def graph_run(self) -> contextlib.AbstractContextManager[None]:
         """Keras runs a graph of layers; inside another such run, as a part of it."""
-        with self._inside(object() if self._run is None else self._run):
-            yield
+        return instance_attribute(self, "_run", object() if self._run is None else self._run)
 
-    @contextlib.contextmanager
-    def user_code(self) -> Iterator[None]:
+    def user_code(self) -> contextlib.AbstractContextManager[None]:
         """Code runs that may do with tensors what it likes."""
-        with self._inside(None):
-            yield
-
-    @contextlib.contextmanager
-    def _inside(self, run: object | None) -> Iterator[None]:
-        before, self._run = self._run, run
-        try:
-            yield
-        finally:
-            self._run = before
+        return instance_attribute(self, "_run", None)
 
     def knows(self, x: Any) -> bool:
         """Whether a followed layer made this tensor."""

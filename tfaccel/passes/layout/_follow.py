@@ -19,14 +19,9 @@ CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of a layer while a step is traced.
+    """One call of a layer, or of an operation of a graph, while a step is traced.
 
-    Attributes:
-        layer: the layer, or an operation of a Functional model's graph.
-        own: its `call` as it would have run.
-        flow: transposes tensors.
-        args: positional arguments, `inputs` first.
-        kwargs: arguments by name.
+    `own` is its `call` as it would have run; `args` begin with the inputs.
     """
 
     layer: Any

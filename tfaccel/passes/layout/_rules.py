@@ -12,13 +12,7 @@ from tfaccel.passes.layout._follow import Follow
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How layers of one Keras class are followed.
-
-    Attributes:
-        kind: the class.
-        follow: runs a call.
-        methods: the methods of the class that the maths is made of.
-    """
+    """How layers of one Keras class are followed, whose maths is made of these methods."""
 
     kind: type
     follow: Follow

@@ -17,16 +17,9 @@ from tfaccel.core.unsupported import (
     other_dtype,
     own_method,
 )
-from tfaccel.ops.activations import GELU, RELU, RELU6, SILU, ActivationFormula
+from tfaccel.ops.activations import RELU, RELU6, ActivationFormula, formula_of
 from tfaccel.ops.batch_norm import Normalised, by_keras, moments
 
-# Activations that a loop of the normalization before them can take in.
-_FORMULAS = (
-    (keras.activations.relu, RELU),
-    (keras.activations.relu6, RELU6),
-    (keras.activations.silu, SILU),
-    (keras.activations.gelu, GELU),
-)
 # On a tensor that a BatchNormalization layer returned: what it was made of.
 _NORMALISED = "_tfaccel_normalised"
 _PYTHON_TRUTH = (bool, int, np.bool_, type(None))
@@ -114,7 +107,7 @@ def _formula_of(layer: Any) -> ActivationFormula | None:
     if kind is None or keras_private.overridden(layer, kind, "call") is not None:
         return None
     if kind is keras.layers.Activation:
-        return next((c for f, c in _FORMULAS if layer.activation is f), None)
+        return formula_of(layer.activation)
     options = (layer.max_value, float(layer.negative_slope), float(layer.threshold))
     return {(None, 0.0, 0.0): RELU, (6.0, 0.0, 0.0): RELU6}.get(options)
 

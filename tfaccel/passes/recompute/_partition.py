@@ -119,17 +119,11 @@ def _live(nodes: Sequence[Any], indices: Sequence[int]) -> list[int]:
 
 
 def cuts(costs: Sequence[int], live: Sequence[int], most: int | None) -> list[tuple[int, int]]:
-    """Where to cut a row of calls, so that least is kept at once.
+    """Where to cut a row of calls into at most `most` parts, so that least is kept at once.
 
-    Kept are the tensors at all cuts, and for one part at a time what is inside.
-
-    Args:
-        costs: what each call keeps inside.
-        live: what is kept at a cut after each call.
-        most: parts at most; None for any number.
-
-    Returns:
-        The parts, each as the index of its first call and that after its last.
+    Kept are the tensors at all cuts (`live`, after each call), and for one part at a time what is
+    inside (`costs`, of each call). The parts are given as the index of their first call and that
+    after their last.
 
     >>> cuts([1] * 9, [1] * 9, None)
     [(0, 3), (3, 6), (6, 9)]

@@ -15,14 +15,11 @@ from tfaccel.passes.recompute._trace import NotPureError, Part, Run, State
 class Recomputer:
     """Runs parts so that only their inputs are kept for the backward pass.
 
-    A part is traced once, as a pure function. The forward pass calls that function and
-    does what it found to be assigned; the backward pass calls it again with the same
-    values, so that dropout draws the same mask and no statistic moves twice.
-
-    Attributes:
-        busy: whether a part is being traced; parts inside it then run as they are.
-        done: how many parts are recomputed.
-        left: why others run as they are written.
+    A part is traced once, as a pure function. The forward pass calls that function and does what
+    it found to be assigned; the backward pass calls it again with the same values, so that
+    dropout draws the same mask and no statistic moves twice. While a part is traced (`busy`),
+    parts inside it run as they are. `done` counts the parts, `left` says why others run as they
+    are written.
     """
 
     def __init__(self) -> None:

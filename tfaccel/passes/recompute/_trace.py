@@ -98,19 +98,12 @@ def _added_to(
 class Part:
     """A part of a model, traced as a pure function.
 
-    Keras's `StatelessScope` hands the part its variables (seed generators too) as
-    values, and collects what it assigns.
-
-    Args:
-        run: the part. It is run once, here.
-        inputs: what it reads, beside the variables.
-        state: the variables of its layers.
-
-    Raises:
-        NotPureError: the part would not give the same results in a second run.
+    Keras's `StatelessScope` hands the part its variables (seed generators too) as values, and
+    collects what it assigns. `run` is run once, here; `NotPureError` if a second run would give
+    others.
 
     Attributes:
-        function: takes `inputs`, then their masks, then the variables' values; gives
+        function: takes the inputs, then their masks, then the variables' values; gives
             the values that gradients flow into, then all others.
         arguments: the inputs and masks to call it with.
         outputs: the part's outputs, flat, with the traced function's tensors.

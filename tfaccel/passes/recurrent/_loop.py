@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.core.compiled_sizes import note
-from tfaccel.core.derivatives import second_order
+from tfaccel.core.derivatives import with_gradient
 from tfaccel.passes.recurrent._cells import Cell, Tensors
 
 
@@ -22,69 +22,43 @@ def run(
 ) -> tuple[tf.Tensor, Tensors]:
     """Runs a cell over all time steps.
 
-    The gradient may be taken, and gradients of it. The first is by XLA; those of higher
-    order are TensorFlow's own, through a loop of its ops.
+    The gradient may be taken, and gradients of it. The first is by XLA; those of higher order are
+    TensorFlow's own, through a loop of its ops.
 
     Args:
         cell: what is repeated.
-        z: inputs behind the input weights, `(steps, batch, gates * units)`, float32; the
-            number of steps is known.
-        weights: of the cell, float32.
-        states: before the first step, each `(batch, units)`, float32.
+        z: inputs behind the input weights, `(steps, batch, gates * units)`, the steps known.
+        weights: of the cell. All numbers are float32.
+        states: before the first step, each `(batch, units)`.
         mask: `(steps, batch, 1)`, bool; where it is False a step leaves the states alone.
 
     Returns:
-        The first state after each step, `(steps, batch, units)`, and all states after the
-        last.
+        The first state after each step, `(steps, batch, units)`, and all states after the last.
     """
     note(z)
-    inputs = (z, *weights, *states)
+    sequences: Tensors = ()
+    saved: Tensors = ()
 
-    # The functions use the tensors outside, not their arguments, so that a gradient of the
-    # gradient finds them.
-    @tf.custom_gradient
-    def forward(*_: tf.Tensor) -> Any:
+    def value() -> Tensors:
+        nonlocal sequences, saved
         sequences, saved = _compiled(_record, cell)(z, weights, states, mask)
         for sequence, state in zip(sequences, states, strict=True):
             # A function that was traced for any number of samples forgets a known one.
             sequence.set_shape([None, *state.shape])
+        return _results(sequences)
 
-        def gradient(*upstream: tf.Tensor) -> Any:
-            return _gradient(cell, inputs, len(weights), mask, sequences, saved, upstream)
-
-        return _results(sequences), gradient
-
-    output, *last = forward(*inputs)
-    return output, tuple(last)
-
-
-def _gradient(
-    cell: Cell,
-    inputs: Tensors,
-    count: int,
-    mask: tf.Tensor | None,
-    sequences: Tensors,
-    saved: Tensors,
-    upstream: Tensors,
-) -> Any:
-    """The gradients of `run` with respect to `z`, the weights (`count` of them), the states."""
-
-    @tf.custom_gradient
-    def first(*_: tf.Tensor) -> Any:
+    def gradient(*upstream: tf.Tensor) -> Tensors:
+        """Those of `z`, of the weights and of the states before the first step."""
         before = tuple(sequence[:-1] for sequence in sequences)
-        weights = inputs[1 : 1 + count]
         dz, d_states = _compiled(_back, cell)(upstream, saved, before, weights, mask)
-        d_weights = cell.weight_gradients(dz, saved, before[0])
-
-        def second(*gradients: tf.Tensor) -> Any:
-            return second_order(plain, inputs, upstream, gradients)
-
-        return (dz, *d_weights, *d_states), second
+        return dz, *cell.weight_gradients(dz, saved, before[0]), *d_states
 
     def plain(z: tf.Tensor, *rest: tf.Tensor) -> Tensors:
+        count = len(weights)
         return _results(_record(cell, z, rest[:count], rest[count:], mask)[0])
 
-    return first(*inputs, *upstream)
+    output, *last = with_gradient((z, *weights, *states), value, gradient, plain)
+    return output, tuple(last)
 
 
 def _results(sequences: Tensors) -> Tensors:
