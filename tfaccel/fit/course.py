@@ -115,14 +115,7 @@ class Course:
             on_many_sizes=self._go_on_for_any_size,
             on_wait=self.announcer.add_wait,
         )
-        self.races = Races(
-            plan_run=self.plan_run,
-            dispatcher=dispatcher,
-            observed=observed,
-            memory=memory,
-            progress=progress,
-            clock=clock,
-        )
+        self.races = Races(self.plan_run)
 
     @property
     def phase(self) -> Phase:
@@ -210,15 +203,14 @@ class Course:
         self.races.end(contest, won)
         self.phases.enter(Phase.PREDICT)
         choice = chooser.go_on(contest.workload)
-        if choice.phase is not Phase.RUN:
+        report = choice.report
+        if choice.phase is not Phase.RUN or report is None:
             return self._take(choice)
-        assert choice.report is not None
-        self.announcer.announce(choice.report)
-        self.waiting.is_expected = True
-        self.plan_run.settle(choice.report.speedup)
-        self.is_decided = True
+        self.announcer.announce(report)
+        self.plan_run.settle(report.speedup)
+        self.waiting.is_expected = self.is_decided = True
         self.phases.enter(Phase.RUN)
-        self.races.watch(choice.report, race.race if won else None)
+        self.races.watch(report, race.race if won else None)
 
     def run(self, iterator: Any) -> Any:
         """One step of the training under the plan, or of a comparison with the original."""
@@ -321,8 +313,10 @@ class Course:
         """The fit has ended: what the next ones may use stays, no data and no copies do."""
         observed, memory = self.observed, self.memory
         seconds = observed.seconds
-        if self.races.contest is not None:
-            self._keep_race(self.races.contest)
+        if self.races.contest is not None and self.chooser.candidates is not None:
+            # The next fit goes on with it.
+            self.stay(self.races.broken_off(self.chooser.candidates))
+            self.is_decided = False
         elif self.announcer.report is None and self.settings.plan is None:
             self.stay_for(f"{len(seconds)} steps are too few to try anything.")
         if seconds:
@@ -330,14 +324,6 @@ class Course:
         self.plan_run.finish()
         observed.callbacks = ()
         observed.forget_batches()
-
-    def _keep_race(self, contest: Contest) -> None:
-        """The fit ended before a race was decided: the next one goes on with it."""
-        found = self.chooser.candidates
-        assert found is not None
-        self.races.keep(contest, tuple(found.trials))
-        self.stay(found.broken_off(contest.trial))
-        self.is_decided = False
 
     def _abandon(self, why: str) -> None:
         """The plan failed; its guarded step has put the last good state back."""

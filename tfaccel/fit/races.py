@@ -3,19 +3,17 @@
 import dataclasses
 from typing import Any
 
+from tfaccel.autotune.expected.candidates import Candidates
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import Trial
 from tfaccel.core.workload import Workload
 from tfaccel.fit.choose import Choice
 from tfaccel.fit.live_gain import LiveGain
 from tfaccel.fit.live_race import LiveRace
-from tfaccel.fit.observed import Observed
-from tfaccel.fit.progress import Progress
 from tfaccel.fit.run import PlanRun
-from tfaccel.fit.step_dispatcher import StepDispatcher
 from tfaccel.measure.racing import Race
-from tfaccel.measure.timing import Clock, Speedup
-from tfaccel.steps.remembered import Memory, Pending, TracedStep
+from tfaccel.measure.timing import Speedup
+from tfaccel.steps.remembered import Pending, TracedStep
 from tfaccel.steps.snapshot import build_used_optimizer
 
 
@@ -34,27 +32,18 @@ class Contest:
     race: LiveRace
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass
 class Races:
     """Runs the steps of a fit while two sides take turns, one race at a time.
 
     Attributes:
-        plan_run: what runs beside the candidate, and takes the winner.
-        dispatcher: told what runs, so that nobody else takes batches out meanwhile.
-        observed: what the steps have shown.
-        memory: what fits of the compiled model leave to each other.
-        progress: of the fit.
-        clock: seconds, the same in all processes.
+        plan_run: what runs beside the candidate, and takes the winner; its dispatcher is told
+            what runs, so that nobody else takes batches out meanwhile.
         contest: the candidate in its race; None where there is none.
         live: the comparisons of the plan that runs; None where there are none.
     """
 
     plan_run: PlanRun
-    dispatcher: StepDispatcher
-    observed: Observed
-    memory: Memory
-    progress: Progress
-    clock: Clock
     contest: Contest | None = dataclasses.field(default=None, init=False)
     live: LiveGain | None = dataclasses.field(default=None, init=False)
 
@@ -64,9 +53,9 @@ class Races:
         assert trial is not None and traced is not None
         build_used_optimizer(workload.model)
         race = LiveRace(
-            self.plan_run.step or self.dispatcher.own,
+            self.plan_run.step or self.plan_run.dispatcher.own,
             self.plan_run.guarded(trial.plan, workload, traced),
-            self.clock,
+            self.plan_run.clock,
             steps_per_call=trial.plan.steps_per_call,
             step_seconds=workload.step_seconds,
             most_lost_seconds=most_lost_seconds,
@@ -74,14 +63,14 @@ class Races:
             race=choice.race,
         )
         self.contest = Contest(trial, workload, race)
-        self.live, self.dispatcher.is_racing = None, True
+        self.live, self.plan_run.dispatcher.is_racing = None, True
 
     def race(self, iterator: Any) -> tuple[Any, Contest]:
         """One step of the training, by the side whose turn it is."""
         contest, present = self.contest, self.plan_run.step
         assert contest is not None
         ran = contest.race.candidate if contest.race.race.candidate_is_next else present
-        self.dispatcher.built = None if ran is None else ran.function
+        self.plan_run.dispatcher.built = None if ran is None else ran.function
         return contest.race(iterator), contest
 
     def end(self, contest: Contest, won: bool) -> None:
@@ -93,21 +82,32 @@ class Races:
             candidate.resume()
             self.plan_run.install(contest.trial.plan, candidate, contest.workload)
 
-    def keep(self, contest: Contest, trials: tuple[Trial, ...]) -> None:
-        """The fit ended before a race was decided: the next one may go on with it."""
-        spec, candidate = self.observed.element_spec, contest.race.candidate
+    def broken_off(self, found: Candidates) -> Report:
+        """The fit ended before a race was decided: the next one may go on with it.
+
+        Args:
+            found: the search so far.
+
+        Returns:
+            What this fit can tell.
+        """
+        contest, memory = self.contest, self.plan_run.memory
+        assert contest is not None
+        trial, candidate = contest.trial, contest.race.candidate
         if candidate.has_run:
-            step, prepared = candidate.function, self.observed.prepared
-            self.memory.keep(TracedStep(contest.trial.plan, spec, step, prepared))
-            self.memory.note_pending(Pending(spec, contest.trial, contest.race.race, trials))
+            observed = self.plan_run.observed
+            spec, step = observed.element_spec, candidate.function
+            memory.keep(TracedStep(trial.plan, spec, step, observed.prepared))
+            memory.note_pending(Pending(spec, trial, contest.race.race, tuple(found.trials)))
         candidate.release()
         self.forget()
+        return found.broken_off(trial)
 
     def forget(self) -> None:
         """There is no race: others may measure and look at the step that runs."""
         present = self.plan_run.step
-        self.contest, self.dispatcher.is_racing = None, False
-        self.dispatcher.built = None if present is None else present.function
+        self.contest, self.plan_run.dispatcher.is_racing = None, False
+        self.plan_run.dispatcher.built = None if present is None else present.function
 
     def watch(self, report: Report, race: Race | None) -> None:
         """From now on the plan that runs is compared with the original step now and then.
@@ -121,12 +121,12 @@ class Races:
             return
         own = race is not None and race.gain == report.gain
         self.live = LiveGain(
-            self.dispatcher.own,
+            self.plan_run.dispatcher.own,
             step,
-            self.clock,
+            self.plan_run.clock,
             race=race if own else None,
             steps_per_call=self.plan_run.plan.steps_per_call,
-            step_seconds=self.observed.usual_seconds,
+            step_seconds=self.plan_run.observed.usual_seconds,
             gain=report.speedup,
             room=self._room,
         )
@@ -141,7 +141,7 @@ class Races:
         logs = live(iterator)
         if before is live.race:
             return logs, None
-        self.dispatcher.is_racing = live.race is not None
+        self.plan_run.dispatcher.is_racing = live.race is not None
         return logs, live.gain if live.race is None else None
 
     def begin_epoch(self) -> None:
@@ -153,4 +153,4 @@ class Races:
             self.contest.race.candidate.begin_epoch()
 
     def _room(self) -> int:
-        return self.progress.room
+        return self.plan_run.progress.room
