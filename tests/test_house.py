@@ -12,7 +12,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "tfaccel"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 MOST_FILES = 20
-MOST_LINES = 400
+MOST_LINES = 350
 # What only tfaccel/compat may name: modules that are not public.
 PRIVATE_MODULES = re.compile(r"keras\.src|tensorflow\.(python|core|tsl|compiler)\b")
 # The modules of compat that hold private API, all of them.

@@ -261,11 +261,7 @@ class Plan:
 
     @contextlib.contextmanager
     def applied(self, context: StepContext) -> Iterator[None]:
-        """All passes' contexts, entered in order.
-
-        Inside, layers give an empty batch the right shape, whatever kernels they run by, where
-        such a batch may come and the plan changes the step at all.
-        """
+        """All passes' contexts, entered in order; layers give empty batches the right shape."""
         with contextlib.ExitStack() as stack:
             on_cpu = context.workload.device.kind == "CPU"
             if context.may_be_empty and self.changes_step and on_cpu:
