@@ -11,7 +11,16 @@ from workers import launch, models
 
 import tfaccel
 
-SCENARIOS = ("reductions", "shuffled", "files", "same_as_one", "uneven", "tuned", "accelerated")
+SCENARIOS = (
+    "reductions",
+    "shuffled",
+    "files",
+    "same_as_one",
+    "uneven",
+    "tuned",
+    "raced",
+    "accelerated",
+)
 SLOW_SCENARIOS = ("dictionaries", "unequal_workers", "resumed", "loss_scaled", "broken")
 
 
@@ -159,6 +168,17 @@ def test_trials_on_all_workers_leave_no_trace(two_workers):
         assert worker["again"].startswith("From the cache")
     assert (chief["cached"], other["cached"]) == (1, 0)
     assert_same_weights([chief["tuned"], other["tuned"]])
+
+
+def test_a_race_on_the_steps_of_all_workers(two_workers):
+    chief, other = two_workers("raced")
+    assert chief["path"] == other["path"]
+    assert chief["path"][:4] == ["OBSERVE", "PREDICT", "CHECK", "RACE"], chief["report"]
+    assert chief["path"][-1] in ("RUN", "STAY")
+    for worker in (chief, other):
+        raced, plain = worker["raced"], worker["plain"]
+        np.testing.assert_allclose(raced["history"], plain["history"], rtol=2e-3)
+    assert_same_weights([chief["raced"], other["raced"]])
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import tfaccel
 from tfaccel.autotune.eligibility import ineligibility
+from tfaccel.autotune.expected.expectation import Candidate
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.plan import Pass
 from tfaccel.core.replicas import replica_id
@@ -117,7 +118,7 @@ class Idle(Pass):
 
 def test_trials_leave_no_trace(strategy, monkeypatch):
     """Batches are taken out and fed back, steps, probes and restores happen; nothing stays."""
-    monkeypatch.setattr("tfaccel.autotune.trial.WORTHWHILE", 1e9)  # whatever is tried loses
+    monkeypatch.setattr("tfaccel.autotune.trial_runner.WORTHWHILE", 1e9)  # whatever is tried loses
     plain, tuned = mlp(strategy), mlp(strategy)
     expected = fit(plain, epochs=2, validated=True)
     callback = accel(includes=["idle", "fused_optimizer"])
@@ -379,3 +380,15 @@ def test_biases_are_trained_as_in_float32_on_every_replica(mirrored):
         net.fit(x, np.full((4, 1), 5.0, "float32"), batch_size=4, verbose=0, callbacks=callbacks)
     for replica in fast.layers[0].bias.value.values:
         np.testing.assert_allclose(replica, plain.layers[0].bias.numpy(), rtol=0.02)
+
+
+def test_a_race_on_the_steps_of_two_replicas(strategy, monkeypatch):
+    monkeypatch.setattr(Candidate, "pays", lambda *args: True)
+    plain, raced = mlp(strategy), mlp(strategy)
+    expected = fit(plain, epochs=8)
+    callback = accel(includes=["fused_optimizer"], tuning="quick", tuning_share=1.0)
+    history = fit(raced, callback, epochs=8)
+    path = [phase.name for phase in callback.session.path]
+    assert path[:4] == ["OBSERVE", "PREDICT", "CHECK", "RACE"]
+    assert_close(state(raced), state(plain), rtol=1e-3, atol=1e-5)
+    assert_close(list(history.values()), list(expected.values()), rtol=1e-3)

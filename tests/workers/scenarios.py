@@ -10,10 +10,12 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 import sys
 import time
+import unittest.mock
 
 import keras
 import models
@@ -21,8 +23,10 @@ import numpy as np
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.autotune import trial
+from tfaccel.autotune import trial_runner
+from tfaccel.autotune.expected.expectation import Candidate
 from tfaccel.distribute import AccelStrategy
+from tfaccel.measure import racing
 
 SEED = 20261120
 
@@ -178,7 +182,7 @@ def saved_alone(model, out, x):
     return keras.models.load_model(path).predict(x, verbose=0)
 
 
-def trained_with(strategy, *callbacks):
+def trained_with(strategy, *callbacks, epochs=2):
     with strategy.scope():
         model = models.mlp()
     x, y = images = models.images(80)
@@ -186,7 +190,7 @@ def trained_with(strategy, *callbacks):
         x,
         y,
         batch_size=16,
-        epochs=2,
+        epochs=epochs,
         shuffle=False,
         verbose=0,
         validation_data=images,
@@ -202,7 +206,7 @@ def trained_plainly(strategy):
 
 def tuned(strategy, out):
     """Trials on all workers in step; nothing can win, so the training must be as without."""
-    trial.WORTHWHILE = 1e9
+    trial_runner.WORTHWHILE = 1e9
     # Each worker has a clock of its own, at another time and running at another speed.
     pace = 1 + int(os.environ["TEST_WORKER"])
     accel = tfaccel.AccelCallback(
@@ -225,6 +229,31 @@ def tuned(strategy, out):
         "report": accel.report.to_json(),
         "again": again.report.note,
         "cached": len(list(out.glob(f"plans-{os.environ['TEST_WORKER']}/*"))),
+    }
+
+
+def raced(strategy, out):
+    """A candidate that is raced on the steps of the training: all take the same turns."""
+    task = os.environ["TEST_WORKER"]
+    pace = 1 + int(task)
+    # Evidence is each machine's own; the chief's counts.
+    accel = tfaccel.AccelCallback(
+        includes=["fused_optimizer"],
+        tuning="quick",
+        tuning_share=1.0,
+        cache_dir=out / f"raced-{task}",
+        clock=lambda: pace * (1000.0 + time.perf_counter()),
+    )
+    with (
+        unittest.mock.patch.object(Candidate, "pays", lambda *args: True),
+        unittest.mock.patch.object(racing, "CLEARLY_SLOWER", math.inf),
+    ):
+        found = trained_with(strategy, accel, epochs=8)
+    return {
+        "raced": found,
+        "plain": trained_with(strategy, epochs=8),
+        "path": [phase.name for phase in accel.session.path],
+        "report": accel.report.to_markdown(),
     }
 
 

@@ -266,7 +266,11 @@ class _Tape:
         if gradient is None:
             return None
         self.gradients[name] = gradient
-        return self._given[replica_id()].get(name, gradient)
+        given = self._given[replica_id()].get(name)
+        if given is None:
+            return gradient
+        # Made here, so that it has a device: several workers are told by it where to reduce.
+        return tf.nest.map_structure(tf.identity, given, expand_composites=True)
 
 
 @contextlib.contextmanager
