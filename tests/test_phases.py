@@ -100,7 +100,7 @@ def test_the_ways_of_a_fit(wins, tmp_path):
     assert path(fit(plan=["idle_in_phases"])) == ["OBSERVE", "RUN"]
     assert path(fit(tuning_share=0.0)) == ["OBSERVE", "PREDICT", "STAY"]
     assert path(fit(cache_dir=tmp_path)) == ["OBSERVE", "PREDICT", "TRIALS", "RUN"]
-    assert path(fit(cache_dir=tmp_path)) == ["OBSERVE", "PREDICT", "CHECK", "RUN"]
+    assert path(fit(40, cache_dir=tmp_path)) == ["OBSERVE", "PREDICT", "CHECK", "RUN"]
 
 
 def test_a_length_is_awaited_for_one_epoch(wins):
