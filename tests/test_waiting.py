@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import threading
 
 import keras
 import numpy as np
@@ -11,7 +12,7 @@ from keras import layers
 
 import tfaccel
 from tfaccel.autotune.training_trials import TrainingTrials
-from tfaccel.fit import guarded_step, observed, validation
+from tfaccel.fit import guarded_step, letting_go, observed, validation
 from tfaccel.fit.waiting import Waiting
 from tfaccel.measure import racing, timing
 
@@ -173,3 +174,29 @@ def test_only_what_is_later_than_usual_counts(clock):
         found.append(waiting.begin_steps())
     assert found == [0, 0, 0, 0, 2.0, 0, 0, 0]
     assert waiting.is_over
+
+
+def test_iterators_are_destroyed_where_nobody_waits(monkeypatch):
+    monkeypatch.setattr(letting_go, "_SECONDS", 0.0)
+    gone = {name: threading.Event() for name in ("first", "second")}
+    threads = {}
+
+    class Held:
+        def __init__(self, name):
+            self.name = name
+
+        def __del__(self):
+            threads[self.name] = threading.current_thread()
+            gone[self.name].set()
+
+    letting = letting_go.LettingGo()
+    first, second = Held("first"), Held("second")
+    letting.hold(first)
+    letting.hold(first)
+    letting.hold(second)
+    del first, second
+    assert gone["first"].wait(10) and not gone["second"].is_set()
+    letting.release()
+    letting.release()
+    assert gone["second"].wait(10)
+    assert threading.main_thread() not in threads.values()

@@ -14,6 +14,7 @@ from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
 from tfaccel.fit.course import Course
+from tfaccel.fit.letting_go import LettingGo
 from tfaccel.fit.observe import Observing
 from tfaccel.fit.phases import IllegalTransitionError, Phase
 from tfaccel.fit.progress import Progress
@@ -67,6 +68,7 @@ class FitSession:
             on_tuning=on_tuning,
             on_report=on_report,
         )
+        self._letting_go = LettingGo()
         self._observing = Observing(model, self.baseline, self._course, self._dispatch)
 
     @property
@@ -125,7 +127,12 @@ class FitSession:
         if obstacle:
             self._course.stay_for(obstacle)
             return
-        self._dispatcher.run(self._run, on_end=self._course.plan_run.end_validation)
+        self._dispatcher.run(self._run, on_end=self._end)
+
+    def _end(self) -> None:
+        """No step is tfaccel's any longer."""
+        self._letting_go.release()
+        self._course.plan_run.end_validation()
 
     def resume(self, earlier: "FitSession") -> bool:
         """Goes on with what an earlier fit of the same compiled model decided, if it did."""
@@ -175,6 +182,7 @@ class FitSession:
     def _run(self, iterator: tf.data.Iterator) -> Any:
         if not is_plain(iterator):
             return self.baseline(iterator)
+        self._letting_go.hold(iterator)
         self._course.announcer.add_wait(self._course.waiting.begin_steps())
         return self._dispatch(self._course.observed.fed(iterator))
 

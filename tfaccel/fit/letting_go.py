@@ -1,0 +1,42 @@
+"""Letting go of iterators where nobody waits for it."""
+
+import threading
+import time
+from typing import Any
+
+# After so long Keras has let go of an iterator itself: when the next epoch has begun, or `fit`
+# has returned.
+_SECONDS = 1.0
+
+
+class LettingGo:
+    """Holds the iterator of an epoch until Keras is done with it, and destroys it in a thread.
+
+    Destroying an iterator joins tf.data's autotuning thread. That is woken for it, but may look
+    whether it is to end before it is told so, and then sleeps on, up to a minute. A fit whose
+    batches come from such a dataset would return, or begin its next epoch, that much later.
+
+    Source: `Model::OptimizeLoop` in tensorflow/core/framework/model.cc and
+    `CancellationManager::StartCancel`, which calls back first and says `IsCancelled` then.
+    """
+
+    def __init__(self) -> None:
+        self._held: Any = None
+
+    def hold(self, iterator: Any) -> None:
+        """This is the iterator of the present epoch; that of the one before is not needed."""
+        if iterator is not self._held:
+            self.release()
+            self._held = iterator
+
+    def release(self) -> None:
+        """No step will ask for the iterator any more."""
+        held, self._held = [self._held], None
+        if held[0] is not None:
+            # The process waits for it at its end, as TensorFlow must not go away meanwhile.
+            threading.Thread(target=_emptied, args=(held,), name="tfaccel lets go").start()
+
+
+def _emptied(held: list[Any]) -> None:
+    time.sleep(_SECONDS)
+    held.clear()
