@@ -50,7 +50,7 @@ _COMPARE = flags.DEFINE_bool(
 )
 
 _USUAL_EPOCHS = 20
-_USUAL_TUNING_SHARE, _DEMONSTRATION_TUNING_SHARE = 0.25, 0.4
+_USUAL_TUNING_SHARE, _DEMONSTRATION_TUNING_SHARE = 0.3, 0.4
 
 
 def _pass_names(plan: str) -> list[str] | None:
@@ -204,7 +204,7 @@ def run(
     if is_demonstration and _TUNING_SHARE.value is None and _PLAN.value == "auto":
         console.print(
             f"Tuning may take {tuning_share(task):.0%} of the time here, as this training lasts "
-            "only seconds. The default is 25 %, which is plenty for a training of many minutes."
+            "only seconds. The default is 30 %, which is plenty for a training of many minutes."
         )
     stock = None
     if compare:

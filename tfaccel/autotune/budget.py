@@ -19,7 +19,7 @@ class Budget:
         TypeError, ValueError: a bound is no number, or negative.
     """
 
-    share: float | None = 0.25
+    share: float | None = 0.3
     max_seconds: float = 120.0
 
     def __post_init__(self) -> None:

@@ -97,7 +97,7 @@ class AccelCallback(keras.callbacks.Callback):
         tolerance: Tolerance | float | None = None,
         tuning: str | None = None,
         reproducible: bool = False,
-        tuning_share: float | None = 0.25,
+        tuning_share: float | None = 0.3,
         max_tuning_seconds: float = 120.0,
         cache_dir: str | os.PathLike[str] | bool | None = None,
         guard: bool = True,
