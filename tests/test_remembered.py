@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gc
+import threading
 import weakref
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ from tfaccel.compat import keras_private
 from tfaccel.fit import guarded_step, observed
 from tfaccel.measure import racing, timing
 from tfaccel.profiling import profile
+from tfaccel.steps import letting_go
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +138,9 @@ def test_nothing_outlives_its_model(make):
     parts = [model, model.optimizer, model.train_function, data]
     alive = [weakref.ref(part) for part in parts]
     Counted.traces.clear()
+    for thread in threading.enumerate():
+        if thread.name == letting_go.NAME:
+            thread.join()  # it holds the iterator for a second
     del model, data, parts
     gc.collect()
     assert [ref() for ref in alive] == [None] * 4

@@ -12,9 +12,10 @@ from keras import layers
 
 import tfaccel
 from tfaccel.autotune.training_trials import TrainingTrials
-from tfaccel.fit import guarded_step, letting_go, observed, validation
+from tfaccel.fit import guarded_step, observed, validation
 from tfaccel.fit.waiting import Waiting
 from tfaccel.measure import racing, timing
+from tfaccel.steps import letting_go
 
 
 @dataclasses.dataclass(frozen=True)

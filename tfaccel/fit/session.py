@@ -14,13 +14,13 @@ from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
 from tfaccel.fit.course import Course
-from tfaccel.fit.letting_go import LettingGo
 from tfaccel.fit.observe import Observing
 from tfaccel.fit.phases import IllegalTransitionError, Phase
 from tfaccel.fit.progress import Progress
 from tfaccel.fit.step_dispatcher import StepDispatcher
 from tfaccel.fit.validation import Validation
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction
+from tfaccel.steps.letting_go import LettingGo
 from tfaccel.steps.replay import is_plain
 from tfaccel.steps.worker_agreement import agreement_of
 

@@ -7,6 +7,8 @@ from typing import Any
 # After so long Keras has let go of an iterator itself: when the next epoch has begun, or `fit`
 # has returned.
 _SECONDS = 1.0
+# Of the threads.
+NAME = "tfaccel lets go"
 
 
 class LettingGo:
@@ -34,7 +36,7 @@ class LettingGo:
         held, self._held = [self._held], None
         if held[0] is not None:
             # The process waits for it at its end, as TensorFlow must not go away meanwhile.
-            threading.Thread(target=_emptied, args=(held,), name="tfaccel lets go").start()
+            threading.Thread(target=_emptied, args=(held,), name=NAME).start()
 
 
 def _emptied(held: list[Any]) -> None:
