@@ -14,7 +14,8 @@ from clocks import FakeClock
 from early import built_early
 
 import tfaccel
-from tfaccel import Outcome
+from tfaccel import Outcome, Plan
+from tfaccel.autotune.expected.expectation import Candidate, Expectation
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.prior import Prior
 from tfaccel.fit import choose, live_gain
@@ -231,6 +232,29 @@ def test_a_fit_that_ends_in_a_race_leaves_it_to_the_next(monkeypatch):
     _, again = fit(["takes_together"], 60, model=model)
     assert path(again) == ["OBSERVE", "PREDICT", "RACE", "PREDICT", "RUN"]
     assert not built
+
+
+def test_a_race_is_not_gone_on_with_by_a_fit_that_leaves_its_pass_out():
+    model = make_model()
+    fit(["takes_together"], 30, model=model)
+    _, again = fit(["takes_longer"], 60, model=model)
+    assert {name for t in again.report.trials for name in t.plan.names} == {"takes_longer"}
+
+
+def test_a_fit_that_ends_in_a_second_race_leaves_the_plan_that_won(monkeypatch):
+    plans = iter([Plan((Takes(),)), Plan((Together(),))])
+    monkeypatch.setattr(
+        Expectation,
+        "best",
+        lambda *args, **kwargs: next((Candidate(p, 2.0, 0.0, 1e6) for p in plans), None),
+    )
+    model = make_model()
+    _, accel = fit(["takes", "takes_together"], 40, model=model)
+    assert path(accel)[-4:] == ["RACE", "PREDICT", "CHECK", "RACE"]
+    assert accel.report.plan.names == accel.plan.names == ("takes",)
+    model.fit(data(10), verbose=0, callbacks=[accel])
+    assert path(accel) == ["OBSERVE", "RUN"] and accel.plan.names == ("takes",)
+    assert int(model.optimizer.iterations) == 50
 
 
 def test_nothing_is_tried_that_would_not_pay():

@@ -190,14 +190,27 @@ def test_iterators_are_destroyed_where_nobody_waits(monkeypatch):
             threads[self.name] = threading.current_thread()
             gone[self.name].set()
 
-    letting = letting_go.LettingGo()
+    clock = FakeClock()
+    letting = letting_go.LettingGo(clock)
     first, second = Held("first"), Held("second")
     letting.hold(first)
     letting.hold(first)
+    clock.advance(60.0)
     letting.hold(second)
     del first, second
     assert gone["first"].wait(10) and not gone["second"].is_set()
+    clock.advance(60.0)
     letting.release()
     letting.release()
     assert gone["second"].wait(10)
     assert threading.main_thread() not in threads.values()
+
+
+def test_a_short_epoch_s_iterator_is_worth_no_thread(monkeypatch):
+    started = []
+    monkeypatch.setattr(letting_go.threading, "Thread", lambda **kwargs: started.append(kwargs))
+    letting = letting_go.LettingGo(FakeClock())
+    letting.hold(object())
+    letting.hold(object())
+    letting.release()
+    assert not started

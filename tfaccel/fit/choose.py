@@ -12,6 +12,7 @@ from tfaccel.autotune.search import cheapest_trial_seconds
 from tfaccel.autotune.training_trials import TrainingTrials
 from tfaccel.autotune.trial import Trial
 from tfaccel.autotune.tune_and_cache import keep, known_evidence, known_report, tune_and_cache
+from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
 from tfaccel.fit.observed import Observed
 from tfaccel.fit.phases import Phase
@@ -110,16 +111,24 @@ class PlanChooser:
         found = Candidates(workload, settings.names, evidence, seconds)
         self.candidates = found
         pending = self.memory.pending(self.observed.element_spec)
-        if pending is not None and not settings.reproducible:
-            found.trials.extend(pending.trials)
+        if pending is not None and self._may_race(pending.trial.plan, workload):
+            found.trials[:] = pending.trials
             return self._pending(pending, workload)
-        if self._next() is None:
+        first = self._next()
+        if first is None:
             return self._without_trials(workload, found.least_seconds(), found.note)
         choice = self._unrepeatable(workload)
         if choice is not None:
             return choice
         found.note = unrestorable(self.baseline, self.observed.replay())
-        return self._by_kept_batches(workload) if settings.reproducible else self.go_on(workload)
+        if settings.reproducible:
+            return self._by_kept_batches(workload, first)
+        return self.go_on(workload, first)
+
+    def _may_race(self, plan: Plan, workload: Workload) -> bool:
+        """Whether a plan of an earlier fit is what this one asks for, and serves it."""
+        allowed = not self.settings.reproducible and {*plan.names} <= {*self.settings.considered}
+        return allowed and not any(item.unsupported(workload) for item in plan.passes)
 
     def _pending(self, pending: Pending, workload: Workload) -> Choice:
         """Goes on with a race that an earlier fit was too short for."""
@@ -130,11 +139,16 @@ class PlanChooser:
             Phase.RACE, workload, traced=known.built, trial=pending.trial, race=pending.race
         )
 
-    def go_on(self, workload: Workload) -> Choice:
-        """Checks candidates until one is faithful, and can be raced, or none is worth a look."""
-        found = self.candidates
+    def go_on(self, workload: Workload, first: Candidate | None = None) -> Choice:
+        """Checks candidates until one is faithful, and can be raced, or none is worth a look.
+
+        Args:
+            workload: with kept batches.
+            first: the candidate to begin with, where it is known.
+        """
+        found, candidate = self.candidates, first or self._next()
         assert found is not None
-        while candidate := self._next():
+        while candidate is not None:
             self.enter(Phase.CHECK)
             with self._bench(workload) as bench:
                 trial = found.check(bench, candidate)
@@ -142,19 +156,21 @@ class PlanChooser:
                     traced = bench.step_function(trial.plan)
                     return Choice(Phase.RACE, workload, traced=traced, waits=True, trial=trial)
             self.enter(Phase.PREDICT)
+            candidate = self._next()
         return self._ended(workload)
 
-    def _by_kept_batches(self, workload: Workload) -> Choice:
+    def _by_kept_batches(self, workload: Workload, candidate: Candidate | None) -> Choice:
         """The same, with races on kept batches, from a state that is put back."""
         found = self.candidates
         assert found is not None
         self.enter(Phase.TRIALS)
         self.on_tuning(self.settings.budget.seconds(workload))
         with self._bench(workload) as bench:
-            while candidate := self._next():
+            while candidate is not None:
                 before = found.plan
                 found.try_out(bench, candidate)
                 bench.forget(before if found.plan != before else candidate.plan)
+                candidate = self._next()
         choice = self._ended(workload)
         if choice.phase is Phase.STAY:
             return choice
@@ -162,12 +178,17 @@ class PlanChooser:
 
     def _ended(self, workload: Workload) -> Choice:
         """Nothing more is worth a look."""
-        found = self.candidates
+        found, report = self.candidates, self.kept_report(workload)
         assert found is not None
-        report = found.report()
-        keep(workload, self.settings, report, self.agreement)
         phase = Phase.STAY if report.plan.is_baseline else Phase.RUN
         return Choice(phase, workload, report, waits=found.have_run)
+
+    def kept_report(self, workload: Workload) -> Report:
+        """What came of the search, which the cache keeps."""
+        assert self.candidates is not None
+        report = self.candidates.report()
+        keep(workload, self.settings, report, self.agreement)
+        return report
 
     def _next(self) -> Candidate | None:
         """What is worth a look next, by the chief's evidence."""

@@ -38,9 +38,7 @@ _HOPED_GAIN = 2.0
 
 
 class Course:
-    """The state of one fit, and all that changes its phase.
-
-    Whatever fails, `_back_to_original` is the way back.
+    """The state of one fit, and all that changes its phase; `_back_to_original` is the way back.
 
     Args:
         model: compiled, its train function made.
@@ -62,8 +60,7 @@ class Course:
         clock: seconds, the same in all processes.
         chooser: decides by the cache and by trials.
         races: of candidates, and the comparisons of the plan that runs.
-        is_decided: whether trials, or a plan that ran, have decided how fits go on; a short
-            fit decides nothing.
+        is_decided: whether trials, or a plan that ran, have decided how fits go on.
     """
 
     def __init__(
@@ -168,7 +165,9 @@ class Course:
         """Goes on as was chosen."""
         report = choice.report
         if choice.phase is Phase.RACE:
-            self._start_race(choice)
+            assert self.chooser.candidates is not None
+            self.races.begin(choice, self.chooser.candidates.left_seconds)
+            self.phases.enter(Phase.RACE)
         elif report is None:
             self.phases.enter(Phase.AWAIT_LENGTH)
             self._awaited_epoch = self._progress.epoch
@@ -178,12 +177,6 @@ class Course:
             self.announcer.announce(report)
             self.waiting.is_expected = choice.waits
             self.start_plan(report.plan, choice.workload, choice.traced)
-
-    def _start_race(self, choice: Choice) -> None:
-        """The candidate and the step that ran so far take turns from now on."""
-        assert self.chooser.candidates is not None
-        self.races.begin(choice, self.chooser.candidates.left_seconds)
-        self.phases.enter(Phase.RACE)
 
     def race(self, iterator: Any) -> Any:
         """One step of the training, by the side whose turn it is."""
@@ -313,10 +306,8 @@ class Course:
         """The fit has ended: what the next ones may use stays, no data and no copies do."""
         observed, memory = self.observed, self.memory
         seconds = observed.seconds
-        if self.races.contest is not None and self.chooser.candidates is not None:
-            # The next fit goes on with it.
-            self.stay(self.races.broken_off(self.chooser.candidates))
-            self.is_decided = False
+        if self.races.contest is not None:
+            self._break_off(self.races.contest)
         elif self.announcer.report is None and self.settings.plan is None:
             self.stay_for(f"{len(seconds)} steps are too few to try anything.")
         if seconds:
@@ -324,6 +315,16 @@ class Course:
         self.plan_run.finish()
         observed.callbacks = ()
         observed.forget_batches()
+
+    def _break_off(self, contest: Contest) -> None:
+        """The fit ends in a race: the next one goes on with it, or with the plan that has won."""
+        won = not self.plan_run.plan.is_baseline
+        undecided = self.races.broken_off(self.chooser)
+        if won:
+            self.announcer.announce(self.chooser.kept_report(contest.workload))
+        else:
+            self.stay(undecided)
+        self.is_decided = won
 
     def _abandon(self, why: str) -> None:
         """The plan failed; its guarded step has put the last good state back."""

@@ -3,11 +3,10 @@
 import dataclasses
 from typing import Any
 
-from tfaccel.autotune.expected.candidates import Candidates
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import Trial
 from tfaccel.core.workload import Workload
-from tfaccel.fit.choose import Choice
+from tfaccel.fit.choose import Choice, PlanChooser
 from tfaccel.fit.live_gain import LiveGain
 from tfaccel.fit.live_race import LiveRace
 from tfaccel.fit.run import PlanRun
@@ -82,19 +81,21 @@ class Races:
             candidate.resume()
             self.plan_run.install(contest.trial.plan, candidate, contest.workload)
 
-    def broken_off(self, found: Candidates) -> Report:
+    def broken_off(self, chooser: PlanChooser) -> Report:
         """The fit ended before a race was decided: the next one may go on with it.
 
+        Not where it was with a plan that had won before: the next fit begins with that one.
+
         Args:
-            found: the search so far.
+            chooser: has the search so far.
 
         Returns:
             What this fit can tell.
         """
-        contest, memory = self.contest, self.plan_run.memory
-        assert contest is not None
+        contest, memory, found = self.contest, self.plan_run.memory, chooser.candidates
+        assert contest is not None and found is not None
         trial, candidate = contest.trial, contest.race.candidate
-        if candidate.has_run:
+        if candidate.has_run and found.plan.is_baseline:
             observed = self.plan_run.observed
             spec, step = observed.element_spec, candidate.function
             memory.keep(TracedStep(trial.plan, spec, step, observed.prepared))

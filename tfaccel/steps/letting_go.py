@@ -4,9 +4,13 @@ import threading
 import time
 from typing import Any
 
+from tfaccel.measure.timing import Clock
+
 # After so long Keras has let go of an iterator itself: when the next epoch has begun, or `fit`
 # has returned.
 _SECONDS = 1.0
+# The thread's sleep is no longer than it has lived: what lived shorter is not worth one.
+_LEAST_SECONDS = 1.0
 # Of the threads.
 NAME = "tfaccel lets go"
 
@@ -20,21 +24,26 @@ class LettingGo:
 
     Source: `Model::OptimizeLoop` in tensorflow/core/framework/model.cc and
     `CancellationManager::StartCancel`, which calls back first and says `IsCancelled` then.
+
+    Args:
+        clock: seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = time.monotonic):
         self._held: Any = None
+        self._since = 0.0
+        self._clock = clock
 
     def hold(self, iterator: Any) -> None:
         """This is the iterator of the present epoch; that of the one before is not needed."""
         if iterator is not self._held:
             self.release()
-            self._held = iterator
+            self._held, self._since = iterator, self._clock()
 
     def release(self) -> None:
         """No step will ask for the iterator any more."""
         held, self._held = [self._held], None
-        if held[0] is not None:
+        if held[0] is not None and self._clock() - self._since >= _LEAST_SECONDS:
             # The process waits for it at its end, as TensorFlow must not go away meanwhile.
             threading.Thread(target=_emptied, args=(held,), name=NAME).start()
 

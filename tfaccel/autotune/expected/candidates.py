@@ -174,7 +174,7 @@ class Candidates:
             gain=self.gain,
             tuning_seconds=self.spent_seconds,
             note=self.note,
-            complete=not self.note,
+            complete=False,  # another length of training might have paid for more
         )
 
 
