@@ -75,8 +75,8 @@ class Seen:
     other: numerics.Observation
 
     def verdict(self, candidate, dtype):
-        moved = None if dtype == "float32" else self.moved
-        yardsticks = Yardsticks(self.near[dtype], self.other, dtype, moved)
+        moved = () if dtype == "float32" else (self.moved,)
+        yardsticks = Yardsticks(dtype, (self.near[dtype], *moved), self.other)
         tolerance = numerics.TOLERANCES[dtype]
         return faithfulness.violation(self.reference, candidate, tolerance, yardsticks)
 

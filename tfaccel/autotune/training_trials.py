@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tfaccel.autotune.comparison import faithfulness
@@ -59,6 +59,25 @@ class _Side:
         """The untouched step on another batch; None where none was kept."""
         other = self.observer.other()
         return other and other.lightened()
+
+    def yardsticks(self, dtype: str, rounded: str | None) -> Iterator[Yardsticks]:
+        """Ever more of what the untouched step makes of rounding; each costs a step of its own.
+
+        A bound only grows with them, so that whatever holds by the first holds by all.
+
+        Args:
+            dtype: the least precise one of what is compared.
+            rounded: the dtype that a plan rounds to; None where it rounds to none.
+        """
+        found = Yardsticks(dtype=dtype)
+        yield found
+        found = dataclasses.replace(found, nears=(self.near(rounded),))
+        yield found
+        found = dataclasses.replace(found, other=self.other)
+        yield found
+        if rounded is not None:
+            moved = self.near(rounded, moved=True)
+            yield dataclasses.replace(found, nears=(*found.nears, moved))
 
 
 class TrainingTrials(TrialRunner):
@@ -204,17 +223,12 @@ class TrainingTrials(TrialRunner):
         violation = drift.violation(tolerance)
         if violation is None or self._tolerance is not None:
             return drift, violation
-        yardsticks = Yardsticks(side.near(rounded), side.other, dtype)
-
-        def broken_bound() -> Violation | None:
+        broken: Violation | None = None
+        for yardsticks in side.yardsticks(dtype, rounded):
             found = faithfulness.violation(side.reference, seen, tolerance, yardsticks, drift)
-            return self.agreement.same(found)
-
-        broken = broken_bound()
-        if broken is not None and rounded is not None:
-            moved = side.near(rounded, moved=True)
-            yardsticks = dataclasses.replace(yardsticks, moved=moved)
-            broken = broken_bound()
+            broken = self.agreement.same(found)
+            if broken is None:
+                break
         if broken is None:
             return drift, None
         return dataclasses.replace(drift, worst=broken.where), str(broken)

@@ -236,16 +236,20 @@ def relative_error(reference: np.ndarray, candidate: np.ndarray, floor: float = 
     Two zeros, and NaN or Inf in the same places, count as equal.
     """
     a, b = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
-    usable = np.isfinite(a)
-    if not np.array_equal(usable, np.isfinite(b)):
-        return float("inf")
-    difference = _norm(a[usable] - b[usable])
-    scale = max(_norm(a[usable]), floor)
+    with np.errstate(invalid="ignore"):
+        difference, scale = _norm(a - b), _norm(a)
+    if not np.isfinite(difference + scale):
+        usable = np.isfinite(a)
+        if not np.array_equal(usable, np.isfinite(b)):
+            return float("inf")
+        difference, scale = _norm(a[usable] - b[usable]), _norm(a[usable])
+    scale = max(scale, floor)
     return 0.0 if difference == 0.0 else difference / scale if scale else float("inf")
 
 
 def _norm(array: np.ndarray) -> float:
-    return float(np.linalg.norm(np.asarray(array, np.float64)))
+    flat = np.asarray(array, np.float64).ravel()
+    return float(np.sqrt(np.dot(flat, flat)))
 
 
 def _overall(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> float:

@@ -66,22 +66,15 @@ class Yardsticks:
     """What the untouched step makes of rounding, and of another batch.
 
     Attributes:
-        near: the untouched step with weights rounded otherwise.
-        other: the untouched step on another batch; None where no other was kept.
         dtype: the least precise dtype of what is compared.
-        moved: the untouched step with all weights moved by what rounding usually does; None
-            where `near` serves alone.
+        nears: the untouched step with weights rounded otherwise, and with all weights moved by
+            what rounding usually does, as far as they are needed.
+        other: the untouched step on another batch; None where none was kept, or none is needed.
     """
 
-    near: Observation
-    other: Observation | None
     dtype: str
-    moved: Observation | None = None
-
-    @property
-    def nears(self) -> tuple[Observation, ...]:
-        """The untouched step with other roundings, one or two."""
-        return (self.near,) if self.moved is None else (self.near, self.moved)
+    nears: tuple[Observation, ...] = ()
+    other: Observation | None = None
 
     @property
     def in_16_bits(self) -> bool:
@@ -147,7 +140,8 @@ def _losses(
     found = []
     for name, value in reference.losses.items():
         error = relative_error(value, candidate.losses[name])
-        own = max(relative_error(value, near.losses[name]) for near in yardsticks.nears)
+        owns = (relative_error(value, near.losses[name]) for near in yardsticks.nears)
+        own = max(owns, default=0.0)
         allowed = _room(1.0, tolerance.loss, own, yardsticks, "loss")
         if not error <= allowed:
             found.append(Violation("loss", name, error, allowed))
@@ -164,7 +158,7 @@ def _states(
     found = []
     for name, change in before.items():
         scale, error = scales[name], _norm(_difference(change, after[name]))
-        own = max(_norm(_difference(change, near[name])) for near in nears)
+        own = max((_norm(_difference(change, near[name])) for near in nears), default=0.0)
         allowed = _room(scale, tolerance.state, own, yardsticks, "state")
         allowed = max(allowed, rounding_of(reference.state[name]))
         if not error <= allowed:
@@ -185,7 +179,7 @@ def _gradients(
         scale = max(_norm(right), least[name] * right.size**0.5)
         free = _free(name, right, whole, yardsticks)
         size = _norm(error)
-        own = max(map(_norm, owns))
+        own = max(map(_norm, owns), default=0.0)
         allowed = max(free, _room(scale, tolerance.variable, own, yardsticks, "variable"))
         if not size <= allowed:
             found.append(_relative("gradient", name, size, allowed, scale))
@@ -204,15 +198,17 @@ def _mistaken_scale(
 ) -> list[Violation]:
     """What shows in an error that rounding may have made, by its size."""
     size = _norm(right)
-    own = max(map(_norm, owns))
+    own = max(map(_norm, owns), default=0.0)
     by_chance = _LIKELY * own / (size * math.sqrt(right.size)) if size else math.inf
     along = _along(right, error)
-    allowed = max(tolerance.variable, _LIKELY * max(_along(right, one) for one in owns), by_chance)
+    usual = max((_along(right, one) for one in owns), default=0.0)
+    allowed = max(tolerance.variable, _LIKELY * usual, by_chance)
     if yardsticks.in_16_bits:
         # Where sensitivity is as large as the gradient, directions say nothing, norms still do:
         # those of ResNet50's variables are 0.7 to 1.25 times what they are in float32.
         along = _times(right, error)
-        allowed = max(_MOST_TIMES, _LIKELY * max(_times(right, one) for one in owns), by_chance)
+        usual = max((_times(right, one) for one in owns), default=0.0)
+        allowed = max(_MOST_TIMES, _LIKELY * usual, by_chance)
     return [] if along <= allowed else [Violation("scale", name, along, allowed)]
 
 
@@ -257,9 +253,18 @@ def _difference(value: np.ndarray, other: np.ndarray) -> np.ndarray:
     """How far another value is; zero where either is not finite, which is judged by itself."""
     a, b = np.asarray(value, np.float64), np.asarray(other, np.float64)
     with np.errstate(invalid="ignore"):
-        return np.where(np.isfinite(a) & np.isfinite(b), b - a, 0.0)
+        found = b - a
+        is_finite = np.isfinite(_square(found))
+    return found if is_finite else np.where(np.isfinite(found), found, 0.0)
 
 
 def _norm(value: np.ndarray) -> float:
-    usable = np.asarray(value, np.float64)
-    return float(np.linalg.norm(usable[np.isfinite(usable)]))
+    wide = np.asarray(value, np.float64)
+    with np.errstate(invalid="ignore"):
+        square = _square(wide)
+    return math.sqrt(square if np.isfinite(square) else _square(wide[np.isfinite(wide)]))
+
+
+def _square(wide: np.ndarray) -> float:
+    """The sum of an array's squares; not finite where an element is not."""
+    return float(np.dot(wide.ravel(), wide.ravel()))

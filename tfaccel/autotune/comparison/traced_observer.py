@@ -48,8 +48,8 @@ class TracedObserver:
         self._snapshot = snapshot
         self._steps = steps
         self._names = Names(workload)
-        # What Keras's own update can be repeated for; None before that is known.
-        self._repeated: set[str] | None = None
+        # What Keras's own update can't be repeated for; None before that is known.
+        self._otherwise: frozenset[str] | None = None
 
     def serves(self, plan: Plan) -> bool:
         """Whether a step under a plan, and the original, show all that is to be compared.
@@ -161,17 +161,12 @@ class TracedObserver:
         Keras does not treat the sparse gradient of an embedding as it treats their sum, so its
         update can't be repeated from it: that is compared as gradients are.
         """
-        if self._repeated is None:
-            again = self._updated(reference.gradients)
-            self._repeated = {
-                name
-                for name, value in reference.trained.items()
-                if _apart(value, again[name], reference.before[name]) <= _BOUND.update
-            }
         expected = self._updated(seen.gradients)
         trained = dict(seen.trained)
+        apart = [name for name in trained if not self._is_update(name, seen, expected)]
+        free = self._unrepeated(reference) if apart else frozenset()
         for name, value in reference.trained.items():
-            if name in self._repeated:
+            if name not in free:
                 trained[name] = value + _as_large(expected[name], value) * (
                     seen.trained[name] - expected[name]
                 )
@@ -180,6 +175,20 @@ class TracedObserver:
             ):
                 trained[name] = value
         return dataclasses.replace(seen, trained=trained)
+
+    def _unrepeated(self, reference: Observation) -> frozenset[str]:
+        """What Keras's own update, repeated on the original's gradients, makes otherwise."""
+        if self._otherwise is None:
+            again = self._updated(reference.gradients)
+            self._otherwise = frozenset(
+                name for name in reference.trained if not self._is_update(name, reference, again)
+            )
+        return self._otherwise
+
+    @staticmethod
+    def _is_update(name: str, seen: Observation, update: Mapping[str, np.ndarray]) -> bool:
+        """Whether a step left what an update makes of its gradients."""
+        return _apart(seen.trained[name], update[name], seen.before[name]) <= _BOUND.update
 
     def _free(self, name: str, seen: Observation, reference: Observation) -> float:
         """How far an update that can't be repeated may be off."""
