@@ -1,15 +1,19 @@
-"""What is known of plans before anything is measured: tfaccel/autotune/priors.json.
+"""What is known before anything is measured: of plans, and of kernels.
 
 Reads every trial out of benchmarks/results, with the kinds of work of the model that it was
-made on and the class of the machine. Run it when results have changed:
+made on and the class of the machine, into tfaccel/autotune/expected/priors.json; and every
+kernel's speedup, with the call, into tfaccel/ops/kernels/measured.json. Run it when results have
+changed:
 
     python benchmarks/priors.py
 """
 
+import dataclasses
 import functools
 import glob
 import json
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,10 +27,18 @@ from tfaccel.autotune.expected.layer_mix import layer_mix
 from tfaccel.autotune.report import Report
 from tfaccel.core.machine_class import FLAGS, MachineClass
 from tfaccel.core.workload import Workload
+from tfaccel.ops import api
+from tfaccel.ops.kernels import REFERENCE, CallSpec, Measured, measured_text
 
 _OUTPUT = flags.DEFINE_string(
     "output", str(pathlib.Path(evidence.__file__).with_name("priors.json")), "the file to write"
 )
+_KERNELS = flags.DEFINE_string(
+    "kernels", str(pathlib.Path(api.__file__).parent / "kernels" / "measured.json"), "likewise"
+)
+_TIMED = re.compile(r"(\w+) ([\d.]+)x$")
+# Kernels that were called otherwise when they were measured.
+_NOW = {"turned": "transposed", "fused_taps": "fused_offsets"}
 
 
 def machine_of(facts: dict[str, Any]) -> MachineClass:
@@ -46,8 +58,8 @@ def mix_of(name: str) -> dict[str, float]:
     return {kind: round(share, 4) for kind, share in mix.items()}
 
 
-def rows(path: str) -> Iterator[Evidence]:
-    """What one file of results tells."""
+def trained(path: str) -> Iterator[Evidence]:
+    """What one file of steady steps tells: gains, as its traces follow those of other models."""
     data = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     machine = machine_of(data["machine"])
     for row in data["rows"]:
@@ -55,14 +67,77 @@ def rows(path: str) -> Iterator[Evidence]:
         if "mixed" in pathlib.Path(path).name or not row.get("tuning"):
             continue
         report = Report.from_json(json.dumps(row["tuning"]))
-        yield from evidence.evidence_of(report, machine, mix_of(row["model"]))
+        for one in evidence.evidence_of(report, machine, mix_of(row["model"])):
+            yield dataclasses.replace(one, trace=None)
+
+
+def fitted(path: str) -> Iterator[Evidence]:
+    """What one file of whole fits tells: traces, too, as a user waits for them."""
+    data = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    machine = machine_of(data["machine"])
+    for row in data["rows"]:
+        for one in row.get("fits", {}).get("empty cache", ()):
+            report = Report.from_json(json.dumps(one["report"]))
+            yield from evidence.evidence_of(report, machine, mix_of(row["model"]))
+
+
+def calls(path: str) -> Iterator[Measured]:
+    """What one file of kernels' times tells, each call once."""
+    data = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    machine = machine_of(data["machine"])
+    found = {}
+    for row in data["rows"]:
+        spec = call_of(row["call"], row["direction"])
+        seconds = row["tensorflow_seconds"]
+        timed = (_TIMED.match(text) for text in row["others"])
+        speedups = {one[1]: float(one[2]) for one in timed if one}
+        if row["kernel"] != REFERENCE:
+            speedups[row["kernel"]] = round(seconds / row["seconds"], 2)
+        kept = {_NOW.get(name, name): max(gain, 0.01) for name, gain in speedups.items()}
+        found[spec] = Measured(machine, spec, float(f"{seconds:.3g}"), kept)
+    yield from found.values()
+
+
+def call_of(text: str, direction: str) -> CallSpec:
+    """The call that a results file names."""
+    (op, x, _, w), *marks, dtype = (part.split() for part in text.split(", "))
+    rank = 0 if op == "matmul" else x.count("x") - 1
+    facts: dict[str, Any] = {"strides": (1,) * rank, "dilation": (1,) * rank}
+    for mark in marks:
+        match mark:
+            case ["stride", sizes]:
+                facts["strides"] = _sizes(sizes)
+            case ["dilation", sizes]:
+                facts["dilation"] = _sizes(sizes)
+            case [count, "groups"]:
+                facts["groups"] = int(count)
+            case [padding]:
+                facts["padding"] = padding
+    way: Any = direction.replace(" ", "_")
+    spec = CallSpec(op, way, dtype[0], _sizes(x), _sizes(w), **facts)
+    if str(spec) != text:
+        raise ValueError(f"{text!r} was read as {spec}")
+    return spec
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split("x")))
+
+
+def _files(pattern: str) -> list[str]:
+    return sorted(glob.glob(str(_common.RESULTS / pattern)))
 
 
 def main(_: list[str]) -> None:
-    paths = sorted(glob.glob(str(_common.RESULTS / "training-*.json")))
-    found = [one for path in paths for one in rows(path)]
+    steady, whole = (_files(f"{kind}-*.json") for kind in ("training", "whole-fit"))
+    found = [one for path in steady for one in trained(path)]
+    found += [one for path in whole for one in fitted(path)]
     pathlib.Path(_OUTPUT.value).write_text(evidence.to_text(found), encoding="utf-8")
-    print(f"{len(found)} trials of {len(paths)} files in {_OUTPUT.value}")
+    print(f"{len(found)} trials of {len(steady) + len(whole)} files in {_OUTPUT.value}")
+    paths = _files("kernels-*.json")
+    known = [one for path in paths for one in calls(path)]
+    pathlib.Path(_KERNELS.value).write_text(measured_text(known), encoding="utf-8")
+    print(f"{len(known)} calls of {len(paths)} files in {_KERNELS.value}")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,10 @@ def fit(model: str, steps: int, epochs: int, cache: str | None, seed: int) -> di
 def in_child(**arguments: Any) -> dict[str, Any]:
     """The same in a process of its own."""
     words = [sys.executable, __file__, f"--child={json.dumps(arguments)}"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    # What is known of kernels is kept there, too.
+    folder = arguments["cache"] or tempfile.gettempdir()
+    env = os.environ | {"TFACCEL_CACHE_DIR": folder}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         raise RuntimeError(f"a fit failed: {done.stderr.strip()[-500:]}")

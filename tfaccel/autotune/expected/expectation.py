@@ -1,9 +1,9 @@
 """What plans are expected to win and to cost, by what was measured before.
 
-The logarithm of a plan's gain is taken to be the sum of what its passes bring. What each brings
-is fitted to the evidence by weighted least squares, drawn towards the pass's own prior (ridge
-regression): where nothing like it was measured the prior stands, where this very training has
-tried a plan that counts most. The cost of a trace is fitted in the same way.
+The logarithm of a plan's gain is taken to be the sum of what its passes bring, alone and two by
+two. What each brings is fitted to the evidence by weighted least squares, drawn towards the pass's
+own prior (ridge regression): where nothing like it was measured the prior stands, where this very
+training has tried a plan that counts most. The cost of a trace is fitted in the same way.
 
 Source: Hoerl and Kennard, Ridge Regression, Technometrics 12 (1970).
 """
@@ -27,9 +27,14 @@ from tfaccel.core.workload import Workload
 # How much a pass's prior counts, in measurements of the same model on the same machine; and a
 # trial in this very training.
 _PRIOR_WEIGHT, _OWN_WEIGHT = 0.3, 20.0
-# What a check takes beside the trace, in steps: two of the candidate, three of the original,
-# and as long again for copies of the state.
-CHECKED_STEPS = 8
+# Likewise, how much it counts that two passes do nothing to each other.
+_PAIR_WEIGHT, _BETWEEN = 0.3, " with "
+# What a check takes beside the trace, in steps: two of the candidate, one to three of the
+# original, and as long again for copies of the state.
+CHECKED_STEPS = 6
+# What every later trace has in common, beside what its passes add: the first step of a fit makes
+# variables and threads, too, and readies TensorFlow's kernels.
+_TRACE, _LATER_TRACE = "", 0.5
 # A plan must be expected to be so much faster than the present one to be worth a look.
 _WORTH_A_LOOK = 1.03
 
@@ -91,13 +96,13 @@ class Expectation:
 
     def gain(self, plan: Plan) -> float:
         """How many times faster than the original step a plan is expected to be."""
-        return math.exp(sum(self._gains.get(name, 0.0) for name in plan.names))
+        return math.exp(sum(self._gains.get(term, 0.0) for term in _terms(plan.names)))
 
     def trace_seconds(self, plan: Plan) -> float:
         """What the first step under a plan is expected to take."""
         workload = self._workload
         own = max(workload.first_step_seconds, workload.trace_seconds)
-        return own * math.exp(sum(self._traces.get(name, 0.0) for name in plan.names))
+        return own * math.exp(sum(self._traces.get(name, 0.0) for name in (_TRACE, *plan.names)))
 
     def cost_seconds(self, plan: Plan) -> float:
         """What it takes to know whether a plan is faithful; its race costs next to nothing."""
@@ -161,31 +166,45 @@ class Expectation:
     def _fit(self) -> None:
         priors = {item.name: prior.expected_gain for item, prior in self._usable}
         traces = {item.name: item.compile_factor for item, _ in self._usable}
+        traces[_TRACE] = _LATER_TRACE
         self._gains = _fitted(
-            [(one.passes, one.gain, weight) for one, weight in self._evidence], priors
+            [(_terms(one.passes), one.gain, weight) for one, weight in self._evidence], priors
         )
         self._traces = _fitted(
-            [(one.passes, one.trace, weight) for one, weight in self._evidence if one.trace],
+            [
+                ((_TRACE, *one.passes), one.trace, weight)
+                for one, weight in self._evidence
+                if one.trace
+            ],
             traces,
         )
+
+
+def _terms(names: Sequence[str]) -> list[str]:
+    """What a plan's gain is made of: its passes', and what any two of them do to each other.
+
+    Kernels, for one, win more in 16 bits, where TensorFlow's own are at their slowest.
+    """
+    return [*names, *(_BETWEEN.join(pair) for pair in itertools.combinations(sorted(names), 2))]
 
 
 def _fitted(
     measured: Sequence[tuple[Sequence[str], float, float]], priors: Mapping[str, float]
 ) -> dict[str, float]:
-    """The logarithm of each pass's factor.
+    """The logarithm of each term's factor.
 
     Args:
-        measured: passes together, the factor of all of them, how much it counts.
-        priors: the factor of each pass alone, before anything is measured.
+        measured: terms together, the factor of all of them, how much it counts.
+        priors: the factor of each term alone, before anything is measured; 1 where none is given.
     """
-    names = sorted({*priors, *(name for passes, _, _ in measured for name in passes)})
+    names = sorted({*priors, *(name for terms, _, _ in measured for name in terms)})
     start = np.array([math.log(priors.get(name, 1.0)) for name in names])
-    rows = np.array([[name in passes for name in names] for passes, _, _ in measured], float)
+    rows = np.array([[name in terms for name in names] for terms, _, _ in measured], float)
     if not len(rows):
         return dict(zip(names, start.tolist(), strict=True))
     weights = np.array([weight for _, _, weight in measured])
     apart = np.log([factor for _, factor, _ in measured]) - rows @ start
-    squares = rows.T @ (weights[:, None] * rows) + _PRIOR_WEIGHT * np.eye(len(names))
+    kept = np.array([_PAIR_WEIGHT if _BETWEEN in name else _PRIOR_WEIGHT for name in names])
+    squares = rows.T @ (weights[:, None] * rows) + np.diag(kept)
     found = start + np.linalg.solve(squares, rows.T @ (weights * apart))
     return dict(zip(names, found.tolist(), strict=True))
