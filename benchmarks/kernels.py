@@ -38,7 +38,7 @@ def measured(benchmark: models.Benchmark) -> Selection:
     model = dataclasses.replace(benchmark, policy=policy).model()
     batch = next(iter(benchmark.dataset()))
     workload = Workload(model, (batch,))
-    item = Kernels(max_seconds=_SECONDS.value)
+    item = Kernels(max_seconds=_SECONDS.value, exhaustive=True)
     # Its products are chosen, too, where the model has attention layers.
     before = (FusedAttention(),) if FusedAttention().unsupported(workload) is None else ()
     plan = Plan((*before, item))

@@ -14,6 +14,7 @@ from clocks import FakeClock
 import tfaccel
 from tfaccel import ops
 from tfaccel.autotune.comparison.step_recorder import StepRecorder
+from tfaccel.core.machine_class import MachineClass
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
@@ -21,7 +22,7 @@ from tfaccel.explain.api import explain
 from tfaccel.measure import numerics
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
-from tfaccel.ops.kernels import KERNELS, Candidate, Ranking, Store, kernels, reference
+from tfaccel.ops.kernels import KERNELS, Candidate, Measured, Ranking, Store, kernels, reference
 from tfaccel.passes import XLA, FusedNorm, Kernels, MixedPrecision
 from tfaccel.passes.kernels import _selection
 from tfaccel.passes.kernels._selection import Selection
@@ -90,7 +91,8 @@ def measured(monkeypatch):
     """What was measured, in order; and who wins (by default nobody)."""
     asked = []
 
-    def measure(spec, clock, deadline):
+    def measure(spec, clock, deadline, likely):
+        assert likely is None
         asked.append(spec)
         if hasattr(clock, "advance"):
             clock.advance(1.0)
@@ -99,6 +101,8 @@ def measured(monkeypatch):
     measure.winner = "tensorflow"
     measure.asked = asked
     monkeypatch.setattr(_selection, "measure", measure)
+    # Nothing was measured anywhere, so that every kernel is worth a look.
+    monkeypatch.setattr(_selection, "shipped", tuple)
     # The steps of tests are so short that nothing would be too small, or all.
     monkeypatch.setattr(_selection, "_LEAST_SHARE", 0.0)
     return measure
@@ -306,6 +310,38 @@ def test_what_is_small_beside_the_step_is_not_measured(measured, monkeypatch):
     monkeypatch.setattr(_selection, "_LEAST_SHARE", 1e-3)
     prepared(context_of(products(), step_seconds=1.0))
     assert not measured.asked
+
+
+def test_what_is_likely_to_win_is_measured(measured, monkeypatch):
+    """That first which saves most; not calls on which all lost; `exhaustive` measures all."""
+    asked = []
+
+    def measure(spec, clock, deadline, likely):
+        asked.append((spec.op, likely))
+        return ranked(spec)
+
+    monkeypatch.setattr(_selection, "measure", measure)
+    known: list[Measured] = []
+    monkeypatch.setattr(Store, "measured", lambda store: known)
+    context = context_of(products())
+    machine = MachineClass.of(context.workload.device)
+    prepared(context, seconds=0.0)
+    assert not asked
+    seen = {spec for specs in context.prepared["kernels"].seen.values() for spec in specs}
+    gains = {"matmul": {"xla": 1.5}, "conv1d": {"xla": 4.0, "im2col": 2.0}}
+    known += [
+        Measured(machine, spec.along(way), 1.0, gains.get(spec.op, {"xla": 0.1, "im2col": 0.1}))
+        for spec in seen
+        for way in ("forward", "input_gradient", "weight_gradient")
+    ]
+    prepared(context_of(products()))
+    assert {op for op, _ in asked} == {"conv1d", "matmul"}
+    assert asked[0] == ("conv1d", ("xla", "im2col"))
+    assert asked[-1] == ("matmul", ("xla",))
+    asked.clear()
+    prepared(context_of(products()), item=Kernels(exhaustive=True))
+    assert {"conv2d", "depthwise_conv2d"} < {op for op, _ in asked}  # the others are known by now
+    assert {likely for _, likely in asked} == {None}
 
 
 def test_nothing_is_left_behind(measured):

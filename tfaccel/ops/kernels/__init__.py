@@ -6,6 +6,7 @@ table.
 """
 
 from tfaccel.ops.kernels._kernel import TOLERANCES, Kernel
+from tfaccel.ops.kernels._likely import Guess, Measured, guess, measured_text, shipped
 from tfaccel.ops.kernels._measure import find, measure
 from tfaccel.ops.kernels._product import Choose, Chooser, input_gradient, product, weight_gradient
 from tfaccel.ops.kernels._ranking import Candidate, Ranking
@@ -33,19 +34,24 @@ __all__ = [
     "Choose",
     "Chooser",
     "Direction",
+    "Guess",
     "Kernel",
+    "Measured",
     "Ranking",
     "Store",
     "convolution_spec",
     "data_format",
     "find",
+    "guess",
     "input_gradient",
     "kernels",
     "matmul_spec",
     "measure",
+    "measured_text",
     "product",
     "reference",
     "register_kernel",
+    "shipped",
     "tensors",
     "unregister_kernel",
     "weight_gradient",

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,10 +85,19 @@ def find(
     return found
 
 
-def measure(spec: CallSpec, clock: Clock, deadline: float = math.inf) -> Ranking:
-    """Runs, compares and times every kernel of a call, whose sizes are known.
+def measure(
+    spec: CallSpec,
+    clock: Clock,
+    deadline: float = math.inf,
+    likely: Collection[str] | None = None,
+) -> Ranking:
+    """Runs, compares and times the kernels of a call, whose sizes are known.
 
-    After `deadline` by the clock no further kernel is begun.
+    Args:
+        spec: the call.
+        clock: seconds.
+        deadline: the clock's value after which no further kernel is begun.
+        likely: the kernels to try; None for all.
     """
     race = _Race(spec, clock)
     candidates = [race.own()]
@@ -96,6 +105,11 @@ def measure(spec: CallSpec, clock: Clock, deadline: float = math.inf) -> Ranking
         unsupported = kernel.unsupported(spec)
         if unsupported is not None:
             candidates.append(Candidate(kernel.name, Outcome.REFUSED, reason=str(unsupported)))
+        elif likely is not None and kernel.name not in likely:
+            reason = "it wins no call like this"
+            candidates.append(
+                Candidate(kernel.name, Outcome.UNDECIDED, reason=reason, unlikely=True)
+            )
         elif clock() + race.least_seconds > deadline:
             candidates.append(Candidate(kernel.name, Outcome.UNDECIDED, reason="out of time"))
         else:

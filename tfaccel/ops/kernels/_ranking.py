@@ -36,6 +36,7 @@ class Candidate:
             result; None where it was not compared.
         reason: why it was refused, failed, or is not used.
         reduces: whether it multiplies in fewer bits than the operands have.
+        unlikely: whether it was left untried, as it wins no call like this one.
     """
 
     kernel: str
@@ -45,6 +46,7 @@ class Candidate:
     drift: float | None = None
     reason: str = ""
     reduces: bool = False
+    unlikely: bool = False
 
     def __str__(self) -> str:
         """Such as `im2col 1.82x` or `shifted refused: it has groups`."""
@@ -60,7 +62,7 @@ class Ranking:
     Attributes:
         spec: the call.
         candidates: every kernel of its op and direction.
-        complete: whether none was left untried for want of time.
+        complete: whether none was left untried.
     """
 
     spec: CallSpec
@@ -74,6 +76,12 @@ class Ranking:
             return not timed, rank, -candidate.speedup.median if candidate.speedup else 0.0
 
         object.__setattr__(self, "candidates", tuple(sorted(self.candidates, key=place)))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that are likely to win were tried."""
+        undecided = (c for c in self.candidates if c.verdict is Outcome.UNDECIDED)
+        return self.complete or all(c.unlikely for c in undecided)
 
     def best(
         self, reduced: bool = False, in_xla: bool = True, compiled: bool = True
@@ -118,6 +126,12 @@ class Ranking:
         """What TensorFlow's op takes."""
         own = (c.seconds for c in self.candidates if c.kernel == REFERENCE)
         return next(own, None) or 0.0
+
+    @property
+    def speedups(self) -> dict[str, float]:
+        """Of the kernels beside TensorFlow's that were timed, by name."""
+        timed = ((c.kernel, c.speedup) for c in self.candidates if c.kernel != REFERENCE)
+        return {name: speedup.median for name, speedup in timed if speedup is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """The ranking as JSON values, for this machine."""

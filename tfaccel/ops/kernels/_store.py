@@ -15,6 +15,7 @@ from tfaccel.compat import onednn
 from tfaccel.compat.tensorflow_private import onednn_is_on
 from tfaccel.core.machine_class import MachineClass
 from tfaccel.ops.kernels import implementations
+from tfaccel.ops.kernels._likely import Measured
 from tfaccel.ops.kernels._ranking import Ranking
 from tfaccel.ops.kernels._registry import kernels
 from tfaccel.ops.kernels._spec import CallSpec
@@ -55,14 +56,26 @@ class Store:
         """All of them that hold today."""
         return [ranking for ranking in self._rankings.values() if _is_current(ranking)]
 
+    def measured(self) -> list[Measured]:
+        """What they tell of other calls."""
+        machine = MachineClass.of(current_device())
+        return [
+            Measured(machine, ranking.spec, ranking.reference_seconds, ranking.speedups)
+            for ranking in self.rankings()
+        ]
+
     def add(self, ranking: Ranking) -> None:
         """Remembers a ranking, as the last one."""
         self._rankings.pop(ranking.spec, None)
         self._rankings[ranking.spec] = ranking
 
     def save(self) -> None:
-        """Writes all that is complete, with what other processes have written meanwhile."""
-        merged = {r.spec: r for r in (*self._read(), *self._rankings.values()) if r.complete}
+        """Writes all that is settled, with what other processes have written meanwhile."""
+        merged: dict[CallSpec, Ranking] = {}
+        for ranking in (*self._read(), *self._rankings.values()):
+            before = merged.get(ranking.spec)
+            if ranking.complete or (ranking.is_settled and not (before and before.complete)):
+                merged[ranking.spec] = ranking
         data = {"rankings": [r.to_dict() for r in merged.values()]}
         try:
             replace_text(self.path, to_text(SCHEMA, data, indent=None))

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from tfaccel.core.machine_class import MachineClass
 from tfaccel.measure.timing import Clock
 from tfaccel.measure.units import ratio
 from tfaccel.ops.kernels import (
@@ -10,21 +11,28 @@ from tfaccel.ops.kernels import (
     REFERENCE,
     CallSpec,
     Direction,
+    Guess,
     Kernel,
     Ranking,
     Store,
+    guess,
     measure,
     reference,
+    shipped,
 )
+from tfaccel.system.device import current_device
 
-# Only the order in which calls are measured hangs on these, and what is too small to be.
-_FLOPS_PER_SECOND, _BYTES_PER_SECOND = 1e11, 1e10
-# Calls that take less of a step than this are left to TensorFlow unmeasured.
+# Calls on which less of a step than this may be saved are left to TensorFlow unmeasured.
 _LEAST_SHARE = 1e-3
 
 
 class Selection:
     """The kernels of a workload's layers, in the directions in which products are computed.
+
+    Args:
+        reduced: whether kernels may multiply in fewer bits than the operands have.
+        directions: those that are computed.
+        exhaustive: whether all kernels are measured, not only those that are likely to win.
 
     Attributes:
         seen: the calls of each layer, forward, by the layer's name.
@@ -32,10 +40,16 @@ class Selection:
         recording: whether calls are noted, and Keras's own code is wanted for all of them.
     """
 
-    def __init__(self, reduced: bool = False, directions: Sequence[Direction] = DIRECTIONS):
+    def __init__(
+        self,
+        reduced: bool = False,
+        directions: Sequence[Direction] = DIRECTIONS,
+        exhaustive: bool = False,
+    ):
         self.seen: dict[str, list[CallSpec]] = {}
         self._reduced = reduced
         self._directions = tuple(directions)
+        self._exhaustive = exhaustive
         self._rankings: dict[CallSpec, Ranking] = {}
         self.looked_at: set[object] = set()
         self.recording = False
@@ -66,37 +80,47 @@ class Selection:
         return next(fitting, None) or Store.at().ranking(spec)
 
     def measure(self, step_seconds: float, clock: Clock, deadline: float) -> None:
-        """Measures the calls that were seen and are not known yet, the largest first.
+        """Measures the calls that were seen and are not known yet.
 
-        Calls with a size that shows only while they run (behind a layer of the user's that loses
-        the batch's) can't be measured, and are left to TensorFlow, as are those that count little
-        in a step of `step_seconds`; 0.0 has every call measured. After `deadline` by the clock
-        none is begun.
+        Those come first on which most is likely to be saved, by what was measured on calls like
+        them; of each the kernels that are likely to win. Calls with a size that shows only while
+        they run (behind a layer of the user's that loses the batch's) can't be measured, and are
+        left to TensorFlow, as are those that count little in a step of `step_seconds`; 0.0 has
+        every call measured. After `deadline` by the clock none is begun.
         """
-        seen = (spec for specs in self.seen.values() for spec in specs)
-        counts = Counter(spec for spec in seen if spec.is_known)
-        guesses = {spec: count * _guess(spec) for spec, count in counts.items()}
         store = Store.at()
         found = 0
         try:
-            for spec in sorted(guesses, key=lambda spec: -guesses[spec]):
-                if guesses[spec] < _LEAST_SHARE * step_seconds:
+            for saved_seconds, spec, expected in self._worth_measuring(store):
+                if saved_seconds < _LEAST_SHARE * step_seconds:
                     break
-                for direction in self._directions:
-                    found += self._measure(spec.along(direction), store, clock, deadline)
+                found += self._measure(spec, expected, store, clock, deadline)
         finally:
             if found:
                 store.save()
 
-    def _measure(self, spec: CallSpec, store: Store, clock: Clock, deadline: float) -> bool:
+    def _worth_measuring(self, store: Store) -> list[tuple[float, CallSpec, Guess]]:
+        """The calls on which something may be saved, with the seconds of a step; most first."""
+        seen = (spec for specs in self.seen.values() for spec in specs)
+        counts = Counter(spec for spec in seen if spec.is_known)
+        known = () if self._exhaustive else (*store.measured(), *shipped())
+        machine = MachineClass.of(current_device())
+        ways = ((n, spec.along(way)) for spec, n in counts.items() for way in self._directions)
+        calls = [(n, spec, guess(spec, machine, known, self._reduced)) for n, spec in ways]
+        worth = [(n * g.saved_seconds, spec, g) for n, spec, g in calls if g.kernels != ()]
+        return sorted(worth, key=lambda call: -call[0])
+
+    def _measure(
+        self, spec: CallSpec, expected: Guess, store: Store, clock: Clock, deadline: float
+    ) -> bool:
         """Sees to it that a call is known if there is time; whether it had to be measured."""
         known = store.ranking(spec)
-        is_new = known is None or not known.complete
+        is_new = known is None or not (known.complete if self._exhaustive else known.is_settled)
         if is_new:
             # TensorFlow's own is run four times, traced once, before any other kernel is.
-            if clock() + 4 * _guess(spec) > deadline:
+            if clock() + 4 * expected.seconds > deadline:
                 return False
-            known = measure(spec, clock, deadline)
+            known = measure(spec, clock, deadline, expected.kernels)
             store.add(known)
         assert known is not None
         self._rankings[spec] = known
@@ -123,8 +147,3 @@ class Selection:
             rest = [str(c) for c in ranking.candidates if c.kernel not in (name, REFERENCE)]
             others.append(f"{way}: {', '.join(rest)}")
         return "; ".join(used), tuple(others)
-
-
-def _guess(spec: CallSpec) -> float:
-    """About how many seconds a call takes on a small machine."""
-    return spec.flops / _FLOPS_PER_SECOND + spec.bytes / _BYTES_PER_SECOND

@@ -46,6 +46,8 @@ class Kernels(LayerPass):
     Args:
         max_seconds: what measuring may take at most; the largest products come first.
         reduced: whether kernels may multiply float32 in bfloat16.
+        exhaustive: whether every kernel is measured; else the two that are likely to win, by
+            what was measured on calls like these (`tfaccel/ops/kernels/_likely.py`).
 
     Raises:
         ValueError: `max_seconds` is not positive.
@@ -63,6 +65,7 @@ class Kernels(LayerPass):
 
     max_seconds: float = 60.0
     reduced: bool = False
+    exhaustive: bool = False
 
     def __post_init__(self) -> None:
         if not self.max_seconds > 0:
@@ -155,7 +158,8 @@ class Kernels(LayerPass):
 
     def _selection(self, context: StepContext) -> Selection:
         directions = DIRECTIONS if context.workload.training else DIRECTIONS[:1]
-        return context.prepared.setdefault(self.name, Selection(self.reduced, directions))
+        selection = Selection(self.reduced, directions, self.exhaustive)
+        return context.prepared.setdefault(self.name, selection)
 
 
 def _trace(workload: Workload) -> None:
