@@ -187,7 +187,7 @@ def test_its_steps_are_those_of_the_training():
 
 @pytest.mark.parametrize("item", ["takes", "takes_together"])
 def test_a_plan_is_compared_while_it_runs(item, monkeypatch):
-    monkeypatch.setattr(live_gain, "_SHARE", 0.5)
+    monkeypatch.setattr(live_gain, "LIVE_SHARE", 0.5)
     steps = 80 if item == "takes" else 240
     model, accel = fit([item], steps)
     assert accel.report.gain.pairs > 6
@@ -196,7 +196,7 @@ def test_a_plan_is_compared_while_it_runs(item, monkeypatch):
 
 
 def test_a_plan_that_is_slower_later_is_dropped(monkeypatch):
-    monkeypatch.setattr(live_gain, "_SHARE", 0.5)
+    monkeypatch.setattr(live_gain, "LIVE_SHARE", 0.5)
     model, accel = fit(["takes_more_and_more"], 250, tuning_share=0.1)
     assert path(accel)[-2:] == ["RUN", "STAY"]
     assert accel.plan.is_baseline
@@ -390,7 +390,7 @@ def test_no_warning_is_given_on_the_way():
 
 
 def test_another_speed_up_than_was_told_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(live_gain, "_SHARE", 0.5)
+    monkeypatch.setattr(live_gain, "LIVE_SHARE", 0.5)
     monkeypatch.setattr(Fading, "later", 0.5)
     fit(["takes_more_and_more"], 160, verbose=1)
     shown = capsys.readouterr().out

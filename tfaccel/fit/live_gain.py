@@ -12,7 +12,7 @@ from tfaccel.measure.timing import Clock, Speedup, speedup
 from tfaccel.steps.compiled_step import StepFunction
 
 # The share of the time that comparing may cost.
-_SHARE = 0.01
+LIVE_SHARE = 0.01
 # Pairs of one comparison, so that each side begins once.
 _PAIRS = 2
 # Pairs whose median is the present gain: those of the latest comparisons.
@@ -115,4 +115,4 @@ class LiveGain:
         the guard, twice in a comparison, is taken to cost one.
         """
         calls = max(self._steps_per_call, LiveRace.calls_of(self._step_seconds))
-        return math.ceil(_PAIRS * calls * (max(0.0, gain - 1.0) + 1.0) / _SHARE)
+        return math.ceil(_PAIRS * calls * (max(0.0, gain - 1.0) + 1.0) / LIVE_SHARE)

@@ -1,5 +1,6 @@
 """The phases before a choice: OBSERVE, in which steps are timed, and AWAIT_LENGTH."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import tensorflow as tf
 from tfaccel.autotune.options import COLLECTED_STEPS
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import error_line
+from tfaccel.autotune.warm_start import known_for_sure
 from tfaccel.compat import keras_private
 from tfaccel.fit.course import Course
 from tfaccel.fit.first_step import FirstStepFallback
@@ -70,9 +72,29 @@ class Observing:
             calls = self._prepare(iterator.element_spec)
         if calls:
             course.observed.take(iterator, calls)
+            if course.settings.plan is None:
+                self._start_warm(iterator)
+            else:
+                course.decide()
             iterator = course.observed.fed(iterator)
-            course.decide()
         return iterator
+
+    def _start_warm(self, iterator: tf.data.Iterator) -> None:
+        """Begins with a plan of the cache, where it is sure to be the right one."""
+        course, observed = self._course, self._course.observed
+        with course.own_work():
+            report = known_for_sure(observed.workload(), course.settings)
+            if report is None or must_observe(report.plan, observed.workload()):
+                return observed.forget_batches()
+            more = calls_to_look_at(report.plan, observed.workload()) - 1
+            if more > 0:
+                with contextlib.suppress(StopIteration):  # a short epoch
+                    observed.take(iterator, more)
+                report = known_for_sure(observed.workload(), course.settings)
+            if report is None:
+                return observed.forget_batches()
+            course.announcer.announce(report)
+            course.start_plan(report.plan, observed.workload(), None)
 
     def _prepare(self, element_spec: Any) -> int:
         """The first call: of how many calls the batches must be known before a plan runs."""
@@ -86,7 +108,9 @@ class Observing:
             course.stay_if_too_few(steps)
             if course.phase is Phase.OBSERVE and (note := course.chooser.known_too_short()):
                 course.stay_for(note)
-            return 0
+            untraced = not keras_private.trace_counter(self._baseline)()
+            may_be_known = bool(course.settings.cache) and observed.workload().strategy is None
+            return int(course.phase is Phase.OBSERVE and untraced and may_be_known)
         workload = observed.workload()
         if course.memory.step(explicit, element_spec) is None:
             if must_observe(explicit, workload):

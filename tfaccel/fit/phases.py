@@ -38,8 +38,8 @@ class Phase(enum.Enum):
 TRANSITIONS: Mapping[Phase, Mapping[Phase, str]] = {
     Phase.OBSERVE: {
         Phase.PREDICT: "a step's time, its trace's time and kept batches are there",
-        Phase.RUN: "a plan is given, or was chosen in an earlier fit of this model, or the "
-        "original step can't run and a plan can",
+        Phase.RUN: "a plan is given, or was chosen in an earlier fit of this model or for this "
+        "very training, or the original step can't run and a plan can",
         Phase.STAY: "the training can't be accelerated, or has too few steps",
     },
     Phase.AWAIT_LENGTH: {

@@ -1,17 +1,20 @@
 """The races of a fit: of a candidate, and now and then of the plan that runs."""
 
 import dataclasses
+import math
 from typing import Any
 
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import Trial
+from tfaccel.compat import keras_private
 from tfaccel.core.workload import Workload
 from tfaccel.fit.choose import Choice, PlanChooser
-from tfaccel.fit.live_gain import LiveGain
+from tfaccel.fit.guarded_step import GuardedStep
+from tfaccel.fit.live_gain import LIVE_SHARE, LiveGain
 from tfaccel.fit.live_race import LiveRace
 from tfaccel.fit.run import PlanRun
 from tfaccel.measure.racing import Race
-from tfaccel.measure.timing import Speedup
+from tfaccel.measure.timing import Speedup, wait_for
 from tfaccel.steps.remembered import Pending, TracedStep
 from tfaccel.steps.snapshot import build_used_optimizer
 
@@ -32,6 +35,38 @@ class Contest:
 
 
 @dataclasses.dataclass
+class _Untraced:
+    """An original step that has not run in this process, as the cache had a plan for the first.
+
+    Its trace is worth paying for once that is `LIVE_SHARE` of the time.
+
+    Attributes:
+        report: of the plan that runs.
+        calls: how many steps of it are still to be made before.
+    """
+
+    report: Report
+    calls: float
+
+    @classmethod
+    def of(cls, report: Report) -> "_Untraced":
+        """How long to wait, by what a trace and a step took when the plan was chosen."""
+        seconds = _step_seconds(report) / report.speedup
+        trace = report.trials[0].compile_seconds
+        return cls(report, trace / (LIVE_SHARE * seconds) if seconds else math.inf)
+
+    def is_due(self) -> bool:
+        """Counts a step; whether the original's turn has come."""
+        self.calls -= 1
+        return self.calls < 0
+
+
+def _step_seconds(report: Report) -> float:
+    """What a step of the original took when the plan was chosen."""
+    return report.trials[0].step_seconds or 0.0
+
+
+@dataclasses.dataclass
 class Races:
     """Runs the steps of a fit while two sides take turns, one race at a time.
 
@@ -45,6 +80,7 @@ class Races:
     plan_run: PlanRun
     contest: Contest | None = dataclasses.field(default=None, init=False)
     live: LiveGain | None = dataclasses.field(default=None, init=False)
+    _untraced: _Untraced | None = dataclasses.field(default=None, init=False)
 
     def begin(self, choice: Choice, most_lost_seconds: float) -> None:
         """A candidate and the step that ran so far take turns from now on."""
@@ -120,6 +156,9 @@ class Races:
         step = self.plan_run.step
         if step is None or not report.gain.pairs:
             return
+        if not keras_private.trace_counter(self.plan_run.dispatcher.own)():
+            self._untraced = _Untraced.of(report)
+            return
         own = race is not None and race.gain == report.gain
         self.live = LiveGain(
             self.plan_run.dispatcher.own,
@@ -127,7 +166,7 @@ class Races:
             self.plan_run.clock,
             race=race if own else None,
             steps_per_call=self.plan_run.plan.steps_per_call,
-            step_seconds=self.plan_run.observed.usual_seconds,
+            step_seconds=self.plan_run.observed.usual_seconds or _step_seconds(report),
             gain=report.speedup,
             room=self._room,
         )
@@ -137,13 +176,25 @@ class Races:
         step, live = self.plan_run.step, self.live
         assert step is not None
         if live is None:
-            return step(iterator), None
+            return self._watched_at_last(iterator, step), None
         before = live.race
         logs = live(iterator)
         if before is live.race:
             return logs, None
         self.plan_run.dispatcher.is_racing = live.race is not None
         return logs, live.gain if live.race is None else None
+
+    def _watched_at_last(self, iterator: Any, step: GuardedStep) -> Any:
+        """A step of the plan, or the one of the original that traces it for comparisons."""
+        untraced = self._untraced
+        if untraced is None or step.function.ahead or not untraced.is_due():
+            return step(iterator)
+        logs = self.plan_run.dispatcher.own(iterator)
+        wait_for(logs)
+        step.resume()
+        self._untraced = None
+        self.watch(untraced.report, None)
+        return logs
 
     def begin_epoch(self) -> None:
         """An epoch begins: turns begin anew."""
