@@ -72,6 +72,13 @@ def test_priors_stand_where_nothing_was_measured(workload):
     assert found.cost_seconds(Plan((B,))) == pytest.approx(1.0 + 3.0 + 0.6)
 
 
+def test_recording_gradients_takes_two_traces_more(workload):
+    """As clipped ones are, which the optimizer's state does not show."""
+    workload.model.compile(keras.optimizers.SGD(clipnorm=1.0), "mse")
+    workload.model.optimizer.build(workload.model.trainable_variables)
+    assert expectation(workload).cost_seconds(Plan((A,))) == pytest.approx(3 * 1.0 + 0.6)
+
+
 def test_evidence_corrects_them(workload):
     many = [seen(workload, [A, B], 1.0, 3.0), seen(workload, [A], 1.0, 3.0)] * 30
     found = expectation(workload, many)

@@ -25,6 +25,17 @@ _UPDATE_TIMES = 3.0
 _BOUND = TOLERANCES["float32"]
 
 
+def hides_gradients(workload: Workload) -> bool:
+    """Whether the state after a step does not show its gradients, so that they are recorded."""
+    if workload.strategy is not None or not workload.optimizers:
+        return True
+    return not all(map(slot_gradients.shows_gradients, _working(workload)))
+
+
+def _working(workload: Workload) -> list[keras.optimizers.Optimizer]:
+    return [optimizer for optimizer in workload.optimizers if optimizer.built]
+
+
 class TracedObserver:
     """Observes single steps that were traced for training, as `StepRecorder` does its own.
 
@@ -57,10 +68,7 @@ class TracedObserver:
         They do not on several replicas; where the optimizer hides the gradients; and where a
         plan draws other random numbers than the original, as XLA does.
         """
-        workload = self._workload
-        if workload.strategy is not None or not workload.optimizers:
-            return False
-        if not all(map(slot_gradients.shows_gradients, self._working())):
+        if hides_gradients(self._workload):
             return False
         return not (self.is_random and self._draws_otherwise(plan))
 
@@ -74,7 +82,7 @@ class TracedObserver:
         return jit_compiles(plan, StepContext(workload)) != bool(workload.model.jit_compile)
 
     def _working(self) -> list[keras.optimizers.Optimizer]:
-        return [o for o in self._workload.optimizers if o.built]
+        return _working(self._workload)
 
     def observe(self, plan: Plan, reference: Observation | None = None) -> Observation:
         """One step under a plan.

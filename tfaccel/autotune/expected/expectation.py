@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from tfaccel.autotune.comparison.traced_observer import hides_gradients
 from tfaccel.autotune.expected.evidence import Evidence, evidence_of
 from tfaccel.autotune.expected.layer_mix import layer_mix
 from tfaccel.autotune.report import Report
@@ -32,6 +33,8 @@ _PAIR_WEIGHT, _BETWEEN = 0.3, " with "
 # What a check takes beside the trace, in steps: two of the candidate, one to three of the
 # original, and as long again for copies of the state.
 CHECKED_STEPS = 6
+# Traces of a check that records gradients: the plan's step, and both steps once more.
+_RECORDED_TRACES = 3
 # What every later trace has in common, beside what its passes add: the first step of a fit makes
 # variables and threads, too, and readies TensorFlow's kernels.
 _TRACE, _LATER_TRACE = "", 0.5
@@ -107,7 +110,8 @@ class Expectation:
     def cost_seconds(self, plan: Plan) -> float:
         """What it takes to know whether a plan is faithful; its race costs next to nothing."""
         looked_at = CHECKED_STEPS * self._workload.step_seconds
-        return self.trace_seconds(plan) + looked_at + self._prepare_seconds(plan)
+        traces = _RECORDED_TRACES if hides_gradients(self._workload) else 1
+        return traces * self.trace_seconds(plan) + looked_at + self._prepare_seconds(plan)
 
     def _prepare_seconds(self, plan: Plan) -> float:
         return sum(prior.prepare_seconds for item, prior in self._usable if item in plan.passes)
