@@ -15,12 +15,12 @@ from tfaccel.compat import keras_private
 from tfaccel.core.plan import Pass, Plan
 from tfaccel.core.workload import default_strategy
 from tfaccel.fit.session import FitSession
-from tfaccel.fit.step_dispatcher import StepDispatcher
 from tfaccel.measure.numerics import Tolerance
 from tfaccel.measure.timing import Clock
 from tfaccel.profiling.input_watch import LEAST_CALLS, InputWatch
 from tfaccel.steps.worker_agreement import agreement_of
 from tfaccel.system import notices
+from tfaccel.training.step_dispatcher import StepDispatcher
 
 # A speed-up that is so far from what was told is told again.
 _NEWS = 0.07

@@ -6,14 +6,14 @@ from typing import Any
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import Trial
 from tfaccel.core.workload import Workload
-from tfaccel.fit.choose import Choice, PlanChooser
-from tfaccel.fit.live_gain import LiveGain
-from tfaccel.fit.live_race import LiveRace
-from tfaccel.fit.run import PlanRun
 from tfaccel.measure.racing import Race
 from tfaccel.measure.timing import Speedup
 from tfaccel.steps.remembered import Pending, TracedStep
 from tfaccel.steps.snapshot import build_used_optimizer
+from tfaccel.training.choose import Choice, PlanChooser
+from tfaccel.training.live_gain import LiveGain
+from tfaccel.training.live_race import LiveRace
+from tfaccel.training.run import PlanRun
 
 
 @dataclasses.dataclass(frozen=True)
