@@ -12,6 +12,7 @@ from tfaccel.autotune.options import Options, make_options
 from tfaccel.core.plan import Pass, Plan
 from tfaccel.loops.accelerated_step import AcceleratedStep, Stepper
 from tfaccel.loops.arguments import as_models, as_optimizers
+from tfaccel.loops.on_batch import AcceleratedBatches
 from tfaccel.measure.numerics import Tolerance
 from tfaccel.measure.timing import Clock
 from tfaccel.steps.user_functions import LoopFunction
@@ -25,7 +26,7 @@ _PLAIN = (
 
 
 def accelerate_step(
-    step: Callable[..., Any],
+    step: Callable[..., Any] | keras.Model,
     plan: Plan | Sequence[str | Pass] | str | os.PathLike[str] = "auto",
     *,
     model: keras.Model | Sequence[keras.Model] | None = None,
@@ -61,8 +62,10 @@ def accelerate_step(
         step: a `tf.function` (or, with `compile=True`, a plain function) that trains on one
             batch: any number of positional and named arguments, tensors and structures of them.
             What it calls must be no `tf.function` of its own: that keeps its own trace.
+            Or a compiled model, whose `train_on_batch` is to be accelerated.
         plan: as in `AccelCallback`.
-        model: the model that `step` trains, or all of them in a list.
+        model: the model that `step` trains, or all of them in a list. Not with a model as `step`,
+            nor are the next one and `compile`.
         optimizer: the optimizer that it applies, or all of them in a list; None where it updates
             weights by hand. They need not be built.
         steps: how many calls there will be in all, so that it is known what a search may cost.
@@ -74,7 +77,9 @@ def accelerate_step(
         cache_dir, guard, verbose, clock: as in `AccelCallback`.
 
     Returns:
-        What to call in place of `step`. It has a `plan`, a `report` and a `finish()`.
+        What to call in place of `step`. It has a `plan`, a `report` and a `finish()`. For a model:
+        what to call in place of `model.train_on_batch`, with the methods `train_on_batch`,
+        `test_on_batch` and `predict_on_batch`, none of which is traced anew for each size of batch.
 
     Raises:
         RuntimeError: Keras does not run on the TensorFlow backend.
@@ -111,7 +116,21 @@ def accelerate_step(
         reproducible=reproducible,
     )
     steps = None if steps is None else positive("steps", steps)
+    if isinstance(step, keras.Model):
+        _check_alone(step, model=model, optimizer=optimizer, compile=compile or None)
+        return AcceleratedBatches(step, settings, steps, verbose)
     return _of_function(step, settings, model, optimizer, steps, compile, verbose)
+
+
+def _check_alone(step: keras.Model, **others: Any) -> None:
+    for name, value in others.items():
+        if value is not None:
+            raise TypeError(
+                f"`{name}` is for a step that is a function; a model has its own. "
+                f"Received: a {type(step).__name__} as `step`, and {name}={value!r}"
+            )
+    if not step.compiled:
+        raise ValueError("`step`, if a model, must be compiled: call model.compile first.")
 
 
 def _of_function(
@@ -125,7 +144,7 @@ def _of_function(
 ) -> AcceleratedStep:
     if not callable(step):
         raise TypeError(
-            "`step` must be a function that trains on one batch. "
+            "`step` must be a function that trains on one batch, or a compiled keras.Model. "
             f"Received: {step!r} (of type {type(step).__name__})"
         )
     if not isinstance(compile, bool):
