@@ -25,7 +25,8 @@ from tfaccel.training.step_dispatcher import StepDispatcher
 # A speed-up that is so far from what was told is told again.
 _NEWS = 0.07
 _NO_FIT = (
-    "This loop is not `model.fit`'s: `train_on_batch` and steps of your own are left as they are."
+    "This loop is not `model.fit`'s: `train_on_batch` and steps of your own are left as they are; "
+    "`tfaccel.accelerate_step` is for those."
 )
 
 
