@@ -618,3 +618,129 @@ def test_a_model_that_runs_eagerly_is_left_alone():
 def test_what_does_not_go_with_a_model(given, error, match):
     with pytest.raises(error, match=match):
         tfaccel.accelerate_step(make_model(), **given)
+
+
+class TimedModel(keras.Sequential):
+    def train_step(self, data):
+        seconds = LOOPS[0].seconds
+        tf.py_function(lambda: LOOPS[0].clock.advance(seconds), [], [])
+        return super().train_step(data)
+
+
+def test_train_on_batch_is_raced_on_the_calls_of_the_loop(repeatable):
+    clock, sizes = Loop(clock=FakeClock()).clock, [8] * 60
+    model, other = (TimedModel(make_model().layers) for _ in range(2))
+    for one in (model, other):
+        one.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse")
+    settings = {"clock": clock, "tuning_share": 1.0, "cache_dir": False, "verbose": 0}
+    step = tfaccel.accelerate_step(model, includes=["paced"], steps=60, **settings)
+    found = on_batches(step, sizes)
+    assert path(step) == ["OBSERVE", "PREDICT", "CHECK", "RACE", "PREDICT", "RUN"]
+    assert step.plan.names == ("paced",)
+    np.testing.assert_allclose(found, on_batches(other.train_on_batch, sizes), rtol=1e-5)
+
+
+def test_a_step_that_xla_compiles_stays_so_under_a_plan():
+    loop, other = Loop(), Loop()
+    settings = {"model": loop.model, "optimizer": loop.optimizer, "verbose": 0}
+    step = tfaccel.accelerate_step(tf.function(loop.step, jit_compile=True), OPTIMIZER, **settings)
+    losses = run(step, 4)
+    assert step.plan.names == ("fused_optimizer",)
+    assert_alike(loop, losses, other, run(tf.function(other.step, jit_compile=True), 4))
+
+
+def test_xla_may_be_the_plan():
+    loop = Loop()
+    step = accelerated(loop, ["xla"])
+    losses = run(step, 4)
+    assert step.plan.names == ("xla",)
+    assert_alike(loop, losses, *plain(4))
+
+
+def test_a_step_may_return_nothing_and_take_its_batch_in_any_form():
+    loop, other = Loop(), Loop()
+
+    def nothing(one):
+        def step(batch, *, flag):
+            one.step(batch["x"], batch["y"])
+            if flag != "train":
+                raise ValueError(flag)
+
+        return tf.function(step)
+
+    step = tfaccel.accelerate_step(
+        nothing(loop), OPTIMIZER, model=loop.model, optimizer=loop.optimizer, verbose=0
+    )
+    buffer = np.zeros((8, 4), "float32")  # filled anew for each step
+    for x, y in batches(5):
+        buffer[:] = x
+        assert step({"x": buffer, "y": y}, flag="train") is None
+    stock = nothing(other)
+    for x, y in batches(5):
+        stock({"x": x, "y": y}, flag="train")
+    assert step.plan.names == ("fused_optimizer",)
+    assert_alike(loop, [], other, [])
+
+
+def test_a_loop_that_has_ended_keeps_no_batch():
+    loop = Loop()
+    step = accelerated(loop)
+    run(step, 3)
+    session = step._stepper.session
+    assert session._course.observed.holds_data
+    step.finish()
+    assert not session._course.observed.holds_data
+    run(step, 1)
+    assert int(loop.optimizer.iterations) == 4
+
+
+@pytest.mark.parametrize("plan", [["mixed_precision"], ["fused_norm", "fused_optimizer"]])
+def test_passes_for_layers_reach_all_models_of_a_loop(plan):
+    """Compared with the original on one batch, gradient by gradient, as in a search."""
+    keras.utils.set_random_seed(1)
+    parts = [
+        keras.Sequential(
+            [
+                keras.Input((4,)),
+                keras.layers.Dense(16),
+                keras.layers.BatchNormalization(),
+                keras.layers.Dense(4, name=f"output_{index}"),
+            ]
+        )
+        for index in range(2)
+    ]
+    optimizer = keras.optimizers.Adam(0.01)
+    weights = [v for part in parts for v in part.trainable_variables]
+
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((parts[1](parts[0](x, training=True), training=True) - y) ** 2)
+        optimizer.apply(tape.gradient(loss, weights), weights)
+        return loss
+
+    items = [
+        tfaccel.passes.MixedPrecision("bfloat16") if name == "mixed_precision" else name
+        for name in plan
+    ]
+    fast = tfaccel.accelerate_step(
+        step, items, model=parts, optimizer=optimizer, verbose=0, cache_dir=False
+    )
+    losses = [float(fast(x, y)) for x, y in batches(8)]
+    assert set(fast.plan.names) == set(plan)
+    assert losses[-1] < losses[0]
+    assert all(part.dtype_policy.name == "float32" for part in parts)
+
+
+@pytest.mark.parametrize("where", ["widen", "hold"])
+def test_a_failure_beside_the_step_makes_no_step_twice_and_none_less(monkeypatch, where):
+    def broken(*args, **kwargs):
+        raise ValueError("it broke")
+
+    monkeypatch.setattr(f"tfaccel.steps.held_batches.HeldBatches.{where}", broken)
+    loop = Loop()
+    step = accelerated(loop, OPTIMIZER)
+    with pytest.warns(match="it broke") as caught:
+        losses = run(step)
+    assert len(caught) == 1 and step.plan.is_baseline
+    assert_alike(loop, losses, *plain())

@@ -11,7 +11,7 @@ from tfaccel.autotune.report import Report
 from tfaccel.core.looped import Call, Returned
 from tfaccel.core.plan import Plan
 from tfaccel.loops.progress import LoopProgress
-from tfaccel.steps.looped_model import LoopedModel
+from tfaccel.steps.looped_model import LoopedModel, Made
 from tfaccel.steps.replay import Handed
 from tfaccel.steps.user_functions import UserFunction, calls_others
 from tfaccel.steps.worker_agreement import WorkerAgreement
@@ -46,6 +46,7 @@ class LoopSession:
         on_report: Callable[[Report], None],
     ):
         self._function: UserFunction = looped.function
+        self._made: Made = looped.made
         self._dispatcher = dispatcher = StepDispatcher(looped)
         self._course = Course(
             model=looped,
@@ -90,13 +91,25 @@ class LoopSession:
         Raises:
             Exception: whatever the function itself raises.
         """
-        returned: Returned = self._dispatcher.step(Handed((_frozen(call),)))
+        returned = self._made_step(_frozen(call))
         self._dispatcher.calls += 1
         if not self._is_known:
             self._is_known = True
             with self._course.own_work():
                 self._look_into(call)
         return returned.value
+
+    def _made_step(self, call: Call) -> Returned:
+        made = self._made
+        made.forget()
+        try:
+            return self._dispatcher.step(Handed((call,)))
+        except Exception as error:
+            if error is made.raised:
+                raise  # the function's own
+            self._course.give_up(error)
+        # Beside the step: it was made, or is still to be made.
+        return made.returned if made.call is call else self._dispatcher.own(Handed((call,)))
 
     def _look_into(self, call: Call) -> None:
         """The function was traced: it may call what no plan can reach."""

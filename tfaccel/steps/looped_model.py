@@ -21,6 +21,9 @@ class LoopedModel(keras.Model, Looped):
         models: the user's.
         optimizers: the user's.
         function: makes a step; None where nothing is run.
+
+    Attributes:
+        made: the step that was made last.
     """
 
     def __init__(
@@ -40,7 +43,8 @@ class LoopedModel(keras.Model, Looped):
         own["_more"] = None
         if function is not None:
             own["loss"] = function.named  # as a loss, it tells trainings apart in the cache
-            own["train_function"] = OwnStep(function)
+            own["made"] = Made()
+            own["train_function"] = OwnStep(function, self.made)
         self.jit_compile = function is not None and function.jit_compile
         self.built = True
 
@@ -56,7 +60,8 @@ class LoopedModel(keras.Model, Looped):
 
     def make_train_function(self, force: bool = False) -> None:
         """Makes the function of a plan: `train_step` is the plan's while it is made."""
-        self.train_function = PlanStep(self.function.compiled(self.train_step, self.jit_compile))
+        compiled = self.function.compiled(self.train_step, self.jit_compile)
+        self.train_function = PlanStep(compiled, self.made)
 
     def more_state(self, batch: Call) -> list[tuple[str, Resource]]:
         """What a step assigns beside what the models and optimizers hold: names and resources."""
@@ -73,18 +78,49 @@ class LoopedModel(keras.Model, Looped):
         return [(f"variable {index} of the loop", item) for index, item in enumerate(others)]
 
 
+class Made:
+    """The step that was made last, whoever made it, so that it is known whose an error is.
+
+    Attributes:
+        call: its batch; None before any.
+        returned: what the function returned.
+        raised: what it raised last; None where it did not.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Another step is to be made."""
+        self.call: Call | None = None
+        self.returned = Returned(None)
+        self.raised: Exception | None = None
+
+    def by(self, function: Callable[[Call], Any], call: Call) -> Returned:
+        """Makes a step."""
+        try:
+            returned = Returned(function(call))
+        except Exception as error:
+            self.raised = error
+            raise
+        self.call, self.returned = call, returned
+        return returned
+
+
 class OwnStep:
     """The user's function, called as the loop calls it, on an iterator over `Call`s.
 
     Args:
         function: makes a step.
+        made: told of it.
     """
 
-    def __init__(self, function: UserFunction):
+    def __init__(self, function: UserFunction, made: Made):
         self._function = function
+        self._made = made
 
     def __call__(self, iterator: Any) -> Returned:
-        return Returned(self._function(next(iterator)))
+        return self._made.by(self._function, next(iterator))
 
     def experimental_get_tracing_count(self) -> int:
         """How often it was traced, by the name that a `tf.function` has for it."""
@@ -100,10 +136,12 @@ class PlanStep:
 
     Args:
         compiled: makes a step.
+        made: told of it.
     """
 
-    def __init__(self, compiled: Callable[[Call], Any]):
+    def __init__(self, compiled: Callable[[Call], Any], made: Made):
         self._compiled = compiled
+        self._made = made
 
     def __call__(self, iterator: Any) -> Returned:
-        return Returned(self._compiled(next(iterator)))
+        return self._made.by(self._compiled, next(iterator))
