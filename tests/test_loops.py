@@ -744,3 +744,14 @@ def test_a_failure_beside_the_step_makes_no_step_twice_and_none_less(monkeypatch
         losses = run(step)
     assert len(caught) == 1 and step.plan.is_baseline
     assert_alike(loop, losses, *plain())
+
+
+def test_a_report_says_that_random_numbers_could_not_be_put_back(monkeypatch):
+    monkeypatch.setattr(choose, "unrepeatable", lambda *args: "")
+    loop = Loop(clock=FakeClock())
+    own = loop.step
+    loop.step = lambda x, y: own(x + 1e-9 * tf.random.normal(tf.shape(x)), y)
+    step = accelerated(loop, includes=["paced"], steps=60)
+    run(step, 30)
+    assert step.plan.names == ("paced",)
+    assert "RandomStandardNormal" in step.report.note

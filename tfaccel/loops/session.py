@@ -91,7 +91,8 @@ class LoopSession:
         Raises:
             Exception: whatever the function itself raises.
         """
-        returned = self._made_step(_frozen(call))
+        call = _frozen(call)
+        returned = self._made_step(call)
         self._dispatcher.calls += 1
         if not self._is_known:
             self._is_known = True
@@ -101,15 +102,16 @@ class LoopSession:
 
     def _made_step(self, call: Call) -> Returned:
         made = self._made
-        made.forget()
         try:
             return self._dispatcher.step(Handed((call,)))
         except Exception as error:
             if error is made.raised:
                 raise  # the function's own
             self._course.give_up(error)
-        # Beside the step: it was made, or is still to be made.
-        return made.returned if made.call is call else self._dispatcher.own(Handed((call,)))
+            # Beside the step: it was made, or is still to be made.
+            return made.returned if made.call is call else self._dispatcher.own(Handed((call,)))
+        finally:
+            made.forget()  # holds a batch
 
     def _look_into(self, call: Call) -> None:
         """The function was traced: it may call what no plan can reach."""

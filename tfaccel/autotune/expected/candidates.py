@@ -91,7 +91,7 @@ class Candidates:
                 return repair
         best = self._expectation.best(steps_to_come, self.gain.median, tried, left)
         if best is None:
-            self.note = self._why_not(steps_to_come, tried)
+            self.note = self._why_not(steps_to_come, tried) or self.note
         return best
 
     def _why_not(self, steps_to_come: int, tried: Sequence[Plan]) -> str:
