@@ -10,12 +10,12 @@ from tfaccel.autotune.options import Options
 from tfaccel.autotune.report import Report
 from tfaccel.core.looped import Call, Returned
 from tfaccel.core.plan import Plan
+from tfaccel.loops.course import LoopCourse
 from tfaccel.loops.progress import LoopProgress
 from tfaccel.steps.looped_model import LoopedModel, Made
 from tfaccel.steps.replay import Handed
 from tfaccel.steps.user_functions import UserFunction, calls_others
 from tfaccel.steps.worker_agreement import WorkerAgreement
-from tfaccel.training.course import Course
 from tfaccel.training.phases import Phase
 from tfaccel.training.step_dispatcher import StepDispatcher
 from tfaccel.training.steps import Steps
@@ -48,7 +48,7 @@ class LoopSession:
         self._function: UserFunction = looped.function
         self._made: Made = looped.made
         self._dispatcher = dispatcher = StepDispatcher(looped)
-        self._course = Course(
+        self._course = LoopCourse(
             model=looped,
             settings=settings,
             agreement=WorkerAgreement(),
@@ -92,6 +92,7 @@ class LoopSession:
             Exception: whatever the function itself raises.
         """
         call = _frozen(call)
+        self._course.look_again()
         returned = self._made_step(call)
         self._dispatcher.calls += 1
         if not self._is_known:
