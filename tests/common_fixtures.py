@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from clocks import FakeClock
 
-from tfaccel.fit import phases
+from tfaccel.training import phases
 
 # What TensorFlow made on import need not be looked through at each collection, and tracing
 # makes more objects in a moment than Python expects of a program.

@@ -33,6 +33,11 @@ def test_public_names_have_docstrings():
         assert (getattr(tfaccel, name).__doc__ or "").strip(), name
 
 
+def blocks_of(path):
+    """The Python code in a document."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), flags=re.S)
+
+
 def test_the_code_in_the_readme(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # By default it may take two minutes.
@@ -41,10 +46,18 @@ def test_the_code_in_the_readme(tmp_path, monkeypatch, capsys):
     model.compile("adam", "mse")
     x, y = np.ones((64, 4), "float32"), np.ones((64, 1), "float32")
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    blocks = blocks_of("README.md")
     assert len(blocks) >= 2
     world = {"model": model, "build_model": lambda: model, "x": x, "y": y, "dataset": dataset}
     for block in blocks:
         exec(block, WORLD | world)
     assert (tmp_path / "plan.json").is_file()
     assert "| plan |" in capsys.readouterr().out
+
+
+def test_the_code_in_the_document_on_loops(capsys):
+    x, y = np.ones((64, 4), "float32"), np.ones((64, 1), "float32")
+    world = WORLD | {"dataset": tf.data.Dataset.from_tensor_slices((x, y)).batch(16)}
+    for block in blocks_of("docs/loops.md"):
+        exec(block, world)
+    assert world["step"].plan.is_baseline  # four steps are too few

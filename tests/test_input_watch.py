@@ -8,8 +8,8 @@ from clocks import FakeClock
 
 import tfaccel
 from tfaccel.compat.tf_data import dataset_of, lasting_effect, stages
-from tfaccel.fit.step_dispatcher import StepDispatcher
 from tfaccel.profiling.input_watch import InputWatch, bottleneck
+from tfaccel.training.step_dispatcher import StepDispatcher
 
 layers = keras.layers
 

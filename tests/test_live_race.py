@@ -18,11 +18,11 @@ from tfaccel import Outcome, Plan
 from tfaccel.autotune.expected.expectation import Candidate, Expectation
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.prior import Prior
-from tfaccel.fit import choose, live_gain
-from tfaccel.fit.live_gain import LiveGain
-from tfaccel.fit.live_race import LiveRace
 from tfaccel.measure.racing import Race
 from tfaccel.steps import compiled_step
+from tfaccel.training import choose, live_gain
+from tfaccel.training.live_gain import LiveGain
+from tfaccel.training.live_race import LiveRace
 
 OWN_SECONDS = 1.0
 

@@ -11,12 +11,13 @@ from clocks import FakeClock
 
 import tfaccel
 from tfaccel.autotune.plan_cache import PlanCache
-from tfaccel.fit import choose, phases, session
-from tfaccel.fit.first_step import FirstStepFallback
-from tfaccel.fit.phases import TRANSITIONS, IllegalTransitionError, Phase, Phases
+from tfaccel.fit import session
 from tfaccel.measure import racing, timing
 from tfaccel.steps.snapshot import Snapshot
 from tfaccel.steps.worker_agreement import WorkerAgreement
+from tfaccel.training import choose, phases
+from tfaccel.training.first_step import FirstStepFallback
+from tfaccel.training.phases import TRANSITIONS, IllegalTransitionError, Phase, Phases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +152,7 @@ def test_in_a_training_a_failure_is_one_notice(failing, expected, monkeypatch):
 @pytest.mark.parametrize("name", ["begin_step", "end_step", "feed"])
 def test_a_failure_beside_a_timed_step_leaves_the_training_alone(name, monkeypatch):
     monkeypatch.setattr(session.FitSession, "is_at_most", lambda *_: True)  # no input watch
-    monkeypatch.setattr("tfaccel.fit.observed.Observed." + name, broken)
+    monkeypatch.setattr("tfaccel.training.observed.Observed." + name, broken)
     with pytest.warns(UserWarning, match="gave up"):
         accel = fit(batches=6)
     assert path(accel) == ["OBSERVE", "STAY"] and not accel.session.holds_data

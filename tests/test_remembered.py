@@ -17,10 +17,10 @@ from keras import layers
 import tfaccel
 from tfaccel.autotune.options import COLLECTED_STEPS
 from tfaccel.compat import keras_private
-from tfaccel.fit import guarded_step, observed
 from tfaccel.measure import racing, timing
 from tfaccel.profiling import profile
 from tfaccel.steps import letting_go
+from tfaccel.training import guarded_step, observed
 
 
 @dataclasses.dataclass(frozen=True)

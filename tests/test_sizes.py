@@ -16,10 +16,10 @@ from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.compiled_sizes import MOST_SIZES, Sizes, collected, note
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload, sizes_vary
-from tfaccel.fit.guarded_step import GuardedStep, Trust
-from tfaccel.fit.validation import Turn, Validation
 from tfaccel.passes import XLA, FusedNorm, FusedRNN
 from tfaccel.steps.compiled_step import build_step
+from tfaccel.training.guarded_step import GuardedStep, Trust
+from tfaccel.training.validation import Turn, Validation
 
 USUAL = [8, 8, 8, 5]
 MANY = [8, 3, 7, 5, 9, 4]

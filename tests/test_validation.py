@@ -12,8 +12,8 @@ from clocks import FakeClock
 
 import tfaccel
 from tfaccel.compat.patching import instance_attribute
-from tfaccel.fit.validation import Turn
 from tfaccel.measure import timing
+from tfaccel.training.validation import Turn
 
 layers = keras.layers
 

@@ -12,10 +12,10 @@ from keras import layers
 
 import tfaccel
 from tfaccel.autotune.training_trials import TrainingTrials
-from tfaccel.fit import guarded_step, observed, validation
-from tfaccel.fit.waiting import Waiting
 from tfaccel.measure import racing, timing
 from tfaccel.steps import letting_go
+from tfaccel.training import guarded_step, observed, validation
+from tfaccel.training.waiting import Waiting
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from tfaccel.core.plan import Pass, Plan, Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.distribute import AccelStrategy
 from tfaccel.inference import AcceleratedModel, accelerate
+from tfaccel.loops import accelerate_step, plan_applied
 from tfaccel.measure.numerics import Drift, Tolerance
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
@@ -43,9 +44,11 @@ __all__ = [
     "Workload",
     "__version__",
     "accelerate",
+    "accelerate_step",
     "data",
     "max_batch_size",
     "ops",
     "passes",
+    "plan_applied",
     "tune",
 ]

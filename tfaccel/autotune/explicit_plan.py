@@ -17,7 +17,7 @@ def served(plan: Plan, workload: Workload) -> Plan:
         except Exception as error:  # a pass of somebody's own, a model like no other
             why = error_line(error)
         if why:
-            plan = _left_out(plan, item.name, why)
+            plan = left_out(plan, item.name, why)
     return plan
 
 
@@ -34,11 +34,12 @@ def prepared(plan: Plan, context: StepContext, clock: Clock, deadline: float) ->
         try:
             item.prepare(context, plan, clock, deadline)
         except Exception as error:
-            plan = _left_out(plan, item.name, error_line(error))
+            plan = left_out(plan, item.name, error_line(error))
     return plan
 
 
-def _left_out(plan: Plan, name: str, why: str) -> Plan:
+def left_out(plan: Plan, name: str, why: str) -> Plan:
+    """The plan less a pass; a warning says why."""
     item = next(item for item in plan.passes if item.name == name)
     notices.warn(f"tfaccel leaves out {item}: {why}", stacklevel=3)
     return plan.without(name)

@@ -15,17 +15,18 @@ from tfaccel.compat import keras_private
 from tfaccel.core.plan import Pass, Plan
 from tfaccel.core.workload import default_strategy
 from tfaccel.fit.session import FitSession
-from tfaccel.fit.step_dispatcher import StepDispatcher
 from tfaccel.measure.numerics import Tolerance
 from tfaccel.measure.timing import Clock
 from tfaccel.profiling.input_watch import LEAST_CALLS, InputWatch
 from tfaccel.steps.worker_agreement import agreement_of
 from tfaccel.system import notices
+from tfaccel.training.step_dispatcher import StepDispatcher
 
 # A speed-up that is so far from what was told is told again.
 _NEWS = 0.07
 _NO_FIT = (
-    "This loop is not `model.fit`'s: `train_on_batch` and steps of your own are left as they are."
+    "This loop is not `model.fit`'s: `train_on_batch` and steps of your own are left as they are; "
+    "`tfaccel.accelerate_step` is for those."
 )
 
 

@@ -66,3 +66,22 @@ def xla_protobuf() -> ModuleType | None:
         return importlib.import_module("tensorflow.compiler.xla.service.hlo_pb2")
     except ImportError:
         return None
+
+
+def untraced_copy(function: Any) -> Any:
+    """A `tf.function` like this one that was traced nowhere.
+
+    No public function makes one with all its options (AutoGraph's, XLA's, its signature).
+    """
+    clone = getattr(function, "_clone", None)
+    if clone is None:
+        raise RuntimeError(
+            "tfaccel can't trace a tf.function anew: this TensorFlow's have no _clone. "
+            "Please report it with the version of TensorFlow."
+        )
+    return clone(None)
+
+
+def compiles_with_xla(function: Any) -> bool:
+    """Whether a `tf.function` was made with `jit_compile=True`."""
+    return bool(getattr(function, "_jit_compile", False))

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.compat import keras_private
+from tfaccel.core.looped import Looped
 from tfaccel.core.replicas import local_batches
 from tfaccel.system.device import Device, current_device
 
@@ -57,6 +58,16 @@ class Workload:
     def has(self, *kinds: type[keras.layers.Layer]) -> bool:
         """Whether the model has a layer of one of these classes."""
         return any(isinstance(layer, kinds) for layer in self.layers)
+
+    @property
+    def in_loop(self) -> bool:
+        """Whether a loop of the user's own makes the steps, each on a batch that it has in hand."""
+        return isinstance(self.model, Looped)
+
+    @property
+    def models(self) -> tuple[keras.layers.Layer, ...]:
+        """The user's models: the one that is trained, or those of a loop."""
+        return self.model.trained_models if isinstance(self.model, Looped) else (self.model,)
 
     @property
     def strategy(self) -> tf.distribute.Strategy | None:

@@ -1,1 +1,1 @@
-"""One accelerated `fit`: who runs which step, the NaN guard, validation, progress."""
+"""One accelerated `fit`: its place in Keras, its epochs and its length."""

@@ -54,6 +54,11 @@ class Progress:
         return None if calls is None else max(0, self.epochs_left * calls - self._calls_in_epoch)
 
     @property
+    def grows(self) -> bool:
+        """Whether more is to come the more was made: never, a fit has its epochs."""
+        return False
+
+    @property
     def room(self) -> int:
         """How many calls Keras is sure to make, or to find the data's end in, from now on."""
         if self._model.stop_training:

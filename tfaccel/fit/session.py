@@ -13,22 +13,22 @@ from tfaccel.autotune.report import Report
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
-from tfaccel.fit.course import Course
-from tfaccel.fit.observe import Observing
-from tfaccel.fit.phases import IllegalTransitionError, Phase
 from tfaccel.fit.progress import Progress
-from tfaccel.fit.step_dispatcher import StepDispatcher
-from tfaccel.fit.validation import Validation
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction
 from tfaccel.steps.letting_go import LettingGo
 from tfaccel.steps.replay import is_plain
 from tfaccel.steps.worker_agreement import agreement_of
+from tfaccel.training.course import Course
+from tfaccel.training.phases import Phase
+from tfaccel.training.step_dispatcher import StepDispatcher
+from tfaccel.training.steps import Steps
+from tfaccel.training.validation import Validation
 
 
 class FitSession:
     """Stands in for `model.train_function` from `on_train_begin` to `on_train_end`.
 
-    `_dispatch` says who runs at a step; `Course` has what changes the phase.
+    `Steps` says who runs at a step; `Course` has what changes the phase.
 
     Args:
         model: compiled, its train function made.
@@ -69,7 +69,7 @@ class FitSession:
             on_report=on_report,
         )
         self._letting_go = LettingGo()
-        self._observing = Observing(model, self.baseline, self._course, self._dispatch)
+        self._steps = Steps(model, self.baseline, self._course)
 
     @property
     def phase(self) -> Phase:
@@ -184,23 +184,4 @@ class FitSession:
             return self.baseline(iterator)
         self._letting_go.hold(iterator)
         self._course.announcer.add_wait(self._course.waiting.begin_steps())
-        return self._dispatch(self._course.observed.fed(iterator))
-
-    def _dispatch(self, iterator: tf.data.Iterator) -> Any:
-        """One step of the training: here, and nowhere else, it is said who runs it."""
-        step = self._course.plan_run.step
-        match self.phase:
-            case Phase.OBSERVE:
-                return self._observing.observe(iterator)
-            case Phase.AWAIT_LENGTH:
-                return self._observing.await_length(iterator)
-            case Phase.RACE:
-                return self._course.race(iterator)
-            case Phase.RUN if step is not None:
-                return self._course.run(iterator)
-            case Phase.STAY:
-                self._course.stop_unless_needed()
-            case phase:
-                with self._course.own_work():
-                    raise IllegalTransitionError(f"No step runs in phase {phase.name}.")
-        return self.baseline(iterator)
+        return self._steps.run(iterator)

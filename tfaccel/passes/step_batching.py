@@ -77,6 +77,8 @@ class StepBatching(Pass):
         return self.steps
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
+        if workload.in_loop:
+            return Unsupported("a loop hands over one batch at a time", "use `fit`")
         model = workload.model
         maker = keras_private.overridden(model, keras.Model, "make_train_function")
         if maker is not None:

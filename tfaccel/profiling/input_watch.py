@@ -6,12 +6,12 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.compat.tf_data import Stage, dataset_of, stages
-from tfaccel.fit.step_dispatcher import StepDispatcher
 from tfaccel.measure.timing import Clock, wait_for
 from tfaccel.measure.units import milliseconds
 from tfaccel.profiling.sampling import Sampling
 from tfaccel.profiling.tally import INPUT_BOUND_SHARE
 from tfaccel.steps.replay import is_plain
+from tfaccel.training.step_dispatcher import StepDispatcher
 
 # The first steps trace; batches that were made meanwhile are used up in a few more.
 _SKIPPED_STEPS = 8

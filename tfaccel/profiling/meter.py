@@ -9,7 +9,6 @@ import tensorflow as tf
 from tfaccel.autotune.report import Report
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
-from tfaccel.fit.step_dispatcher import StepDispatcher
 from tfaccel.measure.timing import Clock, wait_for
 from tfaccel.passes import XLA
 from tfaccel.profiling.ledger import Call, Ledger
@@ -19,6 +18,7 @@ from tfaccel.steps.compiled_step import StepFunction
 from tfaccel.steps.multi_step import MultiStep
 from tfaccel.steps.replay import is_plain
 from tfaccel.steps.worker_agreement import agreement_of
+from tfaccel.training.step_dispatcher import StepDispatcher
 
 
 class _State(NamedTuple):

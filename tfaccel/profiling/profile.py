@@ -9,7 +9,6 @@ import keras
 from rich.markup import escape
 
 from tfaccel.core.workload import shapes
-from tfaccel.fit.step_dispatcher import StepDispatcher
 from tfaccel.measure.tables import terminal_table
 from tfaccel.measure.timing import Clock
 from tfaccel.passes.precision.loss_scale import loss_scale_of
@@ -28,6 +27,7 @@ from tfaccel.steps.remembered import Memory
 from tfaccel.steps.worker_agreement import agreement_of
 from tfaccel.system import notices
 from tfaccel.system.machine import machine_facts
+from tfaccel.training.step_dispatcher import StepDispatcher
 
 # Counting FLOPs traces the forward pass once more: about this share of a first step,
 # which traces the backward pass and the updates too.

@@ -62,6 +62,8 @@ class HeldBatches:
 
     def widen(self, batch: Any) -> None:
         """Holds as many batches like this one as may be, from now on."""
+        if not self.is_whole:
+            return  # a batch is no tensors alone, or not the same ones
         length = max(1, min(_MOST, _MOST_BYTES // max(1, _bytes(batch))))
         if self._queue is not None and length > self._length:
             held = self._drained()

@@ -4,8 +4,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.core.looped import Call
 from tfaccel.core.replicas import local_batches, replica_spec
 from tfaccel.core.workload import CannotReplayError, replay, unattended
+from tfaccel.steps.user_functions import open_spec
 
 # How an iterator says that it has no more batches, in Python and in a graph.
 END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
@@ -14,9 +16,34 @@ END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
 _FOREVER = 2**40
 
 
+class Handed:
+    """Batches that a loop handed over, one after the other and round again, as often as asked.
+
+    Args:
+        batches: one of a step that is made now, or several that were kept.
+    """
+
+    def __init__(self, batches: tuple[Call, ...]):
+        self.batches = batches
+        self._next = 0
+
+    def __iter__(self) -> "Handed":
+        return Handed(self.batches)
+
+    def __next__(self) -> Call:
+        batch = self.batches[self._next % len(self.batches)]
+        self._next += 1
+        return batch
+
+    @property
+    def element_spec(self) -> Call:
+        """What the batches are, their number of samples left open."""
+        return tf.nest.map_structure(open_spec, self.batches[0])
+
+
 def is_plain(iterator: Any) -> bool:
     """Whether batches can be taken out of the iterator one by one."""
-    return isinstance(iterator, tf.data.Iterator | tf.distribute.DistributedIterator)
+    return isinstance(iterator, tf.data.Iterator | tf.distribute.DistributedIterator | Handed)
 
 
 def pull(iterator: Any, count: int) -> tuple[Any, ...]:
@@ -56,6 +83,8 @@ def kept(
         forever: whether to begin again after the last one. `CannotReplayError` where they can be
             fed slowly only, which is too slow to be timed.
     """
+    if isinstance(batches[0], Call):
+        return Handed(batches)
     make = replay if forever else _in_any_way
     if strategy is None:
         dataset = make(batches, element_spec)

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.core.looped import Call
 from tfaccel.core.replicas import on_replicas
 
 # A sum of n products is off by about sqrt(n) unit roundoffs when its terms come in another
@@ -78,10 +79,13 @@ def rounded_inputs(batch: Any, dtype: str, strategy: tf.distribute.Strategy | No
     """A batch whose inputs are rounded to a 16-bit dtype; targets and weights stay.
 
     Args:
-        batch: as a step is given it: inputs, or a tuple that begins with them.
+        batch: as a step is given it: inputs, or a tuple that begins with them; of a loop, the
+            arguments of a call, the first of which is or has the inputs.
         dtype: `"bfloat16"` or `"float16"`.
         strategy: what the batch was distributed by; None where it was not.
     """
+    if isinstance(batch, Call):
+        return _rounded_call(batch, dtype)
 
     @tf.function(autograph=False)
     def rounded(batch: Any) -> Any:
@@ -92,6 +96,26 @@ def rounded_inputs(batch: Any, dtype: str, strategy: tf.distribute.Strategy | No
         return (near, *others) if isinstance(batch, tuple | list) else near
 
     return on_replicas(strategy, rounded, batch)
+
+
+def _rounded_call(call: Call, dtype: str) -> Call:
+    """The same of what a loop hands over, which may hold more than tensors."""
+    args = call.args
+    if len(args) == 1 and isinstance(args[0], tuple | list):
+        first, *others = args[0]
+        leaves = tf.nest.flatten([_rounded_leaves(first, dtype), *others])
+        args = (tf.nest.pack_sequence_as(args[0], leaves),)
+    else:
+        args = (*_rounded_leaves(args[:1], dtype), *args[1:])
+    return Call(args, call.kwargs if call.args else _rounded_leaves(call.kwargs, dtype))
+
+
+def _rounded_leaves(structure: Any, dtype: str) -> Any:
+    return tf.nest.map_structure(
+        lambda leaf: _rounded(leaf, dtype) if tf.is_tensor(leaf) else leaf,
+        structure,
+        expand_composites=True,
+    )
 
 
 def _rounded(value: Any, dtype: str) -> Any:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfaccel.autotune.comparison.perturb import move, round_once, round_otherwise, rounded_inputs
 from tfaccel.compat import keras_private
 from tfaccel.compat.patching import SharedContext, instance_attribute
+from tfaccel.core.looped import Looped, Returned
 from tfaccel.core.plan import Plan
 from tfaccel.core.replicas import local_values, on_replicas, replica_id
 from tfaccel.core.step_context import Prepared, StepContext
@@ -153,6 +154,7 @@ class StepRecorder:
     def _observation(
         self, logs: Any, found: Mapping[str, Any], before: Mapping, state_before: Mapping
     ) -> Observation:
+        logs = Returned(logs) if self._workload.in_loop else logs
         gradients = {name: _array(value) for name, value in _each(found)}
         trained = self._names.trained()
         if not gradients:
@@ -217,10 +219,20 @@ class Names:
         return self._named(model_variables)
 
     def state(self) -> dict[str, np.ndarray]:
-        """The values of float variables that no optimizer changes, metrics aside."""
-        metrics = {id(v) for m in self._workload.model.metrics for v in m.variables}
+        """The values of float variables that no optimizer changes, metrics aside.
+
+        Of a loop, those too that it keeps beside its models, numbers aside: as a metric has them.
+        """
+        workload = self._workload
+        metrics = {id(v) for one in workload.models for m in one.metrics for v in m.variables}
         others = self._others().items()
-        return {k: _array(v) for k, v in others if _is_float(v) and id(v) not in metrics}
+        found = {k: _array(v) for k, v in others if _is_float(v) and id(v) not in metrics}
+        if isinstance(workload.model, Looped):
+            for name, resource in workload.model.more_state(workload.batches[0]):
+                value = resource.read() if resource.dtypes[0].is_floating else None
+                if value is not None and value[0].shape.rank:
+                    found[name] = _array(value[0])
+        return found
 
     def counters(self) -> dict[str, np.ndarray]:
         """The values of integer variables."""

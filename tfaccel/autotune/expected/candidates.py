@@ -73,6 +73,10 @@ class Candidates:
         """What may still be spent."""
         return self._most_seconds - self.spent_seconds
 
+    def allow(self, most_seconds: float) -> None:
+        """What all of it may cost, as the training turned out to be longer."""
+        self._most_seconds = most_seconds
+
     def next(self, steps_to_come: int) -> Candidate | None:
         """The plan that is worth a look; None where nothing is expected to pay any longer.
 
@@ -87,7 +91,7 @@ class Candidates:
                 return repair
         best = self._expectation.best(steps_to_come, self.gain.median, tried, left)
         if best is None:
-            self.note = self._why_not(steps_to_come, tried)
+            self.note = self._why_not(steps_to_come, tried) or self.note
         return best
 
     def _why_not(self, steps_to_come: int, tried: Sequence[Plan]) -> str:

@@ -1,6 +1,7 @@
 """Full precision: models written for 16 bits, on chips that have no fast 16 bits."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -66,7 +67,8 @@ class FullPrecision(LayerPass):
 
     def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every layer, with what keeps it in its own dtype; None where it is changed."""
-        outputs = {id(layer) for layer in keras_private.output_layers(workload.model)}
+        makers = map(keras_private.output_layers, workload.models)
+        outputs = {id(layer) for layer in itertools.chain.from_iterable(makers)}
         for layer in workload.layers:
             obstacle = _obstacle(layer, workload.device.fast_dtype)
             if obstacle is None and id(layer) in outputs:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal
 
@@ -124,7 +125,8 @@ class MixedPrecision(LayerPass):
 
     def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
         """Every layer, with what keeps it in its own dtype; None where it is changed."""
-        kept = {id(layer) for layer in keras_private.output_layers(workload.model)}
+        makers = map(keras_private.output_layers, workload.models)
+        kept = {id(layer) for layer in itertools.chain.from_iterable(makers)}
         for layer in workload.layers:
             if id(layer) in kept:
                 yield layer, Unsupported(f"layer {layer.name!r} makes an output of the model")

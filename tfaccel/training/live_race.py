@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tfaccel.fit.guarded_step import GuardedStep
 from tfaccel.measure.racing import FEWEST, Race
 from tfaccel.measure.timing import Clock, wait_for
 from tfaccel.steps.compiled_step import StepFunction
+from tfaccel.training.guarded_step import GuardedStep
 
 # A turn is so long at least that a step's own spread does not decide, but no more steps.
 _LEAST_TURN_SECONDS = 0.02

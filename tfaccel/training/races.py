@@ -8,15 +8,15 @@ from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import Trial
 from tfaccel.compat import keras_private
 from tfaccel.core.workload import Workload
-from tfaccel.fit.choose import Choice, PlanChooser
-from tfaccel.fit.guarded_step import GuardedStep
-from tfaccel.fit.live_gain import LIVE_SHARE, LiveGain
-from tfaccel.fit.live_race import LiveRace
-from tfaccel.fit.run import PlanRun
 from tfaccel.measure.racing import Race
 from tfaccel.measure.timing import Speedup, wait_for
 from tfaccel.steps.remembered import Pending, TracedStep
 from tfaccel.steps.snapshot import build_used_optimizer
+from tfaccel.training.choose import Choice, PlanChooser
+from tfaccel.training.guarded_step import GuardedStep
+from tfaccel.training.live_gain import LIVE_SHARE, LiveGain
+from tfaccel.training.live_race import LiveRace
+from tfaccel.training.run import PlanRun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,8 @@ class Races:
         step = self.plan_run.step
         if step is None or not report.gain.pairs:
             return
-        if not keras_private.trace_counter(self.plan_run.dispatcher.own)():
+        run = self.plan_run
+        if not run.observed.seconds and not keras_private.trace_counter(run.dispatcher.own)():
             self._untraced = _Untraced.of(report)
             return
         own = race is not None and race.gain == report.gain

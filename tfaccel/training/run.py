@@ -8,16 +8,16 @@ from tfaccel.autotune.options import Options
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
-from tfaccel.fit.guarded_step import GuardedStep
-from tfaccel.fit.observed import Observed
-from tfaccel.fit.progress import Progress
-from tfaccel.fit.step_dispatcher import StepDispatcher
-from tfaccel.fit.validation import Validation, serves_validation
 from tfaccel.measure.timing import Clock
 from tfaccel.steps.compiled_step import BuiltStep
 from tfaccel.steps.remembered import Memory, TracedStep
 from tfaccel.steps.snapshot import build_used_optimizer
 from tfaccel.steps.worker_agreement import WorkerAgreement
+from tfaccel.training.guarded_step import GuardedStep
+from tfaccel.training.observed import Observed
+from tfaccel.training.progress import Progress
+from tfaccel.training.step_dispatcher import StepDispatcher
+from tfaccel.training.validation import Validation, serves_validation
 
 
 @dataclasses.dataclass(kw_only=True)

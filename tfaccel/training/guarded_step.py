@@ -11,14 +11,14 @@ from tfaccel.core.compiled_sizes import MOST_SIZES
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import Prepared
 from tfaccel.core.workload import Workload
-from tfaccel.fit.nan_guard import NaNGuard, weights_are_finite
 from tfaccel.measure.timing import Clock, wait_for
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction, build_step, unheard_traces
 from tfaccel.steps.held_batches import HeldBatches
 from tfaccel.steps.logs import not_finite, tells_loss
-from tfaccel.steps.replay import END_OF_DATA, feed, pull
+from tfaccel.steps.replay import END_OF_DATA, Handed, feed, pull
 from tfaccel.steps.snapshot import Snapshot
 from tfaccel.steps.worker_agreement import WorkerAgreement
+from tfaccel.training.nan_guard import NaNGuard, weights_are_finite
 
 # Stands for the weights among the names of what is not finite; no log is called so.
 _WEIGHTS = "the weights"
@@ -224,6 +224,8 @@ class GuardedStep:
         """The logs; if these are not finite, those of the user's own step or the last good ones."""
         if self._broken(logs):
             again = self._fall_back("the loss turned non-finite", iterator)
+            if again is None and isinstance(iterator, Handed):
+                return self._baseline(iterator)  # the batch is at hand still
             if again is not None:
                 return again
             last = self._last_logs

@@ -16,10 +16,10 @@ def must_observe(plan: Plan, workload: Workload) -> bool:
     """Whether a step of the original must run first.
 
     It makes the variables of a model that is not built, and a step of the user's own may make
-    some that nobody knows of.
+    some that nobody knows of. That of a loop shows what it calls and what it returns.
     """
     model = workload.model
-    if not model.built:
+    if not model.built or workload.in_loop:
         return True
     names = ("train_step", "compute_loss", "compute_metrics")
     if plan.needs_batch and keras_private.overridden(model, keras.Model, *names):

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from tfaccel.autotune.report import Report
-from tfaccel.fit.step_dispatcher import StepDispatcher
+from tfaccel.training.step_dispatcher import StepDispatcher
 
 
 class Announcer:

@@ -71,6 +71,7 @@ TRANSITIONS: Mapping[Phase, Mapping[Phase, str]] = {
         Phase.STAY: "no plan won",
     },
     Phase.RUN: {
+        Phase.PREDICT: "a loop of unknown length has doubled, and more may pay",
         Phase.RUN: "the given plan goes on without what would be compiled for ever more sizes",
         Phase.STAY: "the plan failed, none of it can serve, or it is slower by now",
     },

@@ -14,9 +14,6 @@ from tfaccel.autotune.trial import Trial
 from tfaccel.autotune.tune_and_cache import keep, known_evidence, known_report, tune_and_cache
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
-from tfaccel.fit.observed import Observed
-from tfaccel.fit.phases import Phase
-from tfaccel.fit.progress import Progress
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.racing import Race
 from tfaccel.measure.timing import Clock
@@ -26,6 +23,9 @@ from tfaccel.steps.remembered import Memory, Pending, TooShort
 from tfaccel.steps.repeatable import unrepeatable, unrestorable
 from tfaccel.steps.worker_agreement import WorkerAgreement
 from tfaccel.system import notices
+from tfaccel.training.observed import Observed
+from tfaccel.training.phases import Phase
+from tfaccel.training.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,8 @@ class PlanChooser:
             note = too_short(workload, 0.0, seconds, settings.budget.max_seconds)
             return self._without_trials(workload, 0.0, note)
         evidence = known_evidence(settings)
-        found = Candidates(workload, settings.names, evidence, seconds)
+        found = self.candidates or Candidates(workload, settings.names, evidence, seconds)
+        found.allow(seconds)
         self.candidates = found
         pending = self.memory.pending(self.observed.element_spec)
         if pending is not None and self._may_race(pending.trial.plan, workload):
@@ -171,15 +172,17 @@ class PlanChooser:
                 found.try_out(bench, candidate)
                 bench.forget(before if found.plan != before else candidate.plan)
                 candidate = self._next()
-        choice = self._ended(workload)
+        choice = self._ended(workload, for_good=True)
         if choice.phase is Phase.STAY:
             return choice
         return dataclasses.replace(choice, traced=bench.step_function(found.plan))
 
-    def _ended(self, workload: Workload) -> Choice:
-        """Nothing more is worth a look."""
+    def _ended(self, workload: Workload, for_good: bool = False) -> Choice:
+        """Nothing more is worth a look: now, where more may be later, or for good."""
         found, report = self.candidates, self.kept_report(workload)
         assert found is not None
+        if report.plan.is_baseline and self.progress.grows and not for_good:
+            return Choice(Phase.AWAIT_LENGTH, workload)
         phase = Phase.STAY if report.plan.is_baseline else Phase.RUN
         return Choice(phase, workload, report, waits=found.have_run)
 
@@ -228,6 +231,8 @@ class PlanChooser:
         steps = workload.steps_to_come
         saved = (steps or 0) * workload.step_seconds * (1 - 1 / known.speedup)
         if steps is not None and saved < needed:
+            if self.progress.grows:
+                return Choice(Phase.AWAIT_LENGTH, workload)
             return self._stay(f"{note} The rest is too short to pay for {known.plan}.", workload)
         if traced:
             return Choice(Phase.RUN, workload, report)
@@ -247,7 +252,8 @@ class PlanChooser:
 
     def _without_trials(self, workload: Workload, least: float | None, note: str) -> Choice:
         """Nothing is expected to pay: for now, or for good."""
-        if workload.steps_to_come is None and self.progress.epochs_left > 1:
+        awaited = workload.steps_to_come is None and self.progress.epochs_left > 1
+        if awaited or self.progress.grows:
             return Choice(Phase.AWAIT_LENGTH, workload)
         self.memory.note_too_short(
             TooShort(

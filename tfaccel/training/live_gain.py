@@ -5,11 +5,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from tfaccel.fit.guarded_step import GuardedStep
-from tfaccel.fit.live_race import LiveRace
 from tfaccel.measure.racing import Race
 from tfaccel.measure.timing import Clock, Speedup, speedup
 from tfaccel.steps.compiled_step import StepFunction
+from tfaccel.training.guarded_step import GuardedStep
+from tfaccel.training.live_race import LiveRace
 
 # The share of the time that comparing may cost.
 LIVE_SHARE = 0.01

@@ -11,12 +11,12 @@ from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import Prepared
 from tfaccel.core.workload import Workload, shapes, sizes_vary
-from tfaccel.fit.progress import Progress
 from tfaccel.steps.compiled_step import StepFunction
 from tfaccel.steps.logs import not_finite
 from tfaccel.steps.remembered import Memory
 from tfaccel.steps.replay import feed, kept, pull
 from tfaccel.steps.worker_agreement import WorkerAgreement
+from tfaccel.training.progress import Progress
 
 # Batches kept at most, whatever steps_per_execution is.
 _KEPT_BATCHES = 8

@@ -213,10 +213,10 @@ class Validation:
 def serves_validation(plan: Plan, workload: Workload) -> bool:
     """Whether a plan changes the forward computation, of steps that can be traced under it.
 
-    Not where it changes the optimizer alone, under a strategy, or where the model has a
-    make_test_function of its own: Keras's traces a step anew, another need not.
+    Not where it changes the optimizer alone, under a strategy, in a loop of the user's, or where
+    the model has a make_test_function of its own: Keras's traces a step anew, another need not.
     """
-    if workload.strategy is not None:
+    if workload.strategy is not None or workload.in_loop:
         return False
     own = keras_private.overridden(workload.model, keras.Model, "make_test_function")
     return own is None and any(item.serves_validation for item in plan.passes)

@@ -32,6 +32,8 @@ class FirstStepFallback:
     @classmethod
     def of(cls, workload: Workload, settings: Options, batch: Any) -> "FirstStepFallback | None":
         """None where no pass could help, or the state can't be known before the step ran."""
+        if workload.in_loop:
+            return None  # which may assign what nobody knows of yet
         if not (workload.model.built or workload.strategy is None):
             return None
         helping = fallbacks(workload, settings.considered, settings.plan)

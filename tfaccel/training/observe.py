@@ -12,14 +12,14 @@ from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import error_line
 from tfaccel.autotune.warm_start import known_for_sure
 from tfaccel.compat import keras_private
-from tfaccel.fit.course import Course
-from tfaccel.fit.first_step import FirstStepFallback
-from tfaccel.fit.given_plan import calls_to_look_at, must_observe
-from tfaccel.fit.phases import Phase
 from tfaccel.measure.timing import wait_for
 from tfaccel.steps.compiled_step import StepFunction, unheard_traces
 from tfaccel.steps.snapshot import build_all
 from tfaccel.system import notices
+from tfaccel.training.course import Course
+from tfaccel.training.first_step import FirstStepFallback
+from tfaccel.training.given_plan import calls_to_look_at, must_observe
+from tfaccel.training.phases import Phase
 
 
 class Observing:

@@ -15,16 +15,6 @@ from tfaccel.core.compiled_sizes import MOST_SIZES
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import Prepared
 from tfaccel.core.workload import Workload
-from tfaccel.fit import phases
-from tfaccel.fit.announcer import Announcer
-from tfaccel.fit.choose import Choice, PlanChooser
-from tfaccel.fit.observed import Observed
-from tfaccel.fit.phases import IllegalTransitionError, Phase, Phases
-from tfaccel.fit.progress import Progress
-from tfaccel.fit.races import Contest, Races
-from tfaccel.fit.run import PlanRun
-from tfaccel.fit.step_dispatcher import StepDispatcher
-from tfaccel.fit.waiting import Waiting
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.racing import LOOKS
 from tfaccel.measure.timing import Speedup
@@ -32,6 +22,16 @@ from tfaccel.steps.compiled_step import BuiltStep
 from tfaccel.steps.remembered import Memory
 from tfaccel.steps.worker_agreement import WorkerAgreement
 from tfaccel.system import notices
+from tfaccel.training import phases
+from tfaccel.training.announcer import Announcer
+from tfaccel.training.choose import Choice, PlanChooser
+from tfaccel.training.observed import Observed
+from tfaccel.training.phases import IllegalTransitionError, Phase, Phases
+from tfaccel.training.progress import Progress
+from tfaccel.training.races import Contest, Races
+from tfaccel.training.run import PlanRun
+from tfaccel.training.step_dispatcher import StepDispatcher
+from tfaccel.training.waiting import Waiting
 
 # What a plan that the user gave, and nobody measured, is taken to win in validation.
 _HOPED_GAIN = 2.0

@@ -1,0 +1,172 @@
+"""A step of the user's own, each call of which may run under a plan."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.autotune.options import Options
+from tfaccel.autotune.report import Report, show
+from tfaccel.autotune.trial import error_line
+from tfaccel.core.looped import Call
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import default_strategy
+from tfaccel.loops.session import LoopSession
+from tfaccel.steps.looped_model import LoopedModel
+from tfaccel.steps.user_functions import UserFunction
+from tfaccel.system import notices
+from tfaccel.training.phases import Phase
+
+
+class Stepper:
+    """Makes steps by the original function, or by a session that may find a plan for it.
+
+    Args:
+        models: the user's.
+        optimizers: the user's.
+        function: makes a step; None where it must be left as it is.
+        original: makes a step of the original, wherever no session does.
+        settings: what the user asked for.
+        steps: how many there will be in all; None where unknown.
+        verbose: whether to say what was decided.
+        note: why the function is left as it is; empty where it need not be.
+
+    Attributes:
+        session: what makes steps; None before the first one, and where nothing can be done.
+    """
+
+    def __init__(
+        self,
+        *,
+        models: tuple[keras.layers.Layer, ...],
+        optimizers: tuple[keras.optimizers.Optimizer, ...],
+        function: UserFunction | None,
+        original: Callable[..., Any],
+        settings: Options,
+        steps: int | None,
+        verbose: int,
+        note: str,
+    ):
+        self.session: LoopSession | None = None
+        self._models, self._optimizers, self._function = models, optimizers, function
+        self._original = original
+        self._settings = settings
+        self._steps = steps
+        self._verbose = verbose
+        self._note = note
+        self._has_begun = False
+
+    def __call__(self, call: Call) -> Any:
+        """Makes a step; what the function raises is raised."""
+        if not self._has_begun and not tf.inside_function():
+            self._begin(call)
+        session = self.session
+        # While the user traces, the original is what is to be traced.
+        if session is None or session.is_over or tf.inside_function():
+            return self._original(*call.args, **call.kwargs)
+        return session(call)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in use."""
+        return Plan() if self.session is None else self.session.plan
+
+    @property
+    def report(self) -> Report:
+        """What was found so far."""
+        if self.session is None:
+            return Report((), Plan(), note=self._note or "No step was made yet.")
+        return self.session.report
+
+    def finish(self) -> None:
+        """The loop has ended."""
+        if self.session is not None:
+            self.session.finish()
+
+    def _begin(self, call: Call) -> None:
+        self._has_begun = True
+        if self._settings.plan is not None and self._settings.plan.is_baseline:
+            return
+        self._note = self._note or _ineligibility(self._models, call)
+        if not self._note:
+            try:
+                self.session = self._started()
+                return
+            except Exception as error:
+                self._note = f"It could not be accelerated: {error_line(error)}."
+                notices.warn(f"tfaccel leaves the loop as it is: {self._note}", stacklevel=4)
+        self._tell(self.report)
+
+    def _started(self) -> LoopSession:
+        looped = LoopedModel(self._models, self._optimizers, self._function)
+        return LoopSession(looped, self._settings, self._steps, self._tell_tuning, self._tell)
+
+    def _tell_tuning(self, seconds: float) -> None:
+        if self._verbose:
+            notices.say(
+                f"\ntfaccel: trying accelerations on your batches, for {seconds:.0f} s at most"
+            )
+
+    def _tell(self, report: Report) -> None:
+        if self._verbose:
+            show(report)
+
+
+class AcceleratedStep:
+    """A training step that is as fast as its hardware allows; called as the function was.
+
+    Made by `accelerate_step`.
+
+    Attributes:
+        plan: the plan in use; `Plan()` until one is chosen, and where none is.
+        report: the `Report` of what was tried, and why not more.
+        path: the phases that the loop went through, the present one last.
+    """
+
+    def __init__(self, stepper: Stepper):
+        self._stepper = stepper
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._stepper(Call(args, kwargs))
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in use."""
+        return self._stepper.plan
+
+    @property
+    def report(self) -> Report:
+        """What was found so far."""
+        return self._stepper.report
+
+    @property
+    def path(self) -> tuple[Phase, ...]:
+        """The phases so far; none where the function is left as it is."""
+        session = self._stepper.session
+        return () if session is None else session.path
+
+    def finish(self) -> None:
+        """Ends the acceleration: the original makes further steps, and no batch is kept.
+
+        Not needed at the end of a program; it frees the copies of the state that the NaN guard
+        keeps, and the batches.
+        """
+        self._stepper.finish()
+
+
+def _ineligibility(models: tuple[keras.layers.Layer, ...], call: Call) -> str:
+    """What makes acceleration impossible from the start; empty when nothing does."""
+    if tf.config.functions_run_eagerly():
+        return (
+            "TensorFlow runs functions eagerly (tf.config.run_functions_eagerly(True)), so there "
+            "is no compiled step to accelerate."
+        )
+    own = [getattr(one, "distribute_strategy", None) for one in models]
+    strategies = [tf.distribute.get_strategy(), *(one for one in own if one is not None)]
+    for strategy in strategies:
+        if strategy is not default_strategy():
+            return f"Loops under {type(strategy).__name__} are left as they are; use `fit`."
+    if any(isinstance(leaf, tf.Variable | keras.Variable) for leaf in tf.nest.flatten(call)):
+        return "The step is handed variables; a batch of tensors can be kept, these change."
+    return ""

@@ -1,0 +1,1 @@
+"""One accelerated training, whoever makes its steps: phases, races, the NaN guard."""
