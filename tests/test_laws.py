@@ -159,20 +159,10 @@ def plain_derivatives(built):
     )
 
 
-@pytest.fixture
-def _unoptimised():
-    """Graphs that run once are run as they are: TensorFlow's look at them takes longer."""
-    before = tf.config.optimizer.get_experimental_options()
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    yield
-    restored = {"disable_meta_optimizer": False} | before
-    tf.config.optimizer.set_experimental_options(restored)
-
-
 @TRAINING_ROWS
 # The third takes several times as long to trace as the others.
 @pytest.mark.parametrize("orders", [2, pytest.param(3, marks=pytest.mark.slow)])
-@pytest.mark.usefixtures("_unoptimised")
+@pytest.mark.usefixtures("unoptimised")
 def test_derivatives_of_every_order_are_those_of_the_layers(row, orders, built, plain_derivatives):
     """What gradient penalties, differential equations and the like are trained by."""
     workload = built(row.smooth)

@@ -36,6 +36,13 @@ def two_more_workers(tmp_path_factory):
     return started_once(tmp_path_factory, "more-workers", *SLOW_SCENARIOS)
 
 
+@pytest.fixture(scope="module")
+def one_process():
+    """The same training without workers: its model and its history."""
+    model = models.cnn(synchronized=True)
+    return model, models.train_cnn(model)
+
+
 def started_once(tmp_path_factory, name, *scenarios):
     out = launch.once(
         tmp_path_factory.getbasetemp(),
@@ -61,10 +68,9 @@ def assert_same_losses(history, reference):
         np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
-def test_the_loss_curve_is_that_of_one_process(two_workers):
+def test_the_loss_curve_is_that_of_one_process(two_workers, one_process):
     found = two_workers("same_as_one")
-    model = models.cnn(synchronized=True)
-    reference = models.train_cnn(model)
+    model, reference = one_process
     assert set(reference) == {"loss", "accuracy", "val_loss", "val_accuracy"}
     assert reference["loss"][-1] < 0.9 * reference["loss"][0]
     for worker in found:
@@ -74,9 +80,8 @@ def test_the_loss_curve_is_that_of_one_process(two_workers):
     assert_same_weights(found)
 
 
-def test_evaluation_and_prediction_cover_all_samples(two_workers):
-    model = models.cnn(synchronized=True)
-    models.train_cnn(model)
+def test_evaluation_and_prediction_cover_all_samples(two_workers, one_process):
+    model, _ = one_process
     x, y = models.images(33, seed=9)
     for worker in two_workers("same_as_one"):
         np.testing.assert_allclose(

@@ -56,8 +56,6 @@ def tune(
         TypeError: `dataset` is not a tf.data.Dataset.
         ValueError: the model is not compiled, or the dataset is empty.
 
-    Example:
-
     >>> model = keras.Sequential([keras.layers.Dense(8, activation="relu"), keras.layers.Dense(1)])
     >>> model.compile("adam", "mse")
     >>> data = tf.data.Dataset.from_tensors((tf.ones((32, 4)), tf.ones((32, 1)))).repeat(4)
