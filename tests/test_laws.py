@@ -37,6 +37,28 @@ TRAINING_ROWS = rows(PASSES)
 FITS = pytest.mark.parametrize("fit", catalogue.FITS, ids=lambda fit: fit.name)
 
 
+def fits_but(*slow):
+    """The same, of which some are slow: for the law at hand they are as another one is."""
+    marked = [
+        pytest.param(fit, marks=pytest.mark.slow if fit.name in slow else ())
+        for fit in catalogue.FITS
+    ]
+    return pytest.mark.parametrize("fit", marked, ids=lambda fit: fit.name)
+
+
+# Their models are those of others, to a pass; only their feeds differ.
+FITS_OF_OTHER_MODELS = fits_but("unknown_length", "infinite", "several_steps_an_execution")
+# The callback does nothing at all under that plan, whatever is fit.
+FITS_BY_WAY_OF_KERAS = fits_but(
+    "several_inputs_and_outputs",
+    "masked_text",
+    "images_from_tf_data",
+    "frozen_and_regularised",
+    "unknown_length",
+    "infinite",
+)
+
+
 def marks(workload):
     """Everything about the user's objects that a pass might leave a mark on."""
     objects = [*workload.layers, *workload.optimizers]
@@ -222,7 +244,7 @@ def assert_identical(left, right):
     assert left[1] == right[1]
 
 
-@FITS
+@FITS_BY_WAY_OF_KERAS
 def test_the_baseline_plan_is_no_callback(fit):
     assert_identical(
         catalogue.stock_results(fit), catalogue.results(fit, tfaccel.AccelCallback("baseline"))
@@ -253,7 +275,7 @@ def test_trials_leave_no_trace(fit):
     assert accel.report.trials[1].outcome.value in ("slower", "faster", "stopped")
 
 
-@FITS
+@FITS_OF_OTHER_MODELS
 def test_an_accelerated_training_is_the_same_training(fit):
     """All float32 passes that serve the model: the same losses to rounding."""
     model, _ = fit.make()

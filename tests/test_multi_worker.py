@@ -62,6 +62,14 @@ def assert_same_weights(found):
             np.testing.assert_array_equal(a, b)
 
 
+def assert_trained_as(found, plain, **tolerance):
+    """To the last bit, or within a tolerance; `plain` may have been validated, too."""
+    for name, values in found["history"].items():
+        np.testing.assert_allclose(values, plain["history"][name], **{"rtol": 0, **tolerance})
+    if not tolerance:
+        assert found["weights"] == plain["weights"]
+
+
 def assert_same_losses(history, reference):
     """Every loss and metric of every epoch; names may differ by a number."""
     for a, b in zip(history.values(), reference.values(), strict=True):
@@ -169,7 +177,7 @@ def test_trials_on_all_workers_leave_no_trace(two_workers):
     assert outcomes[0] == "baseline" and len(outcomes) > 2
     assert set(outcomes[1:]) <= {"slower", "stopped"}, report.to_markdown()
     for worker in (chief, other):
-        assert worker["tuned"] == worker["plain"]
+        assert_trained_as(worker["tuned"], worker["plain"])
         assert worker["again"].startswith("From the cache")
     assert (chief["cached"], other["cached"]) == (1, 0)
     assert_same_weights([chief["tuned"], other["tuned"]])
@@ -181,8 +189,7 @@ def test_a_race_on_the_steps_of_all_workers(two_workers):
     assert chief["path"][:4] == ["OBSERVE", "PREDICT", "CHECK", "RACE"], chief["report"]
     assert chief["path"][-1] in ("RUN", "STAY")
     for worker in (chief, other):
-        raced, plain = worker["raced"], worker["plain"]
-        np.testing.assert_allclose(raced["history"], plain["history"], rtol=2e-3)
+        assert_trained_as(worker["raced"], worker["plain"], rtol=2e-3)
     assert_same_weights([chief["raced"], other["raced"]])
 
 
@@ -194,15 +201,15 @@ def test_a_plan_that_one_worker_cant_build_is_used_by_none(two_more_workers):
     assert [trial["outcome"] for trial in trials] == ["baseline", "failed"]
     assert "on another worker" in trials[1]["reason"]
     for worker in (chief, other):
-        assert worker["found"] == worker["plain"]
+        assert_trained_as(worker["found"], worker["plain"])
 
 
 def test_an_accelerated_training_on_all_workers(two_workers):
     found = two_workers("accelerated")
     for worker in found:
         assert worker["plan"] == ["fused_norm", "fused_optimizer"]
-        plain, accelerated = worker["plain"], worker["accelerated"]
-        np.testing.assert_allclose(accelerated["history"], plain["history"], rtol=2e-3)
+        assert set(worker["accelerated"]["history"]) == set(worker["plain"]["history"])
+        assert_trained_as(worker["accelerated"], worker["plain"], rtol=2e-3)
     assert_same_weights([worker["accelerated"] for worker in found])
 
 
