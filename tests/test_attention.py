@@ -129,9 +129,9 @@ def test_products_that_nobody_wants_are_those_of_tensorflow(blocks, rng):
     ("known", "jit_compile"),
     [
         ((), False),
-        ((0,), False),
         ((1,), False),
         ((1,), True),
+        pytest.param((0,), False, marks=pytest.mark.slow),
         pytest.param((), True, marks=pytest.mark.slow),  # without gradients
     ],
 )

@@ -19,7 +19,14 @@ from tfaccel.core.layer_note import Runs
 from tfaccel.core.plan import Plan, make_pass
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
-from tfaccel.passes import INFERENCE_PASSES, PASSES, FusedNorm, FusedOptimizer, FusedRNN
+from tfaccel.passes import (
+    INFERENCE_PASSES,
+    PASSES,
+    FusedNorm,
+    FusedOptimizer,
+    FusedRNN,
+    StepBatching,
+)
 from tfaccel.steps.snapshot import Snapshot, known_variables
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -174,6 +181,19 @@ def derivatives(workload, item, orders):
     return found
 
 
+def derived():
+    """Each pass by order. The third takes several times as long to trace as the others.
+
+    Neither the optimizer's pass nor that of several steps has anything to do with layers.
+    """
+    for row in catalogue.PASS_ROWS:
+        if type(row.item) in PASSES:
+            own = isinstance(row.item, FusedOptimizer | StepBatching)
+            marks = pytest.mark.slow if own else ()
+            yield pytest.param(row, 2, marks=marks, id=f"2-{row.item.name}")
+            yield pytest.param(row, 3, marks=pytest.mark.slow, id=f"3-{row.item.name}")
+
+
 @pytest.fixture(scope="module")
 def plain_derivatives(built):
     return functools.cache(
@@ -181,9 +201,7 @@ def plain_derivatives(built):
     )
 
 
-@TRAINING_ROWS
-# The third takes several times as long to trace as the others.
-@pytest.mark.parametrize("orders", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("row", "orders"), derived())
 @pytest.mark.usefixtures("unoptimised")
 def test_derivatives_of_every_order_are_those_of_the_layers(row, orders, built, plain_derivatives):
     """What gradient penalties, differential equations and the like are trained by."""

@@ -59,7 +59,7 @@ def tune(
     >>> model = keras.Sequential([keras.layers.Dense(8, activation="relu"), keras.layers.Dense(1)])
     >>> model.compile("adam", "mse")
     >>> data = tf.data.Dataset.from_tensors((tf.ones((32, 4)), tf.ones((32, 1)))).repeat(4)
-    >>> report = tfaccel.tune(model, data, max_tuning_seconds=5, cache_dir=False, verbose=0)
+    >>> report = tfaccel.tune(model, data, includes=["xla"], cache_dir=False, verbose=0)
     >>> report.trials[0].outcome.value
     'baseline'
     """
