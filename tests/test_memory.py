@@ -133,7 +133,7 @@ def test_a_trial_that_runs_out_of_memory_is_an_outcome(name):
     assert state(model) == untouched()
 
 
-@pytest.mark.parametrize("reserve", [None, ()])
+@pytest.mark.parametrize("reserve", [None, pytest.param((), marks=pytest.mark.slow)])
 def test_a_plan_that_runs_out_is_tried_again_with_less(reserve):
     x = np.ones((32, 4), "float32")
     data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(8)

@@ -161,6 +161,7 @@ SLOW_CASES = (
     "steps_per_execution, unknown length",
     "one epoch",
     "initial_epoch",
+    "a batch an epoch",
     "a growing length",
 )
 
@@ -177,7 +178,7 @@ def stock_of(case):
         *((case, 4) for case in CASES if case not in SLOW_CASES),
         *(pytest.param(case, 4, marks=pytest.mark.slow) for case in SLOW_CASES),
         pytest.param("unknown length", 2, marks=pytest.mark.slow),
-        ("validation", 100),
+        pytest.param("validation", 100, marks=pytest.mark.slow),
     ],
 )
 def test_every_log_and_every_weight_is_stock(case, steps):
@@ -318,7 +319,7 @@ WRITTEN = {"ModelCheckpoint": ".h5", "CSVLogger": ".csv", "TensorBoard": " event
     [
         ("EarlyStopping",),
         pytest.param(("LearningRateScheduler",), marks=pytest.mark.slow),
-        ("ReduceLROnPlateau",),
+        pytest.param(("ReduceLROnPlateau",), marks=pytest.mark.slow),
         ("TensorBoard",),
         # They decide nothing here, so one training serves them all.
         ("ModelCheckpoint", "BackupAndRestore", "CSVLogger", "TerminateOnNaN"),
@@ -504,7 +505,7 @@ def slow_is_fast_enough(monkeypatch):
     monkeypatch.setattr(step_batching, "CALL_SECONDS", 1e3)
 
 
-@pytest.mark.parametrize("wins", [True, False])
+@pytest.mark.parametrize("wins", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("slow_is_fast_enough")
 def test_trials_and_what_they_choose_change_nothing(wins, monkeypatch):
     gain = tfaccel.Speedup(2.0, 1.9, 2.1, 6) if wins else tfaccel.Speedup(0.5, 0.4, 0.6, 6)
