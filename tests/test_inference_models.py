@@ -205,9 +205,15 @@ EXPORTED = [
 
 
 BOTH = ["folded_norm", "frozen_weights"]
+# A graph of another kind, or with variables or tables beside it. In a graph the rest is like one
+# of these; that it is predicted right is tested for all.
+QUICK = ("images", "subclassed_not_built", "masked_tokens", "words", "mixed_policy")
 # Variables and tables beside the graph, in it, and both.
-EXPORTS = [(case, BOTH) for case in EXPORTED] + [
-    (case, plan)
+EXPORTS = [
+    pytest.param(case, BOTH, marks=() if case.name in QUICK else pytest.mark.slow)
+    for case in EXPORTED
+] + [
+    pytest.param(case, plan, marks=() if case.name == "images" else pytest.mark.slow)
     for case in EXPORTED
     if case.name in ("images", "words")
     for plan in ("baseline", ["folded_norm"])
