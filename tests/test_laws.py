@@ -181,15 +181,15 @@ def derivatives(workload, item, orders):
     return found
 
 
-def derived():
-    """Each pass by order. The third takes several times as long to trace as the others.
+# Neither has anything to do with layers.
+NOT_OF_LAYERS = (FusedOptimizer, StepBatching)
 
-    Neither the optimizer's pass nor that of several steps has anything to do with layers.
-    """
+
+def derived():
+    """Each pass by order. The third takes several times as long to trace as the others."""
     for row in catalogue.PASS_ROWS:
         if type(row.item) in PASSES:
-            own = isinstance(row.item, FusedOptimizer | StepBatching)
-            marks = pytest.mark.slow if own else ()
+            marks = pytest.mark.slow if isinstance(row.item, NOT_OF_LAYERS) else ()
             yield pytest.param(row, 2, marks=marks, id=f"2-{row.item.name}")
             yield pytest.param(row, 3, marks=pytest.mark.slow, id=f"3-{row.item.name}")
 
@@ -233,7 +233,18 @@ def compiled_for_its_size(workload, item):
         return bool(model.jit_compile) or marked
 
 
-@TRAINING_ROWS
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(
+            row,
+            marks=pytest.mark.slow if isinstance(row.item, NOT_OF_LAYERS) else (),
+            id=row.item.name,
+        )
+        for row in catalogue.PASS_ROWS
+        if type(row.item) in PASSES
+    ],
+)
 def test_a_pass_says_what_it_compiles_for_each_size(row, built):
     """And compiles nothing, or refuses, where sizes are many."""
     workload = built(row.smooth)

@@ -224,6 +224,7 @@ def test_recompute_is_tried_only_when_asked_for():
     assert reserve_names(["xla", "recompute"], ()) == ("recompute",)
 
 
+@pytest.mark.slow
 def test_recompute_when_it_is_asked_for():
     _, report = tuned_fit(["recompute"])
     assert [trial.plan.names for trial in report.trials] == [(), ("recompute",)]

@@ -193,6 +193,7 @@ def test_trials_accept_it(policy, data):
     assert drift.violation(numerics.NOTICED) is None
 
 
+@pytest.mark.slow
 def test_the_tuner_tries_it(data):
     model = convolutional("mixed_float16")
     accel = tfaccel.AccelCallback(

@@ -401,7 +401,7 @@ def test_biases_inside_layers_have_float64_s_gradients(rng, kind):
     assert off(found, gradients(exact, "float64")) < 0.03
 
 
-@pytest.mark.parametrize("kind", ["dense_tanh", "gru"])
+@pytest.mark.parametrize("kind", ["dense_tanh", pytest.param("gru", marks=pytest.mark.slow)])
 def test_second_derivatives_through_a_bias(rng, kind):
     shape = (512, 4, 3)
     layer, exact = twins(TWINS[kind], shape, rng)

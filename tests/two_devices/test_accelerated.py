@@ -381,6 +381,7 @@ def test_biases_are_trained_as_in_float32_on_every_replica(mirrored):
         np.testing.assert_allclose(replica, plain.layers[0].bias.numpy(), rtol=0.02)
 
 
+@pytest.mark.slow  # real workers race in test_multi_worker.py
 def test_a_race_on_the_steps_of_two_replicas(strategy, monkeypatch):
     monkeypatch.setattr(Candidate, "pays", lambda *args: True)
     plain, raced = mlp(strategy), mlp(strategy)
