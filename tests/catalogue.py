@@ -59,7 +59,7 @@ def _dense_from_numpy():
     return model, {"x": x, "y": y, "batch_size": 8, "epochs": 2}
 
 
-def _images_from_tf_data():
+def images_from_tf_data():
     x = inputs = keras.Input((8, 8, 2))
     x = layers.Conv2D(4, 3, padding="same", use_bias=False)(x)
     x = layers.ReLU()(layers.BatchNormalization()(x))
@@ -98,7 +98,7 @@ def _subclassed_from_py_dataset():
     return model, {"x": _Batches(), "epochs": 2, "shuffle": False}
 
 
-def _several_inputs_and_outputs():
+def several_inputs_and_outputs():
     a, b = keras.Input((4,), name="a"), keras.Input((3,), name="b")
     joined = layers.Concatenate()([layers.Dense(5)(a), layers.Dense(5)(b)])
     outputs = {"u": layers.Dense(1, name="u")(joined), "v": layers.Dense(2, name="v")(joined)}
@@ -180,7 +180,7 @@ def _masked_text():
     return model, {"x": tokens, "y": rng.integers(0, 2, 30), "batch_size": 4, "epochs": 1}
 
 
-def _several_steps_an_execution():
+def several_steps_an_execution():
     model = keras.Sequential(
         [keras.Input((6,)), layers.Dense(8, activation="relu"), layers.Dense(1)]
     )
@@ -235,12 +235,12 @@ FITS: tuple[Fit, ...] = tuple(
     Fit(make.__name__.strip("_"), make)
     for make in (
         _dense_from_numpy,
-        _images_from_tf_data,
+        images_from_tf_data,
         _subclassed_from_py_dataset,
-        _several_inputs_and_outputs,
+        several_inputs_and_outputs,
         _custom_step_from_generator,
         _masked_text,
-        _several_steps_an_execution,
+        several_steps_an_execution,
         _frozen_and_regularised,
         _unknown_length,
         _infinite,
@@ -265,7 +265,7 @@ def stock_results(fit: Fit) -> tuple[list[np.ndarray], list[Any]]:
 
 def image_workload(device: Device | None = None) -> Workload:
     """A small image model that every pass can serve, after one step."""
-    model, arguments = _images_from_tf_data()
+    model, arguments = images_from_tf_data()
     data = arguments["x"]
     model.fit(data.take(1), verbose=0)
     batch = next(iter(data))

@@ -5,6 +5,7 @@ import gc
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from clocks import FakeClock
 
 from tfaccel.training import phases
@@ -41,6 +42,19 @@ def clock() -> FakeClock:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20261120)
+
+
+@pytest.fixture
+def unoptimised():
+    """Graphs that run once or twice are run as they are: TensorFlow's look at them takes longer.
+
+    How TensorFlow rewrites the graphs of passes is tested by the laws, and wherever models are fit.
+    """
+    before = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    restored = {"disable_meta_optimizer": False} | before
+    tf.config.optimizer.set_experimental_options(restored)
 
 
 @pytest.fixture(autouse=True)

@@ -104,7 +104,7 @@ def _subclassed_not_built():
     return Block(), numbers(9, 3)
 
 
-def _several_inputs_and_outputs():
+def several_inputs_and_outputs():
     a, b = keras.Input((4,), name="a"), keras.Input((3,), name="b")
     joined = layers.Concatenate()([layers.Dense(5)(a), layers.Dense(5)(b)])
     outputs = {"u": layers.Dense(1)(joined), "v": [layers.Dense(2)(joined), joined]}
@@ -210,7 +210,7 @@ def _shared_and_nested():
     return spread(keras.Model(inputs, layers.Add()([left, right]))), numbers(6, 4)
 
 
-def _several_steps_an_execution():
+def several_steps_an_execution():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     model.compile("adam", "mse", steps_per_execution=3)
     return model, numbers(4)
@@ -237,7 +237,7 @@ CASES = tuple(
         _images,
         _sequential_not_built,
         _subclassed_not_built,
-        _several_inputs_and_outputs,
+        several_inputs_and_outputs,
         _list_of_inputs,
         _masked_tokens,
         _words,
@@ -247,7 +247,7 @@ CASES = tuple(
         _own_step,
         _double_precision,
         _shared_and_nested,
-        _several_steps_an_execution,
+        several_steps_an_execution,
         _random,
     )
 )

@@ -53,7 +53,7 @@ class Run:
         sizes = {"channels": [None] * (len(shape) - 1), "samples": [None, *shape[1:-1]]}
         spec = tf.TensorSpec([*sizes.get(known, shape[:-1]), shape[-1]], dtype)
 
-        @tf.function(input_signature=[spec, spec], jit_compile=jit_compile)
+        @tf.function(input_signature=[spec, spec], jit_compile=jit_compile, autograph=False)
         def run(x, weights):
             with tf.GradientTape() as tape:
                 tape.watch(x)
@@ -74,7 +74,7 @@ class Run:
         return [tf.cast(t, tf.float32).numpy() for t in self.function(x, weights)]
 
 
-def agree(actual, expected, **tolerance):
+def assert_close(actual, expected, **tolerance):
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e, **(tolerance or CLOSE))
 
@@ -83,7 +83,7 @@ def statistics(layer):
     return [layer.moving_mean.numpy(), layer.moving_variance.numpy()]
 
 
-def compare(
+def assert_same_as_keras(
     make, shape, rng, kwargs, dtype="float32", steps=3, jit_compile=False, by=BY_OP, **tolerance
 ):
     """Several steps of a fused layer and of Keras's agree; returns the fused run."""
@@ -93,8 +93,8 @@ def compare(
     for _ in range(steps):
         x = tf.cast(rng.normal(1.0, 2.0, shape), dtype)
         weights = tf.cast(rng.normal(size=shape), dtype)
-        agree(fused(x, weights), plain(x, weights), **tolerance)
-    agree(
+        assert_close(fused(x, weights), plain(x, weights), **tolerance)
+    assert_close(
         [w.numpy() for w in layer.weights], [w.numpy() for w in own.weights], **(tolerance or CLOSE)
     )
     return fused
@@ -103,7 +103,7 @@ def compare(
 def second_order(call, x, gamma, jit_compile=False):
     """The gradient of the norm of a gradient, as a gradient penalty has it."""
 
-    @tf.function(jit_compile=jit_compile)
+    @tf.function(jit_compile=jit_compile, autograph=False)
     def penalty(x):
         with tf.GradientTape() as outer:
             outer.watch(x)

@@ -328,7 +328,12 @@ def distilled(callbacks=()):
 
 
 @pytest.mark.parametrize(
-    "plan", [pytest.param(["kernels"], marks=pytest.mark.slow), ["fused_optimizer", "kernels"]]
+    "plan",
+    [
+        ["fused_optimizer"],
+        pytest.param(["kernels"], marks=pytest.mark.slow),
+        pytest.param(["fused_optimizer", "kernels"], marks=pytest.mark.slow),
+    ],
 )
 def test_an_optimizer_that_is_not_built_yet_is_built_by_the_step(plan):
     accel = tfaccel.AccelCallback(plan, cache_dir=False, verbose=0)

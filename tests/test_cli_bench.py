@@ -188,7 +188,7 @@ def test_an_eager_model_has_no_step_to_time(monkeypatch):
     ],
 )
 def test_where_to_measure(asked, has_gpu, expected):
-    assert bench._devices(asked, has_gpu) == expected
+    assert bench.chosen_devices(asked, has_gpu) == expected
 
 
 def row(device="CPU", plan="baseline", **more):
@@ -230,10 +230,10 @@ def test_a_cpu_that_can_not_be_measured_costs_no_result():
 
 def test_the_gpu_against_the_cpu():
     rows = [row(step_seconds=0.5), row("GPU", step_seconds=0.05), row("GPU", "xla")]
-    assert bench._gpu_sentence(rows) == [
+    assert bench.gpu_sentence(rows) == [
         "By stock Keras a step takes the CPU 10.0 times as long as the GPU."
     ]
-    assert bench._gpu_sentence(rows[:1]) == []
+    assert bench.gpu_sentence(rows[:1]) == []
 
 
 # The table
@@ -354,7 +354,7 @@ def test_models_that_scale_images_get_whole_ones():
 
 @pytest.mark.slow
 def test_several_inputs_and_outputs():
-    model, _ = catalogue._several_inputs_and_outputs()
+    model, _ = catalogue.several_inputs_and_outputs()
     x, y = one_batch(model)
     assert {name: value.shape for name, value in x.items()} == {"a": (4, 4), "b": (4, 3)}
     assert {name: value.shape for name, value in y.items()} == {"u": (4, 1), "v": (4, 2)}

@@ -228,7 +228,7 @@ def test_fewer_samples_than_a_batch(tmp_path):
 
 
 def test_several_inputs_and_outputs(tmp_path):
-    model, given = catalogue._several_inputs_and_outputs()
+    model, given = catalogue.several_inputs_and_outputs()
     contents = given["x"] | {f"y_{name}": value for name, value in given["y"].items()}
     x, y = next(iter(feed(tmp_path, model, **contents).dataset))
     np.testing.assert_array_equal(x["b"], given["x"]["b"][:4])

@@ -1,6 +1,7 @@
 """find: what is measured, what wins, what is kept on disk."""
 
 import contextlib
+import dataclasses
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from clocks import FakeClock
 from tfaccel import ops
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
-from tfaccel.ops.kernels import CallSpec, Candidate, Ranking, Store, measure
+from tfaccel.ops.kernels import CallSpec, Candidate, Ranking, Store, _registry, measure
 from tfaccel.passes.kernels._selection import Selection
 
 SPEC = CallSpec("matmul", "forward", "float32", (4, 3), (3, 2))
@@ -45,20 +46,17 @@ def kernels(clock, **costs):
 @pytest.fixture
 def only_slow_reference(monkeypatch, clock):
     """TensorFlow's product takes a second, and other kernels of the table refuse."""
-    from tfaccel.ops.kernels import _measure, _registry
 
-    kept = ("tensorflow",)
-    table = tuple(k for k in _registry.KERNELS if k.op != "matmul" or k.name in kept)
-    monkeypatch.setattr(_registry, "KERNELS", table)
-    original = _measure._Race._runner
+    def slowed(kernel):
+        def fn(*operands):
+            tf.py_function(lambda: clock.advance(1.0), [], [])
+            return kernel.fn(*operands)
 
-    def runner(race, kernel, function=None):
-        step = original(race, kernel, function)
-        if kernel.name != "tensorflow":
-            return step
-        return lambda: (clock.advance(1.0), step())[1]
+        return dataclasses.replace(kernel, fn=fn)
 
-    monkeypatch.setattr(_measure._Race, "_runner", runner)
+    kept = [slowed(k) for k in _registry.KERNELS if (k.op, k.name) == ("matmul", "tensorflow")]
+    others = [k for k in _registry.KERNELS if k.op != "matmul"]
+    monkeypatch.setattr(_registry, "KERNELS", (*kept, *others))
 
 
 def verdicts(ranking):
@@ -222,8 +220,14 @@ def test_what_xla_compiles_is_not_for_batches_of_many_sizes():
     ranking = Ranking(SPEC, (Candidate("xla", Outcome.FASTER, 1e-3, speedup),))
     assert ranking.kernel(in_xla=False).name == "xla"
     assert ranking.kernel(in_xla=False, compiled=False).name == "tensorflow"
+    rows = tuple(
+        Candidate(
+            kernel.name, Outcome.FASTER if kernel.name == "xla" else Outcome.SLOWER, 1e-3, speedup
+        )
+        for kernel in _registry.kernels("matmul", "forward")
+    )
+    Store.at().add(Ranking(SPEC, rows))
     selection = Selection()
-    selection._rankings[SPEC] = ranking
     assert selection.wanted("dense", [SPEC]) and not selection.wanted("dense", [SPEC], False)
 
 

@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "tfaccel"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 MOST_FILES = 20
 MOST_LINES = 350
+MOST_LINES_OF_A_FUNCTION = 60
 # What only tfaccel/compat may name: modules that are not public.
 PRIVATE_MODULES = re.compile(r"keras\.src|tensorflow\.(python|core|tsl|compiler)\b")
 # The modules of compat that hold private API, all of them.
@@ -63,6 +64,15 @@ def test_private_api_has_one_home():
 def test_files_can_be_read_at_a_sitting():
     for path in SOURCES:
         assert path.read_text(encoding="utf-8").count("\n") <= MOST_LINES, path
+
+
+def test_functions_can_be_seen_at_once():
+    """Their docstrings and nested functions included."""
+    for path in SOURCES:
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (function.end_lineno or 0) - function.lineno + 1
+                assert lines <= MOST_LINES_OF_A_FUNCTION, f"{path}: {function.name}"
 
 
 def test_imports_stand_at_the_top():

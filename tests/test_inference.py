@@ -14,9 +14,14 @@ import tensorflow as tf
 from inference_models import CASES, COUNT, accelerate, assert_alike, image_model, numbers
 
 import tfaccel
+from tfaccel.autotune.report import Report
+from tfaccel.core.plan import Plan
 from tfaccel.core.tracing import unmarked
 from tfaccel.core.workload import Workload
-from tfaccel.inference import accelerating
+from tfaccel.inference import AcceleratedModel, accelerating
+from tfaccel.inference.predict_function import PredictFunction, own_function
+from tfaccel.inference.sample import first_batch
+from tfaccel.passes import FrozenWeights
 
 layers = keras.layers
 winning = inference_models.winning
@@ -167,9 +172,10 @@ SAMPLES = {
 @pytest.mark.parametrize(("name", "sample"), SAMPLES.items(), ids=SAMPLES)
 def test_samples(name, sample):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
-    fast = accelerate(model, sample(), "baseline")
+    batch = first_batch(model, sample())
     size = {"dataset": 5, "large array": 50}.get(name, COUNT)
-    assert fast._sample.shape == (size, 4) and fast._sample.dtype == tf.float32
+    assert batch.shape == (size, 4) and batch.dtype == tf.float32
+    assert accelerate(model, sample(), "baseline").plan.is_baseline
 
 
 @pytest.mark.parametrize(
@@ -235,7 +241,7 @@ def test_callbacks_see_what_they_saw(winning):
 
 
 def test_a_call_gives_tensors(winning):
-    model, x = inference_models._several_inputs_and_outputs()
+    model, x = inference_models.several_inputs_and_outputs()
     fast = accelerate(model, x, PLAN[1:])
     found = fast({key: value.astype("float64")[:3] for key, value in x.items()})
     assert isinstance(found["u"], tf.Tensor) and found["u"].dtype == tf.float32
@@ -316,10 +322,16 @@ def test_outputs_that_turn_nan_are_found(winning):
     assert "not finite" in fast.report.trials[1].reason
 
 
-def test_a_plan_that_fails_later_is_left(winning, monkeypatch):
+class FailingFunction(PredictFunction):
+    def __call__(self, data):
+        raise ZeroDivisionError
+
+
+def test_a_plan_that_fails_later_is_left():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
-    fast = accelerate(model, numbers(4), PLAN[1:])
-    monkeypatch.setattr(fast._function, "_function", lambda batch: 1 / 0)
+    function = FailingFunction(Workload(model, training=False), Plan((FrozenWeights(),)))
+    own = own_function(model)
+    fast = AcceleratedModel(model, numbers(4), Report((), function.plan), own, function)
     with pytest.warns(RuntimeWarning, match="model's own function: frozen_weights failed: Zero"):
         found = fast.predict(numbers(4), verbose=0)
     assert_alike(model.predict(numbers(4), verbose=0), found)
@@ -371,10 +383,10 @@ def test_what_wins_is_remembered(tmp_path, winning):
     first = accelerate(fresh(), numbers(4), **arguments)
     second = accelerate(fresh(), numbers(4), **arguments)
     assert first.plan == second.plan == tfaccel.Plan((tfaccel.passes.FrozenWeights(),))
-    assert second.report.note == "From the cache." and second.report.predicts
+    assert second.report.cached and second.report.predicts
     assert_alike(first.predict(numbers(4), verbose=0), second.predict(numbers(4), verbose=0))
     other = accelerate(fresh(), numbers(4)[:3], **arguments)
-    assert "cache" not in other.report.note
+    assert not other.report.cached
 
 
 def test_a_search_that_ran_out_of_time_is_not_remembered(tmp_path):
@@ -397,7 +409,7 @@ def test_what_is_remembered_is_compared_again(tmp_path, winning):
     other.write_text(file.read_text().replace(file.stem, key))
     again = accelerate(model, numbers(4), **arguments)
     assert again.plan.is_baseline
-    assert "in the cache, but does not serve now: output off" in again.report.note
+    assert again.report.trials[-1].outcome is tfaccel.Outcome.UNFAITHFUL
 
 
 # Threads.

@@ -14,6 +14,12 @@ import tensorflow as tf
 from inference_models import CASES, COUNT, accelerate, assert_alike, image_model, numbers
 
 import tfaccel
+from tfaccel.autotune.report import Report
+from tfaccel.core.plan import Plan
+from tfaccel.core.workload import Workload
+from tfaccel.inference import AcceleratedModel
+from tfaccel.inference.predict_function import PredictFunction, own_function
+from tfaccel.passes import XLA, FoldedNorm, FrozenWeights, FusedActivation
 
 layers = keras.layers
 winning = inference_models.winning
@@ -102,7 +108,7 @@ def test_what_only_the_plan_makes_nan_is_predicted_by_the_model():
 
 
 def test_several_steps_an_execution_are_looked_at():
-    model, x = inference_models._several_steps_an_execution()
+    model, x = inference_models.several_steps_an_execution()
     fast = accelerate(model, x, FROZEN)
     x[10, 0] = np.nan
     with pytest.warns(RuntimeWarning):
@@ -147,12 +153,23 @@ def test_a_trained_model_is_predicted_with_after_refresh():
 # Sizes.
 
 
+def predict_function(model, *items):
+    return PredictFunction(Workload(model, training=False), Plan(items))
+
+
 def test_a_plan_by_xla_leaves_rare_sizes_to_the_model():
-    model = dense_model()
-    fast = accelerate(model, numbers(4), ["xla"])
-    assert fast._function.compiles_sizes
-    calls = []
-    own, fast._own = fast._own, lambda data: calls.append(len(data[0])) or own(data)
+    model, calls = dense_model(), []
+    function = predict_function(model, XLA())
+    function([numbers(4)])
+    assert function.compiles_sizes
+    own = own_function(model)
+    fast = AcceleratedModel(
+        model,
+        numbers(4),
+        Report((), function.plan),
+        lambda data: calls.append(len(data[0])) or own(data),
+        function,
+    )
     fast.predict(numbers(4), verbose=0)
     assert calls == []
     found = fast.predict(numbers(4), batch_size=5, verbose=0)
@@ -163,17 +180,18 @@ def test_a_plan_by_xla_leaves_rare_sizes_to_the_model():
 
 
 def test_any_size_at_once_where_xla_compiles_nothing():
-    fast = accelerate(dense_model(), numbers(4), FROZEN)
-    assert not fast._function.compiles_sizes
-    fast._own = None
+    function = predict_function(dense_model(), FrozenWeights())
+    fast = AcceleratedModel(dense_model(), numbers(4), Report((), function.plan), None, function)
     for count in (1, 5, 40):
         assert fast(np.ones((count, 4), "float32")).shape == (count, 2)
 
 
 def test_loops_are_seen_to_be_compiled():
-    model, x = image_model(), numbers(8, 8, 3)
-    assert accelerate(model, x, ["fused_activation"])._function.compiles_sizes
-    assert not accelerate(model, x, ["folded_norm"])._function.compiles_sizes
+    model = image_model()
+    for item, compiles in ((FusedActivation(), True), (FoldedNorm(), False)):
+        function = predict_function(model, item)
+        function([numbers(8, 8, 3)])
+        assert function.compiles_sizes == compiles
 
 
 # Export.
@@ -187,9 +205,15 @@ EXPORTED = [
 
 
 BOTH = ["folded_norm", "frozen_weights"]
+# A graph of another kind, or with variables or tables beside it. In a graph the rest is like one
+# of these; that it is predicted right is tested for all.
+QUICK = ("images", "subclassed_not_built", "masked_tokens", "words", "mixed_policy")
 # Variables and tables beside the graph, in it, and both.
-EXPORTS = [(case, BOTH) for case in EXPORTED] + [
-    (case, plan)
+EXPORTS = [
+    pytest.param(case, BOTH, marks=() if case.name in QUICK else pytest.mark.slow)
+    for case in EXPORTED
+] + [
+    pytest.param(case, plan, marks=() if case.name == "images" else pytest.mark.slow)
     for case in EXPORTED
     if case.name in ("images", "words")
     for plan in ("baseline", ["folded_norm"])

@@ -206,7 +206,7 @@ def test_a_fit_is_the_same_fit(measured):
 
     def losses(*callbacks):
         keras.utils.set_random_seed(3)
-        model, arguments = catalogue._images_from_tf_data()
+        model, arguments = catalogue.images_from_tf_data()
         return model.fit(**arguments, verbose=0, callbacks=list(callbacks)).history["loss"]
 
     accel = tfaccel.AccelCallback([Kernels()])
@@ -356,7 +356,7 @@ def test_nothing_is_left_behind(measured):
 
 def test_a_trial_says_what_was_found(measured):
     measured.winner = "im2col"
-    model, arguments = catalogue._images_from_tf_data()
+    model, arguments = catalogue.images_from_tf_data()
     report = tfaccel.tune(model, arguments["x"], ["kernels"], verbose=0)
     trial = report.trials[1]
     assert trial.plan == Plan((Kernels(),))

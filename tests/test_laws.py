@@ -19,7 +19,14 @@ from tfaccel.core.layer_note import Runs
 from tfaccel.core.plan import Plan, make_pass
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
-from tfaccel.passes import INFERENCE_PASSES, PASSES, FusedNorm, FusedOptimizer, FusedRNN
+from tfaccel.passes import (
+    INFERENCE_PASSES,
+    PASSES,
+    FusedNorm,
+    FusedOptimizer,
+    FusedRNN,
+    StepBatching,
+)
 from tfaccel.steps.snapshot import Snapshot, known_variables
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -35,6 +42,28 @@ ROWS = rows([*PASSES, *INFERENCE_PASSES])
 # tests/passes/test_inference_passes.py.
 TRAINING_ROWS = rows(PASSES)
 FITS = pytest.mark.parametrize("fit", catalogue.FITS, ids=lambda fit: fit.name)
+
+
+def fits_but(*slow):
+    """The same, of which some are slow: for the law at hand they are as another one is."""
+    marked = [
+        pytest.param(fit, marks=pytest.mark.slow if fit.name in slow else ())
+        for fit in catalogue.FITS
+    ]
+    return pytest.mark.parametrize("fit", marked, ids=lambda fit: fit.name)
+
+
+# Their models are those of others, to a pass; only their feeds differ.
+FITS_OF_OTHER_MODELS = fits_but("unknown_length", "infinite", "several_steps_an_execution")
+# The callback does nothing at all under that plan, whatever is fit.
+FITS_BY_WAY_OF_KERAS = fits_but(
+    "several_inputs_and_outputs",
+    "masked_text",
+    "images_from_tf_data",
+    "frozen_and_regularised",
+    "unknown_length",
+    "infinite",
+)
 
 
 def marks(workload):
@@ -152,6 +181,19 @@ def derivatives(workload, item, orders):
     return found
 
 
+# Neither has anything to do with layers.
+NOT_OF_LAYERS = (FusedOptimizer, StepBatching)
+
+
+def derived():
+    """Each pass by order. The third takes several times as long to trace as the others."""
+    for row in catalogue.PASS_ROWS:
+        if type(row.item) in PASSES:
+            marks = pytest.mark.slow if isinstance(row.item, NOT_OF_LAYERS) else ()
+            yield pytest.param(row, 2, marks=marks, id=f"2-{row.item.name}")
+            yield pytest.param(row, 3, marks=pytest.mark.slow, id=f"3-{row.item.name}")
+
+
 @pytest.fixture(scope="module")
 def plain_derivatives(built):
     return functools.cache(
@@ -159,20 +201,8 @@ def plain_derivatives(built):
     )
 
 
-@pytest.fixture
-def _unoptimised():
-    """Graphs that run once are run as they are: TensorFlow's look at them takes longer."""
-    before = tf.config.optimizer.get_experimental_options()
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    yield
-    restored = {"disable_meta_optimizer": False} | before
-    tf.config.optimizer.set_experimental_options(restored)
-
-
-@TRAINING_ROWS
-# The third takes several times as long to trace as the others.
-@pytest.mark.parametrize("orders", [2, pytest.param(3, marks=pytest.mark.slow)])
-@pytest.mark.usefixtures("_unoptimised")
+@pytest.mark.parametrize(("row", "orders"), derived())
+@pytest.mark.usefixtures("unoptimised")
 def test_derivatives_of_every_order_are_those_of_the_layers(row, orders, built, plain_derivatives):
     """What gradient penalties, differential equations and the like are trained by."""
     workload = built(row.smooth)
@@ -203,7 +233,18 @@ def compiled_for_its_size(workload, item):
         return bool(model.jit_compile) or marked
 
 
-@TRAINING_ROWS
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(
+            row,
+            marks=pytest.mark.slow if isinstance(row.item, NOT_OF_LAYERS) else (),
+            id=row.item.name,
+        )
+        for row in catalogue.PASS_ROWS
+        if type(row.item) in PASSES
+    ],
+)
 def test_a_pass_says_what_it_compiles_for_each_size(row, built):
     """And compiles nothing, or refuses, where sizes are many."""
     workload = built(row.smooth)
@@ -232,7 +273,7 @@ def assert_identical(left, right):
     assert left[1] == right[1]
 
 
-@FITS
+@FITS_BY_WAY_OF_KERAS
 def test_the_baseline_plan_is_no_callback(fit):
     assert_identical(
         catalogue.stock_results(fit), catalogue.results(fit, tfaccel.AccelCallback("baseline"))
@@ -263,7 +304,7 @@ def test_trials_leave_no_trace(fit):
     assert accel.report.trials[1].outcome.value in ("slower", "faster", "stopped")
 
 
-@FITS
+@FITS_OF_OTHER_MODELS
 def test_an_accelerated_training_is_the_same_training(fit):
     """All float32 passes that serve the model: the same losses to rounding."""
     model, _ = fit.make()

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import types
 import warnings
 from typing import ClassVar
@@ -139,6 +140,7 @@ def state(model):
     return [np.array(v) for v in [*model.variables, *model.optimizer.variables]]
 
 
+@functools.cache
 def stock(batches=40, epochs=1):
     model = make_model()
     built_early(model)
@@ -299,13 +301,15 @@ def test_wrong_settings_are_told(settings):
 class _Side:
     """Stands for a guarded step: moves the clock."""
 
+    logs = tf.zeros(())
+
     def __init__(self, clock, seconds):
         self.clock, self.seconds, self.room = clock, seconds, lambda: 1
         self.function = types.SimpleNamespace(ahead=())
 
     def __call__(self, iterator):
         self.clock.advance(self.seconds)
-        return tf.constant(0.0)
+        return self.logs
 
 
 def race_of(candidate_seconds, lost=1e6, **settings):
@@ -361,7 +365,7 @@ def test_a_race_goes_on_where_it_was():
     assert isinstance(second.race, Race) and second.is_decided
 
 
-@pytest.mark.parametrize("calls", [1, 32])
+@pytest.mark.parametrize("calls", [1, 8])
 def test_comparisons_cost_a_hundredth_of_the_time(calls):
     clock = FakeClock()
     own, plan = _Side(clock, 2.0), _Side(clock, 1.0)

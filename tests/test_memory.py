@@ -133,7 +133,7 @@ def test_a_trial_that_runs_out_of_memory_is_an_outcome(name):
     assert state(model) == untouched()
 
 
-@pytest.mark.parametrize("reserve", [None, ()])
+@pytest.mark.parametrize("reserve", [None, pytest.param((), marks=pytest.mark.slow)])
 def test_a_plan_that_runs_out_is_tried_again_with_less(reserve):
     x = np.ones((32, 4), "float32")
     data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(8)
@@ -224,6 +224,7 @@ def test_recompute_is_tried_only_when_asked_for():
     assert reserve_names(["xla", "recompute"], ()) == ("recompute",)
 
 
+@pytest.mark.slow
 def test_recompute_when_it_is_asked_for():
     _, report = tuned_fit(["recompute"])
     assert [trial.plan.names for trial in report.trials] == [(), ("recompute",)]

@@ -69,9 +69,9 @@ FEEDS = {
     ("compiling", "feed"),
     [
         ({}, "numpy"),
-        ({}, "unknown length"),
         ({"steps_per_execution": 5}, "unknown length"),
         ({"run_eagerly": True}, "numpy"),
+        pytest.param({}, "unknown length", marks=pytest.mark.slow),
         pytest.param({"steps_per_execution": 5}, "numpy", marks=pytest.mark.slow),
         pytest.param({"run_eagerly": True}, "unknown length", marks=pytest.mark.slow),
     ],
@@ -89,7 +89,7 @@ def test_alone_it_changes_nothing(feed, compiling, capsys):
     assert list(history.values()) == list(expected_history.values())
 
 
-@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("order", [1, pytest.param(-1, marks=pytest.mark.slow)])
 def test_without_comparison_it_changes_nothing_beside_a_plan(order):
     profiler = tfaccel.ProfilerCallback(compare_every=None, verbose=0)
     model, _ = fit([accelerated(), profiler][::order])

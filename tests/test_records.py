@@ -161,15 +161,37 @@ class FillingFile:
         self.room -= written
         return written
 
-    def close(self):
-        self.file.close()
+    def __getattr__(self, name):
+        return getattr(self.file, name)
 
 
-def test_a_line_cut_off_by_a_full_disk_spoils_no_other(path):
+@pytest.fixture
+def opened(monkeypatch):
+    """Has the files that records are written to be of this class, and lists them."""
+
+    def as_files_of(kind, room):
+        made = []
+
+        def opening(path, mode, **options):
+            file = open(path, mode, **options)  # noqa: SIM115 (closed by who writes)
+            if mode == "rb":
+                return file
+            made.append(kind(file, room))
+            return made[-1]
+
+        monkeypatch.setattr(records, "open", opening, raising=False)
+        return made
+
+    return as_files_of
+
+
+def test_a_line_cut_off_by_a_full_disk_spoils_no_other(path, opened):
     warned = Warned()
     lines = JsonLines(path, warned)
+    files = opened(FillingFile, 1000)
     lines.write(RUN)
-    disk = lines._file = FillingFile(lines._file, room=10)
+    (disk,) = files
+    disk.room = 10
     lines.write({"kind": "interval", "step": 1})
     lines.write({"kind": "interval", "step": 2})
     assert not path.read_bytes().endswith(b"\n")
@@ -183,15 +205,15 @@ def test_a_line_cut_off_by_a_full_disk_spoils_no_other(path):
     assert len(warned) == 1
 
 
-def test_a_write_that_takes_a_part_at_a_time_is_whole(path):
+def test_a_write_that_takes_a_part_at_a_time_is_whole(path, opened):
     lines = JsonLines(path)
-    lines.write(RUN)
 
     class Slow(FillingFile):
         def write(self, data):
             return self.file.write(data[:3])
 
-    lines._file = Slow(lines._file, 0)
+    opened(Slow, 0)
+    lines.write(RUN)
     lines.write({"kind": "interval", "step": 1})
     lines.write({"kind": "interval", "step": 2})
     assert [record.get("step") for record in parsed(path)] == [None, 1, 2]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -50,13 +51,33 @@ def images(rng):
     return rng.normal(size=(48, 8, 8, 1)).astype("float32"), rng.integers(0, 3, 48)
 
 
-def test_a_checkpoint_of_mid_training_loads_where_tfaccel_can_t_be_imported(tmp_path, images):
+def saved_in_mid_training(path, images):
+    """The model, of which the file is a checkpoint of a training under a plan."""
     x, y = images
-    path = str(tmp_path / "model.keras")
     checkpoint = keras.callbacks.ModelCheckpoint(path, save_freq=4)
     model = make()
     accel = tfaccel.AccelCallback(PASSES, verbose=0)
     model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[checkpoint, accel])
+    return model
+
+
+def test_a_checkpoint_of_mid_training_has_nothing_of_tfaccel(tmp_path, images):
+    path = tmp_path / "model.keras"
+    model = saved_in_mid_training(str(path), images)
+    with zipfile.ZipFile(path) as archive:
+        config = archive.read("config.json").decode()
+    assert "tfaccel" not in config and "bfloat16" not in config
+    loaded = keras.models.load_model(path)
+    assert type(loaded.optimizer) is keras.optimizers.SGD
+    x, _ = images
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_mid_training_loads_where_tfaccel_can_t_be_imported(tmp_path, images):
+    x, _ = images
+    path = str(tmp_path / "model.keras")
+    model = saved_in_mid_training(path, images)
     np.save(tmp_path / "x.npy", x)
     subprocess.run(
         [

@@ -84,12 +84,12 @@ def test_outputs_keep_their_dtype(data):
 @pytest.mark.parametrize(
     ("policy", "beside"),
     [
-        ("mixed_bfloat16", ()),
         ("mixed_float16", (FusedNorm(), Kernels())),
+        pytest.param("mixed_bfloat16", (), marks=pytest.mark.slow),
         pytest.param("mixed_float16", (), marks=pytest.mark.slow),
         pytest.param("mixed_bfloat16", (FusedNorm(), Kernels()), marks=pytest.mark.slow),
     ],
-    ids=["bfloat16 alone", "float16 in a plan", "float16 alone", "bfloat16 in a plan"],
+    ids=["float16 in a plan", "bfloat16 alone", "float16 alone", "bfloat16 in a plan"],
 )
 def test_it_computes_what_the_model_does_in_float32(policy, beside, data):
     model, twin = convolutional(policy), convolutional("float32")
@@ -178,7 +178,9 @@ def test_a_fit_with_a_loss_scale(data, tmp_path):
     assert model.get_layer("conv").dtype_policy.name == "mixed_float16"
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 def test_trials_accept_it(policy, data):
     """It is off by the user's own rounding, which is no mistake."""
     workload = workload_of(convolutional(policy), data)
@@ -191,6 +193,7 @@ def test_trials_accept_it(policy, data):
     assert drift.violation(numerics.NOTICED) is None
 
 
+@pytest.mark.slow
 def test_the_tuner_tries_it(data):
     model = convolutional("mixed_float16")
     accel = tfaccel.AccelCallback(

@@ -12,6 +12,7 @@ from tfaccel.ops.activations import GELU, IDENTITY, RELU, RELU6, SILU
 from tfaccel.passes.fused_activation import FusedActivation
 from tfaccel.system.device import Device
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
 CPU = Device("CPU", "test")
 BOTH = pytest.mark.parametrize(
     ("chain", "own"),
@@ -45,14 +46,24 @@ def derivatives(function, x):
     return [y, dy, ddy, third.gradient(ddy, x)]
 
 
-@BOTH
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("shape", [(7,), (3, 5), (0, 4), ()], ids=str)
-def test_value_and_derivatives(chain, own, jit_compile, shape, rng):
+def assert_derivatives_are_keras_own(chain, own, jit_compile, shape, rng):
     x = tf.constant(rng.normal(size=shape) * 4, tf.float32)
     expected = derivatives(own, tf.cast(x, tf.float64))
     for a, e in zip(derivatives(lambda x: chain(x, jit_compile), x), expected, strict=True):
         np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_value_and_derivatives(chain, own, jit_compile, rng):
+    assert_derivatives_are_keras_own(chain, own, jit_compile, (3, 5), rng)
+
+
+# They go through elements one by one, whichever the activation.
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("shape", [(7,), (0, 4), ()], ids=str)
+def test_tensors_of_any_shape(shape, jit_compile, rng):
+    assert_derivatives_are_keras_own(GELU, keras.activations.gelu, jit_compile, shape, rng)
 
 
 @BOTH

@@ -143,7 +143,7 @@ def _nodes(part):
     return part.node if hasattr(part, "node") else part.node_def
 
 
-def agree(actual, expected, tolerance=1e-5):
+def assert_close(actual, expected, tolerance=1e-5):
     assert len(actual) == len(expected)
     for a, e in zip(actual, expected, strict=True):
         assert (a is None) == (e is None)
@@ -239,7 +239,7 @@ def test_spatial_layers_are_their_channels_last_twins(name, rng):
     y, _, dx, *others = Run(model, shape, context=laid_out(model), dtype=dtype, weigh=alike)(x)
     twin_run = Run(twin, to_last(x).shape, dtype=dtype, weigh=alike)
     twin_y, _, twin_dx, *twin_others = twin_run(to_last(x))
-    agree([y, dx, *others], [to_first(twin_y), to_first(twin_dx), *twin_others], tolerance)
+    assert_close([y, dx, *others], [to_first(twin_y), to_first(twin_dx), *twin_others], tolerance)
 
 
 def through(x, *steps):
@@ -395,7 +395,7 @@ def test_chains_are_what_keras_computes(name, rng, float64):
     model = functional(SHAPE, CHAINS[name])
     shake(model, rng)
     written, laid = both_ways(model, rng)
-    agree(laid, written, 1e-11)
+    assert_close(laid, written, 1e-11)
 
 
 def test_one_dimension(rng, float64):
@@ -410,7 +410,7 @@ def test_one_dimension(rng, float64):
     model = functional((2, 3, 9), body)
     shake(model, rng)
     written, laid = both_ways(model, rng, shape=(2, 3, 9))
-    agree(laid, written, 1e-11)
+    assert_close(laid, written, 1e-11)
 
 
 def test_regularizers_and_their_losses(rng):
@@ -421,7 +421,7 @@ def test_regularizers_and_their_losses(rng):
         lambda: conv(activity_regularizer="l2", kernel_regularizer="l1"),
     )
     written, laid = both_ways(functional(SHAPE, body), rng)
-    agree(laid, written)
+    assert_close(laid, written)
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_layers_know_inference_from_training(name, rng, float64):
     model = functional(SHAPE, CHAINS[name])
     shake(model, rng)
     written, laid = both_ways(model, rng, training=False)
-    agree(laid, written, 1e-11)
+    assert_close(laid, written, 1e-11)
 
 
 class Residual(keras.Model):
@@ -458,7 +458,7 @@ def test_a_call_of_the_users_own(rng, float64):
         model(images(rng, *SHAPE))
     shake(model, rng)
     written, laid = both_ways(model, rng)
-    agree(laid, written, 1e-11)
+    assert_close(laid, written, 1e-11)
 
 
 class Penalized(keras.Model):
@@ -576,7 +576,7 @@ def test_gradients_with_respect_to_anything(make, rng, float64):
     model.build(SHAPE)
     shake(model, rng)
     written, laid = both_ways(model, rng)
-    agree(laid, written, 1e-10)
+    assert_close(laid, written, 1e-10)
     assert all(np.any(array) for array in written if array.ndim > 1)
 
 
@@ -633,8 +633,8 @@ def test_networks_are_their_channels_last_twins(make, training, rng):
     x = images(rng, 3, *first.input_shape[1:])
     y, total, dx, *others = run_twin(first, x, laid_out(first), training)
     twin_y, twin_total, twin_dx, *twin_others = run_twin(last, to_last(x), None, training)
-    agree([y, total, dx], [to_first(twin_y), twin_total, to_first(twin_dx)])
-    agree(others, twin_others)
+    assert_close([y, total, dx], [to_first(twin_y), twin_total, to_first(twin_dx)])
+    assert_close(others, twin_others)
 
 
 def run_twin(model, x, context, training):
@@ -697,7 +697,7 @@ def test_masks_are_left_alone(rng):
     )
     for one in (model, pooled):
         plain = Run(one, x.shape, training=True)(x)
-        agree(Run(one, x.shape, context=laid_out(one), training=True)(x), plain, 1e-7)
+        assert_close(Run(one, x.shape, context=laid_out(one), training=True)(x), plain, 1e-7)
 
 
 def workload_of(*parts, device=CPU):
@@ -791,7 +791,7 @@ def test_fused_norm_goes_along(rng):
         results.append([*run(x), *(v.numpy() for v in others)])
         for variable, value in zip(others, before, strict=True):
             variable.assign(value)
-    agree(results[1], results[0], 1e-4)
+    assert_close(results[1], results[0], 1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
@@ -814,7 +814,7 @@ def test_mixed_precision_goes_along(dtype, rng):
     x = images(rng, *SHAPE)
     expected = plain(x)
     seed.assign(drawn)
-    agree(mixed(x), expected, {"bfloat16": 0.1, "float16": 0.02}[dtype])
+    assert_close(mixed(x), expected, {"bfloat16": 0.1, "float16": 0.02}[dtype])
     kernels = [n for n in mixed.function.graph.get_operations() if n.type == "Conv2D"]
     assert kernels
     # Eigen's convolutions add up in bfloat16, so there they get their operands in float32.
@@ -829,7 +829,7 @@ def test_xla_compiles_it(rng):
     x = images(rng, *SHAPE)
     plain = Run(model, SHAPE, context=as_written(model), training=True)(x)
     run = Run(model, SHAPE, context=laid_out(model), training=True, jit_compile=True)
-    agree(run(x), plain)
+    assert_close(run(x), plain)
 
 
 def test_an_unbuilt_model_is_built_as_it_is_written(rng):

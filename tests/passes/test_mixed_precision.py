@@ -178,7 +178,7 @@ def test_a_wrong_dtype_is_told_so(dtype):
         MixedPrecision(dtype)
 
 
-def big_loss_workload(rng, factor, optimizer="adam"):
+def big_loss_workload(rng, factor, optimizer="sgd"):
     """A model whose float16 gradients overflow at a loss scale of 2^15."""
     model = compiled(
         keras.Sequential([keras.Input((6,)), layers.Dense(8), layers.Dense(1)]), optimizer=optimizer
@@ -225,11 +225,10 @@ def test_the_scale_enters_nothing_of_the_user_s(rng):
     names = [v.path for v in [*model.variables, *model.optimizer.variables]]
     run(workload, 2)
     assert [v.path for v in [*model.variables, *model.optimizer.variables]] == names
-    assert type(model.optimizer) is keras.optimizers.Adam
+    assert type(model.optimizer) is keras.optimizers.SGD
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize(("dtype", "optimizer"), [("bfloat16", "sgd"), ("float16", "adam")])
 def test_gradients_and_updates_are_the_untouched_step_s_to_rounding(rng, dtype, optimizer):
     workload = big_loss_workload(rng, 0.1, optimizer)
     probe = StepRecorder(workload, Snapshot.of(workload))
@@ -402,7 +401,7 @@ def test_biases_inside_layers_have_float64_s_gradients(rng, kind):
     assert off(found, gradients(exact, "float64")) < 0.03
 
 
-@pytest.mark.parametrize("kind", ["dense_tanh", "gru"])
+@pytest.mark.parametrize("kind", ["dense_tanh", pytest.param("gru", marks=pytest.mark.slow)])
 def test_second_derivatives_through_a_bias(rng, kind):
     shape = (512, 4, 3)
     layer, exact = twins(TWINS[kind], shape, rng)
@@ -526,7 +525,8 @@ def seen():
         ["mixed_precision", "fused_activation", "fused_norm", "fused_attention", "fused_rnn"],
         ["fused_rnn", "layout", "fused_attention", "fused_norm", "mixed_precision"],
         ["kernels", "mixed_precision", "recompute"],
-        ["mixed_precision", "xla"],
+        # XLA takes long to compile the recurrent layer.
+        pytest.param(["mixed_precision", "xla"], marks=pytest.mark.slow),
     ],
     ids="+".join,
 )

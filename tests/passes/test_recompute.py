@@ -228,7 +228,9 @@ def test_it_is_the_same_training(name, recomputed):
     assert recomputed, "nothing was recomputed"
 
 
-@pytest.mark.parametrize("segments", [2, 3, 5, 100])
+@pytest.mark.parametrize(
+    "segments", [2, 100, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 5))]
+)
 def test_any_number_of_parts(segments, recomputed):
     assert_same(sequential, batches(*ROWS), Plan((Recompute(segments),)))
     assert 1 <= len(recomputed) <= segments

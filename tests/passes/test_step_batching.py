@@ -30,8 +30,12 @@ from tfaccel.steps.compiled_step import build_step
 
 layers = keras.layers
 callbacks = keras.callbacks
-# Other models, fed as the rest are.
+# Other models, fed as the rest are, or fed as one of `CASES` below is.
 SLOW_FITS = (
+    "dense_from_numpy",
+    "several_steps_an_execution",
+    "unknown_length",
+    "infinite",
     "images_from_tf_data",
     "masked_text",
     "several_inputs_and_outputs",
@@ -157,6 +161,7 @@ SLOW_CASES = (
     "steps_per_execution, unknown length",
     "one epoch",
     "initial_epoch",
+    "a batch an epoch",
     "a growing length",
 )
 
@@ -173,7 +178,7 @@ def stock_of(case):
         *((case, 4) for case in CASES if case not in SLOW_CASES),
         *(pytest.param(case, 4, marks=pytest.mark.slow) for case in SLOW_CASES),
         pytest.param("unknown length", 2, marks=pytest.mark.slow),
-        ("validation", 100),
+        pytest.param("validation", 100, marks=pytest.mark.slow),
     ],
 )
 def test_every_log_and_every_weight_is_stock(case, steps):
@@ -236,8 +241,7 @@ def stock_stopped(row):
     return stopped(row)
 
 
-@pytest.mark.parametrize("guard", [True, False])
-@pytest.mark.parametrize("row", [0, 33, 74])
+@pytest.mark.parametrize(("row", "guard"), [(0, True), (33, True), (33, False), (74, True)])
 def test_terminate_on_nan_comes_in_time(row, guard):
     assert stopped(row, accelerated(guard=guard)) == stock_stopped(row)
 
@@ -315,7 +319,7 @@ WRITTEN = {"ModelCheckpoint": ".h5", "CSVLogger": ".csv", "TensorBoard": " event
     [
         ("EarlyStopping",),
         pytest.param(("LearningRateScheduler",), marks=pytest.mark.slow),
-        ("ReduceLROnPlateau",),
+        pytest.param(("ReduceLROnPlateau",), marks=pytest.mark.slow),
         ("TensorBoard",),
         # They decide nothing here, so one training serves them all.
         ("ModelCheckpoint", "BackupAndRestore", "CSVLogger", "TerminateOnNaN"),
@@ -501,7 +505,7 @@ def slow_is_fast_enough(monkeypatch):
     monkeypatch.setattr(step_batching, "CALL_SECONDS", 1e3)
 
 
-@pytest.mark.parametrize("wins", [True, False])
+@pytest.mark.parametrize("wins", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("slow_is_fast_enough")
 def test_trials_and_what_they_choose_change_nothing(wins, monkeypatch):
     gain = tfaccel.Speedup(2.0, 1.9, 2.1, 6) if wins else tfaccel.Speedup(0.5, 0.4, 0.6, 6)

@@ -86,7 +86,9 @@ def test_statistics_are_averaged(strategy, kind):
         np.testing.assert_allclose(copy, (1 + variance) / 2, rtol=1e-4)
 
 
-@pytest.mark.parametrize("samples", [33, pytest.param(41, marks=pytest.mark.slow)])
+# A replica without data is below, and workers have such batches in test_multi_worker.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("samples", [33, 41])
 def test_uneven_last_batches(strategy, samples):
     """TensorFlow's own way gives one of two replicas an empty batch of the 33rd sample."""
     x, y = images(samples)

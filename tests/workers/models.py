@@ -22,9 +22,6 @@ def cnn(synchronized):
             layers.Conv2D(8, 3),
             layers.BatchNormalization(synchronized=synchronized, momentum=0.9),
             layers.ReLU(),
-            layers.Conv2D(8, 3),
-            layers.BatchNormalization(synchronized=synchronized, momentum=0.9),
-            layers.ReLU(),
             layers.GlobalAveragePooling2D(),
             layers.Dense(3),
         ]

@@ -56,12 +56,10 @@ def tune(
         TypeError: `dataset` is not a tf.data.Dataset.
         ValueError: the model is not compiled, or the dataset is empty.
 
-    Example:
-
     >>> model = keras.Sequential([keras.layers.Dense(8, activation="relu"), keras.layers.Dense(1)])
     >>> model.compile("adam", "mse")
     >>> data = tf.data.Dataset.from_tensors((tf.ones((32, 4)), tf.ones((32, 1)))).repeat(4)
-    >>> report = tfaccel.tune(model, data, max_tuning_seconds=5, cache_dir=False, verbose=0)
+    >>> report = tfaccel.tune(model, data, includes=["xla"], cache_dir=False, verbose=0)
     >>> report.trials[0].outcome.value
     'baseline'
     """

@@ -43,27 +43,23 @@ def max_batch_size(
 ) -> BatchSizeReport:
     """Finds the largest batch that a model can be trained on, by training on it.
 
-    Real training steps are run on `sample`, its rows repeated: with `start` rows, then
-    with twice as many, until memory runs out, then with numbers in between. On a GPU,
-    running out is an error that each step is allowed to meet. On a CPU the system would
-    swap or kill first, so there the growth of the process is measured, the next batch's
-    need is foreseen from it, and no batch that would need more than
-    `memory_limit_bytes` is tried.
+    Real training steps are run on `sample`, its rows repeated: with `start` rows, then with
+    twice as many, until memory runs out, then with numbers in between. On a GPU each step may
+    meet that error. On a CPU the system would swap or kill first, so there the next batch's need
+    is foreseen from the growth of the process, and none above `memory_limit_bytes` is tried.
 
     The model, its optimizer and its metrics are afterwards what they were, bit for bit.
 
     Args:
         model: compiled.
-        sample: what the model is trained on: `(x, y)`, `(x, y, sample_weight)`, or
-            whatever a batch is for a `train_step` of your own; x and y may be arrays,
-            dictionaries or tuples of arrays. The first dimension is the batch's: one
-            row suffices. A batch of a dataset serves as it is.
+        sample: what the model is trained on: `(x, y)`, `(x, y, sample_weight)`, or whatever a
+            batch is for a `train_step` of your own; x and y may be arrays, dictionaries or tuples
+            of arrays, the first dimension the batch's. One row suffices.
         plan: what the steps run under, such as `["recompute"]`; by default your own step.
         start: the first batch size to try.
         limit: the largest batch size to try.
-        headroom: the share of the largest batch that fits which is recommended, as a
-            training also holds batches that were read ahead, and memory is never
-            filled without gaps.
+        headroom: the share of the largest batch that fits which is recommended, as a training
+            also holds batches that were read ahead, and memory has gaps.
         memory_limit_bytes: what a step may need above what the process (on a CPU) has
             now, or what TensorFlow may hold on the GPU, weights included. None: on a
             CPU half of what is free, on a GPU all that there is.
@@ -76,8 +72,6 @@ def max_batch_size(
         TypeError, ValueError: an argument breaks its rule, or the model can't be
             trained on `sample` for another reason than memory.
         RuntimeError: this system does not tell how much memory a process takes.
-
-    Example:
 
     >>> model = keras.Sequential([keras.layers.Dense(8, activation="relu"), keras.layers.Dense(1)])
     >>> model.compile("adam", "mse")

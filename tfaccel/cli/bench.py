@@ -54,7 +54,7 @@ def _define(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> BenchResult:
     start = time.perf_counter()
     name, wanted = args.model, _wanted(args.plans)
-    here, elsewhere = _devices(args.devices, bool(tf.config.list_physical_devices("GPU")))
+    here, elsewhere = chosen_devices(args.devices, bool(tf.config.list_physical_devices("GPU")))
     share = args.max_seconds / (here + elsewhere)
     keras.utils.set_random_seed(0)
     rows: list[BenchRow] = []
@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace) -> BenchResult:
         command=shlex.join(["tfaccel", *_words(args)]),
         seconds=time.perf_counter() - start,
         rows=tuple(rows),
-        notes=(*notes, *_gpu_sentence(rows)),
+        notes=(*notes, *gpu_sentence(rows)),
     )
 
 
@@ -103,7 +103,7 @@ def _plan(word: str) -> Plan:
         ) from error
 
 
-def _devices(asked: str, has_gpu: bool) -> tuple[bool, bool]:
+def chosen_devices(asked: str, has_gpu: bool) -> tuple[bool, bool]:
     """Whether to measure in this process, and whether in one that sees no GPU."""
     if asked == "gpu" and not has_gpu:
         raise UsageError("--devices=gpu: TensorFlow sees no GPU (`tfaccel doctor` says why)")
@@ -142,7 +142,7 @@ def _output(words: Sequence[str], environment: Mapping[str, str]) -> str:
     return done.stdout
 
 
-def _gpu_sentence(rows: Sequence[BenchRow]) -> list[str]:
+def gpu_sentence(rows: Sequence[BenchRow]) -> list[str]:
     """How much faster the GPU is, both by stock Keras."""
     stock = {row.device: row.step_seconds for row in rows if row.plan == str(Plan())}
     cpu, gpu = stock.get("CPU"), stock.get("GPU")

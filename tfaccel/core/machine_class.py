@@ -15,17 +15,11 @@ _OTHER_FLAGS, _OTHER_KERNELS, _OTHER_DEVICE = 0.5, 0.3, 0.01
 
 @dataclasses.dataclass(frozen=True)
 class MachineClass:
-    """The class of a machine: what decides which plans win on it.
+    """The class of a machine: what decides which plans win on it."""
 
-    Attributes:
-        kind: `"CPU"` or `"GPU"`.
-        flags: instruction sets that matter; a GPU's name.
-        onednn: whether TensorFlow runs oneDNN's kernels.
-    """
-
-    kind: str
-    flags: tuple[str, ...]
-    onednn: bool
+    kind: str  # `"CPU"` or `"GPU"`
+    flags: tuple[str, ...]  # instruction sets that matter; a GPU's name
+    onednn: bool  # whether TensorFlow runs oneDNN's kernels
 
     @classmethod
     def of(cls, device: Device) -> "MachineClass":

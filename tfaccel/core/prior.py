@@ -18,20 +18,14 @@ CONVOLUTIONS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prior:
-    """Whether a pass is expected to pay. It orders the trials; what wins is measured.
+    """Whether a pass is expected to pay. It orders the trials; what wins is measured."""
 
-    Attributes:
-        pays: whether the pass belongs into the first plan that is tried.
-        reason: why it usually does, or does not.
-        gain: how many times faster a step that it serves usually becomes by it. What was
-            measured on other models corrects it (`tfaccel.autotune.expected.expectation`).
-        prepare_seconds: what it takes to get ready, beside the trace.
-    """
-
-    pays: bool = True
-    reason: str = ""
+    pays: bool = True  # whether the pass belongs into the first plan that is tried
+    reason: str = ""  # why it usually does, or does not
+    # How many times faster a step that it serves usually becomes by it. What was measured on other
+    # models corrects it (`tfaccel.autotune.expected.expectation`).
     gain: float = 1.05
-    prepare_seconds: float = 0.0
+    prepare_seconds: float = 0.0  # what it takes to get ready, beside the trace
 
     @property
     def expected_gain(self) -> float:

@@ -25,20 +25,15 @@ _BATCHES = 16
 
 @dataclasses.dataclass(frozen=True)
 class Timings:
-    """What was measured on the pipeline alone, without a model.
+    """What was measured on the pipeline alone, without a model."""
 
-    Attributes:
-        parts: seconds a batch that each part takes, in one thread: `read`, `map`,
-            `augment`, `batch`.
-        turns: seconds a batch of the whole pipeline, by layout, turn by turn.
-        cached_seconds: a batch of mapped samples from the cache; None where not measured.
-        sample_bytes: of a mapped sample; None where not measured.
-    """
-
+    # Seconds a batch that each part takes, in one thread: `read`, `map`, `augment`, `batch`.
     parts: dict[str, float] = dataclasses.field(default_factory=dict)
+    # Seconds a batch of the whole pipeline, by layout, turn by turn.
     turns: dict[Layout, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    # A batch of mapped samples from the cache; None where not measured.
     cached_seconds: float | None = None
-    sample_bytes: float | None = None
+    sample_bytes: float | None = None  # of a mapped sample; None where not measured
 
     @property
     def layouts(self) -> dict[Layout, float]:

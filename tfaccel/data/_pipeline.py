@@ -14,17 +14,11 @@ Map = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a pipeline is run; what it gives is the same in any layout.
+    """How a pipeline is run; what it gives is the same in any layout."""
 
-    Attributes:
-        parallel: whether samples are mapped by several threads.
-        cached: whether mapped samples are kept in memory after the first pass.
-        private_threads: threads of the pipeline's own; 0 to share those of the model.
-    """
-
-    parallel: bool = False
-    cached: bool = False
-    private_threads: int = 0
+    parallel: bool = False  # whether samples are mapped by several threads
+    cached: bool = False  # whether mapped samples are kept in memory after the first pass
+    private_threads: int = 0  # threads of the pipeline's own; 0 to share those of the model
 
     def __str__(self) -> str:
         parts = ["parallel map"] * self.parallel + ["cache"] * self.cached + ["prefetch"]

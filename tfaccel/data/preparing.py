@@ -1,4 +1,7 @@
-"""prepare: an input pipeline that keeps up with the model."""
+"""prepare: an input pipeline that keeps up with the model.
+
+Source: https://www.tensorflow.org/guide/data_performance
+"""
 
 import dataclasses
 import os
@@ -57,36 +60,25 @@ def prepare(
 ) -> Prepared:
     """Makes a dataset for `fit` of arrays or a dataset, with each stage where it pays.
 
-    The stages are: read, `map`, validate, cache, shuffle, `augment`, batch, prefetch. What
-    they give, and in which order, is what was asked for and the same whatever is measured.
-    Measured is how long each takes without the model, whether several threads, a thread pool
-    of the pipeline's own and a cache make it faster, and by which part it is bound.
-
-    A dataset is only measured, and by itself only cached, where one more iteration changes
-    nothing: not if it shuffles anew each time, runs Python code or has other state. Then the
-    map is parallel, and the account says so.
+    Stages: read, `map`, validate, cache, shuffle, `augment`, batch, prefetch. What they give, and
+    in which order, is what was asked for, whatever is measured: threads, a thread pool of the
+    pipeline's own, a cache. A dataset that one more iteration would change is not measured, nor
+    by itself cached.
 
     Args:
         data: arrays (also dictionaries, `(x, y)`, `(x, y, sample_weight)`; what is mapped from
             disk stays there), or a `tf.data.Dataset`, finite or not.
         batch_size: samples in a batch. None for a dataset whose elements are batches.
         map: makes a sample of what `data` has, the same each time: decoding, features.
-        augment: changes a sample another way each time; it is not cached. Where a seed is to
-            give the same numbers again, use `tf.random.stateless_*`: several threads draw
-            from `tf.random.uniform` in no fixed order.
+        augment: changes a sample another way each time; it is not cached.
         shuffle: True for the whole of data of known length, or the size of the buffer.
         seed: of the order.
         drop_remainder: leave out the last batch if it is smaller.
         cache: keep mapped samples in memory. `"auto"` where it pays and they fit.
         max_cache_bytes: what `"auto"` may take; None for a quarter of the free memory.
-        validate: `"report"` (or True) to look for what would poison a model (`check` says
-            what that is), `"drop"` to leave such samples out, too. Arrays are looked at
-            before, samples that can't be mapped included; a dataset's samples as they pass,
-            where one that raises an error raises it as before. What is found is warned of
-            and kept in `.findings`.
-        rules: what samples must be like, for `validate`.
-        max_check_seconds: what looking at arrays may take; `.findings` says what was left
-            unseen, which is kept. None for no bound.
+        validate, rules: `"report"` (or True) warns of samples that `check` would find, `"drop"`
+            leaves them out, too: arrays' at once, a dataset's as they pass.
+        max_check_seconds: what looking at arrays may take, None for no bound; the rest is kept.
         measure_seconds: about what measuring may take; None to measure nothing.
         clock: seconds.
 
@@ -97,12 +89,7 @@ def prepare(
         TypeError: `data` is neither arrays nor a dataset.
         ValueError: an argument breaks its rule; the message names it.
 
-    Source: https://www.tensorflow.org/guide/data_performance
-
-    Example:
-
     >>> x, y = np.arange(10.0), np.arange(10)
-    >>> x[3] = np.nan
     >>> dataset = tfaccel.data.prepare((x, y), 4, map=lambda x, y: (x * 2, y))
     >>> [labels.numpy().tolist() for _, labels in dataset]
     [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
@@ -112,13 +99,18 @@ def prepare(
     if cache not in (True, False, "auto"):
         raise ValueError(f'`cache` must be True, False or "auto". Received: {cache!r}')
     pipeline, found = _validated(pipeline, mode, rules or Rules(), max_check_seconds, clock)
+    account = _decided(pipeline, cache, max_cache_bytes, measure_seconds, clock)
+    return Prepared(pipeline.dataset(account.layout), account, found)
+
+
+def _decided(
+    pipeline: Pipeline, cache: bool | str, most: int | None, seconds: float | None, clock: Clock
+) -> Account:
     notes: list[str] = []
-    timings = _timings(pipeline, measure_seconds, clock, notes)
+    timings = _timings(pipeline, seconds, clock, notes)
     layout = timings.fastest(_layouts(pipeline)) if timings.layouts else _unmeasured(pipeline)
-    cached = _is_cached(pipeline, cache, max_cache_bytes, timings, notes)
-    layout = dataclasses.replace(layout, cached=cached)
-    account = Account(layout, timings, tuple(notes))
-    return Prepared(pipeline.dataset(layout), account, found)
+    cached = _is_cached(pipeline, cache, most, timings, notes)
+    return Account(dataclasses.replace(layout, cached=cached), timings, tuple(notes))
 
 
 def _validated(

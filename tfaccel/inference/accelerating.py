@@ -46,20 +46,17 @@ def accelerate(
 ) -> AcceleratedModel:
     """Finds the fastest faithful way to make a model's predictions.
 
-    Plans are tried on the sample, in turns with Keras's own predict function, and their
-    outputs are compared with its outputs. Where none is faster, the model's own function
-    is used. The model itself is not changed; one that is not built yet is built, as its
-    `predict` would build it.
+    Plans are tried on the sample, in turns with Keras's own predict function, and their outputs
+    compared with its outputs. Where none is faster, that function is used. The model is not
+    changed; one that is not built yet is built, as its `predict` would build it.
 
     Args:
         model: any Keras model, compiled or not.
-        sample: a batch of inputs as predictions will have it, in whatever form
-            `model.predict` takes, or a `tf.data.Dataset` or PyDataset, whose first batch is
-            taken. Give it the size that matters: what is fastest for 32 samples may not be
-            for one.
-        plan: `"auto"`, or one plan to measure against the model's own function. Passes that
-            change training alone are left out of it, so that the plan of a training
-            serves here.
+        sample: a batch of inputs in whatever form `model.predict` takes, or a `tf.data.Dataset`
+            or PyDataset, whose first batch is taken. Give it the size that matters: what is
+            fastest for 32 samples may not be for one.
+        plan: `"auto"`, or one plan to measure against the model's own function, such as that of a
+            training: passes that change training alone are left out of it.
         includes, excludes: names of the passes to try (docs/inference.md), less those of
             training alone.
         tolerance: how far outputs may be off, relatively; None for 1e-4 in float32, 1e-2
@@ -73,8 +70,6 @@ def accelerate(
     Raises:
         TypeError: `model` is no Keras model, or `sample` nothing that can be predicted.
         ValueError: `sample` is empty, or an argument breaks its rule.
-
-    Example:
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)])
     >>> x = np.ones((32, 4), "float32")
@@ -198,4 +193,4 @@ def _remembered(report: Report, bench: PredictionTrials) -> Report:
         if trial.outcome is not Outcome.FASTER:
             note = f"{report.plan} is in the cache, but does not serve now: {trial.reason}."
             return Report((baseline_trial(bench.workload), trial), Plan(), note=note)
-    return dataclasses.replace(report, note=note, tuning_seconds=0.0)
+    return dataclasses.replace(report, note=note, tuning_seconds=0.0, cached=True)

@@ -184,27 +184,19 @@ def widened(tolerance: Tolerance, own: Drift) -> Tolerance:
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """What one step computed, seen from outside, as NumPy arrays.
+    """What one step computed, seen from outside, as NumPy arrays."""
 
-    Attributes:
-        losses: the step's losses by name.
-        gradients: gradients by name of variable, before any optimizer saw them.
-        trained: trained variables and optimizer slots after the step, by name.
-        before: the same before the step.
-        state: non-trainable float variables after the step.
-        state_before: the same before the step.
-        counters: integer variables after the step.
-        handed: the gradients as the optimizers got them: tensors, or IndexedSlices,
-            which Keras's optimizers do not treat as they treat their sum.
-    """
-
-    losses: Mapping[str, np.ndarray]
+    losses: Mapping[str, np.ndarray]  # the step's losses by name
+    # Gradients by name of variable, before any optimizer saw them.
     gradients: Mapping[str, np.ndarray]
+    # Trained variables and optimizer slots after the step, by name.
     trained: Mapping[str, np.ndarray]
-    before: Mapping[str, np.ndarray]
-    state: Mapping[str, np.ndarray]
-    state_before: Mapping[str, np.ndarray]
-    counters: Mapping[str, np.ndarray]
+    before: Mapping[str, np.ndarray]  # the same before the step
+    state: Mapping[str, np.ndarray]  # non-trainable float variables after the step
+    state_before: Mapping[str, np.ndarray]  # the same before the step
+    counters: Mapping[str, np.ndarray]  # integer variables after the step
+    # The gradients as the optimizers got them: tensors, or IndexedSlices, which Keras's optimizers
+    # do not treat as they treat their sum.
     handed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def lightened(self) -> "Observation":

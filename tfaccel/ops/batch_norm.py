@@ -24,23 +24,19 @@ Function = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Normalised:
-    """A tensor that is to be normalised, before it is known what follows.
+    """A tensor that is to be normalised, before it is known what follows."""
 
-    Attributes:
-        x: `(..., channels)`, all sizes but the first known; 16 bits are computed in float32.
-        scale, offset: gamma and beta, `(channels,)`, float32.
-        mean, variance: `(channels,)`, float32.
-        epsilon: added to the variance.
-        of_batch: whether mean and variance are those of `x`, so that gradients go through
-            them, and not given numbers.
-    """
-
+    # `(..., channels)`, all sizes but the first known; 16 bits are computed in float32.
     x: tf.Tensor
+    # scale, offset: gamma and beta, `(channels,)`, float32.
     scale: tf.Tensor
     offset: tf.Tensor
+    # mean, variance: `(channels,)`, float32.
     mean: tf.Tensor
     variance: tf.Tensor
-    epsilon: float
+    epsilon: float  # added to the variance
+    # Whether mean and variance are those of `x`, so that gradients go through them, and not given
+    # numbers.
     of_batch: bool
 
     def then(self, formula: ActivationFormula = IDENTITY) -> tf.Tensor:

@@ -33,25 +33,19 @@ Record = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """The records of one run, in the order of the file.
+    """The records of one run, in the order of the file."""
 
-    Attributes:
-        run: the run record.
-        intervals, comparisons, traces, tuning, ops: the records of these kinds.
-        summary: the last summary; empty where the run did not get so far.
-        earlier: the runs before this one in the same file, oldest first.
-        skipped: lines of the file that were no whole, known record of a run.
-    """
-
-    run: Record
+    run: Record  # the run record
+    # intervals, comparisons, traces, tuning, ops: the records of these kinds.
     intervals: list[Record] = dataclasses.field(default_factory=list)
     comparisons: list[Record] = dataclasses.field(default_factory=list)
     traces: list[Record] = dataclasses.field(default_factory=list)
     tuning: list[Record] = dataclasses.field(default_factory=list)
     ops: list[Record] = dataclasses.field(default_factory=list)
+    # The last summary; empty where the run did not get so far.
     summary: Record = dataclasses.field(default_factory=dict)
-    earlier: tuple["Records", ...] = ()
-    skipped: int = 0
+    earlier: tuple["Records", ...] = ()  # the runs before this one in the same file, oldest first
+    skipped: int = 0  # lines of the file that were no whole, known record of a run
 
     def _add(self, record: Record) -> None:
         if record["kind"] == "summary":

@@ -21,21 +21,14 @@ _BFLOAT16_CAPABILITY = (8, 0)
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """The device that a step runs on.
+    """The device that a step runs on."""
 
-    Attributes:
-        kind: `"CPU"` or `"GPU"`.
-        name: the chip's name, as the machine tells it.
-        cores: CPU cores that TensorFlow may use.
-        flags: the CPU's instruction set flags (empty where they can't be read).
-        compute_capability: the GPU's, as (major, minor); None on a CPU.
-    """
-
-    kind: str
-    name: str
-    cores: int = 1
+    kind: str  # `"CPU"` or `"GPU"`
+    name: str  # the chip's name, as the machine tells it
+    cores: int = 1  # CPU cores that TensorFlow may use
+    # The CPU's instruction set flags (empty where they can't be read).
     flags: frozenset[str] = frozenset()
-    compute_capability: tuple[int, int] | None = None
+    compute_capability: tuple[int, int] | None = None  # the GPU's, as (major, minor); None on a CPU
 
     @property
     def fast_dtype(self) -> str | None:

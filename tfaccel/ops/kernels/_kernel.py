@@ -31,37 +31,27 @@ def serves_all(spec: CallSpec) -> Unsupported | None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kernel:
-    """One way to compute one direction of one product.
+    """One way to compute one direction of one product."""
 
-    Attributes:
-        op: the product, one of `tfaccel.ops.OPS`.
-        direction: `"forward"`, `"input_gradient"` or `"weight_gradient"`.
-        name: unique among the kernels of its op and direction.
-        fn: `fn(spec, x, w)` for the forward direction, `fn(spec, dy, w, shape)` for the
-            input gradient and `fn(spec, x, dy, shape)` for the weight gradient, where
-            `shape` is the result's, an int32 vector. Any size but the weights' may be
-            unknown while it is traced.
-        summary: what it computes, in one clause.
-        source: where the method comes from.
-        unsupported: why it can't serve a call, and a remedy; None where it can.
-        tolerance: the largest relative error, by dtype.
-        jit_compile: whether XLA compiles it.
-        reduces: whether it multiplies in fewer bits than the operands have. Such a kernel
-            is used only where the caller says that it may be.
-        in_xla: whether it can be part of what XLA compiles. The ops of `tfaccel.ops` use
-            only kernels that can, as they are not told what they become part of.
-    """
-
-    op: str
-    direction: str
-    name: str
+    op: str  # the product, one of `tfaccel.ops.OPS`
+    direction: str  # `"forward"`, `"input_gradient"` or `"weight_gradient"`
+    name: str  # unique among the kernels of its op and direction
+    # `fn(spec, x, w)` for the forward direction, `fn(spec, dy, w, shape)` for the input gradient
+    # and `fn(spec, x, dy, shape)` for the weight gradient, where `shape` is the result's, an int32
+    # vector. Any size but the weights' may be unknown while it is traced.
     fn: Callable[..., Any]
-    summary: str = ""
-    source: str = ""
+    summary: str = ""  # what it computes, in one clause
+    source: str = ""  # where the method comes from
+    # Why it can't serve a call, and a remedy; None where it can.
     unsupported: Callable[[CallSpec], Unsupported | None] = serves_all
+    # The largest relative error, by dtype.
     tolerance: Mapping[str, float] = dataclasses.field(default_factory=lambda: TOLERANCES)
-    jit_compile: bool = False
+    jit_compile: bool = False  # whether XLA compiles it
+    # Whether it multiplies in fewer bits than the operands have. Such a kernel is used only where
+    # the caller says that it may be.
     reduces: bool = False
+    # Whether it can be part of what XLA compiles. The ops of `tfaccel.ops` use only kernels that
+    # can, as they are not told what they become part of.
     in_xla: bool = True
 
     def function(self, spec: CallSpec) -> Callable[..., tf.Tensor]:

@@ -20,16 +20,12 @@ Choose = Callable[[CallSpec], Kernel]
 
 @dataclasses.dataclass(frozen=True)
 class Chooser:
-    """Says which kernels compute the products of a model's layers.
+    """Says which kernels compute the products of a model's layers."""
 
-    Attributes:
-        wanted: told a layer's name and products of it, forward, says whether a kernel of
-            tfaccel's is to compute any direction of them; if not, the layer's own code does.
-        choose: which kernel computes a call.
-    """
-
+    # Told a layer's name and products of it, forward, says whether a kernel of tfaccel's is to
+    # compute any direction of them; if not, the layer's own code does.
     wanted: Callable[[str, list[CallSpec]], bool]
-    choose: Choose
+    choose: Choose  # which kernel computes a call
 
 
 def product(spec: CallSpec, x: tf.Tensor, w: tf.Tensor, choose: Choose) -> tf.Tensor:

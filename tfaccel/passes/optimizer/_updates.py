@@ -16,22 +16,14 @@ _MATHS = ("update_step", "assign", "assign_add", "assign_sub")
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """One variable's update: what the rules below need for it, in its dtype.
+    """One variable's update: what the rules below need for it, in its dtype."""
 
-    Attributes:
-        optimizer: the Keras optimizer.
-        variable: the variable, of which the optimizer holds slots.
-        gradient: its dense gradient, in the variable's dtype.
-        learning_rate: as Keras hands it to `update_step`.
-        scalars: tensors that the updates of many variables share, of one `apply`.
-        scratch: slots that the ops want and Keras's optimizers lack, by variable.
-    """
-
-    optimizer: Any
-    variable: tf.Variable
-    gradient: tf.Tensor
-    learning_rate: Any
-    scalars: dict[Any, Any]
+    optimizer: Any  # the Keras optimizer
+    variable: tf.Variable  # the variable, of which the optimizer holds slots
+    gradient: tf.Tensor  # its dense gradient, in the variable's dtype
+    learning_rate: Any  # as Keras hands it to `update_step`
+    scalars: dict[Any, Any]  # tensors that the updates of many variables share, of one `apply`
+    # Slots that the ops want and Keras's optimizers lack, by variable.
     scratch: dict[Any, tf.Variable]
 
     def common(self) -> dict[str, Any]:
