@@ -168,7 +168,7 @@ def test_a_module_that_fails_shows_its_own_frames(folder):
         (["-m", "package..other"], "No module named package..other"),
         (["sub"], "there is no __main__.py in sub"),
         (["-m", "json"], "json is a package without a __main__.py"),
-        ([], "the following arguments are required: program"),
+        ([], "the following arguments are required: program (`tfaccel run"),
         (["--tuning=fast", "link.py"], "argument --tuning: invalid choice: 'fast'"),
         (["--profil=x", "link.py"], "unrecognized arguments: --profil=x"),
     ],

@@ -40,13 +40,14 @@ def _define(parser: argparse.ArgumentParser) -> None:
         "after its first steps: files that it writes till then stay, so use a small run",
     )
     parser.add_argument(
-        "--max_seconds", type=seconds, default=600.0, help="what a sweep may take (600)"
+        "--max_seconds", type=seconds, default=600.0, help="what a sweep may take (600 s)"
     )
     parser.add_argument("--measure_into", help=argparse.SUPPRESS)  # a sweep's own turns
     parser.add_argument("program", help="a script, or after -m a module")
-    parser.add_argument(
+    rest = parser.add_argument(
         "arguments", nargs=argparse.REMAINDER, help="given to the program as they are"
     )
+    rest.required = False  # or Python 3.11 names it among what is missing
 
 
 def _run(args: argparse.Namespace) -> Result | Handover:
