@@ -199,6 +199,28 @@ def test_signals(folder, number, status):
     assert said.endswith("KeyboardInterrupt\n" * (number == signal.SIGINT))
 
 
+@pytest.mark.parametrize("variable", ["PYTHONSAFEPATH", "PYTHONOPTIMIZE", "PYTHONWARNINGS"])
+def test_python_s_own_settings_hold(folder, variable):
+    code = FACTS + "import warnings; warnings.warn('once')\nassert False, 'unless optimized'\n"
+    (folder / "script.py").write_text(code)
+    environ = {variable: "error" if variable == "PYTHONWARNINGS" else "1"}
+    for words in (["script.py"], ["app"], ["link.py"]):
+        expected = ended(words, folder, environ=environ)
+        assert ended([*RUN, *words], folder, environ=environ) == expected
+
+
+def test_a_program_without_a_fit_is_told_so(folder):
+    """By a module that goes by Keras's name, as the real one takes seconds to import."""
+    (folder / "keras.py").write_text("")
+    (folder / "script.py").write_text("import sys, keras\nsys.exit(len(sys.argv) - 1)\n")
+    (folder / "whole.py").write_text("import keras\n")
+    told = "tfaccel: there was no `fit`, so nothing was accelerated.\n"
+    status, out, said = ended([*RUN, "script.py", "x"], folder)
+    assert (status, out, told in said) == (1, "", False)
+    status, out, said = ended([*RUN, "whole.py"], folder)
+    assert (status, out, said.endswith(told)) == (0, "", True)
+
+
 def test_the_help_loads_no_tensorflow(folder):
     code = "import sys, tfaccel.cli.main as m; m.main(['run', '--help']); m.main(['--help']); "
     status, out, _ = ended(["-c", code + "print('tensorflow' in sys.modules)"], folder)

@@ -46,12 +46,15 @@ class Watch:
         self._options = options
         self._added = added
         self._fits: Any = None
+        self._has_keras = False
+        self.has_run = False  # to its end, and not to an exception or `sys.exit`
         # Holds the patch: a context that nobody holds would be left.
         self._patches = contextlib.ExitStack()
         self._process = os.getpid()
 
     def begin(self, keras: types.ModuleType) -> None:
         """Keras has been imported."""
+        self._has_keras = True
         try:
             every_fit = importlib.import_module("tfaccel.launch.every_fit")
             self._patches.enter_context(every_fit.every_fit(self._begin_fit))
@@ -66,9 +69,13 @@ class Watch:
         return self._fits.begin(model, given)
 
     def end(self) -> None:
-        """The program has ended: prints the closing table, if there was a fit."""
-        if self._fits is not None and os.getpid() == self._process:  # not in a fork
+        """The program has ended: prints the closing table, or that there was nothing to do."""
+        if os.getpid() != self._process:  # in a fork
+            return
+        if self._fits is not None:
             self._fits.show(self._added)
+        elif self._has_keras and self.has_run:
+            print("tfaccel: there was no `fit`, so nothing was accelerated.", file=sys.stderr)
 
 
 def start(program: Program, options: Options) -> int:
@@ -91,6 +98,7 @@ def start(program: Program, options: Options) -> int:
     atexit.register(watch.end)
     try:
         program.run()
+        watch.has_run = True
     except NoProgramError as error:
         print(f"tfaccel run: {error}", file=sys.stderr)
         return EXIT_NO_PROGRAM
