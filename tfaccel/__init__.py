@@ -68,10 +68,13 @@ __all__ = ["__version__", *_HOMES]
 if not TYPE_CHECKING:  # a checker would take every name for one of the module's
 
     def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
+        inside = f"{__name__}.{name}"
+        home = _HOMES.get(name, inside)
+        # A folder of the package may be asked for without an import, as `tfaccel.distribute`.
+        if home == inside and (name.startswith("_") or importlib.util.find_spec(inside) is None):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        home = importlib.import_module(_HOMES[name])
-        found = home if _HOMES[name] == f"{__name__}.{name}" else getattr(home, name)
+        module = importlib.import_module(home)
+        found = module if home == inside else getattr(module, name)
         globals()[name] = found
         return found
 
