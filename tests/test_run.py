@@ -72,6 +72,7 @@ def folder(tmp_path):
     (package / "module.py").write_text("from . import other\n" + FACTS + "print(other.VALUE)\n")
     (package / "__main__.py").write_text("from .other import VALUE\n" + FACTS + "print(VALUE)\n")
     (package / "broken.py").write_text("import nowhere_to_be_found\n")
+    (package / "spawning.py").write_text(SPAWN)
     (package / "failing.py").write_text("import sys\nsys.exit(5)\n")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "script.py").write_text(FACTS)
@@ -142,6 +143,7 @@ def test_a_script_behaves_as_under_python(folder, code, words, stdin):
         ["-m", "package.module", "--lr", "0.1", "-h"],
         ["-m", "package"],
         ["-m", "package.failing"],
+        ["-m", "package.spawning"],
     ],
     ids=" ".join,
 )

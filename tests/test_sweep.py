@@ -140,7 +140,7 @@ def names(groups):
             {},
             4,
             True,
-            [["oneDNN off"], ["2 threads within an op"], ["1 ops at once", "2 ops at once"]],
+            [["oneDNN off"], ["2 threads within an op"], ["1 op at once", "2 ops at once"]],
         ),
         ({}, 1, False, [["oneDNN on"]]),
         ({"TF_ENABLE_ONEDNN_OPTS": "0", "TF_NUM_INTEROP_THREADS": "4"}, 2, False, None),
@@ -148,7 +148,7 @@ def names(groups):
 )
 def test_what_is_worth_a_trial(x86, tmp_path, environ, cores, is_on, expected):
     found = factors(environ, cores=cores, root=tmp_path, is_onednn_on=is_on)
-    assert names(found) == (expected or [["1 threads within an op"]])
+    assert names(found) == (expected or [["1 thread within an op"]])
 
 
 def test_a_container_s_share_and_allocators(x86, tmp_path):

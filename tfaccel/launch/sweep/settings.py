@@ -64,14 +64,19 @@ def factors(
     cores = usable_cores() if cores is None else cores
     other = f"oneDNN {'off' if is_onednn_on else 'on'}"
     onednn = [Setting(other, {ONEDNN: str(int(not is_onednn_on))})] if has_onednn() else []
+    threads = _threads(cores, root)
     found = [
         onednn,
-        [Setting(f"{n} threads within an op", {WITHIN: str(n)}) for n in _threads(cores, root)],
-        [Setting(f"{n} ops at once", {BETWEEN: str(n)}) for n in (1, 2) if n < cores],
+        [Setting(f"{_many(n, 'thread')} within an op", {WITHIN: str(n)}) for n in threads],
+        [Setting(f"{_many(n, 'op')} at once", {BETWEEN: str(n)}) for n in (1, 2) if n < cores],
         [Setting(name, {PRELOAD: path}) for name, path in _allocators(root)],
     ]
     unset = ([one for one in group if not one.environ.keys() & environ.keys()] for group in found)
     return [tuple(group) for group in unset if group]
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
 
 
 def _threads(cores: int, root: pathlib.Path) -> list[int]:
