@@ -1,11 +1,11 @@
 """A pytest plugin that records outcomes and may put an AccelCallback into every fit.
 
-For the test process only: nothing in tfaccel itself patches Keras's classes.
+For the test process only: in a process of the user's tfaccel patches no class of Keras's, unless
+it runs the process (`tfaccel run`).
 """
 
 import collections
-import functools
-import inspect
+import contextlib
 import json
 import pathlib
 import tempfile
@@ -13,7 +13,6 @@ import tempfile
 import conftest  # before keras: it imports torch, which must come before TensorFlow
 import keras
 import pytest
-from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
 
 def pytest_addoption(parser):
@@ -87,7 +86,7 @@ class Recorder:
 
 
 class EveryFit:
-    """Wraps `fit` so that an AccelCallback comes last among its callbacks.
+    """An AccelCallback last among the callbacks of every `fit`.
 
     Args:
         plan: as AccelCallback's.
@@ -99,42 +98,24 @@ class EveryFit:
         self.test = ""
         self._plan = plan
         self._max_tuning_seconds = max_tuning_seconds
-        self._original = TensorFlowTrainer.fit
+        self._patches = contextlib.ExitStack()
         # One cache a test: a plan won in one test must not spare another its tuning.
         self._caches: dict[str, tempfile.TemporaryDirectory[str]] = collections.defaultdict(
             tempfile.TemporaryDirectory
         )
 
     def install(self):
-        # The class and not keras.Model, as some tests train layers that mix in the trainer.
-        original, signature = self._original, inspect.signature(self._original)
+        from tfaccel.launch.every_fit import every_fit  # here: the plain run must not import it
 
-        @functools.wraps(original)
-        def fit(model, *args, **kwargs):
-            call = signature.bind(model, *args, **kwargs)
-            accel = self._callback()
-            given = call.arguments.get("callbacks")
-            call.arguments["callbacks"] = joined(given, accel)
-            raised = ""
-            try:
-                return original(*call.args, **call.kwargs)
-            except BaseException as error:
-                raised = type(error).__name__
-                raise
-            finally:
-                if isinstance(given, keras.callbacks.CallbackList):
-                    given.callbacks.remove(accel)
-                self.records.append({"test": self.test, "raised": raised, **described(accel)})
-
-        TensorFlowTrainer.fit = fit
+        self._patches.enter_context(every_fit(lambda model, given: Accelerated(self)))
 
     def uninstall(self):
-        TensorFlowTrainer.fit = self._original
+        self._patches.close()
         for cache in self._caches.values():
             cache.cleanup()
 
-    def _callback(self):
-        import tfaccel  # here: the plain run must not even import it
+    def callback(self):
+        import tfaccel
 
         return tfaccel.AccelCallback(
             self._plan,
@@ -145,14 +126,17 @@ class EveryFit:
         )
 
 
-def joined(callbacks, accel):
-    """`callbacks`, in any form that `fit` takes, with `accel` at the end."""
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.append(accel)
-        accel.set_params(callbacks.params)
-        accel.set_model(callbacks.model)
-        return callbacks
-    return [*(keras.tree.flatten(callbacks) if callbacks else ()), accel]
+class Accelerated:
+    """One fit with its callback, whose record is kept when it has ended."""
+
+    def __init__(self, fits):
+        self._fits = fits
+        self._test = fits.test
+        self.callbacks = [fits.callback()]
+
+    def end(self, raised):
+        (accel,) = self.callbacks
+        self._fits.records.append({"test": self._test, "raised": raised, **described(accel)})
 
 
 def described(accel):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tfaccel.cli import main
-from tfaccel.cli._command import Command, UsageError, positive_int
+from tfaccel.cli._command import Command, Handover, Listed, UsageError, positive_int
 from tfaccel.version import __version__
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -50,8 +50,18 @@ def run(args):
     return Echo(tuple(args.words), args.times, exit_code=int("problem" in args.words))
 
 
-ECHO = Command("echo", "Says it again.", define, run)
-OTHER = Command("other", "Does nothing.", define, run)
+@dataclasses.dataclass(frozen=True)
+class Here(Listed):
+    """A command that is in no module of its own."""
+
+    command: Command = None
+
+    def load(self):
+        return self.command
+
+
+ECHO = Here("echo", "Says it again.", "", Command(define, run))
+OTHER = Here("other", "Does nothing.", "", Command(define, run))
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +170,8 @@ def test_an_error_of_many_pages_is_cut(capsys, monkeypatch):
     def shout(args):
         raise ValueError("x" * 10_000)
 
-    monkeypatch.setattr(main, "COMMANDS", (dataclasses.replace(ECHO, run=shout),))
+    shouts = dataclasses.replace(ECHO, command=Command(define, shout))
+    monkeypatch.setattr(main, "COMMANDS", (shouts,))
     assert main.main(["echo"]) == main.EXIT_FAILED
     assert len(one_line(capsys)) < 500
 
@@ -168,6 +179,20 @@ def test_an_error_of_many_pages_is_cut(capsys, monkeypatch):
 def test_ctrl_c(capsys):
     assert main.main(["echo", "interrupt"]) == main.EXIT_INTERRUPTED
     assert capsys.readouterr().err.endswith("tfaccel: interrupted\n")
+
+
+def test_what_a_program_raises_is_its_own(monkeypatch):
+    """After the handover nothing is caught, or printed elsewhere."""
+
+    def start():
+        assert sys.stdout is before
+        raise KeyboardInterrupt
+
+    before = sys.stdout
+    hands_over = Command(define, lambda args: Handover(start))
+    monkeypatch.setattr(main, "COMMANDS", (dataclasses.replace(ECHO, command=hands_over),))
+    with pytest.raises(KeyboardInterrupt):
+        main.main(["echo"])
 
 
 def test_a_reader_that_leaves_is_no_error(monkeypatch, tmp_path):
@@ -212,7 +237,7 @@ def test_the_words_of_this_process(capsys, monkeypatch):
 def test_every_command_has_help_and_a_section(capsys, monkeypatch):
     monkeypatch.setattr(main, "COMMANDS", COMMANDS)
     names = [command.name for command in COMMANDS]
-    assert names == ["doctor", "bench", "tune", "explain", "report", "cache"]
+    assert names == ["doctor", "run", "bench", "tune", "explain", "report", "cache"]
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     for command in COMMANDS:
         assert main.main([command.name, "--help"]) == 0

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfaccel.core.machine_class import MachineClass
 from tfaccel.ops.kernels import Ranking, Store
-from tfaccel.system.cache_dir import default_directory
+from tfaccel.system.cache_dir import default_directory, sweeps_directory
 from tfaccel.system.device import current_device
 from tfaccel.system.json_files import parsed, replace_text, to_text
 
@@ -107,9 +107,14 @@ def import_cache(path: pathlib.Path, found: Contents) -> tuple[int, int]:
 
 
 def clear_cache(found: Contents) -> int:
-    """Removes plans and kernels' times, those of other machines too; gives how many files."""
+    """Removes plans, kernels' times, those of other machines too, and what sweeps found.
+
+    Returns:
+        How many files there were.
+    """
     names = [*found.plans, *found.foreign, Store(found.folder).path.name]
-    paths = [found.folder / name for name in names]
+    sweeps = sweeps_directory(found.folder).glob("*.json")
+    paths = [*(found.folder / name for name in names), *sweeps]
     removed = [path for path in paths if path.exists()]
     for path in removed:
         path.unlink()

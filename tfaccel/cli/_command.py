@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+import importlib
 from collections.abc import Callable
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
-import rich.console
+if TYPE_CHECKING:  # a program under `tfaccel run` need not wait for it
+    import rich.console
 
 
 class UsageError(Exception):
@@ -15,7 +17,7 @@ class UsageError(Exception):
 class Result(Protocol):
     """What a command found, in the three forms that `--format` can ask for."""
 
-    def __rich__(self) -> rich.console.RenderableType:
+    def __rich__(self) -> "rich.console.RenderableType":
         """For `--format=table`."""
 
     def to_json(self) -> str:
@@ -23,6 +25,16 @@ class Result(Protocol):
 
     def to_markdown(self) -> str:
         """For `--format=markdown`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Handover:
+    """In place of a result: the process is the user's program's from now on.
+
+    `start` runs it and gives the exit status. What it raises is the program's own.
+    """
+
+    start: Callable[[], int]
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,15 +47,29 @@ class Parser(argparse.ArgumentParser):
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One command of `tfaccel`."""
+    """What a command of `tfaccel` takes and does."""
 
-    name: str  # the word after `tfaccel`
-    summary: str  # one line that says what it does
     # Defines the command's arguments on the parser that it is handed.
     define: Callable[[argparse.ArgumentParser], None]
     # Is handed what was parsed. Raises `UsageError` for words that it cannot take. A result
     # that names a failure (`exit_code` attribute other than 0) makes the command exit so.
-    run: Callable[[argparse.Namespace], Result]
+    run: Callable[[argparse.Namespace], Result | Handover]
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """A command as the overview has it; its module is loaded when the command is asked for.
+
+    Most commands need TensorFlow. `run` must not import it, and `--help` need not.
+    """
+
+    name: str  # the word after `tfaccel`
+    summary: str  # one line that says what it does
+    module: str  # whose `COMMAND` it is
+
+    def load(self) -> Command:
+        """The command itself."""
+        return importlib.import_module(self.module).COMMAND
 
 
 def comma_list(text: str) -> list[str]:

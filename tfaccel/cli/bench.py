@@ -151,9 +151,4 @@ def gpu_sentence(rows: Sequence[BenchRow]) -> list[str]:
     return [f"By stock Keras a step takes the CPU {cpu / gpu:.1f} times as long as the GPU."]
 
 
-COMMAND = Command(
-    "bench",
-    "times a training step: stock Keras, each pass, the chosen plan; CPU and GPU",
-    _define,
-    _run,
-)
+COMMAND = Command(_define, _run)

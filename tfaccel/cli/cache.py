@@ -97,4 +97,4 @@ def _said(action: str, file: str | None, found: Contents) -> str:
     return f"In {found.folder}: {holds}{more}."
 
 
-COMMAND = Command("cache", "shows, exports, imports or clears what was learned here", _define, _run)
+COMMAND = Command(_define, _run)

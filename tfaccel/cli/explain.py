@@ -40,6 +40,4 @@ def _run(args: argparse.Namespace) -> Explanation:
         return explain(model, plan)
 
 
-COMMAND = Command(
-    "explain", "says what each layer runs as, and why not as something faster", _define, _run
-)
+COMMAND = Command(_define, _run)

@@ -2,30 +2,44 @@
 
 Standard output holds the result alone, so that `tfaccel doctor --format=json | jq`
 works: whatever a command, Keras or a model's own code prints on the way goes to
-standard error.
+standard error. `tfaccel run` has no result: what it runs has the process to itself.
 """
 
 import argparse
 import contextlib
+import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 
-import rich.console
-
-from tfaccel.cli import bench, cache, explain, report, tune
-from tfaccel.cli._command import Command, Parser, Result, UsageError
-from tfaccel.cli.doctor import command
+from tfaccel.cli._command import Handover, Listed, Parser, Result, UsageError
 from tfaccel.version import __version__
 
-COMMANDS: tuple[Command, ...] = (
-    command.COMMAND,
-    bench.COMMAND,
-    tune.COMMAND,
-    explain.COMMAND,
-    report.COMMAND,
-    cache.COMMAND,
+COMMANDS: tuple[Listed, ...] = (
+    Listed(
+        "doctor",
+        "looks at the machine and the installation, and says what to do about them",
+        "tfaccel.cli.doctor.command",
+    ),
+    Listed("run", "runs a Keras program as it is, with every fit accelerated", "tfaccel.cli.run"),
+    Listed(
+        "bench",
+        "times a training step: stock Keras, each pass, the chosen plan; CPU and GPU",
+        "tfaccel.cli.bench",
+    ),
+    Listed("tune", "finds the fastest faithful plan for a model and its data", "tfaccel.cli.tune"),
+    Listed(
+        "explain",
+        "says what each layer runs as, and why not as something faster",
+        "tfaccel.cli.explain",
+    ),
+    Listed(
+        "report",
+        "makes one HTML page, with plots, of what ProfilerCallback wrote",
+        "tfaccel.cli.report",
+    ),
+    Listed("cache", "shows, exports, imports or clears what was learned here", "tfaccel.cli.cache"),
 )
 FORMATS = ("table", "json", "markdown")
 
@@ -49,11 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 where a command failed, or found a problem; 2 for words
-        that can't be taken; 130 after Ctrl-C.
+        that can't be taken; 130 after Ctrl-C. Of a program under `tfaccel run`: its own,
+        and what it raises is raised.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    done = _done(list(sys.argv[1:] if arguments is None else arguments))
+    return done.start() if isinstance(done, Handover) else done
+
+
+def _done(words: list[str]) -> int | Handover:
+    """The exit status of a command; or what is to run, when nothing here may catch its errors."""
     try:
-        return _run(_parser().parse_args(words or ["--help"]))
+        return _run(_parser(words[:1]).parse_args(words or ["--help"]))
     except SystemExit:  # help or the version was shown
         return 0
     except UsageError as error:
@@ -64,15 +84,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("tfaccel", "interrupted", EXIT_INTERRUPTED)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser; of the commands only one that is asked for has its arguments."""
     parser = Parser("tfaccel", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"tfaccel {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for each in COMMANDS:
         summary = each.summary
         one = commands.add_parser(each.name, help=summary, description=summary, allow_abbrev=False)
-        one.set_defaults(command=each)
-        each.define(one)
+        if each.name not in asked:
+            continue
+        command = each.load()
+        one.set_defaults(command=command, who=f"tfaccel {each.name}")
+        command.define(one)
         one.add_argument(
             "--format", choices=FORMATS, default="table", help="how to print the result"
         )
@@ -80,21 +104,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(args: argparse.Namespace) -> int:
-    who = f"tfaccel {args.command.name}"
+def _run(args: argparse.Namespace) -> int | Handover:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             result = args.command.run(args)
+        if isinstance(result, Handover):
+            return result
         _show(result, args.format)
         return getattr(result, "exit_code", 0)
     except UsageError as error:
-        return _complain(who, error, EXIT_USAGE)
+        return _complain(args.who, error, EXIT_USAGE)
     except BrokenPipeError:
         raise
     except Exception as error:
         if args.debug:
             traceback.print_exc()
-        return _complain(who, f"{type(error).__name__}: {error}", EXIT_FAILED)
+        return _complain(args.who, f"{type(error).__name__}: {error}", EXIT_FAILED)
 
 
 def _show(result: Result, form: str) -> None:
@@ -103,7 +128,9 @@ def _show(result: Result, form: str) -> None:
     elif form == "markdown":
         print(result.to_markdown().rstrip("\n"), flush=True)
     else:
-        rich.console.Console(width=None if sys.stdout.isatty() else _WIDTH).print(result)
+        # Here and not at the top, as a program under `tfaccel run` need not wait for it.
+        console = importlib.import_module("rich.console").Console
+        console(width=None if sys.stdout.isatty() else _WIDTH).print(result)
         sys.stdout.flush()
 
 

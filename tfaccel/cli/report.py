@@ -99,6 +99,4 @@ def _write(page: pathlib.Path, text: str) -> None:
         raise UsageError(f"{page} can't be written: {error}") from error
 
 
-COMMAND = Command(
-    "report", "makes one HTML page, with plots, of what ProfilerCallback wrote", _define, _run
-)
+COMMAND = Command(_define, _run)

@@ -128,4 +128,4 @@ def _write(path: pathlib.Path, text: str) -> tuple[bool, str]:
     return True, f"Written: {path}"
 
 
-COMMAND = Command("tune", "finds the fastest faithful plan for a model and its data", _define, _run)
+COMMAND = Command(_define, _run)

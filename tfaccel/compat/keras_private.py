@@ -324,3 +324,11 @@ def wants_flash_attention(layer: Any) -> bool:
 def is_from_keras(owner: Any) -> bool:
     """Whether the object's class is Keras's own, and no subclass of it."""
     return type(owner).__module__.startswith("keras.")
+
+
+def trainer_class() -> Any:
+    """The class that `keras.Model` has its `fit` from: that of the backend, which has no name."""
+    for kind in keras.Model.__mro__:
+        if "fit" in vars(kind):
+            return kind
+    raise KerasChangedError("Model.fit")

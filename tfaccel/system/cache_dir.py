@@ -10,3 +10,8 @@ def default_directory() -> pathlib.Path:
     if chosen:
         return pathlib.Path(chosen)
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tfaccel"
+
+
+def sweeps_directory(cache: pathlib.Path) -> pathlib.Path:
+    """Where what `tfaccel run --sweep` found is kept, a file for each program."""
+    return cache / "sweeps"

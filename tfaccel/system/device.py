@@ -2,13 +2,12 @@
 
 import dataclasses
 import functools
-import os
 import pathlib
 import platform
 
 import tensorflow as tf
 
-from tfaccel.system.listings import text_of
+from tfaccel.system.cpu import CPUINFO, cpu_facts, cpu_flags, usable_cores
 
 # The oneDNN kernels that make bfloat16 faster than float32 need one of these:
 # https://uxlfoundation.github.io/oneDNN/dev_guide_data_types.html
@@ -41,18 +40,11 @@ class Device:
         return "bfloat16" if self.flags & _BFLOAT16_FLAGS else None
 
 
-def read_cpu(cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> Device:
+def read_cpu(cpuinfo: pathlib.Path = CPUINFO) -> Device:
     """The CPU, from the kernel's own listing."""
-    # By key, as the first of its cores has it.
-    facts: dict[str, str] = {}
-    for line in text_of(cpuinfo).splitlines():
-        key, _, value = line.partition(":")
-        facts.setdefault(key.strip(), value.strip())
+    facts = cpu_facts(cpuinfo)
     name = facts.get("model name") or platform.processor() or platform.machine()
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    flags = facts.get("flags") or facts.get("Features", "")  # of x86, of ARM
-    return Device("CPU", name, cores, frozenset(flags.split()))
+    return Device("CPU", name, usable_cores(), cpu_flags(facts))
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.system.cpu import CPUINFO
 from tfaccel.system.device import read_cpu
 from tfaccel.system.listings import text_of
 
@@ -24,7 +25,6 @@ ISA = (
     *("amx_tile", "amx_int8", "amx_bf16", "avx10_2"),
     *("asimd", "asimddp", "asimdhp", "sve", "sve2", "i8mm", "bf16", "sme"),
 )
-CPUINFO = pathlib.Path("/proc/cpuinfo")
 # nvidia-smi takes a second or two where it has to start the driver first.
 _PROGRAM_SECONDS = 10.0
 _SMI = (

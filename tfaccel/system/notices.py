@@ -20,10 +20,10 @@ def warn(message: str, category: type[Warning] = UserWarning, stacklevel: int = 
         _LOGGER.warning(message)
 
 
-def show(*shown: rich.console.RenderableType) -> None:
-    """Prints, each on lines of its own, if there is a standard output to print to."""
+def show(*shown: rich.console.RenderableType, stderr: bool = False) -> None:
+    """Prints, each on lines of its own, if there is a standard output (or error) to print to."""
     try:
-        console = rich.console.Console()
+        console = rich.console.Console(stderr=stderr)
         for one in shown:
             console.print(one)
     except (AttributeError, OSError, ValueError):

@@ -77,9 +77,4 @@ def _define(parser: argparse.ArgumentParser) -> None:
     """Doctor has no flags of its own: it looks at everything."""
 
 
-COMMAND = Command(
-    "doctor",
-    "looks at the machine and the installation, and says what to do about them",
-    _define,
-    lambda args: diagnose(Surroundings()),
-)
+COMMAND = Command(_define, lambda args: diagnose(Surroundings()))

@@ -1,0 +1,34 @@
+"""Programs as other people write them learn the same under `tfaccel run`."""
+
+import pathlib
+import runpy
+
+import numpy as np
+import pytest
+from test_run import ROOT, RUN, ended
+
+PROGRAMS = sorted((pathlib.Path(__file__).parent / "programs").glob("*.py"))
+# Of losses, after some hundred steps that were rounded otherwise.
+TOLERANCE = 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+def test_losses_are_those_without(program, tmp_path):
+    environ = {"TFACCEL_CACHE_DIR": str(tmp_path), "TF_ENABLE_ONEDNN_OPTS": "0"}
+    losses = []
+    for words in ([str(program)], [*RUN, str(program)]):
+        status, out, said = ended(words, tmp_path, environ=environ)
+        assert status == 0, said
+        losses.append([float(word) for word in out.split()])
+    plain, under = losses
+    assert plain[-1] < 0.7 * plain[0]  # it has learnt something
+    np.testing.assert_allclose(under, plain, rtol=TOLERANCE)
+    assert " baseline " in said or "x  " in said  # the closing table
+
+
+def test_the_quickstart(capsys):
+    world = runpy.run_path(str(ROOT / "examples" / "quickstart.py"))
+    assert world["model"].history.history["val_accuracy"][-1] > 0.9
+    assert world["accel"].report is not None
+    assert "tfaccel: " in capsys.readouterr().out

@@ -1,0 +1,52 @@
+"""The public names: loaded when they are asked for, and the same for a type checker."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import tfaccel
+
+SOURCE = pathlib.Path(tfaccel.__file__)
+
+
+def named_for_checkers():
+    """What the block for type checkers imports, and from where."""
+    tree = ast.parse(SOURCE.read_text(encoding="utf-8"))
+    (block,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+    )
+    for statement in block.body:
+        for alias in statement.names:
+            assert alias.name == alias.asname
+            # A module is imported from the package that it is in.
+            inside = f"tfaccel.{alias.name}" if statement.module == "tfaccel" else None
+            yield alias.name, inside or statement.module
+
+
+def test_both_lists_are_the_same():
+    assert dict(named_for_checkers()) == tfaccel._HOMES
+
+
+def test_every_name_is_there():
+    assert set(tfaccel.__all__) <= set(dir(tfaccel))
+    for name in tfaccel.__all__:
+        assert getattr(tfaccel, name) is not None
+    with pytest.raises(AttributeError, match="module 'tfaccel' has no attribute 'nothing'"):
+        tfaccel.nothing  # noqa: B018
+
+
+def test_importing_tfaccel_loads_neither_tensorflow_nor_keras():
+    code = "import sys, tfaccel; print({'tensorflow', 'keras', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_a_folder_is_there_without_an_import():
+    code = "import tfaccel; print(tfaccel.measure.__name__, hasattr(tfaccel, '_measure'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "tfaccel.measure False\n"

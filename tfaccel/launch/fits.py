@@ -1,0 +1,148 @@
+"""The fits of a program under `tfaccel run`: what is added to each, and what became of it."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from tfaccel.autotune.report import Report
+from tfaccel.callbacks import AccelCallback, ProfilerCallback
+from tfaccel.launch.closing import Fit, closing
+from tfaccel.launch.start import Options
+from tfaccel.system import notices
+
+_ATTRIBUTE = "_tfaccel_callback"
+
+
+class Fits:
+    """Begins and ends fits, and keeps a few words of each.
+
+    Args:
+        options: what is asked of them.
+    """
+
+    def __init__(self, options: Options):
+        self._options = options
+        self._ended: list[Fit] = []
+        self._elsewhere = False
+
+    def begin(self, model: Any, given: Sequence[Any]) -> "_Beside | None":
+        """What goes along with a fit that has these callbacks; None under other backends."""
+        if keras.backend.backend() != "tensorflow":
+            self._elsewhere = True
+            return None
+        added: list[keras.callbacks.Callback] = []
+        accel = next((c for c in given if isinstance(c, AccelCallback)), None)
+        if accel is None:
+            accel = _left_by_last_fit(model) or AccelCallback(
+                tuning=self._options.tuning, verbose=int(self._options.verbose)
+            )
+            added.append(accel)
+        folder = self._options.profile
+        if folder is not None and not any(isinstance(c, ProfilerCallback) for c in given):
+            added.append(ProfilerCallback(folder, verbose=int(self._options.verbose)))
+        return _Beside(model, accel, added, self._ended)
+
+    def show(self, added: Mapping[str, str]) -> None:
+        """Prints the closing table on standard error; standard output is the program's.
+
+        Args:
+            added: what was set in the environment.
+        """
+        notes = [f"{name}={value} was set for this program." for name, value in added.items()]
+        if self._elsewhere:
+            backend = keras.backend.backend()
+            notes.append(f"Keras runs on {backend}: its fits are left as they are.")
+        if self._options.profile is not None:
+            notes.append(f"`tfaccel report {self._options.profile}` makes a page of the profile.")
+        notices.show(closing(self._ended, notes), stderr=True)
+
+
+fits = Fits
+
+
+class _Beside:
+    """What goes along with one fit."""
+
+    def __init__(
+        self,
+        model: Any,
+        accel: AccelCallback,
+        callbacks: Sequence[keras.callbacks.Callback],
+        ended: list[Fit],
+    ):
+        self.callbacks = callbacks
+        self._model = model
+        self._accel = accel
+        self._ended = ended
+        self._iterations = _iterations(model)
+        self._report = accel.report
+
+    def end(self, raised: str) -> None:
+        """Notes what became of the fit, and leaves the callback to the next one of this model."""
+        report = self._accel.report
+        self._ended.append(
+            Fit(
+                model=type(self._model).__name__,
+                parameters=_parameters(self._model),
+                steps=self._steps(),
+                plan=str(self._accel.plan),
+                speedup=_speedup(self._accel, report),
+                tuning_seconds=_spent(self._report, report),
+                note=report.note if report is not None and self._accel.plan.is_baseline else "",
+                raised=raised,
+            )
+        )
+        if self._accel in self.callbacks and not raised:
+            _leave(self._model, self._accel)
+
+    def _steps(self) -> int | None:
+        """The updates that the optimizer has made; None where the model trains by others."""
+        after = _iterations(self._model)
+        return None if after is None or self._iterations is None else after - self._iterations
+
+
+def _spent(before: Report | None, after: Report | None) -> float:
+    """What a fit spent on its choice; where it went on with that of an earlier one, the rest."""
+    if after is None:
+        return 0.0
+    carried_on = before is not None and before.trials == after.trials
+    return after.tuning_seconds - (before.tuning_seconds if before and carried_on else 0.0)
+
+
+def _iterations(model: Any) -> int | None:
+    optimizer = getattr(model, "optimizer", None)
+    try:
+        return None if optimizer is None else int(optimizer.iterations.numpy())
+    except Exception:  # a strategy's variable, or an optimizer of the user's own
+        return None
+
+
+def _parameters(model: Any) -> int | None:
+    try:
+        return int(model.count_params())
+    except Exception:  # not built: its fit ended before the first step
+        return None
+
+
+def _speedup(accel: AccelCallback, report: Report | None) -> float | None:
+    """That of the steps that ran last; None for the model's own, and where it is not known."""
+    if report is None or accel.plan.is_baseline or not report.gain.pairs:
+        return None
+    return report.speedup
+
+
+def _left_by_last_fit(model: Any) -> AccelCallback | None:
+    """The callback of the last fit of this compiled model, which knows what was chosen.
+
+    A loop of short fits would choose anew in each. It is an attribute of the model's own train
+    function, so that it goes with the model, as what fits leave to fits (`steps/remembered.py`).
+    """
+    found = getattr(getattr(model, "train_function", None), _ATTRIBUTE, None)
+    return found if isinstance(found, AccelCallback) and found.model is model else None
+
+
+def _leave(model: Any, accel: AccelCallback) -> None:
+    with contextlib.suppress(AttributeError, TypeError):  # it may have no room
+        setattr(model.train_function, _ATTRIBUTE, accel)

@@ -1,0 +1,105 @@
+"""The way from the user's words to the user's program."""
+
+import atexit
+import contextlib
+import dataclasses
+import importlib
+import os
+import sys
+import types
+from typing import Any
+
+from tfaccel.launch import environment
+from tfaccel.launch.imports import after_import
+from tfaccel.launch.program import NoProgramError, Program
+from tfaccel.launch.sweep import kept
+
+EXIT_NO_PROGRAM = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is asked of the fits.
+
+    Attributes:
+        tuning: as AccelCallback's.
+        verbose: whether AccelCallback tells at each fit what it chose.
+        profile: the folder for ProfilerCallback; None for none.
+        measure_into: a file for the times of the first steps, after which the process ends.
+    """
+
+    tuning: str | None = None
+    verbose: bool = False
+    profile: str | None = None
+    measure_into: str | None = None
+
+
+class Watch:
+    """Adds the callbacks to each fit, and tells at the end what became of them.
+
+    Args:
+        options: what is asked of the fits.
+        added: what was set in the environment.
+    """
+
+    def __init__(self, options: Options, added: dict[str, str]):
+        self._options = options
+        self._added = added
+        self._fits: Any = None
+        self._has_keras = False
+        self.has_run = False  # to its end, and not to an exception or `sys.exit`
+        # Holds the patch: a context that nobody holds would be left.
+        self._patches = contextlib.ExitStack()
+        self._process = os.getpid()
+
+    def begin(self, keras: types.ModuleType) -> None:
+        """Keras has been imported."""
+        self._has_keras = True
+        try:
+            every_fit = importlib.import_module("tfaccel.launch.every_fit")
+            self._patches.enter_context(every_fit.every_fit(self._begin_fit))
+        except Exception as error:  # in the middle of the user's `import keras`
+            print(f"tfaccel: fits are left as they are: {error}", file=sys.stderr)
+
+    def _begin_fit(self, model: Any, given: list[Any]) -> Any:
+        if self._fits is None:
+            measured = self._options.measure_into is not None
+            name = "tfaccel.launch.sweep.steps" if measured else "tfaccel.launch.fits"
+            self._fits = importlib.import_module(name).fits(self._options)
+        return self._fits.begin(model, given)
+
+    def end(self) -> None:
+        """The program has ended: prints the closing table, or that there was nothing to do."""
+        if os.getpid() != self._process:  # in a fork
+            return
+        if self._fits is not None:
+            self._fits.show(self._added)
+        elif self._has_keras and self.has_run:
+            print("tfaccel: there was no `fit`, so nothing was accelerated.", file=sys.stderr)
+
+
+def start(program: Program, options: Options) -> int:
+    """Runs the program with its fits accelerated; what it raises passes through.
+
+    Args:
+        program: the script or module.
+        options: what is asked of the fits.
+
+    Returns:
+        The exit status: 0, or 2 where there is no such module.
+    """
+    added: dict[str, str] = {}
+    if options.measure_into is None:  # a sweep has set all that is to be set
+        added = environment.additions(kept.environ(program), os.environ)
+        environment.apply(added)
+    watch = Watch(options, added)
+    after_import("keras", watch.begin)
+    # After the program's threads, and its own handlers, which come first.
+    atexit.register(watch.end)
+    try:
+        program.run()
+        watch.has_run = True
+    except NoProgramError as error:
+        print(f"tfaccel run: {error}", file=sys.stderr)
+        return EXIT_NO_PROGRAM
+    return 0

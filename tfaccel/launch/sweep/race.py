@@ -1,0 +1,159 @@
+"""Settings take turns, each turn a process of its own; the fastest goes on to the next factor."""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Sequence
+
+from tfaccel.launch.sweep.settings import AS_IT_IS, Factor, Setting
+
+# Of each setting. A machine that is busier for a minute is so for all sides of a turn.
+TURNS = 2
+# What is less is no reason to carry a setting along.
+LEAST_GAIN = 1.02
+# How much longer than the first process another may take, before it counts as slower.
+_PATIENCE, _PATIENCE_SECONDS = 3.0, 10.0
+
+# Runs the program's first steps with these variables, within so many seconds.
+Run = Callable[[Setting, float], float]
+
+
+class TurnError(Exception):
+    """The program's steps could not be timed; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """What one setting gave.
+
+    Attributes:
+        setting: the variables, with those that had won before.
+        step_seconds: the median step of each turn; none where it failed.
+        against: the median of what it was raced with; None for that one itself, and a failure.
+        verdict: what came of it.
+    """
+
+    setting: Setting
+    step_seconds: tuple[float, ...]
+    against: float | None
+    verdict: str
+
+    @property
+    def median(self) -> float:
+        """Seconds of a step."""
+        return statistics.median(self.step_seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What a sweep found.
+
+    Attributes:
+        best: what won.
+        tried: all that was tried, in order; the rows of a factor begin with what had won before.
+        left_out: names of settings that there was no time for.
+    """
+
+    best: Setting
+    tried: tuple[Tried, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def race(
+    factors: Sequence[Factor], run: Run, *, clock: Callable[[], float], max_seconds: float
+) -> Sweep:
+    """Goes through the factors one at a time; what wins one goes along in the next.
+
+    So settings that only help together are not found, and those that don't go together are not
+    kept together.
+
+    Args:
+        factors: what to try.
+        run: times the first steps under a setting; raises TurnError.
+        clock: seconds.
+        max_seconds: what all of it may take; a factor that would not end in time is left out.
+
+    Raises:
+        TurnError: the program as it is could not be timed.
+    """
+    start, best, tried, left_out = clock(), AS_IT_IS, [], []
+    limit = max_seconds
+    turn_seconds: float | None = None
+    for factor in factors:
+        sides = [best, *(best.with_also(setting) for setting in factor)]
+        if turn_seconds is not None:
+            needed = TURNS * len(sides) * turn_seconds
+            if clock() - start + needed > max_seconds:
+                left_out += [setting.name for setting in factor]
+                continue
+        turns = _Turns(sides, run, clock, limit)
+        turns.take()
+        turn_seconds = turns.slowest_seconds
+        limit = _PATIENCE * turn_seconds + _PATIENCE_SECONDS
+        best, rows = turns.judged()
+        tried += rows
+    return Sweep(best, tuple(tried), tuple(left_out))
+
+
+class _Turns:
+    """One factor's sides in turns; the first is what had won before."""
+
+    def __init__(
+        self, sides: Sequence[Setting], run: Run, clock: Callable[[], float], limit: float
+    ):
+        self._sides = sides
+        self._run = run
+        self._clock = clock
+        self._limit = limit
+        self._times: list[list[float]] = [[] for _ in sides]
+        self._failed: dict[int, str] = {}
+        self.slowest_seconds = 0.0  # of a turn of the first side
+
+    def take(self) -> None:
+        """All turns."""
+        for _ in range(TURNS):
+            for index, side in enumerate(self._sides):
+                if index not in self._failed:
+                    self._take_one(index, side)
+
+    def _take_one(self, index: int, side: Setting) -> None:
+        start = self._clock()
+        try:
+            self._times[index].append(self._run(side, self._limit))
+        except TurnError as error:
+            if not index:
+                raise
+            self._failed[index] = str(error)
+        if not index:
+            self.slowest_seconds = max(self.slowest_seconds, self._clock() - start)
+            self._limit = min(self._limit, _PATIENCE * self.slowest_seconds + _PATIENCE_SECONDS)
+
+    def judged(self) -> tuple[Setting, list[Tried]]:
+        """Who goes on, and the rows."""
+        before = self._times[0]
+        against = statistics.median(before)
+        faster = [
+            index
+            for index, times in enumerate(self._times)
+            if index and index not in self._failed and _is_faster(times, before)
+        ]
+        winner = min(faster, key=lambda i: statistics.median(self._times[i]), default=0)
+        rows = []
+        for index, (side, times) in enumerate(zip(self._sides, self._times, strict=True)):
+            if index in self._failed:
+                rows.append(Tried(side, (), None, self._failed[index]))
+                continue
+            verdict = "kept" if index == winner else _verdict(times, before) if index else ""
+            rows.append(Tried(side, tuple(times), against if index else None, verdict))
+        return self._sides[winner], rows
+
+
+def _is_faster(times: Sequence[float], before: Sequence[float]) -> bool:
+    """Whether its every turn was faster than each of the other's, and worth it."""
+    gain = statistics.median(before) / statistics.median(times)
+    return max(times) < min(before) and gain >= LEAST_GAIN
+
+
+def _verdict(times: Sequence[float], before: Sequence[float]) -> str:
+    if _is_faster(times, before):
+        return "faster, but not the fastest"
+    return "slower" if min(times) > max(before) else "no clear difference"
