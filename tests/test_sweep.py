@@ -74,15 +74,15 @@ def test_sides_take_turns_and_the_winner_goes_on(clock):
         ],
         *(ONEDNN, THREADS, ALLOCATOR),
     )
-    assert machine.turns[:4] == [{}, {"D": "1"}, {}, {"D": "1"}]
+    assert machine.turns[:8] == [{}, {"D": "1"}] * 4  # two turns each, and two that confirm
     assert found.best.environ == {"D": "1", "T": "1"}
     assert verdicts(found) == [
         *[("as it is", ""), ("oneDNN on", "kept")],
         *[("oneDNN on", ""), ("1 thread", "kept"), ("2 threads", "faster, but not the fastest")],
         *[("1 thread", "kept"), ("jemalloc", "slower")],
     ]
-    assert found.tried[1].step_seconds == (0.06, 0.062)
-    assert (found.tried[1].against, found.tried[1].median) == pytest.approx((0.105, 0.061))
+    assert found.tried[1].step_seconds == (0.06, 0.062, 0.061, 0.061)
+    assert (found.tried[1].against, found.tried[1].median) == pytest.approx((0.11, 0.061))
 
 
 @pytest.mark.parametrize(
@@ -92,19 +92,26 @@ def test_sides_take_turns_and_the_winner_goes_on(clock):
         ([99, 99], "no clear difference"),  # faster, by too little
         ([120, 130], "slower"),
         ([80, "it crashed"], "it crashed"),
+        ([80, 80, "it crashed"], "it crashed"),
+        ([80, 80, 80, 110], "no clear difference"),  # it had been faster by chance
         (["it crashed"], "it crashed"),
     ],
 )
 def test_what_is_not_clearly_faster_is_not_kept(clock, other, verdict):
-    found, machine = raced(clock, [({}, [100, 100]), ({"D": "1"}, other)], ONEDNN)
+    found, _ = raced(clock, [({}, [100, 100]), ({"D": "1"}, other)], ONEDNN)
     assert found.best == AS_IT_IS
     assert verdicts(found) == [("as it is", "kept"), ("oneDNN on", verdict)]
-    assert len(machine.turns) == (3 if other == ["it crashed"] else 4)
 
 
 def test_a_program_that_can_t_be_timed_ends_the_sweep(clock):
     with pytest.raises(TurnError, match="no fit"):
         raced(clock, [({}, ["no fit"])], ONEDNN)
+
+
+def test_a_turn_that_fails_later_leaves_what_was_found(clock):
+    steps = [({}, [100]), ({"D": "1"}, [60, 60, 60, 60, "gone"])]
+    found, _ = raced(clock, steps, ONEDNN, ALLOCATOR)
+    assert (found.best.environ, found.left_out) == ({"D": "1"}, ("jemalloc",))
 
 
 def test_a_turn_may_take_so_much_longer_than_the_first(clock):
@@ -115,7 +122,7 @@ def test_a_turn_may_take_so_much_longer_than_the_first(clock):
 def test_what_there_is_no_time_for_is_left_out(clock):
     steps = [({}, [100]), ({"D": "1"}, [100]), ({"T": "1"}, [100]), ({"A": "j"}, [90])]
     steps.append(({"T": "2"}, [100]))
-    found, _ = raced(clock, steps, ONEDNN, THREADS, ALLOCATOR, max_seconds=90.0)
+    found, _ = raced(clock, steps, ONEDNN, THREADS, ALLOCATOR, max_seconds=130.0)
     assert found.left_out == ("1 thread", "2 threads")
     assert found.best.environ == {"A": "j"}
 
@@ -347,5 +354,5 @@ def test_a_whole_sweep(tmp_path):
     status, out, said = ended(words, tmp_path, environ={**set_by_user, "LD_PRELOAD": ""})
     assert status == 0, said
     data = json.loads(out)
-    assert [len(row["step_seconds"]) for row in data["tried"]] == [2, 2]
+    assert {len(row["step_seconds"]) for row in data["tried"]} <= {2, 4}  # four confirm a win
     assert pathlib.Path(data["kept"]).is_file()

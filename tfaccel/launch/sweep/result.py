@@ -59,7 +59,7 @@ class Swept:
         variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in best.items())
         said = f"Fastest: {variables}." if best else "Nothing was faster than the program as it is."
         if self.sweep.left_out:
-            said += f" Not tried for want of time: {', '.join(self.sweep.left_out)}."
+            said += f" Not measured for want of time: {', '.join(self.sweep.left_out)}."
         if self.kept:
             return f"{said} `tfaccel run` uses it for this program from now on ({self.kept})."
         return (
