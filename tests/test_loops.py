@@ -791,3 +791,17 @@ def test_a_loop_that_turns_out_longer_looks_for_more(repeatable):
     assert path(step).count("CHECK") == 2 and path(step)[-1] == "RUN"
     assert np.all(np.isfinite([one["loss"] for one in losses]))
     assert int(loop.optimizer.iterations) == 320
+
+
+@pytest.mark.parametrize("name, runs", [("paced", True), ("paced_wrong", False)])
+@pytest.mark.parametrize("kind", [Loop, Accumulating])
+def test_gradients_are_recorded_where_no_slot_shows_them(repeatable, kind, name, runs):
+    def optimizer():
+        return keras.optimizers.RMSprop(0.01)
+
+    loop = kind(optimizer=optimizer(), clock=FakeClock())
+    step = accelerated(loop, includes=[name], steps=60)
+    losses = run(step, 30)
+    assert bool(step.plan.passes) is runs, step.report.reasons()
+    other = kind(optimizer=optimizer())
+    assert_alike(loop, losses, other, run(tf.function(other.step), 30))
