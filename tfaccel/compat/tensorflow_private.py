@@ -68,8 +68,8 @@ def xla_protobuf() -> ModuleType | None:
         return None
 
 
-def untraced_copy(function: Any) -> Any:
-    """A `tf.function` like this one that was traced nowhere.
+def untraced_copy(function: Any, python_function: Any = None) -> Any:
+    """A `tf.function` like this one that was traced nowhere, of another Python function if given.
 
     No public function makes one with all its options (AutoGraph's, XLA's, its signature).
     """
@@ -79,7 +79,7 @@ def untraced_copy(function: Any) -> Any:
             "tfaccel can't trace a tf.function anew: this TensorFlow's have no _clone. "
             "Please report it with the version of TensorFlow."
         )
-    return clone(None)
+    return clone(python_function)
 
 
 def compiles_with_xla(function: Any) -> bool:

@@ -1,7 +1,7 @@
 """What a training loop of the user's own hands over, and what its steps give back."""
 
 import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -46,6 +46,10 @@ class Looped(abc.ABC):
     """
 
     trained_models: tuple[keras.layers.Layer, ...]
+
+    @abc.abstractmethod
+    def step_and(self, batch: Call, also: Callable[[], Any]) -> tuple[Any, Any]:
+        """While a step is traced: makes it, and gives what `also` tells within it, too."""
 
     @abc.abstractmethod
     def more_state(self, batch: Call) -> list[tuple[str, Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.compat import keras_private
+from tfaccel.core.looped import Call
 from tfaccel.core.workload import Workload
 
 
@@ -54,11 +55,17 @@ def trace_step(model: keras.Model, batch: Any) -> Any:
 
 
 def _graph(function: Callable[[Any], Any], model: keras.Model, inputs: Any) -> Any:
-    specs = tf.nest.map_structure(_spec, inputs)
+    in_loop = isinstance(inputs, Call)
+    specs = tf.nest.map_structure(_spec_or_value if in_loop else _spec, inputs)
     # Keras traces its own step without AutoGraph too.
     traced = tf.function(lambda inputs: function(inputs), autograph=False)
     with unmarked(model), tf.variable_creator_scope(_no_variables):
         return traced.get_concrete_function(specs).graph
+
+
+def _spec_or_value(leaf: Any) -> Any:
+    """A loop may hand over numbers and names, which are part of what is traced."""
+    return leaf if isinstance(leaf, bool | int | float | str | bytes) else _spec(leaf)
 
 
 def _spec(leaf: Any) -> tf.TensorSpec | None:

@@ -121,6 +121,7 @@ class AcceleratedStep:
     Attributes:
         plan: the plan in use; `Plan()` until one is chosen, and where none is.
         report: the `Report` of what was tried, and why not more.
+        session: what makes the steps; None where the function is left as it is.
         path: the phases that the loop went through, the present one last.
     """
 
@@ -141,10 +142,14 @@ class AcceleratedStep:
         return self._stepper.report
 
     @property
+    def session(self) -> LoopSession | None:
+        """What makes the steps; None before the first, and where the function is left alone."""
+        return self._stepper.session
+
+    @property
     def path(self) -> tuple[Phase, ...]:
         """The phases so far; none where the function is left as it is."""
-        session = self._stepper.session
-        return () if session is None else session.path
+        return () if self.session is None else self.session.path
 
     def finish(self) -> None:
         """Ends the acceleration: the original makes further steps, and no batch is kept.

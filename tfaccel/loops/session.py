@@ -81,6 +81,12 @@ class LoopSession:
         return found
 
     @property
+    def holds_data(self) -> bool:
+        """Whether any batch or any copy of the state is kept."""
+        step = self._course.plan_run.step
+        return self._course.observed.holds_data or (step is not None and step.holds_state)
+
+    @property
     def is_over(self) -> bool:
         """Whether the original function makes all steps from now on."""
         return not self._dispatcher.is_replaced

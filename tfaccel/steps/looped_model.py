@@ -58,6 +58,11 @@ class LoopedModel(keras.Model, Looped):
         args, kwargs = data
         return self.function.untraced()(*args, **kwargs)
 
+    def step_and(self, batch: Call, also: Callable[[], Any]) -> tuple[Any, Any]:
+        """While a step is traced: makes it, and gives what `also` tells within it, too."""
+        args, kwargs = batch
+        return self.function.untraced(also)(*args, **kwargs)
+
     def make_train_function(self, force: bool = False) -> None:
         """Makes the function of a plan: `train_step` is the plan's while it is made."""
         compiled = self.function.compiled(self.train_step, self.jit_compile)

@@ -34,8 +34,12 @@ class UserFunction(abc.ABC):
         """Compiles another step as this one is."""
 
     @abc.abstractmethod
-    def untraced(self) -> Callable[..., Any]:
-        """What runs the step while another is traced, without any trace of its own."""
+    def untraced(self, also: Callable[[], Any] | None = None) -> Callable[..., Any]:
+        """What runs the step while another is traced, without any trace of its own.
+
+        Args:
+            also: asked at the step's end, within its trace; what it tells is returned, too.
+        """
 
     @abc.abstractmethod
     def concrete(self, call: Call) -> Any:
@@ -66,8 +70,15 @@ class LoopFunction(UserFunction):
         compiled = jit_compile or None
         return tf.function(step, jit_compile=compiled, reduce_retracing=True, autograph=False)
 
-    def untraced(self) -> Callable[..., Any]:
-        return tensorflow_private.untraced_copy(self._function)
+    def untraced(self, also: Callable[[], Any] | None = None) -> Callable[..., Any]:
+        if also is None:
+            return tensorflow_private.untraced_copy(self._function)
+        step, told = self.named, tf.autograph.experimental.do_not_convert(also)
+
+        def with_more(*args: Any, **kwargs: Any) -> Any:
+            return step(*args, **kwargs), told()
+
+        return tensorflow_private.untraced_copy(self._function, with_more)
 
     def concrete(self, call: Call) -> Any:
         return self._function.get_concrete_function(*call.args, **call.kwargs)
@@ -97,8 +108,9 @@ class BatchFunction(UserFunction):
     def compiled(self, step: Callable[[Call], Any], jit_compile: bool) -> Callable[[Call], Any]:
         return _AnySize(step, jit_compile)
 
-    def untraced(self) -> Callable[..., Any]:
-        return self._step
+    def untraced(self, also: Callable[[], Any] | None = None) -> Callable[..., Any]:
+        step = self._step
+        return step if also is None else lambda *args: (step(*args), also())
 
     def concrete(self, call: Call) -> Any:
         return self._any_size.function(call).get_concrete_function()

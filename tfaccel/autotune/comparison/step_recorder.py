@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.autotune.comparison.perturb import move, round_once, round_otherwise, rounded_inputs
-from tfaccel.compat import keras_private
+from tfaccel.autotune.comparison.tape import Tape
 from tfaccel.compat.patching import SharedContext, instance_attribute
 from tfaccel.core.looped import Looped, Returned
 from tfaccel.core.plan import Plan
-from tfaccel.core.replicas import local_values, on_replicas, replica_id
+from tfaccel.core.replicas import local_values, on_replicas
 from tfaccel.core.step_context import Prepared, StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.measure.numerics import Observation
@@ -97,15 +97,18 @@ class StepRecorder:
         """A step under a plan, to be traced when it is called first."""
         workload = self._workload
         context = StepContext(workload, prepared=self._prepared)
-        tape = _Tape(self._names)
+        tape = Tape(self._names.of)
         under_plan = SharedContext(lambda: _under(plan, context, tape))
 
         def on_replica(batch: Any, given: Mapping[str, Any]) -> Any:
             tape.start(given)
             with under_plan:
-                logs = workload.model.train_step(batch)
+                if isinstance(workload.model, Looped):
+                    found = workload.model.step_and(batch, lambda: tape.gradients)
+                else:
+                    found = workload.model.train_step(batch), tape.gradients
             self._snapshot.include_graph(tf.compat.v1.get_default_graph())
-            return logs, tape.gradients
+            return found
 
         @tf.function(jit_compile=jit_compiles(plan, context), autograph=False)
         def step(batch: Any, given: Mapping[str, Any]) -> Any:
@@ -240,53 +243,8 @@ class Names:
         return {k: _array(v) for k, v in everything.items() if _is_integer(v)}
 
 
-class _Tape:
-    """Notes the gradients that optimizers are handed on each replica, and hands on others.
-
-    Replicas are traced in threads that take turns, so each has its own notes.
-    """
-
-    def __init__(self, names: Names):
-        self._names = names
-        self._gradients: dict[int, dict[str, Any]] = {}
-        self._given: dict[int, Mapping[str, Any]] = {}
-
-    def start(self, given: Mapping[str, Any]) -> None:
-        """A replica's step begins; `given` are the gradients to hand on in place of its own."""
-        self._gradients[replica_id()], self._given[replica_id()] = {}, given
-
-    @property
-    def gradients(self) -> dict[str, Any]:
-        """What this replica's optimizers were handed."""
-        return self._gradients[replica_id()]
-
-    def recording(self, optimizer: keras.optimizers.Optimizer) -> Callable[..., Any]:
-        """An `apply` that notes, and hands on what is given."""
-        apply = optimizer.apply
-
-        def recording_apply(grads: Sequence[Any], trainable_variables: Any = None) -> Any:
-            variables = list(trainable_variables or keras_private.trained_variables(optimizer))
-            pairs = zip(grads, variables, strict=True)
-            return apply([self._noted(*pair) for pair in pairs], variables)
-
-        return recording_apply
-
-    def _noted(self, gradient: Any, variable: Any) -> Any:
-        name = self._names.of(variable)
-        while name in self.gradients:
-            name += "#"
-        if gradient is None:
-            return None
-        self.gradients[name] = gradient
-        given = self._given[replica_id()].get(name)
-        if given is None:
-            return gradient
-        # Made here, so that it has a device: several workers are told by it where to reduce.
-        return tf.nest.map_structure(tf.identity, given, expand_composites=True)
-
-
 @contextlib.contextmanager
-def _under(plan: Plan, context: StepContext, tape: _Tape) -> Iterator[None]:
+def _under(plan: Plan, context: StepContext, tape: Tape) -> Iterator[None]:
     """A step is traced under the plan, its optimizers recorded from the outside."""
     optimizers = context.workload.optimizers
     with contextlib.ExitStack() as stack:
