@@ -20,7 +20,7 @@ from tfaccel.callbacks import AccelCallback, ProfilerCallback
 from tfaccel.core.plan import Pass, Plan, Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.distribute import AccelStrategy
-from tfaccel.inference import AcceleratedModel, accelerate
+from tfaccel.inference import AcceleratedModel, accelerate, load
 from tfaccel.measure.numerics import Drift, Tolerance
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
@@ -44,6 +44,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "data",
+    "load",
     "max_batch_size",
     "ops",
     "passes",
