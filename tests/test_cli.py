@@ -212,7 +212,7 @@ def test_the_words_of_this_process(capsys, monkeypatch):
 def test_every_command_has_help_and_a_section(capsys, monkeypatch):
     monkeypatch.setattr(main, "COMMANDS", COMMANDS)
     names = [command.name for command in COMMANDS]
-    assert names == ["doctor", "bench", "tune", "explain", "report", "cache"]
+    assert names == ["doctor", "bench", "tune", "accelerate", "explain", "report", "cache"]
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     for command in COMMANDS:
         assert main.main([command.name, "--help"]) == 0

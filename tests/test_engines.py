@@ -275,3 +275,11 @@ def test_what_wins_is_remembered(tmp_path, winning):
     assert again.plan == first.plan and "From the cache" in again.report.note
     other = accelerate(model, numbers(4), optimize="latency", **arguments)
     assert "From the cache" not in other.report.note
+
+
+def test_a_terminal_has_room_for_the_table(winning, capsys):
+    fast = accelerate(dense_model(3), numbers(4), FAKE, verbose=1)
+    printed = capsys.readouterr().out
+    assert "fake_engine: p50 " in printed and "baseline: p50 " in printed
+    assert "verdict" in printed and "chosen" in printed
+    assert fast.plan.names == ("fake_engine",)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import rich.console
@@ -186,12 +187,20 @@ class Report:
     def _narrow(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """The table as a terminal has room for it: what was predicted, or what it compiled."""
         if self.predicts:
-            return self.table()
+            return _without(_TIMES, *self.table())
         predicts = any(trial.predicted_gain is not None for trial in self.trials)
         left_out = HEADINGS.index("compile" if predicts else "predicted")
         table = [HEADINGS, *self.rows()]
         headings, *rows = (cells[:left_out] + cells[left_out + 1 :] for cells in table)
         return headings, rows
+
+    def _latencies(self) -> Iterator[str]:
+        """The percentiles of the baseline and the chosen plan, which a terminal's table lacks."""
+        for trial in self.tried():
+            chosen = trial.plan.is_baseline or trial.plan == self.plan
+            if chosen and trial.latency_seconds is not None:
+                times = zip(_TIMES, map(milliseconds, trial.latency_seconds), strict=True)
+                yield f"{trial.plan}: {', '.join(f'{name} {time}' for name, time in times)}"
 
     def __rich__(self) -> rich.console.Group:
         shown: list[rich.console.RenderableType] = []
@@ -199,7 +208,8 @@ class Report:
             chosen = [i for i, trial in enumerate(self.tried()) if trial.plan == self.plan]
             numbers = (*_NUMBERS, *_OF_PREDICTIONS)
             table = terminal_table(*self._narrow(), numbers=numbers, bold=chosen)
-            shown += [table, *(f"  {escape(r)}" for r in self.reasons()), ""]
+            told = [*self._latencies(), *self.reasons()]
+            shown += [table, *(f"  {escape(line)}" for line in told), ""]
             found = self.findings()
             # Why not otherwise stands in brackets, and takes more room than a terminal has.
             heads = [line.partition(" [")[0] for line in found[:_SHOWN_FINDINGS]]
@@ -230,6 +240,15 @@ def _prediction_row(trial: Trial, chosen: bool) -> tuple[str, ...]:
     times = [milliseconds(seconds) for seconds in trial.latency_seconds or ()]
     on_disk = "" if trial.disk_bytes is None else size(trial.disk_bytes)
     return plan, batch, gain, error, same, *(times or [""] * 3), compiling, on_disk, verdict
+
+
+def _without(
+    names: Collection[str], headings: tuple[str, ...], rows: list[tuple[str, ...]]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A table less some columns."""
+    kept = [place for place, heading in enumerate(headings) if heading not in names]
+    headings, *rows = (tuple(cells[place] for place in kept) for cells in (headings, *rows))
+    return headings, rows
 
 
 def _trial_to_dict(trial: Trial) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import rich.console
 
-from tfaccel.cli import bench, cache, explain, report, tune
+from tfaccel.cli import accelerate, bench, cache, explain, report, tune
 from tfaccel.cli._command import Command, Parser, Result, UsageError
 from tfaccel.cli.doctor import command
 from tfaccel.version import __version__
@@ -23,6 +23,7 @@ COMMANDS: tuple[Command, ...] = (
     command.COMMAND,
     bench.COMMAND,
     tune.COMMAND,
+    accelerate.COMMAND,
     explain.COMMAND,
     report.COMMAND,
     cache.COMMAND,
