@@ -1,6 +1,7 @@
 """What tfaccel.accelerate wins on predictions, in turns with Keras's own predict function.
 
     python benchmarks/inference.py --models mobilenet_v2 --batch_sizes 8,1
+    python benchmarks/inference.py --engines openvino --models resnet50,mobilenet_v2
 
 Weights are random. With fresh statistics of BatchNormalization all outputs of a deep net are
 alike, and a difference of 0 would prove nothing: they are taken from a batch, images are
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import _common
+import _engines
 import keras
 import models
 import numpy as np
@@ -33,15 +35,21 @@ _SECONDS = flags.DEFINE_float(
 )
 _TURNS = flags.DEFINE_integer("turns", 15, "how often each side takes a turn", lower_bound=6)
 _PLAN = flags.DEFINE_list("plan", None, "names of passes, in place of choosing")
+_ENGINES = flags.DEFINE_list(
+    "engines", [], "engines to measure in turns with predict_on_batch, and called by hand"
+)
+_SIZE = flags.DEFINE_integer("size", 224, "pixels of a side of ImageNet's models", lower_bound=32)
 _OUTPUT = flags.DEFINE_string("output", str(_common.RESULTS), "the folder for the results")
 _RESUME = flags.DEFINE_bool("resume", False, "go on with the file that is there")
 
-# ImageNet's size, in which such models are mostly compared.
-_IMAGE = (224, 224, 3)
 # Turns before the first that counts.
 _WARM = 2
 # Samples by which statistics are taken, and stripes of each.
 _CALIBRATION, _PATCHES = 8, 7
+
+
+def _image() -> tuple[int, int, int]:
+    return (_SIZE.value, _SIZE.value, 3)
 
 
 class _Row:
@@ -52,7 +60,7 @@ class _Row:
         self.name = f"{benchmark.name}, batch {batch_size}"
 
     def model(self) -> keras.Model:
-        shape = _IMAGE if self.is_imagenet else self.benchmark.input_shape
+        shape = _image() if self.is_imagenet else self.benchmark.input_shape
         keras.utils.set_random_seed(0)
         model = self.benchmark.build(shape, 1000 if self.is_imagenet else self.benchmark.classes)
         model.layers[-1].activation = keras.activations.linear
@@ -64,7 +72,7 @@ class _Row:
 
     def batch(self, seed: int = 0, batch_size: int | None = None) -> np.ndarray:
         random = np.random.default_rng(seed)
-        sample = _IMAGE if self.is_imagenet else self.benchmark.input_shape
+        sample = _image() if self.is_imagenet else self.benchmark.input_shape
         shape = (batch_size or self.batch_size, *sample)
         if self.benchmark.vocabulary:
             return random.integers(0, self.benchmark.vocabulary, shape, dtype=np.int32)
@@ -93,6 +101,9 @@ def _calibrated(model: keras.Model, x: np.ndarray) -> keras.Model:
 
 def _measure(row: _Row) -> dict[str, Any]:
     model, x = row.model(), row.batch()
+    if _ENGINES.value:
+        other, given = row.batch(seed=1), (_ENGINES.value, _SECONDS.value, _TURNS.value)
+        return {"batch_size": row.batch_size} | _engines.measure(model, x, other, *given)
     fast = tfaccel.accelerate(
         model, x, _PLAN.value or "auto", max_tuning_seconds=_SECONDS.value, cache_dir=False
     )
@@ -152,6 +163,31 @@ COLUMNS = (
 )
 
 
+def _side(name: str) -> _common.Column:
+    """The speedup of one side of `--engines`."""
+
+    def cell(row: dict[str, Any]) -> str:
+        return _interval(row["speedup"][name]) if name in row["speedup"] else ""
+
+    return _common.Column(f"{name} [95 %]", _cell(cell))
+
+
+ENGINE_COLUMNS = (
+    COLUMNS[0],
+    _common.Column(
+        "predict_on_batch, ms",
+        _cell(lambda r: _common.milliseconds(r["percentiles"][_engines.STOCK][0])),
+    ),
+    *map(_side, (_engines.PLANS, _engines.ENGINE, _engines.BARE)),
+    _common.Column(
+        "by hand over tfaccel",
+        _cell(lambda row: _interval(row["overhead"]) if row["overhead"] else ""),
+    ),
+    _common.Column("drift of outputs", _cell(lambda r: f"{r['drift'][_engines.ENGINE]:.1e}")),
+    COLUMNS[-1],
+)
+
+
 def _rows() -> list[_Row]:
     sizes = [int(size) for size in _BATCH_SIZES.value]
     return [_Row(model, size) for model in models.chosen(_MODELS.value) for size in sizes]
@@ -162,7 +198,11 @@ def main(argv: list[str]) -> None:
     title = "Predictions: Keras's predict function and tfaccel.accelerate in turns, float32"
     name = "inference-with-plan" if _PLAN.value else "inference"
     folder = pathlib.Path(_OUTPUT.value)
-    results = _common.Results(name, title, COLUMNS, folder, _RESUME.value)
+    columns = COLUMNS
+    if _ENGINES.value:
+        title = "Predictions in turns with predict_on_batch: tfaccel, and engines by hand"
+        name, columns = "inference-engines", ENGINE_COLUMNS
+    results = _common.Results(name, title, columns, folder, _RESUME.value)
     _common.measure_each(results, _rows(), _measure)
 
 

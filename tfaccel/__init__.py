@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tfaccel.distribute import AccelStrategy as AccelStrategy
     from tfaccel.inference import AcceleratedModel as AcceleratedModel
     from tfaccel.inference import accelerate as accelerate
+    from tfaccel.inference import load as load
     from tfaccel.loops import accelerate_step as accelerate_step
     from tfaccel.loops import plan_applied as plan_applied
     from tfaccel.measure.numerics import Drift as Drift
@@ -60,6 +61,7 @@ _HOMES = {
     "accelerate": "tfaccel.inference",
     "accelerate_step": "tfaccel.loops",
     "data": "tfaccel.data",
+    "load": "tfaccel.inference",
     "max_batch_size": "tfaccel.batch_size",
     "ops": "tfaccel.ops",
     "passes": "tfaccel.passes",

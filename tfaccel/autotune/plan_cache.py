@@ -118,6 +118,7 @@ def workload_key(
         parts["sizes"] = "vary"
     if not workload.training:
         parts["work"] = "predictions"
+        parts["optimize"] = workload.optimize
     text = json.dumps(parts, sort_keys=True, default=_described)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

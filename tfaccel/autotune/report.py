@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import rich.console
@@ -13,7 +14,7 @@ from tfaccel.measure.numerics import Drift
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.tables import markdown_table, terminal_table
 from tfaccel.measure.timing import Speedup
-from tfaccel.measure.units import milliseconds, ratio
+from tfaccel.measure.units import milliseconds, ratio, size
 from tfaccel.system import notices
 from tfaccel.system.json_files import parsed
 
@@ -24,6 +25,10 @@ _SHOWN_FINDINGS = 6
 _LEAST_TOLD_SECONDS = 0.05
 _NUMBERS = ("step", "predicted", "speedup", "drift", "compile")
 HEADINGS = ("plan", *_NUMBERS, "verdict")
+# Of predictions. A column that says nothing is left out.
+_TIMES = ("p50", "p90", "p99")
+_OF_PREDICTIONS = ("batch", "speedup", "error", "top-1", *_TIMES, "set-up", "on disk")
+_PREDICTION_HEADINGS = ("plan", *_OF_PREDICTIONS, "verdict")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +81,14 @@ class Report:
         """The report with a sentence more in its note; itself where there is none."""
         return dataclasses.replace(self, note=f"{self.note} {more}".strip()) if more else self
 
+    def saved(self, disk_bytes: int) -> "Report":
+        """The report with what the chosen plan takes on disk."""
+        trials = [
+            dataclasses.replace(trial, disk_bytes=disk_bytes) if trial.plan == self.plan else trial
+            for trial in self.trials
+        ]
+        return dataclasses.replace(self, trials=tuple(trials))
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
         return {
@@ -115,7 +128,17 @@ class Report:
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table's cells, in the order of its headings; of what was tried."""
-        return [_row(trial, trial.plan == self.plan) for trial in self.tried()]
+        return self.table()[1]
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The table's headings and cells."""
+        row = _prediction_row if self.predicts else _row
+        rows = [row(trial, trial.plan == self.plan) for trial in self.tried()]
+        if not self.predicts:
+            return HEADINGS, rows
+        columns = list(zip(_PREDICTION_HEADINGS, *rows, strict=True))
+        headings, *rows = zip(*(c for c in columns if any(c[1:]) or not rows), strict=True)
+        return headings, rows
 
     def tried(self) -> list[Trial]:
         """The trials of the table: those of plans that no pass refuses."""
@@ -156,25 +179,37 @@ class Report:
 
     def to_markdown(self) -> str:
         """The table, the reasons, the summary and the findings as Markdown."""
-        table = markdown_table(HEADINGS, self.rows(), numbers=_NUMBERS)
+        table = markdown_table(*self.table(), numbers=(*_NUMBERS, *_OF_PREDICTIONS))
         lines = [table, "", *(f"- {r}" for r in self.reasons()), "", self.summary(), ""]
         found = self.findings()
         return "\n".join([*lines, *(f"- {line}" for line in found), *([""] if found else [])])
 
     def _narrow(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """The table as a terminal has room for it: what was predicted, or what it compiled."""
+        if self.predicts:
+            return _without(_TIMES, *self.table())
         predicts = any(trial.predicted_gain is not None for trial in self.trials)
         left_out = HEADINGS.index("compile" if predicts else "predicted")
         table = [HEADINGS, *self.rows()]
         headings, *rows = (cells[:left_out] + cells[left_out + 1 :] for cells in table)
         return headings, rows
 
+    def _latencies(self) -> Iterator[str]:
+        """The percentiles of the baseline and the chosen plan, which a terminal's table lacks."""
+        for trial in self.tried():
+            chosen = trial.plan.is_baseline or trial.plan == self.plan
+            if chosen and trial.latency_seconds is not None:
+                times = zip(_TIMES, map(milliseconds, trial.latency_seconds), strict=True)
+                yield f"{trial.plan}: {', '.join(f'{name} {time}' for name, time in times)}"
+
     def __rich__(self) -> rich.console.Group:
         shown: list[rich.console.RenderableType] = []
         if len(self.trials) > 1 and self.tuning_seconds and not self.cached:
             chosen = [i for i, trial in enumerate(self.tried()) if trial.plan == self.plan]
-            table = terminal_table(*self._narrow(), numbers=_NUMBERS, bold=chosen)
-            shown += [table, *(f"  {escape(r)}" for r in self.reasons()), ""]
+            numbers = (*_NUMBERS, *_OF_PREDICTIONS)
+            table = terminal_table(*self._narrow(), numbers=numbers, bold=chosen)
+            told = [*self._latencies(), *self.reasons()]
+            shown += [table, *(f"  {escape(line)}" for line in told), ""]
             found = self.findings()
             # Why not otherwise stands in brackets, and takes more room than a terminal has.
             heads = [line.partition(" [")[0] for line in found[:_SHOWN_FINDINGS]]
@@ -199,6 +234,23 @@ def _row(trial: Trial, chosen: bool) -> tuple[str, ...]:
     return str(trial.plan), step, predicted, gain, drift, compiling, verdict
 
 
+def _prediction_row(trial: Trial, chosen: bool) -> tuple[str, ...]:
+    plan, batch, _, gain, error, compiling, verdict = _row(trial, chosen)
+    same = "" if trial.top1_agreement is None else f"{100 * trial.top1_agreement:.1f} %"
+    times = [milliseconds(seconds) for seconds in trial.latency_seconds or ()]
+    on_disk = "" if trial.disk_bytes is None else size(trial.disk_bytes)
+    return plan, batch, gain, error, same, *(times or [""] * 3), compiling, on_disk, verdict
+
+
+def _without(
+    names: Collection[str], headings: tuple[str, ...], rows: list[tuple[str, ...]]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A table less some columns."""
+    kept = [place for place, heading in enumerate(headings) if heading not in names]
+    headings, *rows = (tuple(cells[place] for place in kept) for cells in (headings, *rows))
+    return headings, rows
+
+
 def _trial_to_dict(trial: Trial) -> dict[str, Any]:
     data = {field.name: getattr(trial, field.name) for field in dataclasses.fields(trial)}
     return data | {
@@ -219,5 +271,13 @@ def _trial_from_dict(data: dict[str, Any]) -> Trial:
             "drift": None if data["drift"] is None else Drift(**data["drift"]),
             "findings": tuple(data.get("findings", ())),
             "predicted_gain": data.get("predicted_gain"),
+            "latency_seconds": _times(data.get("latency_seconds")),
         }
     )
+
+
+def _times(found: Any) -> tuple[float, float, float] | None:
+    if found is None:
+        return None
+    half, most, nearly_all = map(float, found)
+    return half, most, nearly_all

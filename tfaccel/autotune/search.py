@@ -12,6 +12,7 @@ from tfaccel.autotune.trial import WORTHWHILE, Trial
 from tfaccel.autotune.trial_runner import TrialRunner
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Pass, Plan, make_pass
+from tfaccel.core.standalone import StandalonePass, stands_alone
 from tfaccel.core.workload import Workload
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.racing import FEWEST, LOOKS, verdict
@@ -134,14 +135,17 @@ def tune_workload(
     helpers = [item for item, _ in priors.expected(workload, spare)]
     order = [item.name for item, _ in priors.expected(workload, [*names, *spare])]
     search = _Search(workload, bench, start + seconds, on_trial, helpers, order)
-    usable = []
+    usable: list[tuple[Pass, bool]] = []
+    alone: list[Plan] = []
     for item, prior in priors.expected(workload, names):
         unsupported = item.unsupported(workload)
-        if unsupported is None:
-            usable.append((item, prior.pays))
-        else:
+        if unsupported is not None:
             search.note(Trial(Plan((item,)), Outcome.REFUSED, str(unsupported)))
-    search.run(usable)
+        elif isinstance(item, StandalonePass):
+            alone += [Plan((one,)) for one in item.variants(workload)]
+        else:
+            usable.append((item, prior.pays))
+    search.run(usable, alone)
     gain = search.confirmed()
     return Report(
         trials=(baseline_trial(workload), *search.trials),
@@ -211,9 +215,9 @@ class _Search:
         self.trials.append(trial)
         self.on_trial(trial)
 
-    def run(self, usable: list[tuple[Pass, bool]]) -> None:
+    def run(self, usable: list[tuple[Pass, bool]], alone: Sequence[Plan] = ()) -> None:
         first = Plan(tuple(item for item, holds in usable if holds))
-        queue = [first, *variations(first, usable)]
+        queue = [*alone, first, *variations(first, usable)]
         # Where the budget is short of all these, a single pass may fit.
         queue += sorted((Plan((item,)) for item, _ in usable), key=self._seconds)
         seen, without_gain = {Plan()}, 0
@@ -228,7 +232,8 @@ class _Search:
                 without_gain = 0
                 queue = [*variations(plan, usable), *queue]
             else:
-                without_gain += 1
+                # What stands alone says nothing about the variations of another plan.
+                without_gain += not stands_alone(plan)
                 queue = [*self._repaired(), *self._with_less_memory(), *queue]
 
     def _repaired(self) -> Iterator[Plan]:
@@ -315,7 +320,9 @@ def layer_of(variable: str, workload: Workload) -> str:
 
 
 def variations(plan: Plan, usable: list[tuple[Pass, bool]]) -> Iterator[Plan]:
-    """A plan with one pass more, then with one pass less, the last first."""
+    """A plan with one pass more, then with one less, the last first; none that stands alone."""
+    if stands_alone(plan):
+        return
     items = [item for item, _ in usable]
     for item in items:
         if item.name not in plan.names:

@@ -30,6 +30,11 @@ COMMANDS: tuple[Listed, ...] = (
     ),
     Listed("tune", "finds the fastest faithful plan for a model and its data", "tfaccel.cli.tune"),
     Listed(
+        "accelerate",
+        "finds the fastest faithful predictions of a model, and saves them",
+        "tfaccel.cli.accelerate",
+    ),
+    Listed(
         "explain",
         "says what each layer runs as, and why not as something faster",
         "tfaccel.cli.explain",

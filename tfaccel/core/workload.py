@@ -36,6 +36,7 @@ class Workload:
         training: whether steps train; in predictions they do not.
         sizes_vary: whether batches come in so many sizes that nothing is worth compiling for
             each.
+        optimize: what predictions are to be good at: `"throughput"` or `"latency"`.
     """
 
     model: keras.Model
@@ -49,6 +50,7 @@ class Workload:
     callbacks: tuple[keras.callbacks.Callback, ...] | None = ()
     training: bool = True
     sizes_vary: bool = False
+    optimize: str = "throughput"
 
     @functools.cached_property
     def layers(self) -> list[keras.layers.Layer]:

@@ -2,5 +2,6 @@
 
 from tfaccel.inference.accelerated_model import AcceleratedModel
 from tfaccel.inference.accelerating import accelerate
+from tfaccel.inference.saving.load import load
 
-__all__ = ["AcceleratedModel", "accelerate"]
+__all__ = ["AcceleratedModel", "accelerate", "load"]

@@ -14,8 +14,10 @@ from tfaccel.core.plan import Plan
 from tfaccel.core.workload import shapes
 from tfaccel.data.findings import Findings
 from tfaccel.data.watching import Watch, is_finite
+from tfaccel.inference.engines import ServedFunction
 from tfaccel.inference.predict_function import PredictFunction, own_function, save
 from tfaccel.inference.sample import as_tensors
+from tfaccel.inference.saving.save import save as save_folder
 from tfaccel.system import notices
 
 # How often a batch of another size must come before it is worth compiling for.
@@ -25,7 +27,8 @@ _TIMES = 3
 class AcceleratedModel:
     """What `tfaccel.accelerate` gives: the same predictions, faster.
 
-    Whatever fails goes on with the model's own function, with a warning. A plan whose
+    Whatever fails goes on with the model's own function, with one warning. Several threads may
+    predict at once. A plan whose
     parts XLA compiles for each size serves the sample's size at once, and another one from
     its third batch on; until then the model's own function predicts those (the rest at the end
     of the data is such a batch).
@@ -46,7 +49,7 @@ class AcceleratedModel:
         sample: Any,
         report: Report,
         own: Any,
-        function: PredictFunction | None,
+        function: PredictFunction | ServedFunction | None,
     ):
         self.model = model
         self.report = report
@@ -124,11 +127,30 @@ class AcceleratedModel:
         `keras.layers.TFSMLayer(path, "serve")` take batches of any size, in a process without
         tfaccel. It is made for machines like this one: kernels were chosen here, and what XLA
         compiles needs a TensorFlow with XLA.
+        An engine is no part of it: then it predicts as the model itself does.
 
         Args:
             path: a folder.
         """
-        save(self.model, self._function, self._sample, path)
+        plain = self._function if isinstance(self._function, PredictFunction) else None
+        save(self.model, plain, self._sample, path)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes what makes the predictions, for `tfaccel.load` and for programs without tfaccel.
+
+        A SavedModel whose signature has the names of the model's inputs and outputs where
+        TensorFlow predicts, an engine's own files where an engine does (docs/inference.md). The
+        report tells how much it is. It is made for machines like this one.
+
+        Args:
+            folder: a new one, an empty one, or one that was saved to before.
+
+        Raises:
+            ValueError: the folder holds other files, or an input or output can't be saved.
+            OSError: the folder can't be written.
+        """
+        written = save_folder(self.model, self._function, self._sample, self.report, folder)
+        self.report = self.report.saved(written)
 
     def refresh(self) -> None:
         """Takes the model as it is now: its weights, and whatever else was changed in it.
@@ -153,9 +175,11 @@ class AcceleratedModel:
             self._abandon(function, error)
             return outputs
 
-    def _serves(self, function: PredictFunction, data: Any) -> bool:
+    def _serves(self, function: PredictFunction | ServedFunction, data: Any) -> bool:
         if any(isinstance(leaf, tf.experimental.Optional) for leaf in tf.nest.flatten(data)):
             return False
+        if isinstance(function, ServedFunction):
+            return function.accepts(data)
         # Where XLA compiles the model's own function too, there is no way around it.
         if not function.compiles_sizes or self.model.jit_compile:
             return True
@@ -166,8 +190,11 @@ class AcceleratedModel:
             self._times[sizes] += 1
             return self._times[sizes] >= _TIMES
 
-    def _abandon(self, function: PredictFunction, error: Exception) -> None:
-        self._function = None
+    def _abandon(self, function: PredictFunction | ServedFunction, error: Exception) -> None:
+        with self._lock:
+            if self._function is not function:
+                return  # another thread was here before
+            self._function = None
         notices.warn(
             f"tfaccel goes on with the model's own function: {function.plan} failed: "
             f"{type(error).__name__}: {error}",

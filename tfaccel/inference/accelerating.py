@@ -20,6 +20,7 @@ from tfaccel.core.plan import Pass, Plan
 from tfaccel.core.tracing import unmarked
 from tfaccel.core.workload import Workload, default_strategy
 from tfaccel.inference.accelerated_model import AcceleratedModel
+from tfaccel.inference.engines import ENGINES
 from tfaccel.inference.predict_function import PredictFunction, own_function
 from tfaccel.inference.sample import first_batch, spec_of
 from tfaccel.inference.trials import PredictionTrials
@@ -30,6 +31,8 @@ from tfaccel.steps.snapshot import Snapshot
 
 # Calls of the model's own function that are timed first. The first is traced.
 _OWN_CALLS = 3
+# What predictions may be optimized for.
+AIMS = ("throughput", "latency")
 
 
 def accelerate(
@@ -37,6 +40,7 @@ def accelerate(
     sample: Any,
     plan: Plan | Sequence[str | Pass] | str | os.PathLike[str] = "auto",
     *,
+    optimize: str = "throughput",
     includes: Collection[str] | None = None,
     excludes: Collection[str] = (),
     tolerance: Tolerance | float | None = None,
@@ -46,37 +50,32 @@ def accelerate(
 ) -> AcceleratedModel:
     """Finds the fastest faithful way to make a model's predictions.
 
-    Plans are tried on the sample, in turns with Keras's own predict function, and their outputs
-    compared with its outputs. Where none is faster, that function is used. The model is not
-    changed; one that is not built yet is built, as its `predict` would build it.
+    Plans and installed engines take turns with Keras's own predict function on the sample, and
+    their outputs are compared; where none is faster, that function is used. The model is not
+    changed; one that is not built is built, as its `predict` would build it.
 
     Args:
         model: any Keras model, compiled or not.
-        sample: a batch of inputs in whatever form `model.predict` takes, or a `tf.data.Dataset`
-            or PyDataset, whose first batch is taken. Give it the size that matters: what is
-            fastest for 32 samples may not be for one.
-        plan: `"auto"`, or one plan to measure against the model's own function, such as that of a
-            training: passes that change training alone are left out of it.
-        includes, excludes: names of the passes to try (docs/inference.md), less those of
-            training alone.
-        tolerance: how far outputs may be off, relatively; None for 1e-4 in float32, 1e-2
-            in float16 and 5e-2 in bfloat16.
-        max_tuning_seconds, cache_dir, verbose: as in `AccelCallback`. There is no
-            `tuning_share`, as there is no training to take a share of.
-
-    Returns:
-        The model to predict with.
+        sample: a batch of inputs as `model.predict` takes it, or a dataset, whose first is taken.
+            Give it the size that matters: what wins for 32 samples may not for one.
+        plan: `"auto"`, or one plan, such as that of a training, less what serves training alone.
+        optimize: `"throughput"`; or `"latency"`: engines give one batch all cores.
+        includes, excludes: names of passes and engines to try (docs/inference.md).
+        tolerance: the largest relative error of outputs; None for 1e-4 in float32, 1e-2 in
+            float16, 5e-2 in bfloat16.
+        max_tuning_seconds, cache_dir, verbose: as in `AccelCallback`.
 
     Raises:
         TypeError: `model` is no Keras model, or `sample` nothing that can be predicted.
         ValueError: `sample` is empty, or an argument breaks its rule.
 
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)])
-    >>> x = np.ones((32, 4), "float32")
+    >>> model, x = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]), np.ones((32, 4))
     >>> fast = tfaccel.accelerate(model, x, max_tuning_seconds=5, cache_dir=False, verbose=0)
     >>> fast.predict(x, verbose=0).shape
     (32, 1)
     """
+    if optimize not in AIMS:
+        raise ValueError(f"`optimize` must be one of {', '.join(AIMS)}. Received: {optimize!r}")
     settings = _settings(
         plan,
         includes=includes,
@@ -88,7 +87,7 @@ def accelerate(
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
     x = first_batch(model, sample)
-    found = _accelerated(model, x, settings)
+    found = _accelerated(model, x, settings, optimize)
     if verbose:
         show(found.report)
     return found
@@ -99,7 +98,7 @@ def _settings(plan: Any, **arguments: Any) -> Options:
     settings = make_options(plan, tuning_share=None, **arguments)
     names, plan = settings.names, settings.plan
     if arguments["includes"] is None:
-        more = (item.name for item in passes.INFERENCE_PASSES)
+        more = (item.name for item in (*passes.INFERENCE_PASSES, *ENGINES))
         names += tuple(name for name in more if name not in arguments["excludes"])
     if plan is not None:
         plan = Plan(tuple(item for item in plan.passes if item.serves_validation))
@@ -108,7 +107,7 @@ def _settings(plan: Any, **arguments: Any) -> Options:
     return dataclasses.replace(settings, plan=plan, names=names, reserve=())
 
 
-def _accelerated(model: keras.Model, x: Any, settings: Options) -> AcceleratedModel:
+def _accelerated(model: keras.Model, x: Any, settings: Options, optimize: str) -> AcceleratedModel:
     stopped = _hindrance(model)
     if stopped:
         report = Report((), Plan(), note=stopped, predicts=True)
@@ -116,13 +115,13 @@ def _accelerated(model: keras.Model, x: Any, settings: Options) -> AcceleratedMo
     if not model.built:
         model(x)  # makes the variables, as the first batch to be predicted would
     with unmarked(model):
-        return _tried(model, x, settings)
+        return _tried(model, x, settings, optimize)
 
 
-def _tried(model: keras.Model, x: Any, settings: Options) -> AcceleratedModel:
+def _tried(model: keras.Model, x: Any, settings: Options, optimize: str) -> AcceleratedModel:
     # As Keras hands it over, so that its predictions meet the trace that is made here.
     batch = keras.utils.pack_x_y_sample_weight(keras.tree.lists_to_tuples(x))
-    workload = Workload(model, (batch,), spec_of(batch), training=False)
+    workload = Workload(model, (batch,), spec_of(batch), training=False, optimize=optimize)
     state = Snapshot.of(workload)
     own, function = own_function(model), None
     try:
@@ -134,8 +133,12 @@ def _tried(model: keras.Model, x: Any, settings: Options) -> AcceleratedModel:
         report, function = found
     else:
         state.restore()
-        with PredictionTrials(workload, own, settings.clock, settings.tolerance) as bench:
+        cache = settings.cache.directory if settings.cache else None
+        with PredictionTrials(workload, own, settings.clock, settings.tolerance, cache) as bench:
             report = dataclasses.replace(_report(workload, bench, settings), predicts=True)
+            if optimize == "latency":
+                bench.time_calls(report.plan)
+            report = bench.with_latencies(report)
             kept = not report.plan.is_baseline
             function = bench.step_function(report.plan) if kept else None
     finally:

@@ -122,15 +122,15 @@ def save(
         return step((x,))
 
     archive = keras.export.ExportArchive()
-    for layer in _tracked(model, function):
+    for layer in tracked(model, function):
         archive.track(layer)
-    archive.add_endpoint(ENDPOINT, serve, input_signature=[_signature(model, sample)])
+    archive.add_endpoint(ENDPOINT, serve, input_signature=[signature(model, sample)])
     # Nobody trains it, and gradients of what XLA compiled can't be traced by themselves.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     archive.write_out(os.fspath(path), options=options, verbose=False)
 
 
-def _tracked(model: keras.Model, function: PredictFunction | None) -> list[Any]:
+def tracked(model: keras.Model, function: PredictFunction | None) -> list[Any]:
     """What holds the variables and tables that the graph reads."""
     if function is None or not function.is_frozen:
         return [model]
@@ -138,7 +138,7 @@ def _tracked(model: keras.Model, function: PredictFunction | None) -> list[Any]:
     return [x for x in function.layers if x.built and not x.variables and x is not model]
 
 
-def _signature(model: keras.Model, sample: Any) -> Any:
+def signature(model: keras.Model, sample: Any) -> Any:
     """Floating-point numbers and sizes as declared, where they are; the rest as in the sample."""
     spec = spec_of(sample)
     try:

@@ -1,9 +1,11 @@
 """Trials of predictions: timed on one batch, compared output by output."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -11,20 +13,27 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.autotune.comparison.perturb import round_otherwise
+from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import Trial, coarsest_dtype
 from tfaccel.autotune.trial_runner import TrialRunner
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
+from tfaccel.inference.engines import EngineFunction, Forward, engine_of
 from tfaccel.inference.predict_function import PredictFunction
 from tfaccel.inference.sample import changed
-from tfaccel.measure import numerics
+from tfaccel.measure import numerics, racing
 from tfaccel.measure.finite import finite_where
 from tfaccel.measure.numerics import Drift, Tolerance
 from tfaccel.measure.outcome import Outcome
-from tfaccel.measure.timing import Clock
+from tfaccel.measure.timing import Clock, percentiles
 
 Outputs = dict[str, np.ndarray]
 _FLOATS = "fcV"  # V: bfloat16 and its kin
+# How far the sum of an output's last axis may be from 1 for it to be probabilities: what 16 bits
+# make of them.
+_PROBABILITY = 2e-2
+# Calls by which latency is told, and the seconds that they may take.
+_CALLS, _CALLS_SECONDS = 100, 4.0
 
 
 class PredictionTrials(TrialRunner):
@@ -38,6 +47,7 @@ class PredictionTrials(TrialRunner):
         own: Keras's own predict function, traced already.
         clock: seconds.
         tolerance: the user's; None for the table's.
+        cache: where engines keep what compiling made; None for nowhere.
     """
 
     def __init__(
@@ -46,16 +56,27 @@ class PredictionTrials(TrialRunner):
         own: Callable[[Any], Any],
         clock: Clock,
         tolerance: Tolerance | float | None = None,
+        cache: pathlib.Path | None = None,
     ):
         super().__init__(workload, clock)
         self._own = own
         self._tolerance = tolerance
+        self._cache = cache
         self._data = list(workload.batches)
+        self._forwards: dict[Plan, Forward] = {}
+        self._seconds: dict[Plan, list[float]] = collections.defaultdict(list)
 
     def drift(self, plan: Plan) -> Drift:
         """How far a plan's outputs are from the model's own, at most."""
+        return worst(compare(ref, found) for ref, found in self._pairs(plan))
+
+    def _pairs(self, plan: Plan) -> Iterator[tuple[Outputs, Outputs]]:
+        """The model's own outputs, and what each way to predict under the plan makes of them."""
         function = self.step_function(plan)
-        return worst(compare(ref, self._run(function, x)) for x, ref in self._references)
+        other_sizes = getattr(function, "any_size", None)
+        for run in filter(None, (function, other_sizes)):
+            for data, reference in self._references:
+                yield reference, self._run(run, data)
 
     def violation(self, plan: Plan, drift: Drift) -> str | None:
         """Which bound a plan breaks, in words; None where it keeps them all."""
@@ -90,8 +111,12 @@ class PredictionTrials(TrialRunner):
         with self._restored():
             return _outputs(function(data))
 
-    def _build(self, plan: Plan) -> PredictFunction:
-        return PredictFunction(self.workload, plan, self.prepared)
+    def _build(self, plan: Plan) -> PredictFunction | EngineFunction:
+        if engine_of(plan) is None:
+            return PredictFunction(self.workload, plan, self.prepared)
+        return EngineFunction(
+            self.workload, plan, self.prepared, cache=self._cache, forwards=self._forwards
+        )
 
     def _first(self, plan: Plan) -> Callable[[], Any]:
         return functools.partial(self._functions[plan], self._data)
@@ -102,11 +127,48 @@ class PredictionTrials(TrialRunner):
     def _own_calls(self, count: int) -> Callable[[], Any]:
         return lambda: [self._own(self._data) for _ in range(count)][-1]
 
+    def _race(
+        self, plan: Plan, deadline: float, fewest: int = 0, step_seconds: float = 0.0
+    ) -> racing.Race:
+        race = super()._race(plan, deadline, fewest, step_seconds)
+        self._seconds[Plan()] += race.baseline_seconds
+        self._seconds[plan] += race.candidate_seconds
+        return race
+
+    def time_calls(self, plan: Plan) -> None:
+        """Times calls of the model's own function and of a plan in turns."""
+        calls = {Plan(): self._own_calls(1)}
+        if not plan.is_baseline:
+            calls[plan] = self._first(plan)
+        end = self.clock() + _CALLS_SECONDS
+        with self._restored():
+            for _ in range(_CALLS):
+                for side, call in calls.items():
+                    self._seconds[side].append(self._timed(call))
+                if self.clock() > end:
+                    break
+
+    def with_latencies(self, report: Report) -> Report:
+        """The report with the percentiles of all calls that were timed of each plan."""
+        trials = []
+        for trial in report.trials:
+            seconds = self._seconds.get(trial.plan)
+            found = percentiles(seconds) if seconds else trial.latency_seconds
+            trials.append(dataclasses.replace(trial, latency_seconds=found))
+        return dataclasses.replace(report, trials=tuple(trials))
+
     def _judged(self, trial: Trial) -> Trial:
-        drift = self.drift(trial.plan)
+        pairs = list(self._pairs(trial.plan))
+        drift = worst(compare(*pair) for pair in pairs)
         violation = self.violation(trial.plan, drift)
         outcome = Outcome.UNFAITHFUL if violation else Outcome.FASTER
-        return dataclasses.replace(trial, outcome=outcome, reason=violation or "", drift=drift)
+        return dataclasses.replace(
+            trial,
+            outcome=outcome,
+            reason=violation or "",
+            drift=drift,
+            top1_agreement=top1_agreement(pairs),
+        )
 
 
 def compare(reference: Outputs, candidate: Outputs) -> Drift:
@@ -121,7 +183,28 @@ def compare(reference: Outputs, candidate: Outputs) -> Drift:
     return Drift(output=output, finite=finite, worst=name if output else "")
 
 
-def worst(drifts: Iterator[Drift]) -> Drift:
+def top1_agreement(pairs: Iterable[tuple[Outputs, Outputs]]) -> float | None:
+    """The share of samples of which two sides say the same class; None without probabilities.
+
+    An output holds probabilities where its last axis sums to 1 and nothing is negative.
+    """
+    same: list[np.ndarray] = []
+    for reference, candidate in pairs:
+        for name, value in reference.items():
+            other = candidate.get(name)
+            if other is not None and _alike(value, other) and _is_probability(value):
+                same.append(np.ravel(value.argmax(-1) == other.argmax(-1)))
+    return float(np.mean(np.concatenate(same))) if same else None
+
+
+def _is_probability(value: np.ndarray) -> bool:
+    if value.dtype.kind not in "fV" or value.ndim < 2 or value.shape[-1] < 2:
+        return False
+    values = value.astype(np.float64)
+    return bool(np.all(values >= 0) and np.all(np.abs(values.sum(-1) - 1) <= _PROBABILITY))
+
+
+def worst(drifts: Iterable[Drift]) -> Drift:
     """The largest of several drifts."""
     found = list(drifts)
     largest = max(found, key=lambda drift: drift.output)

@@ -1,8 +1,8 @@
 """accelerate_step: a training loop of the user's own, as fast as the hardware allows."""
 
+import inspect
 import os
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -13,8 +13,6 @@ from tfaccel.core.plan import Pass, Plan
 from tfaccel.loops.accelerated_step import AcceleratedStep, Stepper
 from tfaccel.loops.arguments import as_models, as_optimizers
 from tfaccel.loops.on_batch import AcceleratedBatches
-from tfaccel.measure.numerics import Tolerance
-from tfaccel.measure.timing import Clock
 from tfaccel.steps.user_functions import LoopFunction
 from tfaccel.system.arguments import positive
 
@@ -33,88 +31,43 @@ def accelerate_step(
     optimizer: keras.optimizers.Optimizer | Sequence[keras.optimizers.Optimizer] | None = None,
     steps: int | None = None,
     compile: bool = False,
-    includes: Collection[str] | None = None,
-    excludes: Collection[str] = (),
-    tolerance: Tolerance | float | None = None,
-    tuning: str | None = None,
-    reproducible: bool = False,
-    tuning_share: float | None = 0.3,
-    max_tuning_seconds: float = 120.0,
-    cache_dir: str | os.PathLike[str] | bool | None = None,
-    guard: bool = True,
     verbose: int = 1,
-    clock: Clock = time.perf_counter,
+    **options: Any,
 ) -> AcceleratedStep:
     """Makes a custom training loop as fast as the hardware allows, or leaves it as it was.
 
-    What `AccelCallback` does in `fit`, for a function that trains on the batch that it is
-    called with. The first calls run it as it is, and give the times to beat. A plan that is
-    expected to save more than it costs is traced, and compared with the function itself on the
-    same batch from the same state: what is returned, gradients, updates, and whatever variables
-    the function assigns. If it is faithful the two take turns on the calls that the loop makes,
-    and the faster goes on. Each batch is trained on once.
-
-    What is returned tells how a step went: of a dict, the items that are called a loss; else all
-    floating-point scalars. The guard looks at these after each step; where nothing is returned,
-    nothing can be seen.
+    What `AccelCallback` does in `fit` (docs/choice.md), on the calls that a loop makes. What is
+    returned tells how a step went: of a dict, the items that are called a loss; else all
+    floating-point scalars. docs/loops.md has what is left alone, and examples.
 
     Args:
         step: a `tf.function` (or, with `compile=True`, a plain function) that trains on one
-            batch: any number of positional and named arguments, tensors and structures of them.
-            What it calls must be no `tf.function` of its own: that keeps its own trace.
-            Or a compiled model, whose `train_on_batch` is to be accelerated.
+            batch: any arguments, tensors and structures of them. It calls no `tf.function` of
+            its own, which would keep its own trace. Or a compiled model, whose
+            `train_on_batch` is to be accelerated; the model and optimizer are then its own.
         plan: as in `AccelCallback`.
-        model: the model that `step` trains, or all of them in a list. Not with a model as `step`,
-            nor are the next one and `compile`.
-        optimizer: the optimizer that it applies, or all of them in a list; None where it updates
-            weights by hand. They need not be built.
-        steps: how many calls there will be in all, so that it is known what a search may cost.
-            None where unknown: then as many calls are taken to follow as were made, and at each
-            doubling it is asked again whether a search pays.
-        compile: whether a plain function may be compiled. Python code runs only while a function
-            is compiled, so one that counts, prints or appends by itself must not be.
-        includes, excludes, tolerance, tuning, reproducible, tuning_share, max_tuning_seconds,
-        cache_dir, guard, verbose, clock: as in `AccelCallback`.
+        model: the model that `step` trains, or all of them in a list.
+        optimizer: the optimizer that it applies, or all in a list; None for updates by hand.
+        steps: how many calls there will be; None where unknown: as many as were made.
+        compile: whether a plain function may be compiled, whose Python code then runs once.
+        verbose: as in `AccelCallback`.
+        options: the other arguments of `AccelCallback`, by name: `includes`, `excludes`,
+            `tolerance`, `tuning`, `reproducible`, `tuning_share`, `max_tuning_seconds`,
+            `cache_dir`, `guard`, `clock`.
 
     Returns:
-        What to call in place of `step`. It has a `plan`, a `report` and a `finish()`. For a model:
-        what to call in place of `model.train_on_batch`, with the methods `train_on_batch`,
-        `test_on_batch` and `predict_on_batch`, none of which is traced anew for each size of batch.
+        What to call in place of `step`, with a `plan`, a `report` and a `finish()`. For a model:
+        in place of `model.train_on_batch`, with `train_on_batch`, `test_on_batch` and
+        `predict_on_batch`, none of which is traced anew for each size of batch.
 
     Raises:
         RuntimeError: Keras does not run on the TensorFlow backend.
         TypeError, ValueError: an argument breaks its rule; the message names it.
-
-    Example:
-
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    >>> optimizer = keras.optimizers.SGD(0.1)
-    >>> @tf.function
-    ... def train_step(x, y):
-    ...     with tf.GradientTape() as tape:
-    ...         loss = tf.reduce_mean((model(x, training=True) - y) ** 2)
-    ...     optimizer.apply(tape.gradient(loss, model.trainable_variables),
-    ...                     model.trainable_variables)
-    ...     return {"loss": loss}
-    >>> step = tfaccel.accelerate_step(train_step, model=model, optimizer=optimizer, verbose=0)
-    >>> x, y = tf.ones((8, 4)), tf.ones((8, 1))
-    >>> losses = [float(step(x, y)["loss"]) for _ in range(4)]
-    >>> step.plan.is_baseline  # four steps are too few to pay for a trial
-    True
     """
-    settings = make_options(
-        plan,
-        includes=includes,
-        excludes=excludes,
-        tolerance=tolerance,
-        tuning_share=tuning_share,
-        max_tuning_seconds=max_tuning_seconds,
-        cache_dir=cache_dir,
-        guard=guard,
-        clock=clock,
-        tuning=tuning,
-        reproducible=reproducible,
-    )
+    unknown = sorted({*options} - {*inspect.signature(make_options).parameters})
+    if unknown:
+        raise TypeError(f"accelerate_step() has no argument `{unknown[0]}`")
+    settings = make_options(plan, **options)
     steps = None if steps is None else positive("steps", steps)
     if isinstance(step, keras.Model):
         _check_alone(step, model=model, optimizer=optimizer, compile=compile or None)

@@ -1,0 +1,71 @@
+"""`tfaccel accelerate`: the fastest faithful predictions of a model, in a folder."""
+
+import argparse
+import pathlib
+from typing import Any
+
+import keras
+
+from tfaccel.cli._command import Command, UsageError, comma_list, positive_int, seconds
+from tfaccel.cli._progress import progress
+from tfaccel.cli.inputs.feeds import NpzSamples
+from tfaccel.cli.inputs.models import define_model_arguments, load_model
+from tfaccel.cli.tune import Tuned
+from tfaccel.data.findings import first_line
+from tfaccel.inference import AcceleratedModel, accelerate
+from tfaccel.inference.accelerating import AIMS
+from tfaccel.inference.saving.save import check_free
+
+
+def _define(parser: argparse.ArgumentParser) -> None:
+    define_model_arguments(parser)
+    parser.add_argument(
+        "--data", help="an .npz file with an array x, or arrays named as the model's inputs"
+    )
+    parser.add_argument("-o", "--output", help="the folder to write, for tfaccel.load and others")
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="samples in a batch")
+    parser.add_argument("--optimize", choices=AIMS, default=AIMS[0], help="what counts")
+    parser.add_argument("--max_seconds", type=seconds, default=120.0, help="what trials may take")
+    parser.add_argument("--includes", type=comma_list, help="the passes and engines to try")
+    parser.add_argument("--excludes", type=comma_list, default=[], help="those to leave out")
+
+
+def _run(args: argparse.Namespace) -> Tuned:
+    for flag, what in (("data", "x.npz"), ("output", "folder")):
+        if not getattr(args, flag):
+            raise UsageError(f"`tfaccel accelerate` needs --{flag}={what}")
+    output = pathlib.Path(args.output)
+    try:
+        check_free(output)  # better now than after the trials
+    except ValueError as error:
+        raise UsageError(f"--output: {error}") from error
+    with progress() as told:
+        told.stage(f"Building {args.model}")
+        chosen = load_model(args.model, args)
+        samples = NpzSamples(pathlib.Path(args.data)).inputs(chosen.model)
+        batch = keras.tree.map_structure(lambda array: array[: args.batch_size], samples)
+        told.stage("Trying plans and engines", args.max_seconds)
+        fast = _accelerated(chosen.model, batch, args)
+        told.stage(f"Writing {output}")
+        fast.save(output)
+    count = len(keras.tree.flatten(batch)[0])
+    notes = (f"Tried on {count} samples of {args.data}.", f"Written: {output}")
+    return Tuned(fast.report, notes)
+
+
+def _accelerated(model: keras.Model, batch: Any, args: argparse.Namespace) -> AcceleratedModel:
+    try:
+        return accelerate(
+            model,
+            batch,
+            optimize=args.optimize,
+            includes=args.includes,
+            excludes=args.excludes,
+            max_tuning_seconds=args.max_seconds,
+            verbose=0,
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(first_line(error)) from error
+
+
+COMMAND = Command(_define, _run)

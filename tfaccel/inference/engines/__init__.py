@@ -1,0 +1,20 @@
+"""Engines for predictions beside TensorFlow. Adding one: its file, a line in ENGINES, a section
+in docs/inference.md, an extra in setup.cfg."""
+
+from tfaccel.inference.engines.engine import Engine, Runner
+from tfaccel.inference.engines.engine_function import EngineFunction, ServedFunction, engine_of
+from tfaccel.inference.engines.forward import Forward
+from tfaccel.inference.engines.openvino import OpenVINO
+
+ENGINES: tuple[type[Engine], ...] = (OpenVINO,)
+
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineFunction",
+    "Forward",
+    "OpenVINO",
+    "Runner",
+    "ServedFunction",
+    "engine_of",
+]

@@ -1,0 +1,174 @@
+"""What an engine is: something other than TensorFlow that makes a model's predictions."""
+
+import abc
+import dataclasses
+import importlib.util
+import pathlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.compat import keras_private
+from tfaccel.core.prior import Prior
+from tfaccel.core.standalone import StandalonePass
+from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Unsupported, named
+from tfaccel.core.workload import Workload
+from tfaccel.inference.engines.forward import Forward
+from tfaccel.passes import FrozenWeights
+
+PRECISIONS = ("float32", "bfloat16")
+HINTS = ("latency", "throughput")
+
+
+class Runner(abc.ABC):
+    """A model that an engine runs. Several threads may run it at once."""
+
+    @abc.abstractmethod
+    def run(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+        """One batch of any size.
+
+        Args:
+            arrays: the inputs, in the order of `Forward.inputs`: arrays, or tensors on the CPU.
+
+        Returns:
+            The outputs, in the order of `Forward.outputs`. They are the caller's.
+        """
+
+    def run_any_size(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+        """The same by what serves batches of other sizes than the sample's, where that differs."""
+        return self.run(arrays)
+
+    @abc.abstractmethod
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes what `Engine.load` reads, and programs without tfaccel do, into a folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine(StandalonePass, is_base=True):
+    """An engine in one configuration: a candidate beside TensorFlow's plans.
+
+    It is handed the model's forward computation with the weights as constants, under the other
+    passes of its plan, if there are any. A subclass is a frozen dataclass with a `name`, a
+    `title`, the `module` that it needs and the `extra` that installs it; it imports that module
+    in functions only.
+
+    Args:
+        precision: what products are computed in: `"float32"` or `"bfloat16"`.
+        hint: `"latency"`, where all cores work on one batch, or `"throughput"`, where they
+            share its samples.
+    """
+
+    title: ClassVar[str]
+    module: ClassVar[str]
+    extra: ClassVar[str]
+    # It is converted and compiled beside the trace.
+    compile_factor: ClassVar[float] = 1.5
+
+    precision: str = "float32"
+    hint: str = "latency"
+
+    def __post_init__(self) -> None:
+        for field, allowed in (("precision", PRECISIONS), ("hint", HINTS)):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise ValueError(
+                    f"`{field}` must be one of {', '.join(allowed)}. Received: {value!r}"
+                )
+
+    @abc.abstractmethod
+    def build(
+        self, forward: Forward, sample: Sequence[Any], cache: pathlib.Path | None = None
+    ) -> Runner:
+        """Makes the engine ready to predict.
+
+        Args:
+            forward: what to compute.
+            sample: inputs of the size that matters.
+            cache: a folder for what compiling made; None for none.
+
+        Raises:
+            Exception: the engine can't convert or compile it. The message names the op or the
+                layer.
+        """
+
+    @abc.abstractmethod
+    def load(self, folder: pathlib.Path, names: Sequence[str], sizes: Sequence[Any]) -> Runner:
+        """What `Runner.save` wrote, ready to predict. No code out of the folder is run.
+
+        Args:
+            folder: where it is.
+            names: of the inputs and then of the outputs, in the order of `Forward`'s.
+            sizes: the sample's shapes.
+        """
+
+    @classmethod
+    def missing(cls) -> Unsupported | None:
+        """What has to be installed; None where everything is."""
+        if importlib.util.find_spec(cls.module) is not None:
+            return None
+        return Unsupported(f"{cls.title} is not installed", f"pip install 'tfaccel[{cls.extra}]'")
+
+    @classmethod
+    def version(cls) -> str:
+        """The version of what is installed, for the key of the cache; empty where nothing is."""
+        return ""
+
+    def unsupported(self, workload: Workload) -> Unsupported | None:
+        if workload.training:
+            return Unsupported("an engine trains nothing", "it is for tfaccel.accelerate")
+        return self.missing() or _inconvertible(workload)
+
+    def applied(self, context: StepContext) -> Any:
+        """Nothing: what the engine is handed is traced as it is."""
+        return tf.name_scope("")
+
+    def prior(self, workload: Workload) -> Prior:
+        return Prior(
+            pays=not workload.training,
+            reason="an engine that only predicts lays out and joins whole graphs",
+            gain=1.5,
+        )
+
+    def cache_key(self, workload: Workload) -> Any:
+        return self.version()
+
+    def compute_dtype(self, workload: Workload) -> str | None:
+        return None if self.precision == "float32" else self.precision
+
+    def variants(self, workload: Workload) -> Sequence["Engine"]:
+        """The precisions that pay on the chip, with the hints that the aim leaves."""
+        reduced = workload.device.fast_dtype == "bfloat16"
+        precisions = reversed(PRECISIONS) if reduced else PRECISIONS[:1]
+        shared = workload.optimize == "throughput" and workload.device.cores > 1
+        hints = HINTS if shared and _samples(workload) > 1 else HINTS[:1]
+        return [dataclasses.replace(self, precision=p, hint=h) for p in precisions for h in hints]
+
+
+def _samples(workload: Workload) -> int:
+    leaves = tf.nest.flatten(workload.batches)
+    ranked = [leaf for leaf in leaves if getattr(leaf, "shape", ())]
+    return int(ranked[0].shape[0]) if ranked else 0
+
+
+def _inconvertible(workload: Workload) -> Unsupported | None:
+    """What no engine can take over; None where there is nothing."""
+    if workload.device.kind != "CPU":
+        return Unsupported("the model runs on a GPU, and the engine runs on CPUs")
+    own = keras_private.overridden(workload.model, keras.Model, "predict_step")
+    if own is not None:
+        return Unsupported(f"{type(workload.model).__name__} has a {own} of its own")
+    for spec in tf.nest.flatten(workload.element_spec):
+        if not isinstance(spec, tf.TensorSpec):
+            return Unsupported(f"an input is no plain tensor ({type(spec).__name__})")
+        if spec.dtype == tf.string:
+            return Unsupported(
+                "an input holds strings", "let another model make numbers of them first"
+            )
+    for layer in workload.layers:
+        if str(getattr(layer, "compute_dtype", "")) == "float64":
+            return Unsupported(f"{named(layer)} computes in float64")
+    return FrozenWeights().unsupported(workload) if workload.model.variables else None

@@ -1,0 +1,185 @@
+"""A predict function that an engine runs."""
+
+import abc
+import dataclasses
+import pathlib
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.core.plan import Plan
+from tfaccel.core.step_context import Prepared
+from tfaccel.core.workload import Workload
+from tfaccel.inference.engines.engine import Engine, Runner
+from tfaccel.inference.engines.forward import Forward, Signature, trace
+from tfaccel.inference.predict_function import signature
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A model that an engine runs, from inputs to outputs in the user's structures.
+
+    Attributes:
+        runner: what runs it.
+        signature: what it takes and gives.
+    """
+
+    runner: Runner
+    signature: Signature
+
+    def __call__(self, x: Any, any_size: bool = False) -> Any:
+        """Predictions for a batch, as tensors.
+
+        Args:
+            x: tensors that `accepts` takes.
+            any_size: whether to use what serves other sizes than the sample's.
+        """
+        run = self.runner.run_any_size if any_size else self.runner.run
+        arrays = run(keras.tree.flatten(x))
+        tensors = [
+            tf.cast(tf.convert_to_tensor(array), spec.dtype)
+            for array, spec in zip(arrays, self.signature.outputs, strict=True)
+        ]
+        return keras.tree.pack_sequence_as(self.signature.structure, tensors)
+
+
+def accepts(specs: Iterable[tf.TensorSpec], x: Any) -> bool:
+    """Whether inputs are tensors of these kinds; sizes may differ where the kinds leave them open.
+
+    Args:
+        specs: in the order of the flattened inputs.
+        x: inputs, in any structure.
+    """
+    specs, leaves = list(specs), keras.tree.flatten(x)
+    return len(specs) == len(leaves) and all(
+        isinstance(leaf, tf.Tensor) and spec.is_compatible_with(leaf)
+        for spec, leaf in zip(specs, leaves, strict=True)
+    )
+
+
+def inputs_of(batch: Any) -> Any:
+    """The inputs in a batch as Keras hands it over."""
+    return keras.utils.unpack_x_y_sample_weight(batch)[0]
+
+
+def each_batch(call: Callable[[Any], Any], data: Iterable[Any]) -> Any:
+    """Predictions for a list of batches, one for each step of a call, joined as Keras joins them.
+
+    Args:
+        call: predicts the inputs of one.
+        data: batches, as Keras hands them over.
+    """
+    parts = [call(inputs_of(batch)) for batch in data]
+    if len(parts) == 1:
+        return parts[0]
+    return keras.tree.map_structure(lambda *pieces: tf.concat(pieces, 0), *parts)
+
+
+class ServedFunction(abc.ABC):
+    """A function like `model.predict_function` that something else than a Keras model runs.
+
+    Args:
+        plan: what predictions are made under.
+        specs: what it takes, in the order of the flattened inputs.
+
+    Attributes:
+        plan: as given.
+        compiles_sizes: False, as other sizes than the sample's share one compiled model.
+    """
+
+    compiles_sizes = False
+
+    def __init__(self, plan: Plan, specs: Iterable[tf.TensorSpec]):
+        self.plan = plan
+        self.specs = tuple(specs)
+
+    @abc.abstractmethod
+    def served(self) -> Served:
+        """What runs."""
+
+    def __call__(self, data: Any) -> Any:
+        """Predicts a list of batches, as Keras hands them over; one for each step of a call."""
+        return each_batch(self.served(), data)
+
+    def any_size(self, data: Any) -> Any:
+        """The same by what serves other sizes than the sample's."""
+        return each_batch(lambda x: self.served()(x, any_size=True), data)
+
+    def accepts(self, data: Any) -> bool:
+        """Whether batches are of a kind that this was made for."""
+        return all(accepts(self.specs, inputs_of(batch)) for batch in data)
+
+    def again(self) -> "ServedFunction":
+        """The same for the model as it is now; by default nothing can have changed."""
+        return self
+
+
+class EngineFunction(ServedFunction):
+    """A predict function that an engine runs.
+
+    It is traced, converted and compiled when it is first called.
+
+    Args:
+        workload: the model, built, and a batch of the size that matters.
+        plan: an engine, and what the model is traced under for it.
+        prepared: what the plan's passes found out before.
+        cache: the engine's folder for what compiling made; None for none.
+        forwards: graphs of the model as it is now, by plan, which configurations share.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        plan: Plan,
+        prepared: Prepared | None = None,
+        *,
+        cache: pathlib.Path | None = None,
+        forwards: dict[Plan, Forward] | None = None,
+    ):
+        self._x = inputs_of(workload.batches[0])
+        super().__init__(plan, keras.tree.flatten(signature(workload.model, self._x)))
+        self._engine = _only_engine(plan)
+        self._workload, self._prepared, self._cache = workload, prepared, cache
+        self._forwards = forwards
+        self._served: Served | None = None
+        self._lock = threading.Lock()
+
+    def again(self) -> "EngineFunction":
+        """The same for the model as it is now."""
+        workload = dataclasses.replace(self._workload)  # layers are looked up anew
+        return EngineFunction(workload, self.plan, self._prepared, cache=self._cache)
+
+    def served(self) -> Served:
+        """What runs; made by the first that asks."""
+        if self._served is None:
+            with self._lock:
+                self._served = self._served or self._built()
+        return self._served
+
+    def _built(self) -> Served:
+        forward, sample = self._forward(), keras.tree.flatten(self._x)
+        runner = self._engine.build(forward, sample, self._cache)
+        self._forwards = None
+        return Served(runner, Signature.of(forward, self._x))
+
+    def _forward(self) -> Forward:
+        plan = self.plan.without(self._engine.name)
+        known = {} if self._forwards is None else self._forwards
+        if plan not in known:
+            known[plan] = trace(self._workload, plan, self._prepared)
+        return known[plan]
+
+
+def engine_of(plan: Plan) -> Engine | None:
+    """The engine of a plan; None where TensorFlow runs it."""
+    return next((item for item in plan.passes if isinstance(item, Engine)), None)
+
+
+def _only_engine(plan: Plan) -> Engine:
+    engines = [item for item in plan.passes if isinstance(item, Engine)]
+    if len(engines) != 1:
+        raise ValueError(f"a plan must have one engine. Received: {plan}")
+    return engines[0]

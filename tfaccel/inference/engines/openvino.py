@@ -1,0 +1,242 @@
+"""OpenVINO, Intel's toolkit for predictions: the extra `openvino`."""
+
+import collections
+import dataclasses
+import importlib.metadata
+import math
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tfaccel.autotune.trial import error_line
+from tfaccel.core.unsupported import Unsupported, named
+from tfaccel.core.workload import Workload
+from tfaccel.inference.engines.engine import Engine, Runner
+from tfaccel.inference.engines.forward import Forward
+
+# As https://docs.openvino.ai has them under "CPU device" and "High-level performance hints".
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+_FILE = "model.xml"
+# How its converter names what it does not know.
+_UNKNOWN_OPS = re.compile(r"[Nn]o (?:conversion rule|translator) found for [^:]*: *([\w, ]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenVINO(Engine):
+    """OpenVINO on the CPU.
+
+    The graph is compiled for the sample's size and, at the first batch of another one, once
+    more for all others, so that no size is compiled for by itself and nothing is padded. Under
+    the hint `throughput` a batch is cut in as many pieces as the CPU works on at once.
+
+    Source: https://docs.openvino.ai
+    """
+
+    name: ClassVar[str] = "openvino"
+    title: ClassVar[str] = "OpenVINO"
+    module: ClassVar[str] = "openvino"
+    extra: ClassVar[str] = "openvino"
+
+    @classmethod
+    def version(cls) -> str:
+        try:
+            return importlib.metadata.version("openvino")
+        except importlib.metadata.PackageNotFoundError:
+            return ""
+
+    def unsupported(self, workload: Workload) -> Unsupported | None:
+        found = super().unsupported(workload)
+        for layer in () if found else workload.layers:
+            if str(getattr(layer, "compute_dtype", "")) == "bfloat16":
+                return Unsupported(
+                    f"{named(layer)} computes in bfloat16, which OpenVINO can't convert",
+                    "a model of float32 layers is rounded by OpenVINO itself",
+                )
+        return found
+
+    def build(
+        self, forward: Forward, sample: Sequence[Any], cache: pathlib.Path | None = None
+    ) -> Runner:
+        if self.name not in forward.converted:
+            forward.converted[self.name] = _converted(forward)
+        model = forward.converted[self.name]
+        sizes = [tuple(map(int, leaf.shape)) for leaf in sample]
+        splits = self.hint == "throughput" and forward.has_open_batch
+        return _Runner(model, self, sizes, cache, splits)
+
+    def load(self, folder: pathlib.Path, names: Sequence[str], sizes: Sequence[Any]) -> Runner:
+        import openvino
+
+        model = openvino.Core().read_model(folder / _FILE)
+        found = [port.names for port in (*model.inputs, *model.outputs)]
+        pairs = zip(names, found, strict=False)
+        if len(found) != len(names) or any(name not in own for name, own in pairs):
+            raise ValueError(f"{_FILE} must have the tensors {list(names)}. Received: {found}")
+        splits = self.hint == "throughput" and _has_open_batch(model)
+        return _Runner(model, self, [tuple(size) for size in sizes], None, splits)
+
+    def config(self, cache: pathlib.Path | None) -> dict[str, Any]:
+        """What OpenVINO is told when it compiles."""
+        told = {
+            "PERFORMANCE_HINT": self.hint.upper(),
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[self.precision],
+        }
+        return told if cache is None else told | {"CACHE_DIR": str(cache / self.name)}
+
+
+class _Runner(Runner):
+    """A model that OpenVINO runs.
+
+    Args:
+        model: converted, of any size.
+        engine: the configuration.
+        sizes: shapes of the inputs to compile for by themselves.
+        cache: for what compiling made; None for none.
+        splits: whether a batch may be cut in pieces.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        engine: OpenVINO,
+        sizes: list[tuple[int, ...]],
+        cache: pathlib.Path | None,
+        splits: bool,
+    ):
+        self._model, self._engine, self._cache = model, engine, cache
+        self._any = _Compiled(model, engine.config(cache)) if splits else None
+        count = sizes[0][0] if sizes and sizes[0] else 0
+        # How many samples each piece has; 0 where batches are left whole.
+        self._piece = math.ceil(count / self._any.at_once) if self._any and count else 0
+        if self._piece:
+            sizes = [(self._piece, *size[1:]) for size in sizes]
+        self._sizes = sizes
+        self._exact = _Compiled(_resized(model, sizes), engine.config(cache))
+
+    def run(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+        arrays = [np.asarray(array) for array in arrays]
+        if self._piece and len(arrays[0]) > self._piece:
+            return self._in_pieces(arrays)
+        return self._for(arrays).run(arrays)
+
+    def run_any_size(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+        return self._any_size().run([np.asarray(array) for array in arrays])
+
+    def save(self, folder: pathlib.Path) -> None:
+        import openvino
+
+        openvino.save_model(self._model, folder / _FILE, compress_to_fp16=False)
+
+    def _for(self, arrays: list[np.ndarray]) -> "_Compiled":
+        exact = [array.shape for array in arrays] == self._sizes
+        return self._exact if exact else self._any_size()
+
+    def _any_size(self) -> "_Compiled":
+        if self._any is None:
+            # Two threads may both compile it: the last one stays, and both are right.
+            self._any = _Compiled(self._model, self._engine.config(self._cache))
+        return self._any
+
+    def _in_pieces(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """All pieces at once; the last may be smaller."""
+        starts = range(0, len(arrays[0]), self._piece)
+        pieces = [[array[i : i + self._piece] for array in arrays] for i in starts]
+        begun = [(compiled := self._for(piece), compiled.begin(piece)) for piece in pieces]
+        parts = [compiled.end(request) for compiled, request in begun]
+        return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+class _Compiled:
+    """A compiled model. Each call has a request of its own, which others use after it."""
+
+    def __init__(self, model: Any, config: dict[str, Any]):
+        import openvino
+
+        self._compiled = openvino.Core().compile_model(model, "CPU", config)
+        self._outputs = range(len(self._compiled.outputs))
+        self._free: collections.deque[Any] = collections.deque()
+
+    @property
+    def at_once(self) -> int:
+        """How many requests the CPU works on at once."""
+        return int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+
+    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """The outputs, copied out of the request."""
+        request = self._request()
+        request.infer(arrays, share_inputs=True, share_outputs=True)
+        return self._copied(request)
+
+    def begin(self, arrays: list[np.ndarray]) -> Any:
+        """Begins a run; the arrays must stay until its end."""
+        request = self._request()
+        request.start_async(arrays, share_inputs=True)
+        return request
+
+    def end(self, request: Any) -> list[np.ndarray]:
+        """Waits for a run that was begun; gives its outputs."""
+        request.wait()
+        return self._copied(request)
+
+    def _request(self) -> Any:
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self._compiled.create_infer_request()
+
+    def _copied(self, request: Any) -> list[np.ndarray]:
+        found = [np.array(request.get_output_tensor(place).data) for place in self._outputs]
+        self._free.append(request)
+        return found
+
+
+def _converted(forward: Forward) -> Any:
+    """OpenVINO's model of a graph, its tensors in the graph's order."""
+    import openvino
+
+    try:
+        found = openvino.convert_model(forward.function)
+    except Exception as error:
+        raise ValueError(_cause(error, forward)) from error
+    inputs = _ordered(found.inputs, [str(spec.name) for spec in forward.inputs])
+    outputs = _ordered(found.outputs, [str(spec.name) for spec in forward.outputs])
+    results, parameters = ([port.get_node() for port in ports] for ports in (outputs, inputs))
+    return openvino.Model(results, parameters, "model")
+
+
+def _ordered(ports: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    """The ports that have these names, in their order."""
+    found = []
+    for name in names:
+        port = next((port for port in ports if name in port.names), None)
+        if port is None:
+            raise ValueError(f"OpenVINO has left out the tensor {name!r}")
+        found.append(port)
+    return found
+
+
+def _cause(error: Exception, forward: Forward) -> str:
+    """What OpenVINO can't convert, with the layers that it stands in, where it names ops."""
+    named = _UNKNOWN_OPS.search(str(error))
+    if named is None:
+        return f"OpenVINO can't convert it: {error_line(error)}"
+    ops = [op.strip() for op in named[1].split(",")]
+    graph = forward.function.graph.get_operations()
+    where = dict.fromkeys(op.name.rpartition("/")[0] for op in graph if op.type in ops)
+    places = f", in {', '.join(where)}" if where else ""
+    return f"OpenVINO has no {', '.join(ops)}{places}"
+
+
+def _resized(model: Any, sizes: list[tuple[int, ...]]) -> Any:
+    """A copy for inputs of these shapes alone."""
+    copy = model.clone()
+    copy.reshape({port: list(size) for port, size in zip(copy.inputs, sizes, strict=True)})
+    return copy
+
+
+def _has_open_batch(model: Any) -> bool:
+    shapes = [port.get_partial_shape() for port in model.outputs]
+    return all(len(shape) and shape[0].is_dynamic for shape in shapes)
