@@ -114,3 +114,24 @@ def test_the_recipe_for_openvino(winning, tmp_path):
     accelerate(model, numbers(4), ["openvino"]).save(tmp_path / "folder")
     found = run_recipe("openvino.compile_model", tmp_path, numbers(4)[:5])
     assert_alike(model.predict(numbers(4)[:5], verbose=0), found, 1e-4, 1e-4)
+
+
+def test_inputs_are_told_apart_by_name(winning, tmp_path):
+    """Of the same shape, and in another order than that of their names."""
+    z, a = keras.Input((4,), name="z"), keras.Input((4,), name="a")
+    outputs = [layers.Dense(2, name="y")(z), layers.Dense(2, name="b")(layers.subtract([z, a]))]
+    model, x = keras.Model([z, a], outputs), [numbers(4), numbers(4, seed=1)]
+    fast = accelerate(model, x, ["openvino"])
+    assert fast.plan.names == ("openvino",), fast.report.reasons()
+    expected = model.predict(x, verbose=0)
+    assert_alike(expected, fast.predict(x, verbose=0), 1e-4, 1e-4)
+    fast.save(tmp_path / "saved")
+    assert_alike(expected, tfaccel.load(tmp_path / "saved").predict(x, verbose=0), 1e-4, 1e-4)
+
+
+def test_nobody_is_told_of_a_conversion(winning, monkeypatch):
+    def told(*args, **kwargs):
+        raise AssertionError("the converter that sends statistics was called")
+
+    monkeypatch.setattr(openvino, "convert_model", told)
+    assert accelerate(dense_model(), numbers(4), ["openvino"]).plan.names == ("openvino",)

@@ -198,13 +198,27 @@ def _converted(forward: Forward) -> Any:
     import openvino
 
     try:
-        found = openvino.convert_model(forward.function)
+        found = _by_front_end(forward.function)
     except Exception as error:
         raise ValueError(_cause(error, forward)) from error
     inputs = _ordered(found.inputs, [str(spec.name) for spec in forward.inputs])
     outputs = _ordered(found.outputs, [str(spec.name) for spec in forward.outputs])
     results, parameters = ([port.get_node() for port in ports] for ports in (outputs, inputs))
     return openvino.Model(results, parameters, "model")
+
+
+def _by_front_end(function: Any) -> Any:
+    """What `openvino.convert_model` makes of a concrete function.
+
+    That function tells OpenVINO's makers of each call, unless the user has opted out; this is the
+    part of it that converts.
+    """
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.tensorflow.utils import create_tf_graph_iterator
+
+    front_end = FrontEndManager().load_by_framework("tf")
+    graph = create_tf_graph_iterator(function, None, None, None, True)
+    return front_end.convert(front_end.load(graph))
 
 
 def _ordered(ports: Sequence[Any], names: Sequence[str]) -> list[Any]:
