@@ -20,7 +20,7 @@ from keras import layers
 import tfaccel
 
 _STEPS = flags.DEFINE_integer("steps", 2000, "batches to train on", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "images in a batch", lower_bound=1)
+_IMAGES = flags.DEFINE_integer("images", 64, "images in a batch", lower_bound=1)
 _SIZE = 16  # pixels
 _NOISE = 32  # numbers that an image is drawn from
 
@@ -116,7 +116,7 @@ def main(argv: list[str]) -> None:
     """Trains, and prints an image in letters."""
     if len(argv) > 1:
         sys.exit(f"There are flags only, no other arguments. Received: {' '.join(argv[1:])}")
-    generator, _ = train(_STEPS.value, _BATCH_SIZE.value)
+    generator, _ = train(_STEPS.value, _IMAGES.value)
     image = generator.predict_on_batch(keras.random.normal((1, _NOISE), seed=2))[0, ..., 0]
     print("\n".join("".join(" .:*#"[round(4 * float(pixel))] for pixel in row) for row in image))
 

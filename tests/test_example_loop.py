@@ -14,7 +14,7 @@ def call(*words):
 
 
 def test_it_trains_and_shows_what_it_draws(capsys):
-    call("--steps=6", "--batch_size=8")
+    call("--steps=6", "--images=8")
     shown = capsys.readouterr().out
     assert "6 generator_loss" in shown
     assert "too short" in shown

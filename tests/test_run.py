@@ -193,6 +193,8 @@ def test_signals(folder, number, status):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell has its jobs in the background ignore Ctrl-C, and their children with them.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     assert process.stdout.readline() == "begun\n"
     process.send_signal(number)

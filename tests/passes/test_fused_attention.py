@@ -418,7 +418,7 @@ def test_training_a_model_agrees(policy, rng):
 def test_with_kernels_its_products_are_chosen(rng, monkeypatch):
     """They are noted before the step, each shape once, and computed by what won."""
 
-    def measured(spec, clock, deadline):
+    def measured(spec, clock, deadline, likely):
         rows = [
             Candidate("transposed", Outcome.FASTER, 1e-3, Speedup(2.0, 1.9, 2.1, 6), 0.0)
             if spec.direction == "weight_gradient"
@@ -427,6 +427,7 @@ def test_with_kernels_its_products_are_chosen(rng, monkeypatch):
         return Ranking(spec, tuple(rows))
 
     monkeypatch.setattr(_selection, "measure", measured)
+    monkeypatch.setattr(_selection, "shipped", tuple)
     monkeypatch.setattr(_selection, "_LEAST_SHARE", 0.0)
     x = keras.Input((QUERIES, WIDTH))
     model = keras.Model(x, MultiHeadAttention(3, 4, name="attention")(x, x))
