@@ -50,3 +50,11 @@ def test_a_folder_is_there_without_an_import():
     code = "import tfaccel; print(tfaccel.measure.__name__, hasattr(tfaccel, '_measure'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "tfaccel.measure False\n"
+
+
+def test_a_plan_is_read_before_anything_else_is_asked_for():
+    """Its passes are known by their names, wherever the first public name is defined."""
+    text = '{"schema": 1, "passes": [{"name": "fused_norm"}]}'
+    code = f"import tfaccel; print(tfaccel.Plan.from_json({text!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "fused_norm\n"

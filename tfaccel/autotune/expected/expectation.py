@@ -29,7 +29,7 @@ from tfaccel.core.workload import Workload
 # trial in this very training.
 _PRIOR_WEIGHT, _OWN_WEIGHT = 0.3, 20.0
 # Likewise, how much it counts that two passes do nothing to each other.
-_PAIR_WEIGHT, _BETWEEN = 0.3, " with "
+_PAIR_WEIGHT, _BETWEEN = 3.0, " with "
 # What a check takes beside the trace, in steps: two of the candidate, one to three of the
 # original, and as long again for copies of the state.
 CHECKED_STEPS = 6
