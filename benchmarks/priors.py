@@ -74,6 +74,15 @@ def trained(path: str) -> Iterator[Evidence]:
         for one in evidence.evidence_of(report, machine, mix_of(row["model"])):
             trace = None if one.trace is None else round(_OF_A_FIT * one.trace, 3)
             yield dataclasses.replace(one, trace=trace)
+        yield from _static(row, machine)
+
+
+def _static(row: dict[str, Any], machine: MachineClass) -> Iterator[Evidence]:
+    """Keras's own settings, which are what two passes do when they are alone."""
+    for setting, found in (row.get("static") or {}).items():
+        name = "xla" if setting == "jit_compile" else "mixed_precision"
+        gain = row["speedup"] / found["slower_by"][0]
+        yield Evidence(machine, mix_of(row["model"]), (name,), round(gain, 3), None)
 
 
 def fitted(path: str) -> Iterator[Evidence]:

@@ -91,9 +91,9 @@ def test_passes_may_win_more_together_than_alone(workload):
     """As kernels do in 16 bits; where one is left out, what they do to each other is, too."""
     alone = [seen(workload, [A], 1.2), seen(workload, [B], 1.1)]
     found = expectation(workload, [*alone, seen(workload, [A, B], 2.0)] * 20)
-    assert found.gain(Plan((A, B))) == pytest.approx(2.0, rel=0.03)
-    assert found.gain(Plan((A,))) == pytest.approx(1.2, rel=0.03)
-    assert found.gain(Plan((B,))) == pytest.approx(1.1, rel=0.03)
+    assert found.gain(Plan((A, B))) == pytest.approx(2.0, rel=0.06)
+    assert found.gain(Plan((A,))) == pytest.approx(1.2, rel=0.06)
+    assert found.gain(Plan((B,))) == pytest.approx(1.1, rel=0.06)
 
 
 def test_a_trial_of_this_training_counts_most(workload):
