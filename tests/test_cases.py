@@ -109,11 +109,10 @@ def test_without_a_standard_output_it_trains_in_silence(stdout, monkeypatch):
     monkeypatch.setattr(sys, "stdout", closed if stdout == "closed" else None)
     model = make_net()
     model.compile("sgd", "mse")
-    model.fit(
-        **make_data(),
-        verbose=0,
-        callbacks=[tfaccel.AccelCallback(), tfaccel.ProfilerCallback()],
-    )
+    accel, profiler = tfaccel.AccelCallback(), tfaccel.ProfilerCallback()
+    history = model.fit(**make_data(), verbose=0, callbacks=[accel, profiler])
+    assert np.isfinite(history.history["loss"]).all()
+    assert accel.report is not None and profiler.summary()["steps"] > 0
 
 
 @pytest.mark.filterwarnings("error")

@@ -173,6 +173,24 @@ def test_nothing_expected_is_said(workload):
     assert found.least_seconds() == pytest.approx(1.0 + 0.6)
 
 
+def test_a_check_that_took_too_long_leaves_the_race_its_time(workload):
+    """A winning race loses nothing: it must not end as one that has lost more than it may."""
+
+    class Bench:
+        now = 0.0
+
+        def clock(self):
+            return self.now
+
+        def check(self, plan, deadline, prepare_seconds):
+            self.now += 100.0
+            return Trial(plan, Outcome.FASTER, "", 99.0, 0.05)
+
+    found = candidates(workload, 50.0)
+    found.check(Bench(), found.next(1000))
+    assert (found.spent_seconds, found.left_seconds) == (100.0, 0.0)
+
+
 def test_a_search_ends_where_nothing_more_pays(workload):
     found = candidates(workload)
     first = found.next(1000)

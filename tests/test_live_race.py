@@ -390,7 +390,8 @@ def test_comparisons_cost_a_hundredth_of_the_time(calls):
 def test_no_warning_is_given_on_the_way():
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        fit(["takes"], 20)
+        _, accel = fit(["takes"], 20)
+    assert accel.plan.names == ("takes",)
 
 
 def test_another_speed_up_than_was_told_is_told(monkeypatch, capsys):

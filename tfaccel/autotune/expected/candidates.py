@@ -70,8 +70,11 @@ class Candidates:
 
     @property
     def left_seconds(self) -> float:
-        """What may still be spent."""
-        return self._most_seconds - self.spent_seconds
+        """What may still be spent; 0.0 where a check took longer than that.
+
+        Not less: a race that wins loses nothing, and would end before it can be told by how much.
+        """
+        return max(0.0, self._most_seconds - self.spent_seconds)
 
     def allow(self, most_seconds: float) -> None:
         """What all of it may cost, as the training turned out to be longer."""
