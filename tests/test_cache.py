@@ -92,6 +92,14 @@ def key(workload, names=("xla",), tolerance=None):
     return workload_key(workload, names, tolerance)
 
 
+def test_what_the_losses_count_decides():
+    """A plan of the cache runs from the first step on, so that its key must tell steps apart."""
+    plain, weighted, again = make_workload(), make_workload(), make_workload()
+    weighted.model.compile("adam", "mse", loss_weights=[0.5])
+    again.model.compile("adam", "mse", loss_weights=[0.5])
+    assert key(plain) != key(weighted) == key(again)
+
+
 def test_the_same_script_finds_its_plan_again():
     first = make_workload()
     again = make_workload(optimizer=keras.optimizers.Adam(learning_rate=0.5))

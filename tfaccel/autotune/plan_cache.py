@@ -114,6 +114,8 @@ def workload_key(
         "allowed": [list(names), str(tolerance)],
         "passes": {name: key for name, key in keys if key is not None},
     }
+    if weights := _loss_weights(model):
+        parts["loss_weights"] = weights
     if workload.sizes_vary:
         parts["sizes"] = "vary"
     if not workload.training:
@@ -121,6 +123,15 @@ def workload_key(
         parts["optimize"] = workload.optimize
     text = json.dumps(parts, sort_keys=True, default=_described)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _loss_weights(model: keras.Model) -> Any:
+    """What the losses of several outputs count; None where they count alike."""
+    try:
+        config = model.get_compile_config()
+    except Exception:  # a loss or a metric that can't be written down
+        return None
+    return (config or {}).get("loss_weights")
 
 
 def _minor(version: str) -> str:
