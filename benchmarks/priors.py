@@ -99,17 +99,19 @@ def calls(path: str) -> Iterator[Measured]:
     """What one file of kernels' times tells, each call once."""
     data = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     machine = machine_of(data["machine"])
-    found = {}
-    for row in data["rows"]:
-        spec = call_of(row["call"], row["direction"])
-        seconds = row["tensorflow_seconds"]
-        timed = (_TIMED.match(text) for text in row["others"])
-        speedups = {one[1]: float(one[2]) for one in timed if one}
-        if row["kernel"] != REFERENCE:
-            speedups[row["kernel"]] = round(seconds / row["seconds"], 2)
-        kept = {_NOW.get(name, name): max(gain, 0.01) for name, gain in speedups.items()}
-        found[spec] = Measured(machine, spec, float(f"{seconds:.3g}"), kept)
-    yield from found.values()
+    found = (measured_of(row, machine) for row in data["rows"])
+    yield from {one.spec: one for one in found}.values()
+
+
+def measured_of(row: dict[str, Any], machine: MachineClass) -> Measured:
+    """What one row of such a file tells."""
+    seconds = row["tensorflow_seconds"]
+    timed = (_TIMED.match(text) for text in row["others"])
+    speedups = {one[1]: float(one[2]) for one in timed if one}
+    if row["kernel"] != REFERENCE:
+        speedups[row["kernel"]] = round(seconds / row["seconds"], 2)
+    kept = {_NOW.get(name, name): max(gain, 0.01) for name, gain in speedups.items()}
+    return Measured(machine, call_of(row["call"], row["direction"]), float(f"{seconds:.3g}"), kept)
 
 
 def call_of(text: str, direction: str) -> CallSpec:

@@ -102,15 +102,15 @@ class Observing:
         explicit = course.settings.plan
         observed.element_spec = element_spec
         steps = observed.agree_on_steps_to_come()
-        if not keras_private.trace_counter(self._baseline)():
+        is_traced = bool(keras_private.trace_counter(self._baseline)())
+        if not is_traced:
             self._build_variables()
         if explicit is None:
             course.stay_if_too_few(steps)
             if course.phase is Phase.OBSERVE and (note := course.chooser.known_too_short()):
                 course.stay_for(note)
-            untraced = not keras_private.trace_counter(self._baseline)()
-            may_be_known = bool(course.settings.cache) and observed.workload().strategy is None
-            return int(course.phase is Phase.OBSERVE and untraced and may_be_known)
+            may_be_known = course.settings.cache and observed.workload().strategy is None
+            return int(bool(may_be_known) and course.phase is Phase.OBSERVE and not is_traced)
         workload = observed.workload()
         if course.memory.step(explicit, element_spec) is None:
             if must_observe(explicit, workload):
