@@ -38,7 +38,8 @@ def blocks_of(path):
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), flags=re.S)
 
 
-def test_the_code_in_the_readme(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("path", ["README.md", "docs/fit.md"])
+def test_the_code_in_the_readme(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # By default it may take two minutes.
     monkeypatch.setattr(tfaccel, "tune", functools.partial(tfaccel.tune, max_tuning_seconds=1))
@@ -46,7 +47,7 @@ def test_the_code_in_the_readme(tmp_path, monkeypatch, capsys):
     model.compile("adam", "mse")
     x, y = np.ones((64, 4), "float32"), np.ones((64, 1), "float32")
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
-    blocks = blocks_of("README.md")
+    blocks = blocks_of(path)
     assert len(blocks) >= 2
     world = {"model": model, "build_model": lambda: model, "x": x, "y": y, "dataset": dataset}
     for block in blocks:

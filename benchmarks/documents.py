@@ -1,0 +1,131 @@
+"""Writes what the documents say of benchmarks/results: a table, a page of results, a picture.
+
+README's table is between two comments; docs/benchmarks.md has every results file. A test compares
+both with the results, so that neither can go stale.
+
+    python benchmarks/documents.py
+"""
+
+import itertools
+import json
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import _common
+import matplotlib
+from absl import app
+from matplotlib import pyplot
+
+# The machine of README's table.
+_MACHINE = "intel-xeon-amx-bf16-2-cores-onednn-on"
+_NAMES = {
+    "resnet50": "ResNet50, 64x64",
+    "unet_1d": "1-D U-Net, 2048x4",
+    "gru_tagger": "GRU tagger, 64 tokens",
+    "speech_cnn": "speech CNN, 98x40",
+    "lstm": "two LSTM layers, 60x16",
+    "transformer": "transformer, 128 tokens",
+    "vit_tiny": "ViT-tiny, 32x32",
+    "mobilenet_v2": "MobileNetV2, 96x96",
+    "efficientnet_b0": "EfficientNetB0, 96x96",
+    "conv_lstm": "Conv1D + LSTM, 98x40",
+    "unet": "U-Net, 64x64",
+    "mlp": "MLP, 784 inputs",
+    "cnn": "CNN, 32x32",
+}
+_IN_README = tuple(_NAMES)[:8]
+_README, _PAGE = _common.REPOSITORY / "README.md", _common.REPOSITORY / "docs" / "benchmarks.md"
+_PICTURE = _common.REPOSITORY / "docs" / "images" / "speedups.svg"
+_MARKED = re.compile(r"(<!-- results: [^\n]*-->\n).*?(<!-- end of results -->)", flags=re.DOTALL)
+
+
+def rows_of(name: str) -> dict[str, dict[str, Any]]:
+    """The rows of a results file of README's machine, by model."""
+    path = _common.RESULTS / f"{name}-{_MACHINE}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return {row["model"]: row for row in rows if "error" not in row}
+
+
+def readme_table() -> str:
+    """The table of steps and whole calls of `fit`, in Markdown."""
+    steps, fits = rows_of("training"), rows_of("whole-fit-90s")
+    lines = [
+        "| model | stock, ms | tfaccel, ms | speedup of a step [95 %] | `fit` of 90 s |",
+        "| --- | ---: | ---: | --- | ---: |",
+    ]
+    for model in sorted(_IN_README, key=lambda name: -steps[name]["speedup"]):
+        row, whole = steps[model], fits.get(model)
+        times = [_common.milliseconds(row[key]) for key in ("stock_step_seconds", "step_seconds")]
+        fit = f"{whole['speedup']:.2f}x" if whole else "-"
+        lines.append(f"| {_NAMES[model]} | {' | '.join(times)} | {_interval(row)} | {fit} |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(row: dict[str, Any]) -> str:
+    low, high = row["speedup_interval"]
+    return f"{row['speedup']:.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def readme() -> str:
+    """README with its table as the results have it now."""
+    text = _README.read_text(encoding="utf-8")
+    return _MARKED.sub(lambda found: found[1] + readme_table() + found[2], text)
+
+
+def page() -> str:
+    """docs/benchmarks.md: every results file, by what was measured."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Each table is the latest result of one command on one class of machine: its instruction",
+        "set, its cores, and whether TensorFlow runs oneDNN's kernels there. `benchmarks/results`",
+        "has the same as JSON, with every trial. `python benchmarks/documents.py` writes this page.",
+        "",
+        "![Speedup of a training step, by model](images/speedups.svg)",
+    ]
+    for title, parts in itertools.groupby(_tables(), key=lambda one: one[0]):
+        lines += ["", f"## {title}"]
+        for _, machine, body in parts:
+            lines += ["", f"### {machine}", "", body]
+    return "\n".join(lines) + "\n"
+
+
+def _tables() -> Iterator[tuple[str, str, str]]:
+    """Of each results file its title, its machine and what stands below that."""
+    found = []
+    for path in sorted(_common.RESULTS.glob("*.md")):
+        heading, _, machine, body = path.read_text(encoding="utf-8").split("\n", 3)
+        found.append((heading.removeprefix("# "), machine.rstrip("."), body.strip()))
+    yield from sorted(found, key=lambda one: one[:2])
+
+
+def draw(path: pathlib.Path) -> None:
+    """Draws the speedups of all models of README's machine, with their intervals."""
+    matplotlib.use("svg")
+    rows = sorted(rows_of("training").values(), key=lambda row: row["speedup"])
+    gains = [row["speedup"] for row in rows]
+    spread = [
+        [abs(row["speedup_interval"][end] - row["speedup"]) for row in rows] for end in (0, 1)
+    ]
+    with matplotlib.rc_context({"svg.hashsalt": "tfaccel", "font.size": 9}):
+        figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
+        axes.barh([_NAMES[row["model"]] for row in rows], gains, xerr=spread, color="#4c8dae")
+        axes.axvline(1, color="#555555", linewidth=1)
+        axes.set_xlabel("speedup of a training step over stock Keras, with its 95 % interval")
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def main(argv: list[str]) -> None:
+    _common.no_arguments(argv)
+    _README.write_text(readme(), encoding="utf-8")
+    _PAGE.write_text(page(), encoding="utf-8")
+    _PICTURE.parent.mkdir(exist_ok=True)
+    draw(_PICTURE)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,28 @@
+"""What documents say of benchmarks/results is what the results say."""
+
+import importlib
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture
+def documents(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("documents")
+
+
+def test_the_table_of_the_readme(documents):
+    text = (ROOT / "README.md").read_text()
+    assert text == documents.readme()  # else: python benchmarks/documents.py
+    assert text.count("x [") == 8
+
+
+def test_the_page_of_benchmarks(documents):
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == documents.page()
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
