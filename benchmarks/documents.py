@@ -81,7 +81,7 @@ def page() -> str:
         "",
         "Each table is the latest result of one command on one class of machine: its instruction",
         "set, its cores, and whether TensorFlow runs oneDNN's kernels there. `benchmarks/results`",
-        "has the same as JSON, with every trial. `python benchmarks/documents.py` writes this page.",
+        "has the same as JSON, with all trials. `python benchmarks/documents.py` writes this page.",
         "",
         "![Speedup of a training step, by model](images/speedups.svg)",
     ]
