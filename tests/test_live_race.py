@@ -400,4 +400,4 @@ def test_another_speed_up_than_was_told_is_told(monkeypatch, capsys):
     fit(["takes_more_and_more"], 160, verbose=1)
     shown = capsys.readouterr().out
     assert "4.00x" in shown
-    assert "over this training a step was 2.00x" in shown
+    assert "under the plan were 2.00x" in shown

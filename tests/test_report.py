@@ -2,13 +2,21 @@ import dataclasses
 
 import pytest
 
-from tfaccel.autotune.report import Report
+from tfaccel.autotune.report import Report, show
 from tfaccel.autotune.trial import Trial
 from tfaccel.core.plan import Plan
+from tfaccel.core.unsupported import Unsupported
 from tfaccel.measure.numerics import Drift
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
-from tfaccel.passes import XLA, FusedActivation, FusedNorm, FusedOptimizer, Kernels
+from tfaccel.passes import (
+    XLA,
+    FusedActivation,
+    FusedNorm,
+    FusedOptimizer,
+    Kernels,
+    StepBatching,
+)
 
 WON = Plan((FusedNorm(),))
 
@@ -52,8 +60,6 @@ def test_text_that_is_no_report_is_told_so(text):
 
 
 def test_the_table_says_what_was_won_and_why_not(report, capsys):
-    from tfaccel.autotune.report import show
-
     show(report)
     shown = capsys.readouterr().out
     for text in (
@@ -70,8 +76,6 @@ def test_the_table_says_what_was_won_and_why_not(report, capsys):
 
 
 def test_names_of_passes_are_not_broken_on_a_terminal(report, capsys):
-    from tfaccel.autotune.report import show
-
     plan = Plan((FusedNorm(), FusedActivation(), FusedOptimizer(), Kernels()))
     trial = Trial(plan, Outcome.UNFAITHFUL, "", 123.4, 12.3456, Speedup(10.0, 9.25, 12.5), Drift(1))
     show(dataclasses.replace(report, trials=(*report.trials, trial)))
@@ -79,6 +83,32 @@ def test_names_of_passes_are_not_broken_on_a_terminal(report, capsys):
     assert max(map(len, shown.splitlines())) <= 80
     for word in ("fused_activation", "fused_optimizer", "10.00x [9.25-12.50]", "unfaithful"):
         assert word in shown
+
+
+def test_what_does_not_concern_the_model_is_one_line(report, capsys):
+    nothing = Unsupported("the model has none", irrelevant=True)
+    trials = [Trial.refused(Plan((item(),)), nothing) for item in (FusedOptimizer, FusedActivation)]
+    report = dataclasses.replace(report, trials=(*report.trials, *trials))
+    assert not {"fused_optimizer", "fused_activation"} & {row[0] for row in report.rows()}
+    show(report)
+    assert capsys.readouterr().out.count("fused_optimizer, fused_activation") == 1
+    show(report, verbose=2)
+    shown = capsys.readouterr().out
+    assert shown.count("the model has none") == 2
+    assert Report.from_json(report.to_json()) == report
+
+
+def test_a_pass_and_its_options_are_broken_between_them(report, capsys):
+    plan = Plan((FusedNorm(), StepBatching(steps=16)))
+    trial = Trial(plan, Outcome.FASTER, "", 1.0, 12.3, Speedup(2.0, 1.9, 2.2), Drift(1e-4))
+    show(dataclasses.replace(report, trials=(*report.trials, trial)))
+    words = capsys.readouterr().out.split()
+    assert "step_batching" in words
+    assert "(steps=16)" in words
+
+
+def test_the_steps_under_a_plan_save_their_share(report):
+    assert report.saved_seconds(100) == pytest.approx(5.0)  # 50 ms of 100, a hundred times
 
 
 def test_markdown_has_the_same_rows(report):

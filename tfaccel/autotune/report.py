@@ -74,8 +74,13 @@ class Report:
     @property
     def break_even_steps(self) -> int | None:
         """Steps after which tuning has paid for itself; None when it never does."""
-        saved = self.baseline_step_seconds * (1 - 1 / self.speedup) if self.speedup > 0 else 0.0
+        saved = self.saved_seconds(1)
         return None if saved <= 0 else -int(-self.tuning_seconds // saved)
+
+    def saved_seconds(self, steps: int) -> float:
+        """What some steps under the plan take less than as many of the untouched one."""
+        kept = 1 - 1 / self.speedup if self.speedup > 0 else 0.0
+        return steps * self.baseline_step_seconds * kept
 
     def with_note(self, more: str) -> "Report":
         """The report with a sentence more in its note; itself where there is none."""
@@ -142,7 +147,7 @@ class Report:
 
     def tried(self) -> list[Trial]:
         """The trials of the table: those of plans that no pass refuses."""
-        return [trial for trial in self.trials if trial.outcome is not Outcome.REFUSED]
+        return [trial for trial in self.trials if trial.was_tried]
 
     def summary(self) -> str:
         """One or two sentences: what was chosen, what it wins, what it cost."""
@@ -156,21 +161,18 @@ class Report:
         else:
             goes_on = "Predictions are made under" if self.predicts else "Training goes on with"
             # Nothing is known of a plan that was given, and tried by nobody.
-            gain = f": {self.gain} faster a {one}" if self.gain.pairs or not self.predicts else ""
+            gain = f": a {one} is {self.gain} as fast" if self.gain.pairs else ""
             even = self.break_even_steps
             paid = f"; tuning is paid back after {even} {one}{'s' if one == 'step' else 'es'}"
-            said = f"{goes_on} {self.plan}{gain}{paid if even else ''}."
+            said = f"{goes_on} {self.plan}{gain}{paid if even and not self.cached else ''}."
         told = self.tuning_seconds >= _LEAST_TOLD_SECONDS
-        cost = f" Tuning took {self.tuning_seconds:.1f} s." if told else ""
+        what = "Its trace" if self.cached else "Tuning"
+        cost = f" {what} took {self.tuning_seconds:.1f} s." if told else ""
         return f"{said}{cost}" + (f" {self.note}" if self.note else "")
 
     def reasons(self) -> list[str]:
         """A line for each trial that has something to explain."""
-        return [
-            f"{trial.plan}{' refuses' if trial.outcome is Outcome.REFUSED else ''}: {trial.reason}"
-            for trial in self.trials
-            if trial.reason
-        ]
+        return [_reason(trial) for trial in self.trials if trial.reason]
 
     def findings(self) -> tuple[str, ...]:
         """What the passes of the chosen plan found out about the layers, a line each."""
@@ -190,9 +192,9 @@ class Report:
             return _without(_TIMES, *self.table())
         predicts = any(trial.predicted_gain is not None for trial in self.trials)
         left_out = HEADINGS.index("compile" if predicts else "predicted")
-        table = [HEADINGS, *self.rows()]
-        headings, *rows = (cells[:left_out] + cells[left_out + 1 :] for cells in table)
-        return headings, rows
+        # A pass and its options are two words, so that neither is broken.
+        rows = [(row[0].replace("(", " ("), *row[1:]) for row in self.rows()]
+        return _without(HEADINGS[left_out : left_out + 1], HEADINGS, rows)
 
     def _latencies(self) -> Iterator[str]:
         """The percentiles of the baseline and the chosen plan, which a terminal's table lacks."""
@@ -203,25 +205,58 @@ class Report:
                 yield f"{trial.plan}: {', '.join(f'{name} {time}' for name, time in times)}"
 
     def __rich__(self) -> rich.console.Group:
+        return self.shown()
+
+    def shown(self, detailed: bool = False) -> rich.console.Group:
+        """What a terminal shows.
+
+        Args:
+            detailed: whether all columns, reasons and findings are shown, at any length.
+        """
         shown: list[rich.console.RenderableType] = []
         if len(self.trials) > 1 and self.tuning_seconds and not self.cached:
             chosen = [i for i, trial in enumerate(self.tried()) if trial.plan == self.plan]
             numbers = (*_NUMBERS, *_OF_PREDICTIONS)
-            table = terminal_table(*self._narrow(), numbers=numbers, bold=chosen)
-            told = [*self._latencies(), *self.reasons()]
-            shown += [table, *(f"  {escape(line)}" for line in told), ""]
-            found = self.findings()
-            # Why not otherwise stands in brackets, and takes more room than a terminal has.
-            heads = [line.partition(" [")[0] for line in found[:_SHOWN_FINDINGS]]
-            shown += [f"  {escape(line)}" for line in heads]
-            if heads != list(found):
-                shown += [f"  ... {len(found)} lines, and the reasons: Report.findings()"]
+            cells = self.table() if detailed else self._narrow()
+            told = [*self._latencies(), *(self.reasons() if detailed else self._short_reasons())]
+            lines = [*told, "", *(self.findings() if detailed else self._short_findings())]
+            table = terminal_table(*cells, numbers=numbers, bold=chosen)
+            shown = [table, *(f"  {escape(line)}".rstrip() for line in lines)]
         return rich.console.Group(*shown, escape(f"tfaccel: {self.summary()}"))
 
+    def _short_reasons(self) -> Iterator[str]:
+        """The reasons, with the passes that the model has nothing for in one line."""
+        nothing = [str(one.plan) for one in self.trials if one.outcome is Outcome.IRRELEVANT]
+        yield from (
+            _reason(one)
+            for one in self.trials
+            if one.reason and one.outcome is not Outcome.IRRELEVANT
+        )
+        if nothing:
+            yield f"This model has nothing to do for {', '.join(nothing)}."
 
-def show(report: Report) -> None:
-    """Prints a report, on a line of its own beside Keras's progress bar."""
-    notices.show("", report)
+    def _short_findings(self) -> Iterator[str]:
+        found = self.findings()
+        # Why not otherwise stands in brackets, and takes more room than a terminal has.
+        heads = [line.partition(" [")[0] for line in found[:_SHOWN_FINDINGS]]
+        yield from heads
+        if heads != list(found):
+            yield f"... {len(found)} lines, and the reasons: Report.findings()"
+
+
+def show(report: Report, verbose: int = 1) -> None:
+    """Prints a report, on a line of its own beside Keras's progress bar.
+
+    Args:
+        report: what to print.
+        verbose: 2 prints all of it.
+    """
+    notices.show("", report.shown(detailed=verbose >= 2))
+
+
+def _reason(trial: Trial) -> str:
+    said = " refuses" if trial.outcome is Outcome.REFUSED else ""
+    return f"{trial.plan}{said}: {trial.reason}"
 
 
 def _row(trial: Trial, chosen: bool) -> tuple[str, ...]:

@@ -140,7 +140,7 @@ def tune_workload(
     for item, prior in priors.expected(workload, names):
         unsupported = item.unsupported(workload)
         if unsupported is not None:
-            search.note(Trial(Plan((item,)), Outcome.REFUSED, str(unsupported)))
+            search.note(Trial.refused(Plan((item,)), unsupported))
         elif isinstance(item, StandalonePass):
             alone += [Plan((one,)) for one in item.variants(workload)]
         else:

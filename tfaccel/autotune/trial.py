@@ -6,6 +6,7 @@ import re
 import keras
 
 from tfaccel.core.plan import Plan
+from tfaccel.core.unsupported import Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.measure import numerics
 from tfaccel.measure.numerics import SIXTEEN_BITS, Drift
@@ -58,6 +59,17 @@ class Trial:
     latency_seconds: tuple[float, float, float] | None = None
     top1_agreement: float | None = None
     disk_bytes: int | None = None
+
+    @classmethod
+    def refused(cls, plan: Plan, why: Unsupported) -> "Trial":
+        """That of a plan which can't serve, and was not tried."""
+        outcome = Outcome.IRRELEVANT if why.irrelevant else Outcome.REFUSED
+        return cls(plan, outcome, str(why))
+
+    @property
+    def was_tried(self) -> bool:
+        """Whether the plan was traced, or tried to be."""
+        return self.outcome not in (Outcome.REFUSED, Outcome.IRRELEVANT)
 
     @property
     def ran_out_of_memory(self) -> bool:

@@ -64,7 +64,7 @@ class LayerPass(Pass, is_base=True):
     def unsupported(self, workload: Workload) -> Unsupported | None:
         reasons = [reason for _, reason in self.layers(workload)]
         if not reasons:
-            return Unsupported(self.no_layer)
+            return Unsupported(self.no_layer, irrelevant=True)
         return self.unsupported_step(workload) or (reasons[0] if all(reasons) else None)
 
     @contextlib.contextmanager

@@ -18,10 +18,13 @@ class Unsupported:
     Attributes:
         cause: one clause that names the layer, argument or device in the way.
         remedy: one clause that says what would let the pass in; may be empty.
+        irrelevant: whether the model has nothing that the pass is for, so that there is nothing
+            to regret.
     """
 
     cause: str
     remedy: str = ""
+    irrelevant: bool = False
 
     def __str__(self) -> str:
         return f"{self.cause}; {self.remedy}" if self.remedy else self.cause

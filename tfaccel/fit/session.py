@@ -112,6 +112,11 @@ class FitSession:
     def report(self, report: Report | None) -> None:
         self._course.announcer.report = report
 
+    @property
+    def steps_made(self) -> int:
+        """How often Keras has called the train function in this fit."""
+        return self._dispatcher.calls
+
     def workload(self) -> Workload:
         """What is known of the training by now; no process need wait for another to read it."""
         return self._course.observed.workload()

@@ -89,7 +89,7 @@ def accelerate(
     x = first_batch(model, sample)
     found = _accelerated(model, x, settings, optimize)
     if verbose:
-        show(found.report)
+        show(found.report, verbose)
     return found
 
 

@@ -110,7 +110,7 @@ class Stepper:
 
     def _tell(self, report: Report) -> None:
         if self._verbose:
-            show(report)
+            show(report, self._verbose)
 
 
 class AcceleratedStep:

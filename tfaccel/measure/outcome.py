@@ -11,6 +11,7 @@ class Outcome(enum.Enum):
     SLOWER = "slower"
     UNFAITHFUL = "unfaithful"
     REFUSED = "refused"
+    IRRELEVANT = "irrelevant"  # there is nothing that it could serve
     FAILED = "failed"
     STOPPED = "stopped"  # clearly slower from the first
     UNDECIDED = "undecided"  # for want of time

@@ -60,13 +60,13 @@ class Candidates:
             if unsupported is None:
                 usable.append((item, prior))
             else:
-                self.trials.append(Trial(Plan((item,)), Outcome.REFUSED, str(unsupported)))
+                self.trials.append(Trial.refused(Plan((item,)), unsupported))
         return usable
 
     @property
     def have_run(self) -> bool:
         """Whether any plan was tried."""
-        return any(trial.outcome is not Outcome.REFUSED for trial in self.trials)
+        return any(trial.was_tried for trial in self.trials)
 
     @property
     def left_seconds(self) -> float:

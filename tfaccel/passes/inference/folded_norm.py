@@ -53,7 +53,7 @@ class FoldedNorm(LayerPass):
         if workload.training:
             return Unsupported("in training the statistics change", "it is for tfaccel.accelerate")
         if not any(isinstance(x, keras.layers.BatchNormalization) for x in workload.layers):
-            return Unsupported("the model has no BatchNormalization layer")
+            return Unsupported("the model has no BatchNormalization layer", irrelevant=True)
         if not any(map(_is_product, workload.layers)):
             return Unsupported("the model has no layer that BatchNormalization could be part of")
         return None

@@ -81,7 +81,9 @@ class Layout(Pass):
             )
         obstacles = [obstacle for _, obstacle in self.layers(workload)]
         if not obstacles:
-            return Unsupported("no layer of the model has data_format='channels_first'")
+            return Unsupported(
+                "no layer of the model has data_format='channels_first'", irrelevant=True
+            )
         return obstacles[0] if all(obstacles) else None
 
     def prior(self, workload: Workload) -> Prior:

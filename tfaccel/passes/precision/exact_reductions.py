@@ -36,7 +36,7 @@ class ExactReductions(Pass):
         if workload.device.kind != "CPU":
             return Unsupported(f"{workload.device.name} adds up 16 bits in float32 by itself")
         if not any(str(layer.compute_dtype) == "bfloat16" for layer in workload.layers):
-            return Unsupported("no layer of the model computes in bfloat16")
+            return Unsupported("no layer of the model computes in bfloat16", irrelevant=True)
         return None
 
     def prior(self, workload: Workload) -> Prior:

@@ -46,7 +46,7 @@ class FullPrecision(LayerPass):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if not any(is_reduced(layer) for layer in workload.layers):
-            return Unsupported("no layer of the model computes in 16 bits")
+            return Unsupported("no layer of the model computes in 16 bits", irrelevant=True)
         told = ((obstacle, is_reduced(layer)) for layer, obstacle in self.layers(workload))
         kept = [obstacle for obstacle, reduced in told if reduced]
         return None if None in kept else kept[0]
