@@ -58,8 +58,7 @@ METADATA = pyproject.toml setup.cfg
 .PHONY: demo test test-all test-kernels check conformance test-oldest priors clean
 
 demo: $(VENV)/.demo
-	@$(VENV)/bin/python examples/image_classifier.py
-	@$(VENV)/bin/python examples/speech_classifier.py
+	@$(VENV)/bin/python examples/demo.py
 
 test test-all: $(VENV)/.test
 	@$(call TWO_DEVICES,$(VENV))
@@ -98,7 +97,7 @@ clean:
 # metadata is newer. The environment itself is an order-only prerequisite, as its
 # directory changes with every install.
 
-$(VENV)/.demo: EXTRAS = cpu,examples
+$(VENV)/.demo: EXTRAS = cpu,examples,report
 $(VENV)/.test: EXTRAS = cpu,test
 $(VENV)/.check: EXTRAS = dev
 
