@@ -26,10 +26,10 @@ from absl import app, flags
 import tfaccel
 from tfaccel.measure.timing import median_interval
 
-_PLAN = flags.DEFINE_list("plan", ["xla"], "the passes of the plan")
 _LIVE_BLOCKS = flags.DEFINE_integer("live_blocks", 25, "blocks of the live run", lower_bound=7)
 flags.adopt_module_key_flags(training)
 flags.FLAGS.set_default("models", ["mlp"])
+flags.FLAGS.set_default("plan", ["xla"])
 
 _QUIET = {"verbose": 0, "shuffle": False}
 
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(flags.FLAGS.output)
     results = _common.Results("live-speedup", title, COLUMNS, folder, flags.FLAGS.resume)
     console = _common.console()
-    plan = tfaccel.core.plan.as_plan(_PLAN.value)
+    plan = tfaccel.core.plan.as_plan(flags.FLAGS.plan)
     for benchmark in models.chosen(flags.FLAGS.models):
         results.add({"model": benchmark.name} | measure(benchmark, plan))
         console.print(results)

@@ -100,8 +100,7 @@ class FitSession:
     @property
     def holds_data(self) -> bool:
         """Whether any batch or any copy of the state is kept."""
-        step = self._course.plan_run.step
-        return self._course.observed.holds_data or (step is not None and step.holds_state)
+        return self._course.observed.holds_data or self._course.plan_run.holds_state
 
     @property
     def report(self) -> Report | None:

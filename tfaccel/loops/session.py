@@ -83,8 +83,7 @@ class LoopSession:
     @property
     def holds_data(self) -> bool:
         """Whether any batch or any copy of the state is kept."""
-        step = self._course.plan_run.step
-        return self._course.observed.holds_data or (step is not None and step.holds_state)
+        return self._course.observed.holds_data or self._course.plan_run.holds_state
 
     @property
     def is_over(self) -> bool:

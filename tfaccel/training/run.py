@@ -60,6 +60,11 @@ class PlanRun:
         """What the plan was started for, without batches; None before."""
         return self._workload
 
+    @property
+    def holds_state(self) -> bool:
+        """Whether a copy of the state is kept, to go back to."""
+        return self.step is not None and self.step.holds_state
+
     def start(
         self, plan: Plan, workload: Workload, traced: BuiltStep | None, hoped_gain: float
     ) -> bool:
