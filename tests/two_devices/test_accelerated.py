@@ -147,6 +147,7 @@ class Louder(Pass):
     """Trains on another loss."""
 
     name = "louder"
+    factor: float = 1.1
 
     def unsupported(self, workload):
         return None
@@ -156,7 +157,7 @@ class Louder(Pass):
         own = context.workload.model.compute_loss
 
         def compute_loss(*args, **kwargs):
-            return own(*args, **kwargs) * 1.1
+            return own(*args, **kwargs) * np.float32(self.factor)
 
         with instance_attribute(context.workload.model, "compute_loss", compute_loss):
             yield
@@ -254,23 +255,11 @@ def test_a_nan_of_the_users_own_data_is_passed_on(mirrored):
 
 
 @dataclasses.dataclass(frozen=True)
-class Spoiled(Pass):
+class Spoiled(Louder):
     """Makes the loss NaN."""
 
     name = "spoiled"
-
-    def unsupported(self, workload):
-        return None
-
-    @contextlib.contextmanager
-    def applied(self, context):
-        own = context.workload.model.compute_loss
-
-        def compute_loss(*args, **kwargs):
-            return own(*args, **kwargs) * np.float32(np.nan)
-
-        with instance_attribute(context.workload.model, "compute_loss", compute_loss):
-            yield
+    factor: float = np.nan
 
 
 def test_a_plan_that_breaks_the_loss_costs_nothing(mirrored):
