@@ -99,3 +99,21 @@ def test_a_name_in_the_api_reference_is_there(name):
         if not hasattr(found, part):
             importlib.import_module(".".join(parts[:index]))
         found = getattr(found, part)
+
+
+def said():
+    """All sentences of the code, put together where they stand in several lines."""
+    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "tfaccel").rglob("*.py"))
+    return re.sub(r'"\s+f?"', "", "\n".join(sources))
+
+
+def test_what_documents_quote_is_what_tfaccel_says():
+    quoting = [page for page in PAGES if page.startswith("docs/passes/")]
+    words, strange = said(), []
+    for page in ("docs/troubleshooting.md", *quoting):
+        text = prose_of(page).replace("\\`", "\0")  # a backtick that is said
+        prose = re.sub(r"`[^`]*`|\n {4}.*", "", text).replace("\0", "`")
+        quoted = re.findall(r'"([^"]+)"', re.sub(r"\s+", " ", prose))
+        parts = [part.strip(" .") for quote in quoted for part in quote.split("...")]
+        strange += [(page, part) for part in parts if part not in words]
+    assert not strange
