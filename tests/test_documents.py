@@ -1,8 +1,10 @@
 """The documents' links lead somewhere, and nothing that is public is without a page."""
 
 import importlib
+import importlib.util
 import pathlib
 import re
+import types
 
 import pytest
 
@@ -117,3 +119,14 @@ def test_what_documents_quote_is_what_tfaccel_says():
         parts = [part.strip(" .") for quote in quoted for part in quote.split("...")]
         strange += [(page, part) for part in parts if part not in words]
     assert not strange
+
+
+def test_the_site_names_files_that_it_has_no_copy_of():
+    spec = importlib.util.spec_from_file_location("pages", DOCS / "hooks" / "pages.py")
+    assert spec is not None and spec.loader is not None
+    pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="design/house.md"))
+    text = "[code](../../tfaccel/__init__.py#L3), [more](../passes/index.md)\n| `a\\|b` |"
+    shown = "code (`tfaccel/__init__.py` in the repository), [more](../passes/index.md)\n| `a|b` |"
+    assert pages.on_page_markdown(text, page) == shown
