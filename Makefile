@@ -8,6 +8,7 @@
 #   make conformance   Keras's own tests, with tfaccel in every fit
 #   make test-oldest   the tests on the oldest TensorFlow and Keras
 #   make priors        what is expected of plans, out of benchmarks/results
+#   make docs          the site, into site/; warnings are errors
 #   make clean         remove whatever the above made
 #
 # make test ARGS="-m slow"   passes arguments on to pytest (test, test-all, test-kernels,
@@ -55,7 +56,7 @@ VENV_CONFORMANCE = .venv-conformance
 METADATA = pyproject.toml setup.cfg
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all test-kernels check conformance test-oldest priors clean
+.PHONY: demo test test-all test-kernels check conformance test-oldest priors docs clean
 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/python examples/demo.py
@@ -88,8 +89,12 @@ test-oldest: $(VENV_OLDEST)/.test
 priors: $(VENV)/.test
 	@$(VENV)/bin/python benchmarks/priors.py
 
+docs: $(VENV)/.docs
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet $(ARGS)
+	@echo "The site begins at site/index.html"
+
 clean:
-	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_CONFORMANCE) build dist *.egg-info
+	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_CONFORMANCE) site build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -100,8 +105,9 @@ clean:
 $(VENV)/.demo: EXTRAS = cpu,examples,report
 $(VENV)/.test: EXTRAS = cpu,test
 $(VENV)/.check: EXTRAS = dev
+$(VENV)/.docs: EXTRAS = docs
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.check: $(METADATA) | $(VENV)/bin/python
+$(VENV)/.demo $(VENV)/.test $(VENV)/.check $(VENV)/.docs: $(METADATA) | $(VENV)/bin/python
 	@echo "Installing tfaccel[$(EXTRAS)] into $(VENV) (the first time takes minutes)"
 	@$(VENV)/bin/python $(PIP_INSTALL) --editable ".[$(EXTRAS)]"
 	@touch $@

@@ -1,4 +1,4 @@
-"""tfaccel: one line in `model.fit` makes a Keras model train as fast as the hardware allows.
+"""tfaccel: one line in `model.fit` trains a Keras model faster, or leaves it as it was.
 
 A public name is loaded when it is first asked for: `tfaccel run` sets what TensorFlow reads as it
 starts, and must have nothing import TensorFlow before that.

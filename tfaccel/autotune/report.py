@@ -166,8 +166,8 @@ class Report:
             paid = f"; tuning is paid back after {even} {one}{'s' if one == 'step' else 'es'}"
             said = f"{goes_on} {self.plan}{gain}{paid if even and not self.cached else ''}."
         told = self.tuning_seconds >= _LEAST_TOLD_SECONDS
-        what = "Its trace" if self.cached else "Tuning"
-        cost = f" {what} took {self.tuning_seconds:.1f} s." if told else ""
+        what = "Its trace took" if self.cached else "Tuning took"
+        cost = f" {what} {self.tuning_seconds:.1f} s." if told else ""
         return f"{said}{cost}" + (f" {self.note}" if self.note else "")
 
     def reasons(self) -> list[str]:

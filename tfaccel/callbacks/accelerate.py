@@ -29,7 +29,7 @@ _NO_FIT = (
 
 
 class AccelCallback(keras.callbacks.Callback):
-    """Makes `fit` as fast as the hardware allows, or leaves it exactly as it was.
+    """Makes `fit` faster, or leaves it exactly as it was.
 
     The first steps of `fit` run as they were written and give the times to beat. What
     was measured before, on this machine and on others like it, tells which plan is

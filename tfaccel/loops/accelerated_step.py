@@ -114,7 +114,7 @@ class Stepper:
 
 
 class AcceleratedStep:
-    """A training step that is as fast as its hardware allows; called as the function was.
+    """A training step that may run under a plan; called as the function was.
 
     Made by `accelerate_step`.
 

@@ -1,4 +1,4 @@
-"""accelerate_step: a training loop of the user's own, as fast as the hardware allows."""
+"""accelerate_step: a training loop of the user's own, faster, or left as it was."""
 
 import inspect
 import os
@@ -34,7 +34,7 @@ def accelerate_step(
     verbose: int = 1,
     **options: Any,
 ) -> AcceleratedStep:
-    """Makes a custom training loop as fast as the hardware allows, or leaves it as it was.
+    """Makes a custom training loop faster, or leaves it as it was.
 
     What `AccelCallback` does in `fit` (docs/choice.md), on the calls that a loop makes. What is
     returned tells how a step went: of a dict, the items that are called a loss; else all

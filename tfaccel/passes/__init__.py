@@ -1,4 +1,4 @@
-"""The passes. Adding one: its file, a line here, a row in tests/catalogue.py, docs/passes.md."""
+"""The passes. Adding one: its file, a line here, a row in tests/catalogue.py, docs/passes/."""
 
 from tfaccel.core.plan import Pass
 from tfaccel.passes.attention.fused_attention import FusedAttention
