@@ -201,7 +201,7 @@ def _retraces(found: Record) -> Figure:
     many = number(found, "retraces")
     listed = found.get("retrace_causes")
     causes = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
-    said = [f"{in_words(item)} ({plain_number(number(item, 'times'))} times)" for item in causes]
+    said = [f"{in_words(item)} (x{plain_number(number(item, 'times'))})" for item in causes]
     note = "; ".join(said[:_SHOWN_CAUSES])
     note += f". What to do: {remedy(causes)}" if many and remedy(causes) else ""
     return Figure("Retraces", plain_number(many) if many else "", note)
