@@ -27,7 +27,7 @@ main = sys.modules["__main__"]
 print(__name__, __file__, __package__, __doc__, sys.argv, sys.path)
 print(type(__loader__).__name__, getattr(__spec__, "name", None), __builtins__ is builtins)
 print(vars(main) is globals(), __cached__ is None)
-print({"tensorflow", "keras", "numpy", "rich"} & set(sys.modules))
+print({"tensorflow", "keras", "numpy", "rich", "importlib.metadata"} & set(sys.modules))
 """
 PICKLE = """
 import pickle

@@ -1,6 +1,6 @@
 """Versions of installed packages. Nothing here imports them."""
 
-import importlib.metadata
+import importlib
 
 # The distributions that have a module `tensorflow`.
 _TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tf-nightly", "tf-nightly-cpu", "intel-tensorflow")
@@ -8,9 +8,11 @@ _TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tf-nightly", "tf-nightly-cpu", "
 
 def version_of(package: str) -> str | None:
     """The version of a distribution; None where it is not installed, or does not say."""
+    # Here and not at the top, as `tfaccel run` need not wait for it.
+    metadata = importlib.import_module("importlib.metadata")
     try:
-        return importlib.metadata.version(package) or None
-    except (importlib.metadata.PackageNotFoundError, KeyError, ValueError, OSError):
+        return metadata.version(package) or None
+    except (ImportError, KeyError, ValueError, OSError):  # PackageNotFoundError is the first
         return None
 
 
