@@ -1,19 +1,22 @@
 """Every `fit` has its callback once under `tfaccel run`, and a closing row."""
 
 import contextlib
+import multiprocessing
 import os
 import subprocess
 import sys
 import warnings
+from multiprocessing import process
 
 import keras
 import numpy as np
 import pytest
-from test_run import ROOT, RUN
+from test_run import ROOT, RUN, ended
 
 import tfaccel
 from tfaccel.compat import keras_private
 from tfaccel.launch import every_fit as every
+from tfaccel.launch import workers
 from tfaccel.launch.closing import Fit, closing, rows
 from tfaccel.launch.fits import Fits
 from tfaccel.launch.start import Options, Watch
@@ -254,3 +257,62 @@ def test_a_program_trains_as_without(tmp_path):
     assert under.stdout == plain.stdout
     row = next(line for line in under.stderr.splitlines() if "Sequential" in line)
     assert row.split()[:6] == ["Sequential,", "19", "parameters", "2", "16", "baseline"]
+
+
+WORKER = """
+import multiprocessing, sys
+def trained(number):
+    import keras, numpy as np
+    from tfaccel.compat.keras_private import running_callbacks
+    class Probe(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.names = [type(c).__name__ for c in running_callbacks(self.model)]
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    probe = Probe()
+    model.fit(np.ones((8, 3)), np.ones((8, 1)), verbose=0, callbacks=[probe])
+    return sorted(name for name in probe.names if name in ("AccelCallback", "ProfilerCallback"))
+if __name__ == "__main__":
+    with multiprocessing.get_context(sys.argv[1]).Pool(1) as pool:
+        print(pool.map(trained, [1])[0])
+"""
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["spawn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fork", "forkserver"))],
+)
+def test_fits_of_workers_are_accelerated(method, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(WORKER)
+    words = [*RUN, "--profile=profiles", str(script), method]
+    status, out, said = ended(words, tmp_path)
+    assert (status, out) == (0, "['AccelCallback', 'ProfilerCallback']\n"), said
+    (profile,) = (tmp_path / "profiles").glob("process-*/profile.jsonl")
+    assert profile.stat().st_size
+    assert said.count("tfaccel") == 0, said  # of workers nothing is told
+
+
+def test_a_worker_that_can_t_begin_does_its_work(capsys):
+    def fails(given):
+        raise OSError("no fits today")
+
+    process = workers.unpickled(fails, None, complex, (1, 2))
+    assert process == 1 + 2j
+    assert "no fits today" in capsys.readouterr().err
+
+
+def test_a_process_object_is_pickled_with_what_comes_first(monkeypatch):
+    begun = []
+    monkeypatch.setattr(workers, "_begun_in", [])
+    monkeypatch.setattr(process.BaseProcess, "__reduce_ex__", process.BaseProcess.__reduce_ex__)
+    workers.first_in_workers(begun.append, "words")
+    one = multiprocessing.get_context("spawn").Process(name="worker", target=print)
+    make, words, *rest = one.__reduce_ex__(2)
+    assert make is workers.unpickled and rest[0]["_name"] == "worker"
+    assert isinstance(make(*words), type(one)) and begun == []  # this process began it
+    monkeypatch.setattr(workers, "_begun_in", [])
+    make(*words)
+    assert begun == ["words"]
+    monkeypatch.setattr(workers, "_is_found", lambda: False)
+    assert one.__reduce_ex__(2)[0] is not workers.unpickled

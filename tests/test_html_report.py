@@ -74,6 +74,18 @@ SUMMARY = {
     "overhead_share": 0.0115,
     "peak_bytes": None,
     "host_peak_bytes": 812_345_344,
+    "host_bytes": 700_000_000,
+    "host_growth_bytes_per_step": 0.03 * 2**20,
+    "host_growth_bytes_per_epoch": 3.0 * 2**20,
+    "host_memory": "grows",
+    "device_bytes": None,
+    "device_growth_bytes_per_step": None,
+    "device_growth_bytes_per_epoch": None,
+    "device_memory": None,
+    "retraces": 1,
+    "retrace_causes": [
+        {"cause": "shape", "argument": "x", "was": "(8, 4)", "now": "(4, 4)", "times": 1}
+    ],
     "loss_scale": None,
     "traces": 2,
     "plan": "xla",
@@ -98,6 +110,7 @@ def interval(step, **changes):
         "time/step_ms_p95": 18.5,
         "time/input_wait_share": 0.012,
         "memory/host_peak_bytes": 700_000_000,
+        "memory/host_bytes": 650_000_000 + 3 * 2**20 * step / 100,
         "accel/speedup": 1.36,
         "accel/speedup_low": 1.31,
         "accel/speedup_high": 1.66,
@@ -132,6 +145,7 @@ RECORDS = [
         "traces": 1,
         "plan": "baseline",
         "shapes": ["(None, 32, 32, 3) float32", "(None,) int64"],
+        "cause": "first",
     },
     {"kind": "tuning", "step": 3, "seconds": 13.25, "report": json.loads(TUNED.to_json())},
     *(comparison(50 + 10 * index, ratio) for index, ratio in enumerate(RATIOS)),
@@ -323,12 +337,15 @@ EVIL = "\x01\ud800</title></style><script>alert(1)</script><!-- $x$ & \"'"
 def test_what_the_file_says_cannot_become_markup(page):
     evil = [
         RUN | {"model": {"name": EVIL}, "machine": {"cpu": EVIL, "gpus": [EVIL]}, "started": EVIL},
-        {"kind": "trace", "step": 0, "seconds": 1.0, "plan": EVIL, "shapes": [EVIL]},
+        {"kind": "trace", "step": 0, "seconds": 1.0, "plan": EVIL, "shapes": [EVIL]}
+        | {"cause": "shape", "argument": EVIL, "was": [EVIL], "now": {EVIL: EVIL}},
         {"kind": "tuning", "step": 3, "seconds": 1.0, "report": {"schema": EVIL}},
         *(comparison(step, 2.0, EVIL) for step in range(9)),
         interval(10, plan=EVIL),
         ops(EVIL, 5, matmul=1.0) | {"ops": [{"name": EVIL, "op_kind": EVIL, "seconds": 1.0}]},
-        SUMMARY | {"plan": EVIL, "peak_source": EVIL},
+        SUMMARY
+        | {"plan": EVIL, "peak_source": EVIL, "host_memory": EVIL}
+        | {"retrace_causes": [EVIL, {"cause": "dtype", "argument": EVIL, "times": EVIL}]},
     ]
     text = page(evil)
     found = Page(text)
@@ -409,6 +426,13 @@ def test_the_verdict_where_nothing_was_tried(tmp_path):
 def test_facts_of_a_stopped_run():
     found = facts(Records(RUN, [interval(100), interval(200, **{"time/step_ms": 15.5})]))
     assert (found["steps"], found["seconds"], found["step_ms"]) == (200, 7.0, 15.5)
+
+
+def test_growth_and_retraces_are_told_with_what_to_do(page):
+    found = Page(page()).text
+    assert "grows by 3.00 MiB an epoch" in found
+    assert "x's shape (8, 4) -> (4, 4)" in found and "drop_remainder" in found
+    assert "the first batch" in found  # because of which the step was traced
 
 
 def test_device_memory_comes_before_the_process_s(tmp_path):
@@ -510,7 +534,7 @@ def test_the_user_s_matplotlib_settings_stay_and_change_nothing(page):
 def test_plots_take_their_colours_from_the_page(page):
     text = page()
     plots = re.findall(r"<svg.*?</svg>", text, flags=re.S)
-    assert len(plots) == 4
+    assert len(plots) == 5
     for plot in plots:
         assert "currentColor" in plot
         assert re.search(r"var\(--paint-[0-7]\)", plot)

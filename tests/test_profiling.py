@@ -11,6 +11,7 @@ import tfaccel
 from tfaccel.core.plan import Plan
 from tfaccel.measure.timing import Speedup
 from tfaccel.profiling import sampling
+from tfaccel.profiling.causes import Cause, leaves_of
 from tfaccel.profiling.figures import Figures
 from tfaccel.profiling.key_figures import key_figures
 from tfaccel.profiling.ledger import Call, Ledger
@@ -149,7 +150,8 @@ class TestLedger:
 
     def test_tracing_and_compiling_are_what_a_traced_step_took_longer(self, ledger):
         traced = call(5.0)
-        ledger.note_trace(traced, 1, False, ["(None, 4) float32"])
+        leaves = leaves_of((tf.TensorSpec((None, 4)),))
+        ledger.note_trace(traced, 1, False, leaves, Cause("first"))
         ledger.add_irregular(traced)
         for _ in range(3):
             ledger.add_regular(call(0.5))

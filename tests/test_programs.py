@@ -2,6 +2,7 @@
 
 import pathlib
 import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -32,3 +33,13 @@ def test_the_quickstart(capsys):
     assert world["model"].history.history["val_accuracy"][-1] > 0.9
     assert world["accel"].report is not None
     assert "tfaccel: " in capsys.readouterr().out
+
+
+def test_predictions_are_saved_and_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["predict_and_export.py", str(tmp_path / "stripes")])
+    world = runpy.run_path(str(ROOT / "examples" / "predict_and_export.py"))
+    assert world["model"].history.history["accuracy"][-1] > 0.9
+    images = world["images"]
+    expected = world["model"].predict(images, verbose=0)
+    np.testing.assert_allclose(world["after"], expected, atol=0.02)
+    assert capsys.readouterr().out.endswith("as before: True\n")

@@ -27,7 +27,7 @@ main = sys.modules["__main__"]
 print(__name__, __file__, __package__, __doc__, sys.argv, sys.path)
 print(type(__loader__).__name__, getattr(__spec__, "name", None), __builtins__ is builtins)
 print(vars(main) is globals(), __cached__ is None)
-print({"tensorflow", "keras", "numpy", "rich"} & set(sys.modules))
+print({"tensorflow", "keras", "numpy", "rich", "importlib.metadata"} & set(sys.modules))
 """
 PICKLE = """
 import pickle
@@ -218,7 +218,7 @@ def test_a_program_without_a_fit_is_told_so(folder):
     (folder / "keras.py").write_text("")
     (folder / "script.py").write_text("import sys, keras\nsys.exit(len(sys.argv) - 1)\n")
     (folder / "whole.py").write_text("import keras\n")
-    told = "tfaccel: there was no `fit`, so nothing was accelerated.\n"
+    told = "tfaccel: there was no `fit` in this process, so nothing was accelerated in it.\n"
     status, out, said = ended([*RUN, "script.py", "x"], folder)
     assert (status, out, told in said) == (1, "", False)
     status, out, said = ended([*RUN, "whole.py"], folder)

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import rich.console
+import tensorflow as tf
 from clocks import FakeClock
 from test_every_fit import PROGRAM
 from test_run import ROOT, RUN, ended
@@ -18,11 +19,12 @@ from tfaccel.autotune import portable
 from tfaccel.launch import environment
 from tfaccel.launch.program import Program
 from tfaccel.launch.start import Options
-from tfaccel.launch.sweep import kept, steps
+from tfaccel.launch.sweep import kept, steps, sweep
 from tfaccel.launch.sweep.child import Children, words_of
 from tfaccel.launch.sweep.race import Sweep, Tried, TurnError, race
 from tfaccel.launch.sweep.result import Swept
-from tfaccel.launch.sweep.settings import AS_IT_IS, Setting, factors
+from tfaccel.launch.sweep.settings import AS_IT_IS, Setting, factors, xla_factors
+from tfaccel.system import packages
 
 ONEDNN = (Setting("oneDNN on", {"D": "1"}),)
 THREADS = (Setting("1 thread", {"T": "1"}), Setting("2 threads", {"T": "2"}))
@@ -180,6 +182,33 @@ def test_a_container_s_share_and_allocators(x86, tmp_path):
     assert len(factors({"LD_PRELOAD": ""}, cores=8, root=tmp_path, is_onednn_on=True)) == 3
 
 
+def test_amd_s_plugin_is_tried_where_it_is_installed(x86, tmp_path):
+    (onednn, _, _) = factors({}, cores=4, root=tmp_path, is_onednn_on=True, has_zendnn=True)
+    assert onednn[1].environ == {"TF_ENABLE_ZENDNN_OPTS": "1", "TF_ENABLE_ONEDNN_OPTS": "0"}
+    environ = {"TF_ENABLE_ONEDNN_OPTS": "1"}
+    found = factors(environ, cores=1, root=tmp_path, is_onednn_on=True, has_zendnn=True)
+    assert names(found) == []
+
+
+@pytest.mark.parametrize(("flags", "count"), [("avx2", 2), ("avx2 avx512f", 3)])
+def test_xla_s_flags(tmp_path, flags, count):
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    ((*found,),) = xla_factors({}, tmp_path / "cpuinfo", "x86_64")
+    assert len(found) == count
+    assert {tuple(setting.environ) for setting in found} == {("XLA_FLAGS",)}
+    assert xla_factors({"XLA_FLAGS": ""}, tmp_path / "cpuinfo", "x86_64") == []
+
+
+@pytest.mark.parametrize(("compiles", "tried"), [(None, True), (True, True), (False, False)])
+def test_xla_s_flags_are_tried_where_xla_compiles(monkeypatch, compiles, tried):
+    children = Children(Program("a.py"), {})
+    found = []
+    for factor in sweep._factors(children, {}):
+        children.compiles = compiles  # as its turns have told
+        found += [name for setting in factor for name in setting.environ]
+    assert ("XLA_FLAGS" in found) is tried
+
+
 def test_no_onednn_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert names(factors({}, cores=1, root=tmp_path, is_onednn_on=False)) == []
@@ -214,6 +243,18 @@ def test_what_is_kept_is_for_one_program(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "sub")
     assert kept.environ(here) == {}
     assert kept.environ(Program("../a.py")) == usable
+
+
+def test_flags_are_kept_for_one_tensorflow(monkeypatch):
+    kept.keep(Program("a.py"), {"TF_NUM_INTEROP_THREADS": "1", "XLA_FLAGS": "--f"})
+    assert kept.environ(Program("a.py"))["XLA_FLAGS"] == "--f"
+    monkeypatch.setattr(kept, "tensorflow_version", lambda: "9.9")
+    assert kept.environ(Program("a.py")) == {"TF_NUM_INTEROP_THREADS": "1"}
+
+
+def test_versions_are_told_without_an_import():
+    assert packages.tensorflow_version() == tf.__version__
+    assert packages.version_of("no-such-package") is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 2}', '{"schema": 1, "environ": [1]}'])
@@ -265,7 +306,8 @@ def test_steps_are_timed_after_the_first(calls, step_seconds, told, after):
     assert (found, at) == ([] if told is None else [told], after)
 
 
-def test_a_fit_is_timed_and_the_process_ends(tmp_path, monkeypatch):
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_fit_is_timed_and_the_process_ends(tmp_path, monkeypatch, compiles):
     class Ended(BaseException):
         pass
 
@@ -275,12 +317,13 @@ def test_a_fit_is_timed_and_the_process_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(steps, "CALLS", 3)
     path = tmp_path / "steps.json"
-    beside = steps.fits(Options(measure_into=str(path))).begin(None, [])
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=compiles)
+    beside = steps.fits(Options(measure_into=str(path))).begin(model, [])
     with pytest.raises(Ended):
         model.fit(np.ones((64, 3)), np.ones((64, 1)), 4, verbose=0, callbacks=beside.callbacks)
-    assert json.loads(path.read_text())["step_seconds"] > 0
+    told = json.loads(path.read_text())
+    assert told["step_seconds"] > 0 and told["compiles"] is compiles
     assert model.optimizer.iterations.numpy() == 6
 
 

@@ -1,6 +1,7 @@
 """The fits of a program under `tfaccel run`: what is added to each, and what became of it."""
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,10 +40,17 @@ class Fits:
                 tuning=self._options.tuning, verbose=int(self._options.verbose)
             )
             added.append(accel)
-        folder = self._options.profile
+        folder = self._folder()
         if folder is not None and not any(isinstance(c, ProfilerCallback) for c in given):
             added.append(ProfilerCallback(folder, verbose=int(self._options.verbose)))
         return _Beside(model, accel, added, self._ended)
+
+    def _folder(self) -> str | None:
+        """Where profiles go: each process has a file of its own."""
+        folder, process = self._options.profile, os.getpid()
+        if folder is None or process == self._options.process:
+            return folder
+        return os.path.join(folder, f"process-{process}")
 
     def show(self, added: Mapping[str, str]) -> None:
         """Prints the closing table on standard error; standard output is the program's.

@@ -13,8 +13,10 @@ from tfaccel.launch import environment
 from tfaccel.launch.imports import after_import
 from tfaccel.launch.program import NoProgramError, Program
 from tfaccel.launch.sweep import kept
+from tfaccel.launch.workers import first_in_workers
 
 EXIT_NO_PROGRAM = 2
+_NO_FIT = "tfaccel: there was no `fit` in this process, so nothing was accelerated in it."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,12 +28,18 @@ class Options:
         verbose: whether AccelCallback tells at each fit what it chose.
         profile: the folder for ProfilerCallback; None for none.
         measure_into: a file for the times of the first steps, after which the process ends.
+        process: the program's first process; it may begin others.
     """
 
     tuning: str | None = None
     verbose: bool = False
     profile: str | None = None
     measure_into: str | None = None
+    process: int = dataclasses.field(default_factory=os.getpid)
+
+
+# Those of workers, which nothing else holds.
+_watches: list["Watch"] = []
 
 
 class Watch:
@@ -75,7 +83,7 @@ class Watch:
         if self._fits is not None:
             self._fits.show(self._added)
         elif self._has_keras and self.has_run:
-            print("tfaccel: there was no `fit`, so nothing was accelerated.", file=sys.stderr)
+            print(_NO_FIT, file=sys.stderr)
 
 
 def start(program: Program, options: Options) -> int:
@@ -94,6 +102,8 @@ def start(program: Program, options: Options) -> int:
         environment.apply(added)
     watch = Watch(options, added)
     after_import("keras", watch.begin)
+    if options.measure_into is None:
+        first_in_workers(begin_worker, options)
     # After the program's threads, and its own handlers, which come first.
     atexit.register(watch.end)
     try:
@@ -103,3 +113,11 @@ def start(program: Program, options: Options) -> int:
         print(f"tfaccel run: {error}", file=sys.stderr)
         return EXIT_NO_PROGRAM
     return 0
+
+
+def begin_worker(options: Options) -> None:
+    """The same for a process that the program has begun; its fits are in no closing table."""
+    watch = Watch(options, {})
+    after_import("keras", watch.begin)
+    _watches.append(watch)
+    first_in_workers(begin_worker, options)

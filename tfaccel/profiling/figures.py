@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfaccel.measure.racing import LOOKS
 from tfaccel.measure.timing import Speedup
+from tfaccel.profiling.growth import Growth, Trend
 from tfaccel.profiling.ledger import Ledger
 from tfaccel.profiling.meter import Meter
 from tfaccel.profiling.outcome import IN_INTERVALS
@@ -53,6 +54,8 @@ class Figures:
     work: Work = Work()  # noqa: RUF009 (frozen)
     analysis_seconds: float = 0.0  # what finding `work` out took
     loss_scale: float | None = None  # float16's; None for other dtypes
+    growth: Growth = dataclasses.field(default_factory=Growth)  # of memory
+    steps_per_epoch: int | None = None  # None where unknown
     # What one replica does alone.
     scaling: Scaling = Scaling()  # noqa: RUF009 (frozen)
 
@@ -115,6 +118,7 @@ class Figures:
             "peak_flops_per_second": self.work.peak_flops_per_second,
             "peak_source": self.work.peak_source,
             "compiles": ledger.compiles,
+            "retrace_causes": ledger.retraces.to_list(),
             "overhead_share": self.overhead_share,
         }
 
@@ -137,6 +141,18 @@ class Figures:
             "host_peak_bytes": host_peak_bytes(),
             "loss_scale": self.loss_scale,
             "traces": self.ledger.traces,
+            "retraces": self.ledger.retraces.count,
+            **self._memory("host", self.growth.host),
+            **self._memory("device", self.growth.device),
+        }
+
+    def _memory(self, name: str, went: Trend) -> dict[str, Any]:
+        slope, steps = went.bytes_per_step, self.steps_per_epoch
+        return {
+            f"{name}_bytes": went.bytes,
+            f"{name}_growth_bytes_per_step": slope,
+            f"{name}_growth_bytes_per_epoch": None if slope is None or not steps else slope * steps,
+            f"{name}_memory": went.verdict,
         }
 
 

@@ -1,11 +1,20 @@
 """The key figures of a run in words: what a training ends with, and the report begins with."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from tfaccel.measure.units import ratio, size
+from tfaccel.profiling.causes import in_words, remedy
+from tfaccel.profiling.growth import FLAT, GROWS
 from tfaccel.profiling.outcome import BASELINE, facts, plan_of
 from tfaccel.profiling.records import Record, Records, number
 
+# The memories that are watched, by the prefix of their keys.
+MEMORIES = {"host": "process", "device": "device"}
+# One or two (an epoch's last batch) are no leak.
+_MANY_RETRACES = 8
+_SHOWN_CAUSES = 3
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -84,7 +93,9 @@ def key_figures(records: Records) -> list[Figure]:
         _mfu(found),
         _input(found),
         _memory(found),
+        *(_growth(found, key, whose) for key, whose in MEMORIES.items()),
         _first_step(found),
+        _retraces(found),
         _tuning(found),
         Figure("Loss scale", plain_number(number(found, "loss_scale")), "of float16"),
         _of(found, "overhead_share", "Cost of profiling", "of the time, comparisons included"),
@@ -152,6 +163,48 @@ def _memory(found: Record) -> Figure:
         note = "on the device" + ("" if host is None else f"; process {size(host)}")
         return Figure("Peak memory", size(device), note)
     return Figure("Peak memory", "" if host is None else size(host), "of the process")
+
+
+def growth_words(record: Mapping[str, Any], key: str) -> str:
+    """How fast a memory grows, by the epoch where that is known.
+
+    >>> growth_words({"host_growth_bytes_per_epoch": 3 * 2**20}, "host")
+    '3.00 MiB an epoch'
+    """
+    for unit in ("epoch", "step"):
+        value = number(record, f"{key}_growth_bytes_per_{unit}")
+        if value is not None:
+            return f"{size(value)} {'an' if unit == 'epoch' else 'a'} {unit}"
+    return ""
+
+
+def _growth(found: Record, key: str, whose: str) -> Figure:
+    """The verdict on a memory; none where there were too few steps for one."""
+    verdict, label = found.get(f"{key}_memory"), f"Memory of the {whose}"
+    if verdict == FLAT:
+        return Figure(label, FLAT, "it did not grow after the warm-up")
+    if verdict != GROWS:
+        return Figure(label, "")
+    retraces = number(found, "retraces") or 0
+    if retraces >= _MANY_RETRACES:
+        what = "each retrace keeps a graph: see Retraces"
+    else:
+        what = (
+            "something is kept at each step: in lists and callbacks keep numbers (float(loss)), "
+            "no tensors, and make no variables, models or datasets there"
+        )
+    return Figure(label, f"grows by {growth_words(found, key)}", f"what to do: {what}")
+
+
+def _retraces(found: Record) -> Figure:
+    """How often the step was traced anew for another batch, and why."""
+    many = number(found, "retraces")
+    listed = found.get("retrace_causes")
+    causes = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    said = [f"{in_words(item)} (x{plain_number(number(item, 'times'))})" for item in causes]
+    note = "; ".join(said[:_SHOWN_CAUSES])
+    note += f". What to do: {remedy(causes)}" if many and remedy(causes) else ""
+    return Figure("Retraces", plain_number(many) if many else "", note)
 
 
 def _first_step(found: Record) -> Figure:

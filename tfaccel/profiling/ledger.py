@@ -6,6 +6,7 @@ from typing import Any
 
 from tfaccel.autotune.report import Report
 from tfaccel.core.plan import Plan
+from tfaccel.profiling.causes import Cause, Leaves, Retraces
 from tfaccel.profiling.live import LiveComparison, Pair
 from tfaccel.profiling.tally import Tally
 
@@ -53,6 +54,7 @@ class Ledger:
         self.plan = Plan()  # that steps run under now
         self.traces = 0  # of the user's own step and the plan's
         self.compiles = 0  # how often XLA met new shapes
+        self.retraces = Retraces()  # those of traces and compiles that came for another batch
         self.live = live
         self._sink = sink
         self._trace_seconds: list[float] = []
@@ -126,8 +128,11 @@ class Ledger:
             }
         )
 
-    def note_trace(self, call: Call, traces: int, compiled: bool, shapes: list[str]) -> None:
+    def note_trace(
+        self, call: Call, traces: int, compiled: bool, leaves: Leaves, cause: Cause
+    ) -> None:
         """The call that is about to be added traced the step, or XLA compiled it."""
+        self.retraces.add(cause)
         self.traces, self.compiles = traces, self.compiles + compiled
         self._trace_seconds.append(call.seconds / call.batches)
         self._sink(
@@ -138,6 +143,7 @@ class Ledger:
                 "traces": traces,
                 "compiles": self.compiles,
                 "plan": str(call.plan),
-                "shapes": shapes,
+                "shapes": [str(leaf) for leaf in leaves],
             }
+            | cause.to_dict()
         )

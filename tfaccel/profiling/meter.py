@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
-import tensorflow as tf
 
 from tfaccel.autotune.report import Report
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
 from tfaccel.measure.timing import Clock, wait_for
 from tfaccel.passes import XLA
+from tfaccel.profiling.causes import FIRST, PLAN, Leaves, cause_of, leaves_of
 from tfaccel.profiling.ledger import Call, Ledger
 from tfaccel.profiling.sampling import Sample, Sampling
 from tfaccel.profiling.window import TraceWindow
@@ -25,6 +25,7 @@ class _State(NamedTuple):
     """What a regular call leaves as it was."""
 
     traces: int
+    own_traces: int
     plan: Plan
     report: Report | None
 
@@ -40,6 +41,7 @@ class Meter:
         tracer: TraceWindow | None,
         clock: Clock,
         steps: int | None = None,
+        own_specs: dict[bool, Leaves] | None = None,
     ):
         self.batch_size: int | None = None  # the samples of a full batch; None where unknown
         self.first_batch: Any = None  # until somebody sets it to None
@@ -55,8 +57,11 @@ class Meter:
         self._steps = steps  # batches of the whole training; None where unknown
         self._compiled_for: set[Any] = set()
         self._counters: dict[StepFunction | MultiStep, Callable[[], int]] = {}
-        self._steps_in_epoch = 0
+        self.steps_in_epoch = 0  # so far
         self._steps_per_epoch: int | None = None
+        # What steps were last traced for (False), and compiled for (True).
+        self._own_specs = {} if own_specs is None else own_specs
+        self._specs: dict[StepFunction | MultiStep, dict[bool, Leaves]] = {}
 
     @property
     def traces(self) -> int:
@@ -71,7 +76,7 @@ class Meter:
 
     def begin_epoch(self, steps_per_epoch: int | None) -> None:
         """An epoch begins; its batches, where known."""
-        self._steps_in_epoch, self._steps_per_epoch = 0, steps_per_epoch
+        self.steps_in_epoch, self._steps_per_epoch = 0, steps_per_epoch
         self._ledger.begin_epoch()
 
     def _steps_ahead(self) -> int:
@@ -92,7 +97,7 @@ class Meter:
         wait_for(logs)
         end = self._clock()
         call = self._measured(own, profiled, start, end, sample, before)
-        self._steps_in_epoch += call.batches
+        self.steps_in_epoch += call.batches
         was_clean = self._add(call, iterator, sample, before)
         if self._tracer is not None:
             self._tracer.end_step(self._ledger.steps, call.plan, was_clean)
@@ -102,8 +107,7 @@ class Meter:
         """Hands a call to the ledger; says whether nothing but a step happened in it."""
         compiled = self._is_compile(call, sample)
         if self.traces > before.traces or compiled:
-            shapes = _described(iterator, sample if compiled else None)
-            self._ledger.note_trace(call, self.traces, compiled, shapes)
+            self._note_trace(call, iterator, sample if compiled else None, before)
         first = self._ledger.first_step_seconds is None
         racing = self._function.is_racing
         clean = before == self._state() and not compiled and not first and not racing
@@ -113,8 +117,23 @@ class Meter:
             self._ledger.add_irregular(call)
         return clean
 
+    def _note_trace(self, call: Call, iterator: Any, sample: Sample | None, before: _State) -> None:
+        """Says why: compares the batch with the one that the same step was last traced for."""
+        compiled = sample is not None
+        fed = getattr(iterator, "element_spec", ()) if sample is None else sample.first
+        leaves, built = leaves_of(fed), self._function.built
+        of_own = self._traced(self._function.own) > before.own_traces
+        if built is None or of_own or (call.plan.is_baseline and self.traces == before.traces):
+            specs, expected = self._own_specs, FIRST
+        else:
+            specs, expected = self._specs.setdefault(built.function, {}), PLAN
+        cause = cause_of(specs.get(compiled), leaves, expected)
+        specs[compiled] = leaves
+        self._ledger.note_trace(call, self.traces, compiled, leaves, cause)
+
     def _state(self) -> _State:
-        return _State(self.traces, self._function.plan, self._function.report)
+        own = self._traced(self._function.own)
+        return _State(self.traces, own, self._function.plan, self._function.report)
 
     def _asked_by_tracer(self) -> tuple[bool, bool]:
         """Whether the tracer wants the user's own step, and whether it has a hand in this step."""
@@ -139,7 +158,7 @@ class Meter:
         """What the step is fed, for the first call, the epoch's last, and whenever it is cheap."""
         per_call, length = int(self._model.steps_per_execution), self._steps_per_epoch
         first = self._ledger.first_step_seconds is None
-        last = length is not None and self._steps_in_epoch + per_call >= length
+        last = length is not None and self.steps_in_epoch + per_call >= length
         due = self._is_alone and self.sampling.is_due(self._ledger.elapsed_seconds)
         free = is_plain(iterator) and not self._function.is_racing
         if not free or not (first or last or due):
@@ -179,7 +198,7 @@ class Meter:
             return sample.batches, sample.samples, sample.waited_seconds
         batches = int(self._model.steps_per_execution) * (1 + self._steps_ahead())
         if self._steps_per_epoch is not None:
-            batches = max(1, min(batches, self._steps_per_epoch - self._steps_in_epoch))
+            batches = max(1, min(batches, self._steps_per_epoch - self.steps_in_epoch))
         return batches, None if self.batch_size is None else batches * self.batch_size, None
 
     def _is_compile(self, call: Call, sample: Sample | None) -> bool:
@@ -192,13 +211,6 @@ class Meter:
         new = key not in self._compiled_for
         self._compiled_for.add(key)
         return new
-
-
-def _described(iterator: Any, sample: Sample | None) -> list[str]:
-    """Shape and dtype of each tensor: of the batch, or as far as the trace knows them."""
-    structure = getattr(iterator, "element_spec", ()) if sample is None else sample.first
-    leaves = [leaf for leaf in tf.nest.flatten(structure) if hasattr(leaf, "shape")]
-    return [f"{tuple(leaf.shape)} {leaf.dtype.name}" for leaf in leaves]
 
 
 def _had_trials(report: Report) -> bool:

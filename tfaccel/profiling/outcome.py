@@ -4,6 +4,7 @@ import json
 
 from tfaccel.autotune.report import Report
 from tfaccel.measure.racing import LOOKS
+from tfaccel.profiling.causes import retraces_in
 from tfaccel.profiling.records import Record, Records, number
 
 BASELINE = "baseline"
@@ -23,8 +24,17 @@ IN_INTERVALS = {
     "speedup_high": "accel/speedup_high",
     "peak_bytes": "memory/peak_bytes",
     "host_peak_bytes": "memory/host_peak_bytes",
+    "host_bytes": "memory/host_bytes",
+    "host_growth_bytes_per_step": "memory/host_growth_bytes_per_step",
+    "host_growth_bytes_per_epoch": "memory/host_growth_bytes_per_epoch",
+    "host_memory": "host_memory",
+    "device_bytes": "memory/device_bytes",
+    "device_growth_bytes_per_step": "memory/device_growth_bytes_per_step",
+    "device_growth_bytes_per_epoch": "memory/device_growth_bytes_per_epoch",
+    "device_memory": "device_memory",
     "loss_scale": "accel/loss_scale",
     "traces": "accel/traces",
+    "retraces": "accel/retraces",
     "plan": "plan",
 }
 
@@ -49,6 +59,7 @@ def facts(records: Records) -> Record:
         (number(trace, "seconds") for trace in records.traces if trace.get("step") == 0), None
     )
     found["comparisons"] = len(records.comparisons)
+    found["retrace_causes"] = retraces_in(records.traces).to_list()
     found |= _tuning_facts(records.tuning) | records.summary
     found.pop("kind", None)
     if found["input_bound"] is True:

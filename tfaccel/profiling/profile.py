@@ -13,6 +13,7 @@ from tfaccel.measure.tables import terminal_table
 from tfaccel.measure.timing import Clock
 from tfaccel.passes.precision.loss_scale import loss_scale_of
 from tfaccel.profiling.figures import Figures
+from tfaccel.profiling.growth import Growth
 from tfaccel.profiling.key_figures import key_figures
 from tfaccel.profiling.ledger import Ledger
 from tfaccel.profiling.live import Every, LiveComparison
@@ -84,11 +85,14 @@ class Profile:
         self._ledger = Ledger(LiveComparison(compare_every), self._write)
         self._window = TraceWindow(log_dir, profile_batches, compare_every is not None, self._write)
         steps = epochs * steps_per_epoch if epochs and steps_per_epoch else None
-        self._meter = Meter(self._function, model, self._ledger, self._window, clock, steps)
+        specs = Memory.of(model, self._function.own).specs
+        self._meter = Meter(self._function, model, self._ledger, self._window, clock, steps, specs)
         self._work, self._analysis_seconds = Work(), 0.0
         self._scaling = Scaling(model.distribute_strategy.num_replicas_in_sync)
         self._shared_batch: Any = None
         self._loss_scale: float | None = None
+        self._growth = Growth()
+        self._steps_of_epoch: int | None = None  # of the last one that ended
         self._epoch = 0
         self._line = ""
         self._has_begun = False
@@ -105,6 +109,8 @@ class Profile:
             self._work,
             self._analysis_seconds,
             self._loss_scale,
+            self._growth,
+            self._steps_per_epoch or self._steps_of_epoch,
             self._scaling,
         )
 
@@ -116,6 +122,7 @@ class Profile:
 
     def end_epoch(self) -> None:
         """An epoch ends."""
+        self._steps_of_epoch = self._meter.steps_in_epoch
         estimate = _ANALYSIS_OF_FIRST_STEP * (self._ledger.first_step_seconds or 0.0)
         if estimate <= _ANALYSIS_SHARE * self._ledger.elapsed_seconds:
             self._analyse()
@@ -148,6 +155,7 @@ class Profile:
 
     def _step(self, iterator: Any) -> Any:
         logs = self._meter(iterator)
+        self._growth.note(self._ledger.steps)
         if self._update_freq and self._ledger.interval.batches >= self._update_freq:
             self._close_interval()
         return logs

@@ -5,7 +5,8 @@ from typing import Any
 
 from tfaccel.measure.units import number as in_words
 from tfaccel.measure.units import ratio
-from tfaccel.profiling.key_figures import share
+from tfaccel.profiling.growth import GROWS
+from tfaccel.profiling.key_figures import MEMORIES, growth_words, share
 from tfaccel.profiling.outcome import BASELINE, facts, last_report, plan_of
 from tfaccel.profiling.records import Record, Records, number
 
@@ -23,6 +24,11 @@ def sentence(record: Mapping[str, Any]) -> str:
         parts.append(f"{bound}{record['time/input_wait_share']:.0%} of it waiting for input")
     if record["accel/speedup"] is not None:
         parts.append(f"{speedup_words(record, 'accel/')} the speed of your own step")
+    parts += [
+        f"memory of the {whose} grows by {growth_words(record, 'memory/' + key)}"
+        for key, whose in MEMORIES.items()
+        if record[f"{key}_memory"] == GROWS
+    ]
     return f"tfaccel: epoch {record['epoch'] + 1}: " + ", ".join(parts)
 
 

@@ -70,12 +70,14 @@ class Memory:
     It is an attribute of that function, so nothing but the compiled model holds it: what it keeps
     goes with the model. After `keras.utils.clear_session()` it begins afresh. `trace_seconds` is
     the longest first step so far (0.0: none was timed), `work` how much a step computes, by what
-    it was counted for.
+    it was counted for, `specs` the batch that it was last traced for (False) and that XLA last
+    compiled it for (True).
     """
 
     def __init__(self, model: keras.Model, era: int):
         self.trace_seconds = 0.0
         self.work: dict[Any, Any] = {}
+        self.specs: dict[bool, Any] = {}
         self._model = weakref.ref(model)
         self._era = era
         self._steps: list[TracedStep] = []

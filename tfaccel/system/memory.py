@@ -135,6 +135,14 @@ def available_bytes(root: pathlib.Path = ROOT) -> int | None:
     return min((size for size in found if size is not None), default=None)
 
 
+def process_bytes(root: pathlib.Path = ROOT) -> int | None:
+    """What this process holds in memory now; None where the system doesn't tell.
+
+    Source: https://docs.kernel.org/filesystems/proc.html (status, VmRSS)
+    """
+    return _sizes(root / "proc" / "self" / "status").get("VmRSS")
+
+
 def meminfo(root: pathlib.Path = ROOT) -> dict[str, int]:
     """The kernel's listing of the machine's memory, in bytes; empty where there is none."""
     return _sizes(root / "proc" / "meminfo")

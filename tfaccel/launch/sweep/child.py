@@ -37,6 +37,7 @@ class Children:
     def __init__(self, program: Program, environ: Mapping[str, str]):
         self._program = program
         self._environ = environ
+        self.compiles: bool | None = None  # by XLA, in the last turn; None before
 
     def __call__(self, setting: Setting, seconds: float) -> float:
         """The median step of the program's first fit, in seconds.
@@ -53,7 +54,9 @@ class Children:
             with said.open("wb") as errors:
                 status = _status(words, {**self._environ, **setting.environ}, errors, seconds)
             if report.is_file():
-                return float(json.loads(report.read_text(encoding="utf-8"))["step_seconds"])
+                told = json.loads(report.read_text(encoding="utf-8"))
+                self.compiles = bool(told["compiles"])
+                return float(told["step_seconds"])
             raise TurnError(_reason(self._program, status, said, seconds))
 
 

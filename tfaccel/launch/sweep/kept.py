@@ -8,10 +8,11 @@ from collections.abc import Mapping
 
 from tfaccel.launch.environment import PRELOAD
 from tfaccel.launch.program import Program
-from tfaccel.launch.sweep.settings import VARIABLES
+from tfaccel.launch.sweep.settings import OF_THE_VERSION, VARIABLES
 from tfaccel.system.cache_dir import default_directory, sweeps_directory
 from tfaccel.system.cpu import CPUINFO, cpu_facts, usable_cores
 from tfaccel.system.json_files import parsed, replace_text, to_text
+from tfaccel.system.packages import tensorflow_version
 
 SCHEMA = 1
 _WHAT = "what a sweep found"
@@ -27,7 +28,12 @@ def keep(program: Program, environ: Mapping[str, str]) -> pathlib.Path:
         OSError: it can't be written.
     """
     path = _path(program)
-    replace_text(path, to_text(SCHEMA, {"program": program.name, "environ": dict(environ)}) + "\n")
+    found = {
+        "program": program.name,
+        "environ": dict(environ),
+        "tensorflow": tensorflow_version(),
+    }
+    replace_text(path, to_text(SCHEMA, found) + "\n")
     return path
 
 
@@ -39,8 +45,12 @@ def environ(program: Program) -> dict[str, str]:
     try:
         with parsed(path.read_text(encoding="utf-8"), SCHEMA, _WHAT) as fields:
             found = {str(name): str(value) for name, value in fields["environ"].items()}
+            measured_with = fields.get("tensorflow")
     except (OSError, ValueError):
         return {}
+    if found.keys() & set(OF_THE_VERSION) and measured_with != tensorflow_version():
+        # Another TensorFlow may end at a flag that it doesn't know.
+        found = {name: value for name, value in found.items() if name not in OF_THE_VERSION}
     # An allocator may have been removed since: then the loader would complain at every start.
     return {
         name: value

@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tfaccel.launch.sweep.settings import AS_IT_IS, Factor, Setting
 
@@ -62,7 +62,7 @@ class Sweep:
 
 
 def race(
-    factors: Sequence[Factor], run: Run, *, clock: Callable[[], float], max_seconds: float
+    factors: Iterable[Factor], run: Run, *, clock: Callable[[], float], max_seconds: float
 ) -> Sweep:
     """Goes through the factors one at a time; what wins one goes along in the next.
 
@@ -70,7 +70,7 @@ def race(
     kept together.
 
     Args:
-        factors: what to try.
+        factors: what to try; the later ones may go by what the turns of the earlier ones told.
         run: times the first steps under a setting; raises TurnError.
         clock: seconds.
         max_seconds: what all of it may take; a factor that would not end in time is left out.

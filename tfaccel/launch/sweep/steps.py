@@ -85,13 +85,15 @@ class Measured:
 
     def begin(self, model: Any, given: Sequence[Any]) -> _Beside:
         """What goes along with a fit."""
-        return _Beside([StepWatch(self._tell)])
+        return _Beside([StepWatch(lambda seconds: self._tell(seconds, model))])
 
     def show(self, added: Mapping[str, str]) -> None:
         """The program has ended before enough steps: whoever waits for the file says so."""
 
-    def _tell(self, seconds: float) -> None:
-        replace_text(self._path, json.dumps({"step_seconds": seconds}))
+    def _tell(self, seconds: float, model: Any) -> None:
+        compiles = bool(getattr(model, "jit_compile", False))
+        told = {"step_seconds": seconds, "compiles": compiles}
+        replace_text(self._path, json.dumps(told))
         # Not by an exception: the program may catch it, save a model or print in between.
         os._exit(0)
 

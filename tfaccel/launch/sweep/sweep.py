@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Iterator, Mapping
 
 from tfaccel.launch import environment
 from tfaccel.launch.program import Program
@@ -11,8 +12,9 @@ from tfaccel.launch.sweep.child import Children
 from tfaccel.launch.sweep.race import Run, race
 from tfaccel.launch.sweep.race import TurnError as TurnError
 from tfaccel.launch.sweep.result import Swept
-from tfaccel.launch.sweep.settings import Setting, factors
+from tfaccel.launch.sweep.settings import ZENDNN_PACKAGE, Factor, Setting, factors, xla_factors
 from tfaccel.measure.units import milliseconds
+from tfaccel.system.packages import version_of
 
 
 def sweep(program: Program, max_seconds: float) -> Swept:
@@ -27,14 +29,26 @@ def sweep(program: Program, max_seconds: float) -> Swept:
     """
     preset = environment.additions({}, os.environ)
     environ = {**os.environ, **preset}
-    tried = factors(os.environ, is_onednn_on=environment.takes_onednn(environ))
-    run = _told(Children(program, environ))
-    found = race(tried, run, clock=time.monotonic, max_seconds=max_seconds)
+    children = Children(program, environ)
+    found = race(
+        _factors(children, environ), _told(children), clock=time.monotonic, max_seconds=max_seconds
+    )
     try:
         file = str(kept.keep(program, found.best.environ))
     except OSError:
         file = ""
     return Swept(found, file)
+
+
+def _factors(children: Children, environ: Mapping[str, str]) -> Iterator[Factor]:
+    """What to try; XLA's flags not where the turns before have told that XLA compiles nothing."""
+    yield from factors(
+        os.environ,
+        is_onednn_on=environment.takes_onednn(environ),
+        has_zendnn=version_of(ZENDNN_PACKAGE) is not None,
+    )
+    if children.compiles is not False:
+        yield from xla_factors(os.environ)
 
 
 def _told(run: Run) -> Run:

@@ -8,9 +8,11 @@ from typing import NamedTuple, TypeVar
 from tfaccel.measure.racing import LOOKS
 from tfaccel.measure.timing import median_interval
 from tfaccel.measure.units import ratio
+from tfaccel.profiling.growth import FLAT, GROWS
 from tfaccel.profiling.html.plots import Line, line_chart
 from tfaccel.profiling.html.svg import Chart
-from tfaccel.profiling.key_figures import in_column, plain_number
+from tfaccel.profiling.key_figures import MEMORIES, growth_words, in_column, plain_number
+from tfaccel.profiling.outcome import facts
 from tfaccel.profiling.records import Record, Records, number
 
 # More points than a screen can show, and more rows than anyone reads, are thinned.
@@ -125,6 +127,46 @@ def throughput(records: Records) -> Plotted | None:
     headings = ("step", *(units[key] for key in known))
     numbers = _numbers("Throughput of the intervals that end at each step", headings, rows)
     return Plotted(line_chart(chart, [line], marks=_marks(records)), numbers)
+
+
+def memory(records: Records) -> Plotted | None:
+    """What the process and the device hold, an interval a point; None where unknown."""
+    shown = thinned(records.intervals, MAX_POINTS)
+    known = {
+        whose: line
+        for paint, (key, whose) in enumerate(MEMORIES.items())
+        if (line := _line(whose, shown, f"memory/{key}_bytes", paint)).x
+    }
+    if not known:
+        return None
+    lines = [
+        dataclasses.replace(line, y=[value / 2**20 for value in line.y]) for line in known.values()
+    ]
+    found = facts(records)
+    keys = [key for key, whose in MEMORIES.items() if whose in known]
+    said = "; ".join(f"{MEMORIES[key]}: {_went(found, key)}" for key in keys)
+    rows = [
+        (
+            plain_number(number(record, "step")),
+            *(_mebibytes(number(record, f"memory/{key}_bytes")) for key in keys),
+        )
+        for record in records.intervals
+    ]
+    headings = ("step", *(f"{MEMORIES[key]}, MiB" for key in keys))
+    numbers = _numbers("Memory at the end of the intervals", headings, rows)
+    chart = Chart("memory", "Memory over the run", f"Memory of the {said}.", "MiB")
+    return Plotted(line_chart(chart, lines, marks=_marks(records)), numbers)
+
+
+def _went(found: Record, key: str) -> str:
+    verdict = found.get(f"{key}_memory")
+    if verdict == GROWS:
+        return f"grows by {growth_words(found, key)}"
+    return "flat" if verdict == FLAT else "too few steps to tell whether it grows"
+
+
+def _mebibytes(value: float | None) -> str:
+    return "" if value is None else in_column(value / 2**20)
 
 
 class _Look(NamedTuple):

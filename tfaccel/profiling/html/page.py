@@ -48,6 +48,7 @@ def html_page(records: Records) -> str:
         speedup=over_steps.speedup(records),
         step_time=over_steps.step_time(records),
         throughput=over_steps.throughput(records),
+        memory=over_steps.memory(records),
         time=sections.time(records),
         trials=sections.trials(records),
         traces=sections.traces(records),

@@ -4,6 +4,7 @@ from typing import Any
 
 from tfaccel.autotune.report import HEADINGS
 from tfaccel.measure.units import size
+from tfaccel.profiling.causes import in_words, remedy, retraces_in
 from tfaccel.profiling.html.over_steps import MAX_ROWS, Table
 from tfaccel.profiling.html.plots import Bar, bar_chart
 from tfaccel.profiling.html.svg import Chart
@@ -118,7 +119,8 @@ def traces(records: Records) -> dict[str, Any] | None:
     """Each trace of the step: when, how long, for which shapes.
 
     Returns:
-        `table`, and how many `kinds` of batches came; None without a trace.
+        `table`, how many `kinds` of batches came, and a `remedy` for retraces (empty where there
+        were none); None without a trace.
     """
     if not records.traces:
         return None
@@ -128,13 +130,18 @@ def traces(records: Records) -> dict[str, Any] | None:
             _shapes(record),
             plain_number(number(record, "step")),
             duration(number(record, "seconds")),
+            in_words(record),
         )
         for record in records.traces
     ]
     first = f" (the first {MAX_ROWS} of {len(rows)})" if len(rows) > MAX_ROWS else ""
-    headings = ("plan", "shapes", "before step", "took")
-    table = Table(f"Traces of the step{first}", headings, rows[:MAX_ROWS], headings[2:])
-    return {"table": table, "kinds": len({_shapes(record) for record in records.traces})}
+    headings = ("plan", "shapes", "before step", "took", "because of")
+    table = Table(f"Traces of the step{first}", headings, rows[:MAX_ROWS], headings[2:4])
+    return {
+        "table": table,
+        "kinds": len({_shapes(record) for record in records.traces}),
+        "remedy": remedy(retraces_in(records.traces).to_list()),
+    }
 
 
 def _shapes(record: Record) -> str:
