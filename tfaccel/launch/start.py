@@ -15,6 +15,10 @@ from tfaccel.launch.program import NoProgramError, Program
 from tfaccel.launch.sweep import kept
 
 EXIT_NO_PROGRAM = 2
+_NO_FIT = (
+    "tfaccel: there was no `fit`, so nothing was accelerated; `tfaccel.accelerate_step` is for "
+    "training loops without one."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ class Watch:
         self._added = added
         self._fits: Any = None
         self._has_keras = False
-        self.has_run = False  # to its end, and not to an exception or `sys.exit`
+        self.has_run = False  # to its end, and not to an exception or a status other than 0
         # Holds the patch: a context that nobody holds would be left.
         self._patches = contextlib.ExitStack()
         self._process = os.getpid()
@@ -75,7 +79,7 @@ class Watch:
         if self._fits is not None:
             self._fits.show(self._added)
         elif self._has_keras and self.has_run:
-            print("tfaccel: there was no `fit`, so nothing was accelerated.", file=sys.stderr)
+            print(_NO_FIT, file=sys.stderr)
 
 
 def start(program: Program, options: Options) -> int:
@@ -99,6 +103,9 @@ def start(program: Program, options: Options) -> int:
     try:
         program.run()
         watch.has_run = True
+    except SystemExit as ended:
+        watch.has_run = ended.code is None or (isinstance(ended.code, int) and ended.code == 0)
+        raise
     except NoProgramError as error:
         print(f"tfaccel run: {error}", file=sys.stderr)
         return EXIT_NO_PROGRAM
