@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import gc
 import logging
 import math
 import warnings
@@ -216,11 +217,24 @@ class Fails(keras.callbacks.Callback):
 def test_an_exception_in_another_callback_leaves_the_next_fit_alone():
     model = make_model()
     accel = tfaccel.AccelCallback(["fused_optimizer"], verbose=0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as caught:  # which holds the fit's own variables
         model.fit(**make_data(), callbacks=[accel, Fails()])
     function = accel.session.baseline
     model.fit(**make_data())
     assert model.train_function is function
+    assert caught.type is ZeroDivisionError
+
+
+def test_an_exception_in_another_callback_leaves_the_model_as_it_was():
+    """As soon as nobody holds the exception, though Keras calls no `on_train_end`."""
+    model, data = make_model(), make_data()
+    held = {"validation_data": (data["x"], data["y"])}
+    accel = tfaccel.AccelCallback(["fused_optimizer"], verbose=0)
+    with pytest.raises(ZeroDivisionError):
+        model.fit(**data, **held, callbacks=[accel, Fails(), tfaccel.ProfilerCallback(verbose=0)])
+    gc.collect()
+    assert model.train_function is accel.session.baseline
+    assert model.test_function is None
 
 
 @pytest.mark.parametrize("guard", [True, False])

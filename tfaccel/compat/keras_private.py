@@ -266,6 +266,16 @@ def running_callbacks(model: keras.Model) -> tuple[keras.callbacks.Callback, ...
     return tuple(found.values()) or None
 
 
+def running_list() -> keras.callbacks.CallbackList | None:
+    """The outermost list of callbacks of the fit that begins; to be asked in `on_train_begin`.
+
+    It is a local variable of `fit`, so it goes when `fit` has ended, by whatever exception.
+    """
+    owners = [frame.f_locals.get("self") for frame in _frames_of("on_train_begin")]
+    lists = [owner for owner in owners if isinstance(owner, keras.callbacks.CallbackList)]
+    return lists[-1] if lists else None
+
+
 def _frames_of(name: str) -> Iterator[FrameType]:
     """The frames in the stack of calls, the innermost first, of functions called so."""
     frame = inspect.currentframe()

@@ -13,10 +13,13 @@ from tfaccel.launch import environment
 from tfaccel.launch.imports import after_import
 from tfaccel.launch.program import NoProgramError, Program
 from tfaccel.launch.sweep import kept
-from tfaccel.launch.workers import first_in_workers
+from tfaccel.launch.spawned import first_in_workers
 
 EXIT_NO_PROGRAM = 2
-_NO_FIT = "tfaccel: there was no `fit` in this process, so nothing was accelerated in it."
+_NO_FIT = (
+    "tfaccel: there was no `fit` in this process, so nothing was accelerated in it; "
+    "`tfaccel.accelerate_step` is for training loops without one."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,7 @@ class Watch:
         self._added = added
         self._fits: Any = None
         self._has_keras = False
-        self.has_run = False  # to its end, and not to an exception or `sys.exit`
+        self.has_run = False  # to its end, and not to an exception or a status other than 0
         # Holds the patch: a context that nobody holds would be left.
         self._patches = contextlib.ExitStack()
         self._process = os.getpid()
@@ -109,6 +112,9 @@ def start(program: Program, options: Options) -> int:
     try:
         program.run()
         watch.has_run = True
+    except SystemExit as ended:
+        watch.has_run = ended.code is None or (isinstance(ended.code, int) and ended.code == 0)
+        raise
     except NoProgramError as error:
         print(f"tfaccel run: {error}", file=sys.stderr)
         return EXIT_NO_PROGRAM

@@ -1,5 +1,6 @@
 """The place of `model.train_function` during a fit."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.autotune.report import Report
+from tfaccel.compat.keras_private import running_list
 from tfaccel.core.plan import Plan
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction
 from tfaccel.steps.replay import END_OF_DATA, is_plain
@@ -46,6 +48,19 @@ class StepDispatcher:
         self._meter: Meter | None = None
         self._replacement: StepFunction | None = None
         self._on_end: Callable[[], None] = _nothing
+        self._abandoned = self._when_abandoned()
+
+    def _when_abandoned(self) -> Any:
+        """Leaves where the fit ends by an exception outside any step: a callback's, an interrupt.
+
+        Keras calls no `on_train_end` then, but lets go of its list of callbacks.
+        """
+        callbacks = running_list()
+        if callbacks is None:
+            return None
+        found = weakref.finalize(callbacks, self._remove)
+        found.atexit = False
+        return found
 
     @classmethod
     def of(cls, model: keras.Model) -> "StepDispatcher":
@@ -114,8 +129,11 @@ class StepDispatcher:
         self._leave_unless_needed()
 
     def _leave_unless_needed(self) -> None:
-        leaving = self._meter is None and not self.is_replaced
-        if leaving and self._model.train_function is self:
+        if self._meter is not None or self.is_replaced:
+            return
+        if self._abandoned is not None:
+            self._abandoned.detach()
+        if self._model.train_function is self:
             self._model.train_function = self.own
 
     def _remove(self) -> None:
