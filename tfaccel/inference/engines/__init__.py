@@ -4,15 +4,17 @@ in docs/inference.md, an extra in setup.cfg."""
 from tfaccel.inference.engines.engine import Engine, Runner
 from tfaccel.inference.engines.engine_function import EngineFunction, ServedFunction, engine_of
 from tfaccel.inference.engines.forward import Forward
+from tfaccel.inference.engines.onnxruntime import ONNXRuntime
 from tfaccel.inference.engines.openvino import OpenVINO
 
-ENGINES: tuple[type[Engine], ...] = (OpenVINO,)
+ENGINES: tuple[type[Engine], ...] = (OpenVINO, ONNXRuntime)
 
 __all__ = [
     "ENGINES",
     "Engine",
     "EngineFunction",
     "Forward",
+    "ONNXRuntime",
     "OpenVINO",
     "Runner",
     "ServedFunction",

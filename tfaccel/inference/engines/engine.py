@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import importlib.metadata
 import importlib.util
 import pathlib
 from collections.abc import Sequence
@@ -65,6 +66,9 @@ class Engine(StandalonePass, is_base=True):
     title: ClassVar[str]
     module: ClassVar[str]
     extra: ClassVar[str]
+    # What it computes in, from the most precise on, and whether it converts bfloat16 of layers.
+    precisions: ClassVar[tuple[str, ...]] = PRECISIONS
+    converts_bfloat16: ClassVar[bool] = True
     # It is converted and compiled beside the trace.
     compile_factor: ClassVar[float] = 1.5
 
@@ -72,7 +76,7 @@ class Engine(StandalonePass, is_base=True):
     hint: str = "latency"
 
     def __post_init__(self) -> None:
-        for field, allowed in (("precision", PRECISIONS), ("hint", HINTS)):
+        for field, allowed in (("precision", self.precisions), ("hint", HINTS)):
             value = getattr(self, field)
             if value not in allowed:
                 raise ValueError(
@@ -115,12 +119,22 @@ class Engine(StandalonePass, is_base=True):
     @classmethod
     def version(cls) -> str:
         """The version of what is installed, for the key of the cache; empty where nothing is."""
-        return ""
+        try:
+            return importlib.metadata.version(cls.module)
+        except importlib.metadata.PackageNotFoundError:
+            return ""
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.training:
             return Unsupported("an engine trains nothing", "it is for tfaccel.accelerate")
-        return self.missing() or _inconvertible(workload)
+        found = self.missing() or _inconvertible(workload)
+        for layer in () if found or self.converts_bfloat16 else workload.layers:
+            if str(getattr(layer, "compute_dtype", "")) == "bfloat16":
+                return Unsupported(
+                    f"{named(layer)} computes in bfloat16, which {self.title} can't convert",
+                    "an engine takes a model of float32 layers, and rounds it itself if that pays",
+                )
+        return found
 
     def applied(self, context: StepContext) -> Any:
         """Nothing: what the engine is handed is traced as it is."""
@@ -142,10 +156,18 @@ class Engine(StandalonePass, is_base=True):
     def variants(self, workload: Workload) -> Sequence["Engine"]:
         """The precisions that pay on the chip, with the hints that the aim leaves."""
         reduced = workload.device.fast_dtype == "bfloat16"
-        precisions = reversed(PRECISIONS) if reduced else PRECISIONS[:1]
+        precisions = reversed(self.precisions) if reduced else self.precisions[:1]
         shared = workload.optimize == "throughput" and workload.device.cores > 1
         hints = HINTS if shared and _samples(workload) > 1 else HINTS[:1]
         return [dataclasses.replace(self, precision=p, hint=h) for p in precisions for h in hints]
+
+
+def unknown_ops(title: str, ops: Sequence[str], forward: Forward) -> str:
+    """The error of an engine that has no such ops, with the layers that they stand in."""
+    graph = forward.function.graph.get_operations()
+    where = dict.fromkeys(op.name.rpartition("/")[0] for op in graph if op.type in ops)
+    places = f", in {', '.join(where)}" if where else ""
+    return f"{title} has no {', '.join(ops)}{places}"
 
 
 def _samples(workload: Workload) -> int:

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import importlib.metadata
 import math
 import pathlib
 import re
@@ -12,9 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tfaccel.autotune.trial import error_line
-from tfaccel.core.unsupported import Unsupported, named
-from tfaccel.core.workload import Workload
-from tfaccel.inference.engines.engine import Engine, Runner
+from tfaccel.inference.engines.engine import Engine, Runner, unknown_ops
 from tfaccel.inference.engines.forward import Forward
 
 # As https://docs.openvino.ai has them under "CPU device" and "High-level performance hints".
@@ -39,23 +36,7 @@ class OpenVINO(Engine):
     title: ClassVar[str] = "OpenVINO"
     module: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
-
-    @classmethod
-    def version(cls) -> str:
-        try:
-            return importlib.metadata.version("openvino")
-        except importlib.metadata.PackageNotFoundError:
-            return ""
-
-    def unsupported(self, workload: Workload) -> Unsupported | None:
-        found = super().unsupported(workload)
-        for layer in () if found else workload.layers:
-            if str(getattr(layer, "compute_dtype", "")) == "bfloat16":
-                return Unsupported(
-                    f"{named(layer)} computes in bfloat16, which OpenVINO can't convert",
-                    "a model of float32 layers is rounded by OpenVINO itself",
-                )
-        return found
+    converts_bfloat16: ClassVar[bool] = False
 
     def build(
         self, forward: Forward, sample: Sequence[Any], cache: pathlib.Path | None = None
@@ -238,10 +219,7 @@ def _cause(error: Exception, forward: Forward) -> str:
     if named is None:
         return f"OpenVINO can't convert it: {error_line(error)}"
     ops = [op.strip() for op in named[1].split(",")]
-    graph = forward.function.graph.get_operations()
-    where = dict.fromkeys(op.name.rpartition("/")[0] for op in graph if op.type in ops)
-    places = f", in {', '.join(where)}" if where else ""
-    return f"OpenVINO has no {', '.join(ops)}{places}"
+    return unknown_ops(OpenVINO.title, ops, forward)
 
 
 def _resized(model: Any, sizes: list[tuple[int, ...]]) -> Any:
