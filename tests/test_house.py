@@ -79,6 +79,7 @@ def test_imports_stand_at_the_top():
     """But for optional extras, which say so when they are not there."""
     optional = {
         "matplotlib",
+        "nncf",
         "onnx",
         "onnxruntime",
         "openvino",

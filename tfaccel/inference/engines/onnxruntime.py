@@ -17,8 +17,10 @@ import numpy as np
 from tfaccel.autotune.trial import error_line
 from tfaccel.core.unsupported import Unsupported
 from tfaccel.core.workload import Workload
+from tfaccel.inference.engines.eight_bits import EightBits
 from tfaccel.inference.engines.engine import Engine, Runner, unknown_ops
 from tfaccel.inference.engines.forward import Forward
+from tfaccel.inference.engines.onnx_quantization import quantized
 from tfaccel.system.cpu import usable_cores
 
 _FILE = "model.onnx"
@@ -29,7 +31,7 @@ _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 @dataclasses.dataclass(frozen=True)
 class ONNXRuntime(Engine):
-    """ONNX Runtime on the CPU, in float32.
+    """ONNX Runtime on the CPU, in float32 or 8 bits.
 
     One session serves batches of every size, and nothing is padded. Under the hint `latency` all
     cores work on each op; under `throughput` a batch is cut in as many pieces as there are
@@ -43,8 +45,10 @@ class ONNXRuntime(Engine):
     module: ClassVar[str] = "onnxruntime"
     extra: ClassVar[str] = "onnx"
     # It has no products in bfloat16 on x86.
-    precisions: ClassVar[tuple[str, ...]] = ("float32",)
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "int8")
     converts_bfloat16: ClassVar[bool] = False
+    quantizer: ClassVar[str] = "onnx"
+    quantizer_extra: ClassVar[str] = "onnx"
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         found = super().unsupported(workload)
@@ -56,15 +60,18 @@ class ONNXRuntime(Engine):
         return found
 
     def build(
-        self, forward: Forward, sample: Sequence[Any], cache: pathlib.Path | None = None
+        self,
+        forward: Forward,
+        sample: Sequence[Any],
+        cache: pathlib.Path | None = None,
+        eight_bits: EightBits | None = None,
     ) -> Runner:
-        if self.name not in forward.converted:
-            forward.converted[self.name] = _converted(forward)
-        inputs, outputs = (
-            [str(spec.name) for spec in specs] for specs in (forward.inputs, forward.outputs)
-        )
+        model = forward.made(self.name, lambda: _converted(forward))
+        names = forward.input_names, forward.output_names
+        if eight_bits is not None:
+            model = forward.made(f"{self.name} int8", lambda: quantized(model, *names, eight_bits))
         count = int(sample[0].shape[0]) if forward.has_open_batch else 0
-        return _Runner(forward.converted[self.name], inputs, outputs, self.hint, count)
+        return _Runner(model, *names, self.hint, count)
 
     def load(self, folder: pathlib.Path, names: Sequence[str], sizes: Sequence[Any]) -> Runner:
         inputs, outputs = list(names[: len(sizes)]), list(names[len(sizes) :])
