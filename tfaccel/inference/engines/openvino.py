@@ -15,6 +15,7 @@ from tfaccel.inference.engines.eight_bits import EightBits
 from tfaccel.inference.engines.engine import Engine, Runner, unknown_ops
 from tfaccel.inference.engines.forward import Forward
 from tfaccel.inference.engines.openvino_quantization import quantized
+from tfaccel.system.cache_dir import compiled_directory
 
 # As https://docs.openvino.ai has them under "CPU device" and "High-level performance hints".
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
@@ -73,7 +74,11 @@ class OpenVINO(Engine):
             "PERFORMANCE_HINT": self.hint.upper(),
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self.precision],
         }
-        return told if cache is None else told | {"CACHE_DIR": str(cache / self.name)}
+        return (
+            told
+            if cache is None
+            else told | {"CACHE_DIR": str(compiled_directory(cache) / self.name)}
+        )
 
 
 class _Runner(Runner):
