@@ -88,7 +88,7 @@ def test_the_whole_sample_calibrates_and_the_batch_is_timed(winning):
     assert eight_bits.scored(lambda arrays: [model(arrays[0]).numpy()]) == 1.0
     assert eight_bits.score(own, np.arange(COUNT)) == 1.0
     assert eight_bits.score([own[0][3:4]], np.array([3])) == 1.0
-    assert len(list(eight_bits.samples())) == COUNT
+    assert len(list(eight_bits.samples())) == COUNT and eight_bits.in_time()
 
 
 def test_refreshing_quantizes_anew(winning):
@@ -218,6 +218,14 @@ def test_what_loses_too_much_stays_in_float(engine, winning):
     assert fast.plan.passes == (engine,), fast.report.reasons()
     assert fast.report.trials[1].metric >= 0.95
     assert fast.report.trials[1].drift.output > 1e-5, "not everything is in float"
+
+
+def test_the_search_for_what_stays_in_float_ends_with_its_time(engine, winning):
+    model, x = sensitive_model(), np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    arguments = {"y": labelled(model, x), "allow": ("int8",), "max_drop": 0.05}
+    fast = accelerate(model, x, [engine], max_tuning_seconds=0, **arguments)
+    assert fast.report.trials[1].outcome is tfaccel.Outcome.UNFAITHFUL, fast.report.reasons()
+    assert "max_drop=0.05 is allowed" in fast.report.trials[1].reason
 
 
 def test_models_that_keras_quantized_are_served(winning):

@@ -32,6 +32,8 @@ from tfaccel.steps.snapshot import Snapshot
 
 # Calls of the model's own function that are timed first. The first is traced.
 _OWN_CALLS = 3
+# How much of the time for trials one engine may look for the ops that lose too much in 8 bits.
+_SEARCH_SHARE = 0.25
 # What predictions may be optimized for.
 AIMS = ("throughput", "latency")
 
@@ -183,6 +185,9 @@ def _trials(
     workload: Workload, own: Callable[[Any], Any], settings: Options, quality: Quality | None
 ) -> PredictionTrials:
     cache = settings.cache.directory if settings.cache else None
+    if quality is not None:
+        seconds = _SEARCH_SHARE * settings.budget.max_seconds
+        quality = dataclasses.replace(quality, seconds=seconds, clock=settings.clock)
     return PredictionTrials(workload, own, settings.clock, settings.tolerance, cache, quality)
 
 

@@ -1,6 +1,7 @@
 """What the user's labels say of predictions: the metric, and how much of it 8 bits may cost."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 
 from tfaccel.inference.sample import sample_size
+from tfaccel.measure.timing import Clock
 
 # What may be allowed beside what is as faithful as the tolerance asks for.
 ALLOWED = ("int8",)
@@ -23,12 +25,15 @@ class Quality:
         y: their labels, as arrays in any structure.
         metric: takes labels and predictions; larger is better.
         max_drop: how much less of the metric is allowed.
+        seconds: how long what loses too much may be looked for, by `clock`.
     """
 
     x: Any
     y: Any
     metric: Metric
     max_drop: float
+    seconds: float = float("inf")
+    clock: Clock = time.perf_counter
 
     @property
     def count(self) -> int:
@@ -66,6 +71,11 @@ class Quality:
             raise ValueError(
                 f"`metric` can't be computed of `y` and predictions: {told}"
             ) from error
+
+    def timer(self) -> Callable[[], bool]:
+        """Gives a function that tells whether there is time left, from now on."""
+        start = self.clock()
+        return lambda: self.clock() - start < self.seconds
 
     def violation(self, before: float, after: float) -> str | None:
         """What is lost too much, in words; None where it is not."""

@@ -22,11 +22,13 @@ class EightBits:
         inputs: the flattened inputs of all samples, each an array with a row for each.
         score: the metric of flattened outputs for samples at some places; larger is better.
         max_drop: how much less than the model's own is allowed.
+        in_time: whether there is time left to look for what loses too much.
     """
 
     inputs: Arrays
     score: Callable[[Arrays, np.ndarray], float]
     max_drop: float
+    in_time: Callable[[], bool] = lambda: True
 
     @property
     def count(self) -> int:

@@ -194,7 +194,7 @@ def _eight_bits(quality: Quality | None, forward: Forward) -> EightBits:
         return quality.score(structure, rows)
 
     inputs = [np.asarray(leaf) for leaf in keras.tree.flatten(quality.x)]
-    return EightBits(inputs, score, quality.max_drop)
+    return EightBits(inputs, score, quality.max_drop, quality.timer())
 
 
 def engine_of(plan: Plan) -> Engine | None:

@@ -55,7 +55,7 @@ def quantized(
             _quantize(plain, small, inputs, eight, {node for group in kept for node in group})
             score = _score(small.read_bytes(), inputs, outputs, eight)
             found.append((score, small.read_bytes()))
-            if score >= least:
+            if score >= least or not eight.in_time():
                 break
             noisy = noisy or _noisy(plain, small, inputs, eight)
     return max(found, key=lambda one: (one[0] >= least, one[0]))[1]

@@ -175,13 +175,24 @@ def _keep_captured(graph: Any, function: Any) -> None:
     """Makes constants of the tensors that a function closes over, which else were inputs."""
     import onnx
 
-    captured = function.captured_inputs
+    captured, used = function.captured_inputs, set(_read_by(graph))
     names = [tensor.name for tensor in function.inputs[len(function.inputs) - len(captured) :]]
     for name, tensor in zip(names, captured, strict=True):
         port = next((port for port in graph.input if port.name == name), None)
         if port is not None:
             graph.input.remove(port)
+        if port is not None and name in used:
             graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(tensor), name))
+
+
+def _read_by(graph: Any) -> Iterator[str]:
+    """The tensors that a graph's nodes read, those of the graphs in them included."""
+    yield from (output.name for output in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _read_by(inner)
 
 
 @contextlib.contextmanager

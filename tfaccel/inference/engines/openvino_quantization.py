@@ -19,11 +19,15 @@ _LOCK = threading.Lock()
 _TOLD = ("start_session", "send_event", "end_session")
 
 
+class _OutOfTimeError(Exception):
+    """The search for what loses too much has taken what it may."""
+
+
 def quantized(model: Any, eight: EightBits) -> Any:
     """The model with weights and activations in 8 bits, less where that loses too much.
 
     Where the metric falls by more than is allowed, NNCF ranks the ops and takes them back to
-    float one by one, until little enough is lost.
+    float one by one, until little enough is lost or the time is up.
 
     Args:
         model: OpenVINO's, in float32; nothing of it is changed.
@@ -37,14 +41,17 @@ def quantized(model: Any, eight: EightBits) -> Any:
         small = nncf.quantize(model, samples, subset_size=subset)
         if eight.scored(_run(model)) - eight.scored(_run(small)) <= eight.max_drop:
             return small
-        return nncf.quantize_with_accuracy_control(
-            model,
-            samples,
-            nncf.Dataset(eight.slices()),
-            lambda compiled, slices: (_scored(compiled, slices, eight), None),
-            max_drop=eight.max_drop,
-            subset_size=subset,
-        )
+        try:
+            return nncf.quantize_with_accuracy_control(
+                model,
+                samples,
+                nncf.Dataset(eight.slices()),
+                lambda compiled, slices: (_scored(compiled, slices, eight), None),
+                max_drop=eight.max_drop,
+                subset_size=subset,
+            )
+        except _OutOfTimeError:
+            return small  # and the figures tell what it loses
 
 
 def _run(model: Any) -> Any:
@@ -61,6 +68,8 @@ def _outputs(compiled: Any, arrays: Arrays) -> list[np.ndarray]:
 
 def _scored(compiled: Any, slices: Iterable[slice], eight: EightBits) -> float:
     """The metric on some of the samples."""
+    if not eight.in_time():
+        raise _OutOfTimeError
     rows = list(slices)
     parts = [_outputs(compiled, [array[one] for array in eight.inputs]) for one in rows]
     joined = [np.concatenate(part) for part in zip(*parts, strict=True)]
