@@ -1,5 +1,6 @@
 """Engines in turns with `predict_on_batch`: by tfaccel, and the bare engine called by hand."""
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -85,4 +86,17 @@ def _openvino_by_hand(model: keras.Model, x: np.ndarray, engine: Any) -> Callabl
     return lambda batch: request.infer([batch], share_inputs=True)[compiled.output(0)]
 
 
-_BY_HAND = {"openvino": _openvino_by_hand}
+def _onnxruntime_by_hand(model: keras.Model, x: np.ndarray, engine: Any) -> Callable[..., Any]:
+    """What Keras's guide has one write: export, open a session, run it."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.export(f"{folder}/model.onnx", format="onnx", verbose=False)
+        session = onnxruntime.InferenceSession(
+            f"{folder}/model.onnx", providers=["CPUExecutionProvider"]
+        )
+    name = session.get_inputs()[0].name
+    return lambda batch: session.run(None, {name: batch})[0]
+
+
+_BY_HAND = {"openvino": _openvino_by_hand, "onnxruntime": _onnxruntime_by_hand}

@@ -14,6 +14,7 @@ from tfaccel.cli._command import UsageError
 from tfaccel.cli.cache import COMMAND
 from tfaccel.ops.kernels import CallSpec, Candidate, Ranking, Store, kernels
 from tfaccel.passes import FusedOptimizer
+from tfaccel.system.cache_dir import compiled_directory
 
 
 def ranking(rows):
@@ -111,6 +112,9 @@ def test_a_file_that_is_no_cache_is_told(text, tmp_path):
 def test_clear_leaves_what_is_not_tfaccel_s(filled):
     (filled / "mine.json").write_text('{"my": 1}')
     (filled / "kernels-0123.json").write_text("{}")
+    compiled = compiled_directory(filled) / "some_engine"
+    compiled.mkdir(parents=True)
+    (compiled / "model.blob").write_text("compiled")
     assert "2 plans" not in run(filled, "clear").said
     assert [path.name for path in filled.iterdir()] == ["mine.json"]
 

@@ -54,10 +54,11 @@ def workload_of(model, x):
 
 @pytest.mark.parametrize("kind", [*ENGINES, FakeEngine], ids=lambda kind: kind.name)
 def test_an_engine_is_a_pass(kind):
-    for item in (kind(), kind(precision="bfloat16", hint="throughput")):
+    for item in (kind(), kind(precision=kind.precisions[-1], hint="throughput")):
         assert make_pass(kind.name, json.loads(json.dumps(item.to_config()))) == item
         assert Plan.from_json(Plan((item,)).to_json()) == Plan((item,))
-    assert kind(precision="bfloat16").compute_dtype(None) == "bfloat16"
+    for precision in kind.precisions[1:]:
+        assert kind(precision=precision).compute_dtype(None) == precision
     assert "trains nothing" in str(kind().unsupported(Workload(dense_model())))
     with pytest.raises(ValueError, match="`precision` must be one of"):
         kind(precision="int3")

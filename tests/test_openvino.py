@@ -10,6 +10,7 @@ from test_engines import REFUSED, check_threads
 from test_saved_predictions import dense_model, run_recipe
 
 import tfaccel
+from tfaccel.autotune import portable
 from tfaccel.inference.engines import OpenVINO
 
 openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
@@ -88,13 +89,21 @@ def test_what_can_not_be_converted_is_named(winning):
 def test_compiled_models_are_kept_in_the_cache(tmp_path, winning):
     arguments = {"includes": ["openvino"], "max_tuning_seconds": 1e6}
     accelerate(image_model(), numbers(8, 8, 3), cache_dir=tmp_path, **arguments)
-    assert list((tmp_path / "openvino").iterdir())
-    for path in (tmp_path / "openvino").iterdir():
+    assert list((tmp_path / "compiled/openvino").iterdir())
+    for path in (tmp_path / "compiled/openvino").iterdir():
         path.write_bytes(b"damaged" + path.read_bytes()[7:])
     model = image_model()
     fast = accelerate(model, numbers(8, 8, 3), cache_dir=tmp_path, **arguments)
     found = fast.predict(numbers(8, 8, 3), verbose=0)
     assert_alike(model.predict(numbers(8, 8, 3), verbose=0), found, 5e-2, 5e-2)
+
+
+def test_what_is_compiled_is_cleared_with_the_cache(tmp_path, winning):
+    arguments = {"includes": ["openvino"], "max_tuning_seconds": 1e6}
+    accelerate(dense_model(), numbers(4), cache_dir=tmp_path, **arguments)
+    (tmp_path / "mine.txt").write_text("mine")
+    portable.clear_cache(portable.contents(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @CONFIGURED

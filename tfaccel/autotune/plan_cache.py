@@ -121,6 +121,8 @@ def workload_key(
     if not workload.training:
         parts["work"] = "predictions"
         parts["optimize"] = workload.optimize
+    if workload.allow:
+        parts["allow"] = sorted(workload.allow)
     text = json.dumps(parts, sort_keys=True, default=_described)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -4,13 +4,14 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import tensorflow as tf
 
 from tfaccel.core.machine_class import MachineClass
 from tfaccel.ops.kernels import Ranking, Store
-from tfaccel.system.cache_dir import default_directory, sweeps_directory
+from tfaccel.system.cache_dir import compiled_directory, default_directory, sweeps_directory
 from tfaccel.system.device import current_device
 from tfaccel.system.json_files import parsed, replace_text, to_text
 
@@ -107,17 +108,22 @@ def import_cache(path: pathlib.Path, found: Contents) -> tuple[int, int]:
 
 
 def clear_cache(found: Contents) -> int:
-    """Removes plans, kernels' times, those of other machines too, and what sweeps found.
+    """Removes plans, kernels' times, those of other machines too, and what else is kept.
+
+    That is what sweeps found, and what engines for predictions compiled.
 
     Returns:
         How many files there were.
     """
     names = [*found.plans, *found.foreign, Store(found.folder).path.name]
     sweeps = sweeps_directory(found.folder).glob("*.json")
-    paths = [*(found.folder / name for name in names), *sweeps]
+    compiled = compiled_directory(found.folder)
+    made = [path for path in compiled.rglob("*") if path.is_file()]
+    paths = [*(found.folder / name for name in names), *sweeps, *made]
     removed = [path for path in paths if path.exists()]
     for path in removed:
         path.unlink()
+    shutil.rmtree(compiled, ignore_errors=True)  # the folders
     return len(removed)
 
 

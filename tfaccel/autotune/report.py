@@ -27,7 +27,7 @@ _NUMBERS = ("step", "predicted", "speedup", "drift", "compile")
 HEADINGS = ("plan", *_NUMBERS, "verdict")
 # Of predictions. A column that says nothing is left out.
 _TIMES = ("p50", "p90", "p99")
-_OF_PREDICTIONS = ("batch", "speedup", "error", "top-1", *_TIMES, "set-up", "on disk")
+_OF_PREDICTIONS = ("batch", "speedup", "error", "top-1", "metric", *_TIMES, "set-up", "on disk")
 _PREDICTION_HEADINGS = ("plan", *_OF_PREDICTIONS, "verdict")
 
 
@@ -272,9 +272,10 @@ def _row(trial: Trial, chosen: bool) -> tuple[str, ...]:
 def _prediction_row(trial: Trial, chosen: bool) -> tuple[str, ...]:
     plan, batch, _, gain, error, compiling, verdict = _row(trial, chosen)
     same = "" if trial.top1_agreement is None else f"{100 * trial.top1_agreement:.1f} %"
+    metric = "" if trial.metric is None else f"{trial.metric:.4f}"
     times = [milliseconds(seconds) for seconds in trial.latency_seconds or ()]
     on_disk = "" if trial.disk_bytes is None else size(trial.disk_bytes)
-    return plan, batch, gain, error, same, *(times or [""] * 3), compiling, on_disk, verdict
+    return plan, batch, gain, error, same, metric, *(times or [""] * 3), compiling, on_disk, verdict
 
 
 def _without(

@@ -44,6 +44,7 @@ class Trial:
         latency_seconds: of predictions, the times that 50, 90 and 99 of 100 calls keep within.
         top1_agreement: of classifiers, the share of samples with the untouched model's class.
         disk_bytes: what it takes on disk; None where it was not saved.
+        metric: of predictions, the user's metric on labelled samples; None without labels.
     """
 
     plan: Plan
@@ -59,6 +60,7 @@ class Trial:
     latency_seconds: tuple[float, float, float] | None = None
     top1_agreement: float | None = None
     disk_bytes: int | None = None
+    metric: float | None = None
 
     @classmethod
     def refused(cls, plan: Plan, why: Unsupported) -> "Trial":

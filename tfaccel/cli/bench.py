@@ -1,4 +1,4 @@
-"""`tfaccel bench`: a model's training step, stock Keras against each pass and the chosen plan."""
+"""`tfaccel bench`: a model's training step or its predictions, stock Keras against tfaccel."""
 
 import argparse
 import json
@@ -13,17 +13,21 @@ import keras
 import tensorflow as tf
 
 from tfaccel.autotune.eligibility import ineligibility
+from tfaccel.cli._bench_inference import measure_predictions
 from tfaccel.cli._bench_measure import Wanted, measure
-from tfaccel.cli._bench_result import BenchResult, BenchRow
+from tfaccel.cli._bench_result import BenchResult, BenchRow, machine_line
 from tfaccel.cli._command import Command, UsageError, comma_list, seconds
 from tfaccel.cli._progress import progress
 from tfaccel.cli.explain import load_plan
 from tfaccel.cli.inputs.feeds import define_feed_flags, make_feed
 from tfaccel.cli.inputs.models import define_model_arguments, load_model
+from tfaccel.cli.tune import Tuned
 from tfaccel.core.plan import Plan, make_pass
+from tfaccel.inference.accelerating import AIMS
 from tfaccel.system.machine import machine_facts
 
 _AUTO, _EACH = "auto", "each"
+_TRAINING, _INFERENCE = _MODES = ("training", "inference")
 _FLAGS = (
     *("batch_size", "data", "input_shape", "classes", "optimizer", "loss"),
     *("plans", "max_seconds", "devices"),
@@ -35,6 +39,12 @@ Run = Callable[[Sequence[str], Mapping[str, str]], str]
 def _define(parser: argparse.ArgumentParser) -> None:
     define_model_arguments(parser)
     define_feed_flags(parser)
+    parser.add_argument(
+        "--mode", choices=_MODES, default=_TRAINING, help="what is timed: training or predictions"
+    )
+    parser.add_argument(
+        "--optimize", choices=AIMS, default=AIMS[0], help="of predictions, what counts"
+    )
     parser.add_argument(
         "--plans",
         type=comma_list,
@@ -51,7 +61,36 @@ def _define(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run(args: argparse.Namespace) -> BenchResult:
+def _run(args: argparse.Namespace) -> BenchResult | Tuned:
+    return _predictions(args) if args.mode == _INFERENCE else _training(args)
+
+
+def _predictions(args: argparse.Namespace) -> Tuned:
+    """Predictions under plans and by engines, in the table of `tfaccel.accelerate`."""
+    wanted = _wanted(args.plans)
+    here, elsewhere = chosen_devices(args.devices, bool(tf.config.list_physical_devices("GPU")))
+    if elsewhere and not here:
+        raise UsageError("--devices=cpu: set CUDA_VISIBLE_DEVICES=-1, predictions are made here")
+    keras.utils.set_random_seed(0)
+    with progress() as told:
+        told.stage(f"Building {args.model}")
+        chosen = load_model(args.model, args)
+        feed = make_feed(chosen, args)
+        report = measure_predictions(
+            chosen.model,
+            feed.dataset,
+            wanted.plans,
+            wanted.search or wanted.each,
+            args.max_seconds,
+            told,
+            optimize=args.optimize,
+            cache_dir=False,
+        )
+    batch = f"Batches of {feed.batch_size}, {feed.source}."
+    return Tuned(report, (*chosen.notes, batch, machine_line(machine_facts())))
+
+
+def _training(args: argparse.Namespace) -> BenchResult:
     start = time.perf_counter()
     name, wanted = args.model, _wanted(args.plans)
     here, elsewhere = chosen_devices(args.devices, bool(tf.config.list_physical_devices("GPU")))

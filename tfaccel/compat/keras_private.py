@@ -7,6 +7,7 @@ not, so that a future Keras fails in one sentence and not in a strange place.
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -342,3 +343,9 @@ def trainer_class() -> Any:
         if "fit" in vars(kind):
             return kind
     raise KerasChangedError("Model.fit")
+
+
+def joined_outputs(parts: list[Any]) -> Any:
+    """One output of several batches as `predict` joins them, ragged where it has to be."""
+    module = sys.modules[trainer_class().__module__]
+    return _needed(module, "potentially_ragged_concat")(parts)

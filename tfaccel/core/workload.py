@@ -37,6 +37,7 @@ class Workload:
         sizes_vary: whether batches come in so many sizes that nothing is worth compiling for
             each.
         optimize: what predictions are to be good at: `"throughput"` or `"latency"`.
+        allow: what the user lets predictions be computed in beside the usual: `"int8"`.
     """
 
     model: keras.Model
@@ -51,6 +52,7 @@ class Workload:
     training: bool = True
     sizes_vary: bool = False
     optimize: str = "throughput"
+    allow: tuple[str, ...] = ()
 
     @functools.cached_property
     def layers(self) -> list[keras.layers.Layer]:

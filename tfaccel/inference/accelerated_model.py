@@ -16,6 +16,7 @@ from tfaccel.data.findings import Findings
 from tfaccel.data.watching import Watch, is_finite
 from tfaccel.inference.engines import ServedFunction
 from tfaccel.inference.predict_function import PredictFunction, own_function, save
+from tfaccel.inference.predicting import is_plain, predict_arrays
 from tfaccel.inference.sample import as_tensors
 from tfaccel.inference.saving.save import save as save_folder
 from tfaccel.system import notices
@@ -80,7 +81,8 @@ class AcceleratedModel:
     ) -> Any:
         """What `model.predict` gives, in the same structure.
 
-        It is Keras's own `predict` with another function inside.
+        It is Keras's own `predict` with another function inside or, for arrays where nothing
+        else is asked, a loop without its overhead.
 
         Args:
             x, batch_size, verbose, steps, callbacks: as for `model.predict`.
@@ -96,6 +98,8 @@ class AcceleratedModel:
         >>> fast.predict(x, verbose=0, validate=True).shape, fast.findings.ok
         ((8, 1), True)
         """
+        if not validate and is_plain(self.model, x, batch_size, verbose, steps, callbacks):
+            return predict_arrays(self._run, x, batch_size, verbose)
         if not validate:
             with self._in_place:
                 return self.model.predict(x, batch_size, verbose, steps, callbacks)

@@ -22,7 +22,8 @@ from tfaccel.core.workload import Workload, default_strategy
 from tfaccel.inference.accelerated_model import AcceleratedModel
 from tfaccel.inference.engines import ENGINES
 from tfaccel.inference.predict_function import PredictFunction, own_function
-from tfaccel.inference.sample import first_batch, spec_of
+from tfaccel.inference.quality import Metric, Quality, asked_quality
+from tfaccel.inference.sample import first_batch, first_samples, spec_of
 from tfaccel.inference.trials import PredictionTrials
 from tfaccel.measure.numerics import Tolerance
 from tfaccel.measure.outcome import Outcome
@@ -31,6 +32,8 @@ from tfaccel.steps.snapshot import Snapshot
 
 # Calls of the model's own function that are timed first. The first is traced.
 _OWN_CALLS = 3
+# How much of the time for trials one engine may look for the ops that lose too much in 8 bits.
+_SEARCH_SHARE = 0.25
 # What predictions may be optimized for.
 AIMS = ("throughput", "latency")
 
@@ -40,6 +43,11 @@ def accelerate(
     sample: Any,
     plan: Plan | Sequence[str | Pass] | str | os.PathLike[str] = "auto",
     *,
+    y: Any = None,
+    allow: Collection[str] = (),
+    max_drop: float = 0.005,
+    metric: str | Metric = "accuracy",
+    batch_size: int | None = None,
     optimize: str = "throughput",
     includes: Collection[str] | None = None,
     excludes: Collection[str] = (),
@@ -56,13 +64,16 @@ def accelerate(
 
     Args:
         model: any Keras model, compiled or not.
-        sample: a batch of inputs as `model.predict` takes it, or a dataset, whose first is taken.
-            Give it the size that matters: what wins for 32 samples may not for one.
+        sample: inputs as `model.predict` takes them, or a dataset, whose first batch is taken.
         plan: `"auto"`, or one plan, such as that of a training, less what serves training alone.
+        y: the sample's labels, for the metric's column and for `allow`.
+        allow: `("int8",)` lets engines compute in 8 bits, calibrated on the sample.
+        max_drop, metric: how much less of which metric 8 bits may give: `"accuracy"`, or a
+            function of labels and predictions, of which more is better.
+        batch_size: samples in a batch, the size that matters; None for all of the sample.
         optimize: `"throughput"`; or `"latency"`: engines give one batch all cores.
         includes, excludes: names of passes and engines to try (docs/inference.md).
-        tolerance: the largest relative error of outputs; None for 1e-4 in float32, 1e-2 in
-            float16, 5e-2 in bfloat16.
+        tolerance: the largest relative error of outputs; None for the dtype's own.
         max_tuning_seconds, cache_dir, verbose: as in `AccelCallback`.
 
     Raises:
@@ -74,32 +85,56 @@ def accelerate(
     >>> fast.predict(x, verbose=0).shape
     (32, 1)
     """
+    settings = _settings(plan, includes, excludes, tolerance, max_tuning_seconds, cache_dir)
+    x = _inputs(model, sample, optimize)
+    quality = asked_quality(x, y, allow, max_drop, metric)
+    wish = _Wish(optimize, tuple(allow), quality)
+    found = _accelerated(model, first_samples(x, batch_size), settings, wish)
+    if verbose:
+        show(found.report, verbose)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wish:
+    """What predictions are to be good at, and what they may lose."""
+
+    optimize: str
+    allow: tuple[str, ...]
+    quality: Quality | None
+
+
+def _inputs(model: Any, sample: Any, optimize: str) -> Any:
+    """The sample's inputs, once the other arguments are looked at."""
     if optimize not in AIMS:
         raise ValueError(f"`optimize` must be one of {', '.join(AIMS)}. Received: {optimize!r}")
-    settings = _settings(
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
+    return first_batch(model, sample)
+
+
+def _settings(
+    plan: Any,
+    includes: Collection[str] | None,
+    excludes: Collection[str],
+    tolerance: Tolerance | float | None,
+    max_tuning_seconds: float,
+    cache_dir: str | os.PathLike[str] | bool | None,
+) -> Options:
+    """What the user asked for, less what serves training alone."""
+    settings = make_options(
         plan,
         includes=includes,
         excludes=excludes,
         tolerance=tolerance,
         max_tuning_seconds=max_tuning_seconds,
         cache_dir=cache_dir,
+        tuning_share=None,
     )
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
-    x = first_batch(model, sample)
-    found = _accelerated(model, x, settings, optimize)
-    if verbose:
-        show(found.report, verbose)
-    return found
-
-
-def _settings(plan: Any, **arguments: Any) -> Options:
-    """What the user asked for, less what serves training alone."""
-    settings = make_options(plan, tuning_share=None, **arguments)
     names, plan = settings.names, settings.plan
-    if arguments["includes"] is None:
+    if includes is None:
         more = (item.name for item in (*passes.INFERENCE_PASSES, *ENGINES))
-        names += tuple(name for name in more if name not in arguments["excludes"])
+        names += tuple(name for name in more if name not in excludes)
     if plan is not None:
         plan = Plan(tuple(item for item in plan.passes if item.serves_validation))
     of_training = {item.name for item in passes.PASSES if not item.serves_validation}
@@ -107,7 +142,7 @@ def _settings(plan: Any, **arguments: Any) -> Options:
     return dataclasses.replace(settings, plan=plan, names=names, reserve=())
 
 
-def _accelerated(model: keras.Model, x: Any, settings: Options, optimize: str) -> AcceleratedModel:
+def _accelerated(model: keras.Model, x: Any, settings: Options, wish: _Wish) -> AcceleratedModel:
     stopped = _hindrance(model)
     if stopped:
         report = Report((), Plan(), note=stopped, predicts=True)
@@ -115,13 +150,14 @@ def _accelerated(model: keras.Model, x: Any, settings: Options, optimize: str) -
     if not model.built:
         model(x)  # makes the variables, as the first batch to be predicted would
     with unmarked(model):
-        return _tried(model, x, settings, optimize)
+        return _tried(model, x, settings, wish)
 
 
-def _tried(model: keras.Model, x: Any, settings: Options, optimize: str) -> AcceleratedModel:
+def _tried(model: keras.Model, x: Any, settings: Options, wish: _Wish) -> AcceleratedModel:
     # As Keras hands it over, so that its predictions meet the trace that is made here.
     batch = keras.utils.pack_x_y_sample_weight(keras.tree.lists_to_tuples(x))
-    workload = Workload(model, (batch,), spec_of(batch), training=False, optimize=optimize)
+    asked: dict[str, Any] = {"optimize": wish.optimize, "allow": wish.allow}
+    workload = Workload(model, (batch,), spec_of(batch), training=False, **asked)
     state = Snapshot.of(workload)
     own, function = own_function(model), None
     try:
@@ -133,17 +169,26 @@ def _tried(model: keras.Model, x: Any, settings: Options, optimize: str) -> Acce
         report, function = found
     else:
         state.restore()
-        cache = settings.cache.directory if settings.cache else None
-        with PredictionTrials(workload, own, settings.clock, settings.tolerance, cache) as bench:
+        with _trials(workload, own, settings, wish.quality) as bench:
             report = dataclasses.replace(_report(workload, bench, settings), predicts=True)
-            if optimize == "latency":
+            if wish.optimize == "latency":
                 bench.time_calls(report.plan)
-            report = bench.with_latencies(report)
+            report = bench.completed(report)
             kept = not report.plan.is_baseline
             function = bench.step_function(report.plan) if kept else None
     finally:
         state.restore()
     return AcceleratedModel(model, x, report, own, function)
+
+
+def _trials(
+    workload: Workload, own: Callable[[Any], Any], settings: Options, quality: Quality | None
+) -> PredictionTrials:
+    cache = settings.cache.directory if settings.cache else None
+    if quality is not None:
+        seconds = _SEARCH_SHARE * settings.budget.max_seconds
+        quality = dataclasses.replace(quality, seconds=seconds, clock=settings.clock)
+    return PredictionTrials(workload, own, settings.clock, settings.tolerance, cache, quality)
 
 
 def _hindrance(model: keras.Model) -> str:

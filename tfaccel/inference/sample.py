@@ -42,7 +42,7 @@ def first_batch(model: keras.Model, sample: Any) -> Any:
         return tf.zeros([1])
 
     batches = isinstance(sample, tf.data.Dataset | keras.utils.PyDataset)
-    size = None if batches else _length(sample)
+    size = None if batches else sample_size(sample)
     if size == 0:
         raise ValueError(_EMPTY)
     try:
@@ -54,19 +54,32 @@ def first_batch(model: keras.Model, sample: Any) -> Any:
         kind = type(sample).__name__
         raise TypeError(f"`sample` must be {_KINDS}. Received: {kind} ({error})") from error
     x = keras.utils.unpack_x_y_sample_weight(taken[0])[0] if taken else None
-    if x is None or _length(x) == 0:
+    if x is None or sample_size(x) == 0:
         raise ValueError(_EMPTY)
     # Lists have become tuples on the way.
     return x if batches else keras.tree.pack_sequence_as(sample, keras.tree.flatten(x))
 
 
-def _length(x: Any) -> int | None:
-    """How many samples there are; None where that can't be told."""
+def sample_size(x: Any) -> int | None:
+    """How many samples inputs have; None where that can't be told."""
     for leaf in tf.nest.flatten(x):
         shape = getattr(leaf, "shape", None)
         if shape is not None and len(shape):
             return None if shape[0] is None else int(shape[0])
     return None
+
+
+def first_samples(x: Any, count: int | None) -> Any:
+    """The first samples of inputs; all of them for None, or where there are no more.
+
+    Raises:
+        ValueError: `count` is no positive integer.
+    """
+    if count is None:
+        return x
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"`batch_size` must be None or a positive integer. Received: {count!r}")
+    return tf.nest.map_structure(lambda leaf: leaf[:count], x)
 
 
 def spec_of(x: Any) -> Any:

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import operator
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -18,9 +19,10 @@ from tfaccel.autotune.trial import Trial, coarsest_dtype
 from tfaccel.autotune.trial_runner import TrialRunner
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
-from tfaccel.inference.engines import EngineFunction, Forward, engine_of
+from tfaccel.inference.engines import EIGHT_BITS, EngineFunction, Forward, engine_of
 from tfaccel.inference.predict_function import PredictFunction
-from tfaccel.inference.sample import changed
+from tfaccel.inference.quality import Quality
+from tfaccel.inference.sample import changed, sample_size
 from tfaccel.measure import numerics, racing
 from tfaccel.measure.finite import finite_where
 from tfaccel.measure.numerics import Drift, Tolerance
@@ -48,6 +50,10 @@ class PredictionTrials(TrialRunner):
         clock: seconds.
         tolerance: the user's; None for the table's.
         cache: where engines keep what compiling made; None for nowhere.
+        quality: the user's labelled samples; None for none.
+
+    Raises:
+        ValueError: the user's metric can't be computed of the model's own predictions.
     """
 
     def __init__(
@@ -57,14 +63,16 @@ class PredictionTrials(TrialRunner):
         clock: Clock,
         tolerance: Tolerance | float | None = None,
         cache: pathlib.Path | None = None,
+        quality: Quality | None = None,
     ):
         super().__init__(workload, clock)
         self._own = own
         self._tolerance = tolerance
-        self._cache = cache
+        self._cache, self._quality = cache, quality
         self._data = list(workload.batches)
         self._forwards: dict[Plan, Forward] = {}
         self._seconds: dict[Plan, list[float]] = collections.defaultdict(list)
+        self._own_metric = self._metric(own)
 
     def drift(self, plan: Plan) -> Drift:
         """How far a plan's outputs are from the model's own, at most."""
@@ -115,8 +123,26 @@ class PredictionTrials(TrialRunner):
         if engine_of(plan) is None:
             return PredictFunction(self.workload, plan, self.prepared)
         return EngineFunction(
-            self.workload, plan, self.prepared, cache=self._cache, forwards=self._forwards
+            self.workload,
+            plan,
+            self.prepared,
+            cache=self._cache,
+            forwards=self._forwards,
+            quality=self._quality,
         )
+
+    def _metric(self, function: Callable[[Any], Any]) -> float | None:
+        """The user's metric of what a function predicts; None without labels."""
+        if self._quality is None:
+            return None
+        parts = []
+        with self._restored():
+            for x, new in self._quality.batches(sample_size(self._data) or 1):
+                arrays = keras.tree.map_structure(np.asarray, function([(x,)]))
+                rows = operator.itemgetter(slice(-new, None))
+                parts.append(keras.tree.map_structure(rows, arrays))
+        joined = keras.tree.map_structure(lambda *ys: np.concatenate(ys), *parts)
+        return self._quality.score(joined)
 
     def _first(self, plan: Plan) -> Callable[[], Any]:
         return functools.partial(self._functions[plan], self._data)
@@ -148,19 +174,21 @@ class PredictionTrials(TrialRunner):
                 if self.clock() > end:
                     break
 
-    def with_latencies(self, report: Report) -> Report:
-        """The report with the percentiles of all calls that were timed of each plan."""
+    def completed(self, report: Report) -> Report:
+        """The report with the baseline's metric, and the percentiles of all calls of each plan."""
         trials = []
         for trial in report.trials:
             seconds = self._seconds.get(trial.plan)
             found = percentiles(seconds) if seconds else trial.latency_seconds
-            trials.append(dataclasses.replace(trial, latency_seconds=found))
+            metric = self._own_metric if trial.plan.is_baseline else trial.metric
+            trials.append(dataclasses.replace(trial, latency_seconds=found, metric=metric))
         return dataclasses.replace(report, trials=tuple(trials))
 
     def _judged(self, trial: Trial) -> Trial:
         pairs = list(self._pairs(trial.plan))
         drift = worst(compare(*pair) for pair in pairs)
-        violation = self.violation(trial.plan, drift)
+        metric = self._metric(self.step_function(trial.plan))
+        violation = self._lost(trial.plan, drift, metric)
         outcome = Outcome.UNFAITHFUL if violation else Outcome.FASTER
         return dataclasses.replace(
             trial,
@@ -168,7 +196,17 @@ class PredictionTrials(TrialRunner):
             reason=violation or "",
             drift=drift,
             top1_agreement=top1_agreement(pairs),
+            metric=metric,
         )
+
+    def _lost(self, plan: Plan, drift: Drift, metric: float | None) -> str | None:
+        """What a plan loses too much, in words: of the metric in 8 bits, else of its numbers."""
+        engine = engine_of(plan)
+        if engine is None or engine.precision != EIGHT_BITS or not drift.finite:
+            return self.violation(plan, drift)
+        if self._quality is None or self._own_metric is None or metric is None:
+            return "nothing tells what 8 bits lose"
+        return self._quality.violation(self._own_metric, metric)
 
 
 def compare(reference: Outputs, candidate: Outputs) -> Drift:

@@ -12,8 +12,8 @@ from typing import Any
 from tfaccel.launch import environment
 from tfaccel.launch.imports import after_import
 from tfaccel.launch.program import NoProgramError, Program
-from tfaccel.launch.sweep import kept
 from tfaccel.launch.spawned import first_in_workers
+from tfaccel.launch.sweep import kept
 
 EXIT_NO_PROGRAM = 2
 _NO_FIT = (

@@ -15,3 +15,8 @@ def default_directory() -> pathlib.Path:
 def sweeps_directory(cache: pathlib.Path) -> pathlib.Path:
     """Where what `tfaccel run --sweep` found is kept, a file for each program."""
     return cache / "sweeps"
+
+
+def compiled_directory(cache: pathlib.Path) -> pathlib.Path:
+    """Where engines for predictions keep what they compiled, a folder for each."""
+    return cache / "compiled"

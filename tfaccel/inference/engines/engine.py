@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import importlib.metadata
 import importlib.util
 import pathlib
 from collections.abc import Sequence
@@ -17,10 +18,12 @@ from tfaccel.core.standalone import StandalonePass
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.unsupported import Unsupported, named
 from tfaccel.core.workload import Workload
+from tfaccel.inference.engines.eight_bits import EightBits
 from tfaccel.inference.engines.forward import Forward
 from tfaccel.passes import FrozenWeights
 
-PRECISIONS = ("float32", "bfloat16")
+EIGHT_BITS = "int8"
+PRECISIONS = ("float32", "bfloat16", EIGHT_BITS)
 HINTS = ("latency", "throughput")
 
 
@@ -57,7 +60,8 @@ class Engine(StandalonePass, is_base=True):
     in functions only.
 
     Args:
-        precision: what products are computed in: `"float32"` or `"bfloat16"`.
+        precision: what products are computed in: `"float32"`, `"bfloat16"` or, where the user
+            allows it, `"int8"`.
         hint: `"latency"`, where all cores work on one batch, or `"throughput"`, where they
             share its samples.
     """
@@ -65,6 +69,12 @@ class Engine(StandalonePass, is_base=True):
     title: ClassVar[str]
     module: ClassVar[str]
     extra: ClassVar[str]
+    # What it computes in, from the most precise on, and whether it converts bfloat16 of layers.
+    precisions: ClassVar[tuple[str, ...]] = PRECISIONS
+    converts_bfloat16: ClassVar[bool] = True
+    # The module that makes 8 bits for it, and the extra that installs it.
+    quantizer: ClassVar[str] = ""
+    quantizer_extra: ClassVar[str] = ""
     # It is converted and compiled beside the trace.
     compile_factor: ClassVar[float] = 1.5
 
@@ -72,7 +82,7 @@ class Engine(StandalonePass, is_base=True):
     hint: str = "latency"
 
     def __post_init__(self) -> None:
-        for field, allowed in (("precision", PRECISIONS), ("hint", HINTS)):
+        for field, allowed in (("precision", self.precisions), ("hint", HINTS)):
             value = getattr(self, field)
             if value not in allowed:
                 raise ValueError(
@@ -81,7 +91,11 @@ class Engine(StandalonePass, is_base=True):
 
     @abc.abstractmethod
     def build(
-        self, forward: Forward, sample: Sequence[Any], cache: pathlib.Path | None = None
+        self,
+        forward: Forward,
+        sample: Sequence[Any],
+        cache: pathlib.Path | None = None,
+        eight_bits: EightBits | None = None,
     ) -> Runner:
         """Makes the engine ready to predict.
 
@@ -89,6 +103,7 @@ class Engine(StandalonePass, is_base=True):
             forward: what to compute.
             sample: inputs of the size that matters.
             cache: a folder for what compiling made; None for none.
+            eight_bits: what an engine in 8 bits is calibrated by; None for another precision.
 
         Raises:
             Exception: the engine can't convert or compile it. The message names the op or the
@@ -115,12 +130,38 @@ class Engine(StandalonePass, is_base=True):
     @classmethod
     def version(cls) -> str:
         """The version of what is installed, for the key of the cache; empty where nothing is."""
-        return ""
+        try:
+            return importlib.metadata.version(cls.module)
+        except importlib.metadata.PackageNotFoundError:
+            return ""
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.training:
             return Unsupported("an engine trains nothing", "it is for tfaccel.accelerate")
-        return self.missing() or _inconvertible(workload)
+        found = self.missing() or self._no_eight_bits(workload) or _inconvertible(workload)
+        for layer in () if found or self.converts_bfloat16 else workload.layers:
+            if str(getattr(layer, "compute_dtype", "")) == "bfloat16":
+                return Unsupported(
+                    f"{named(layer)} computes in bfloat16, which {self.title} can't convert",
+                    "an engine takes a model of float32 layers, and rounds it itself if that pays",
+                )
+        return found
+
+    def _no_eight_bits(self, workload: Workload) -> Unsupported | None:
+        if self.precision != EIGHT_BITS:
+            return None
+        if EIGHT_BITS not in workload.allow:
+            return Unsupported(
+                "8 bits are used only where they are asked for",
+                "tfaccel.accelerate(model, x, y=labels, allow=('int8',))",
+            )
+        if importlib.util.find_spec(self.quantizer) is not None:
+            return None
+        extras = ",".join(dict.fromkeys((self.extra, self.quantizer_extra)))
+        return Unsupported(
+            f"{self.quantizer} is not installed, which makes 8 bits for {self.title}",
+            f"pip install 'tfaccel[{extras}]'",
+        )
 
     def applied(self, context: StepContext) -> Any:
         """Nothing: what the engine is handed is traced as it is."""
@@ -140,12 +181,21 @@ class Engine(StandalonePass, is_base=True):
         return None if self.precision == "float32" else self.precision
 
     def variants(self, workload: Workload) -> Sequence["Engine"]:
-        """The precisions that pay on the chip, with the hints that the aim leaves."""
-        reduced = workload.device.fast_dtype == "bfloat16"
-        precisions = reversed(PRECISIONS) if reduced else PRECISIONS[:1]
+        """The precisions that pay on the chip or are asked for, with the hints of the aim."""
+        reduced = ["bfloat16"] if workload.device.fast_dtype == "bfloat16" else []
+        asked = [EIGHT_BITS] if EIGHT_BITS in workload.allow else []
+        wanted = [p for p in (*reduced, "float32", *asked) if p in self.precisions]
         shared = workload.optimize == "throughput" and workload.device.cores > 1
         hints = HINTS if shared and _samples(workload) > 1 else HINTS[:1]
-        return [dataclasses.replace(self, precision=p, hint=h) for p in precisions for h in hints]
+        return [dataclasses.replace(self, precision=p, hint=h) for p in wanted for h in hints]
+
+
+def unknown_ops(title: str, ops: Sequence[str], forward: Forward) -> str:
+    """The error of an engine that has no such ops, with the layers that they stand in."""
+    graph = forward.function.graph.get_operations()
+    where = dict.fromkeys(op.name.rpartition("/")[0] for op in graph if op.type in ops)
+    places = f", in {', '.join(where)}" if where else ""
+    return f"{title} has no {', '.join(ops)}{places}"
 
 
 def _samples(workload: Workload) -> int:

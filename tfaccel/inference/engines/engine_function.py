@@ -4,18 +4,21 @@ import abc
 import dataclasses
 import pathlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import Prepared
 from tfaccel.core.workload import Workload
-from tfaccel.inference.engines.engine import Engine, Runner
+from tfaccel.inference.engines.eight_bits import EightBits
+from tfaccel.inference.engines.engine import EIGHT_BITS, Engine, Runner
 from tfaccel.inference.engines.forward import Forward, Signature, trace
 from tfaccel.inference.predict_function import signature
+from tfaccel.inference.quality import Quality
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +131,7 @@ class EngineFunction(ServedFunction):
         prepared: what the plan's passes found out before.
         cache: the engine's folder for what compiling made; None for none.
         forwards: graphs of the model as it is now, by plan, which configurations share.
+        quality: the user's labelled samples; None for none.
     """
 
     def __init__(
@@ -138,19 +142,22 @@ class EngineFunction(ServedFunction):
         *,
         cache: pathlib.Path | None = None,
         forwards: dict[Plan, Forward] | None = None,
+        quality: Quality | None = None,
     ):
         self._x = inputs_of(workload.batches[0])
         super().__init__(plan, keras.tree.flatten(signature(workload.model, self._x)))
         self._engine = _only_engine(plan)
         self._workload, self._prepared, self._cache = workload, prepared, cache
-        self._forwards = forwards
+        self._forwards, self._quality = forwards, quality
         self._served: Served | None = None
         self._lock = threading.Lock()
 
     def again(self) -> "EngineFunction":
         """The same for the model as it is now."""
         workload = dataclasses.replace(self._workload)  # layers are looked up anew
-        return EngineFunction(workload, self.plan, self._prepared, cache=self._cache)
+        return EngineFunction(
+            workload, self.plan, self._prepared, cache=self._cache, quality=self._quality
+        )
 
     def served(self) -> Served:
         """What runs; made by the first that asks."""
@@ -161,7 +168,10 @@ class EngineFunction(ServedFunction):
 
     def _built(self) -> Served:
         forward, sample = self._forward(), keras.tree.flatten(self._x)
-        runner = self._engine.build(forward, sample, self._cache)
+        eight_bits = None
+        if self._engine.precision == EIGHT_BITS:
+            eight_bits = _eight_bits(self._quality, forward)
+        runner = self._engine.build(forward, sample, self._cache, eight_bits)
         self._forwards = None
         return Served(runner, Signature.of(forward, self._x))
 
@@ -171,6 +181,20 @@ class EngineFunction(ServedFunction):
         if plan not in known:
             known[plan] = trace(self._workload, plan, self._prepared)
         return known[plan]
+
+
+def _eight_bits(quality: Quality | None, forward: Forward) -> EightBits:
+    if quality is None:
+        raise ValueError("8 bits need `y`, the labels of the sample")
+    if not all(s.shape.rank and s.shape[0] is None for s in (*forward.inputs, *forward.outputs)):
+        raise ValueError("8 bits need a model whose inputs and outputs have any number of samples")
+
+    def score(arrays: Sequence[Any], rows: Any) -> float:
+        structure = keras.tree.pack_sequence_as(forward.structure, list(arrays))
+        return quality.score(structure, rows)
+
+    inputs = [np.asarray(leaf) for leaf in keras.tree.flatten(quality.x)]
+    return EightBits(inputs, score, quality.max_drop, quality.timer())
 
 
 def engine_of(plan: Plan) -> Engine | None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -29,7 +29,7 @@ class Forward:
         inputs: what it takes, in the order of the flattened inputs.
         outputs: what it gives, in the order of the flattened outputs.
         structure: the structure of the outputs, with the place of each as its leaf.
-        converted: what engines made of it, by their names, so that several configurations of
+        converted: what engines made of it, by a name, so that several configurations of
             one engine share it.
     """
 
@@ -39,6 +39,22 @@ class Forward:
     outputs: tuple[tf.TensorSpec, ...]
     structure: Any
     converted: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def made(self, name: str, make: Callable[[], Any]) -> Any:
+        """What was made under this name before, else what is made now."""
+        if name not in self.converted:
+            self.converted[name] = make()
+        return self.converted[name]
+
+    @property
+    def input_names(self) -> list[str]:
+        """The names of the inputs, in their order."""
+        return [str(spec.name) for spec in self.inputs]
+
+    @property
+    def output_names(self) -> list[str]:
+        """The names of the outputs, in their order."""
+        return [str(spec.name) for spec in self.outputs]
 
     @property
     def has_open_batch(self) -> bool:

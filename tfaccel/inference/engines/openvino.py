@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import importlib.metadata
 import math
 import pathlib
 import re
@@ -12,13 +11,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tfaccel.autotune.trial import error_line
-from tfaccel.core.unsupported import Unsupported, named
-from tfaccel.core.workload import Workload
-from tfaccel.inference.engines.engine import Engine, Runner
+from tfaccel.inference.engines.eight_bits import EightBits
+from tfaccel.inference.engines.engine import Engine, Runner, unknown_ops
 from tfaccel.inference.engines.forward import Forward
+from tfaccel.inference.engines.openvino_quantization import quantized
+from tfaccel.system.cache_dir import compiled_directory
 
 # As https://docs.openvino.ai has them under "CPU device" and "High-level performance hints".
-_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 _FILE = "model.xml"
 # How its converter names what it does not know.
 _UNKNOWN_OPS = re.compile(r"[Nn]o (?:conversion rule|translator) found for [^:]*: *([\w, ]+)")
@@ -39,30 +39,20 @@ class OpenVINO(Engine):
     title: ClassVar[str] = "OpenVINO"
     module: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
-
-    @classmethod
-    def version(cls) -> str:
-        try:
-            return importlib.metadata.version("openvino")
-        except importlib.metadata.PackageNotFoundError:
-            return ""
-
-    def unsupported(self, workload: Workload) -> Unsupported | None:
-        found = super().unsupported(workload)
-        for layer in () if found else workload.layers:
-            if str(getattr(layer, "compute_dtype", "")) == "bfloat16":
-                return Unsupported(
-                    f"{named(layer)} computes in bfloat16, which OpenVINO can't convert",
-                    "a model of float32 layers is rounded by OpenVINO itself",
-                )
-        return found
+    converts_bfloat16: ClassVar[bool] = False
+    quantizer: ClassVar[str] = "nncf"
+    quantizer_extra: ClassVar[str] = "int8"
 
     def build(
-        self, forward: Forward, sample: Sequence[Any], cache: pathlib.Path | None = None
+        self,
+        forward: Forward,
+        sample: Sequence[Any],
+        cache: pathlib.Path | None = None,
+        eight_bits: EightBits | None = None,
     ) -> Runner:
-        if self.name not in forward.converted:
-            forward.converted[self.name] = _converted(forward)
-        model = forward.converted[self.name]
+        model = forward.made(self.name, lambda: _converted(forward))
+        if eight_bits is not None:
+            model = forward.made(f"{self.name} int8", lambda: quantized(model, eight_bits))
         sizes = [tuple(map(int, leaf.shape)) for leaf in sample]
         splits = self.hint == "throughput" and forward.has_open_batch
         return _Runner(model, self, sizes, cache, splits)
@@ -84,7 +74,11 @@ class OpenVINO(Engine):
             "PERFORMANCE_HINT": self.hint.upper(),
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self.precision],
         }
-        return told if cache is None else told | {"CACHE_DIR": str(cache / self.name)}
+        return (
+            told
+            if cache is None
+            else told | {"CACHE_DIR": str(compiled_directory(cache) / self.name)}
+        )
 
 
 class _Runner(Runner):
@@ -201,6 +195,7 @@ def _converted(forward: Forward) -> Any:
         found = _by_front_end(forward.function)
     except Exception as error:
         raise ValueError(_cause(error, forward)) from error
+    _widen_sums(found)
     inputs = _ordered(found.inputs, [str(spec.name) for spec in forward.inputs])
     outputs = _ordered(found.outputs, [str(spec.name) for spec in forward.outputs])
     results, parameters = ([port.get_node() for port in ports] for ports in (outputs, inputs))
@@ -221,6 +216,26 @@ def _by_front_end(function: Any) -> Any:
     return front_end.convert(front_end.load(graph))
 
 
+def _widen_sums(model: Any) -> None:
+    """Has products of integers added up in float32, as models that Keras quantized mean it.
+
+    OpenVINO's converter leaves out that TensorFlow sums them in int32.
+    """
+    from openvino import Type, opset13
+
+    for node in model.get_ordered_ops():
+        sources = [port.get_source_output() for port in node.inputs()]
+        if node.get_type_name() != "MatMul" or not sources[0].get_element_type().is_integral():
+            continue
+        wide = [opset13.convert(source, Type.f32) for source in sources]
+        told = node.get_attributes()
+        product = opset13.matmul(*wide, told["transpose_a"], told["transpose_b"])
+        sums = opset13.convert(product, Type.i32)
+        for target in node.output(0).get_target_inputs():
+            target.replace_source_output(sums.output(0))
+    model.validate_nodes_and_infer_types()
+
+
 def _ordered(ports: Sequence[Any], names: Sequence[str]) -> list[Any]:
     """The ports that have these names, in their order."""
     found = []
@@ -238,10 +253,7 @@ def _cause(error: Exception, forward: Forward) -> str:
     if named is None:
         return f"OpenVINO can't convert it: {error_line(error)}"
     ops = [op.strip() for op in named[1].split(",")]
-    graph = forward.function.graph.get_operations()
-    where = dict.fromkeys(op.name.rpartition("/")[0] for op in graph if op.type in ops)
-    places = f", in {', '.join(where)}" if where else ""
-    return f"OpenVINO has no {', '.join(ops)}{places}"
+    return unknown_ops(OpenVINO.title, ops, forward)
 
 
 def _resized(model: Any, sizes: list[tuple[int, ...]]) -> Any:
