@@ -28,7 +28,7 @@ class KerasChangedError(RuntimeError):
         )
 
 
-def _needed(owner: Any, name: str) -> Any:
+def needed(owner: Any, name: str) -> Any:
     """An attribute of an object of Keras's; `KerasChangedError` where it is gone."""
     found = getattr(owner, name, None)
     if found is None:
@@ -41,22 +41,22 @@ def flatten_layers(model: keras.Model) -> list[keras.layers.Layer]:
 
     `model.layers` is public, but shows the top level only.
     """
-    return list({id(layer): layer for layer in _needed(model, "_flatten_layers")()}.values())
+    return list({id(layer): layer for layer in needed(model, "_flatten_layers")()}.values())
 
 
 def variable_index(optimizer: keras.optimizers.Optimizer, variable: Any) -> int:
     """The position of a trained variable in the optimizer's lists of slots."""
-    return _needed(optimizer, "_get_variable_index")(variable)
+    return needed(optimizer, "_get_variable_index")(variable)
 
 
 def slots(optimizer: keras.optimizers.Optimizer, name: str) -> list[Any]:
     """The optimizer's list of slot variables `name` (such as `"_momentums"`)."""
-    return _needed(optimizer, name)
+    return needed(optimizer, name)
 
 
 def trained_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     """The variables that the optimizer was built for."""
-    return list(_needed(optimizer, "_trainable_variables"))
+    return list(needed(optimizer, "_trainable_variables"))
 
 
 def flatten_optimizers(optimizer: keras.optimizers.Optimizer) -> list[Any]:
@@ -84,7 +84,7 @@ def output_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
     # What trains and is no keras.Model has neither outputs nor a list of layers.
     outputs, layers = getattr(model, "outputs", None), getattr(model, "layers", None)
     if isinstance(model, keras.Model) and outputs and not isinstance(model, keras.Sequential):
-        made_by = [_needed(x, "_keras_history").operation for x in keras.tree.flatten(outputs)]
+        made_by = [needed(x, "_keras_history").operation for x in keras.tree.flatten(outputs)]
     else:
         made_by = layers[-1:] if layers else []
     for maker in made_by:
@@ -156,7 +156,7 @@ def recurrent_loop(layer: keras.layers.RNN) -> tuple[str, Callable[..., Any]]:
     It takes `(sequences, initial_state, mask, training)` and returns the last output, all
     outputs and the states; `RNN.call` is the code around it.
     """
-    return "inner_loop", _needed(layer, "inner_loop")
+    return "inner_loop", needed(layer, "inner_loop")
 
 
 def dropout_masks(cell: Any, step_input: Any) -> list[Any]:
@@ -164,90 +164,19 @@ def dropout_masks(cell: Any, step_input: Any) -> list[Any]:
 
     One for all gates, or (`implementation=1`) one for each. `step_input` are one step's inputs.
     """
-    masks = _needed(cell, "get_dropout_mask")(step_input)
+    masks = needed(cell, "get_dropout_mask")(step_input)
     return masks if isinstance(masks, list) else [masks]
-
-
-def maker_of(layer: keras.layers.Layer) -> Any | None:
-    """The operation whose result a layer was first called on; None where that is not known."""
-    try:
-        history = getattr(layer.input, "_keras_history", None)
-    except (AttributeError, ValueError, RuntimeError):  # never called on symbols
-        return None
-    return None if history is None else history.operation
-
-
-def runs_graph(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is a model whose call is Keras's own run through a graph of layers.
-
-    A Functional or Sequential model with a `call` of the user's is not.
-    """
-    kind = _graph_kind(layer)
-    return kind is not None and overridden(layer, kind, "call", "_run_through_graph") is None
-
-
-def _graph_kind(layer: keras.layers.Layer) -> Any | None:
-    """The class of Keras's that runs a graph of layers which this one derives from, if any."""
-    names = ("Functional", "Sequential")
-    found = (kind for kind in type(layer).__mro__ if kind.__name__ in names)
-    return next((kind for kind in found if kind.__module__.startswith("keras.")), None)
-
-
-def graph_operations(model: keras.Model) -> list[Any]:
-    """The operations in a Functional model's graph that are no layers (`x + y`, `keras.ops.relu`).
-
-    `Operation` classes are public, their names under `keras.ops` are not: an operation
-    is told by its class name.
-    """
-    functional = any(kind.__name__ == "Functional" for kind in type(model).__mro__)
-    return [
-        item
-        for item in (getattr(model, "operations", ()) if functional else ())
-        if not isinstance(item, keras.layers.Layer) and type(item).__module__.startswith("keras.")
-    ]
 
 
 def reduction_axes(layer: Any, axes: list[int]) -> dict[str, list[int]]:
     """The attribute that says over what a built BatchNormalization takes its statistics."""
-    _needed(layer, "_reduction_axes")
+    needed(layer, "_reduction_axes")
     return {"_reduction_axes": axes}
 
 
 def set_mask(tensor: Any, mask: Any) -> None:
     """Attaches a mask to a tensor, for the layers that read `mask_of`."""
     tensor._keras_mask = mask
-
-
-def graph_of(layer: keras.layers.Layer) -> Any | None:
-    """The Functional model that runs a layer's graph; None where the class has its own `call`.
-
-    A Functional model runs its own graph, a Sequential one has a Functional model
-    inside once it is built.
-    """
-    kind = _graph_kind(layer)
-    if kind is None or type(layer).call is not kind.call:
-        return None
-    graph = getattr(layer, "_functional", None) if kind.__name__ == "Sequential" else layer
-    if graph is not None:
-        _needed(graph, "_run_through_graph")
-    return graph
-
-
-def graph_nodes(graph: Any) -> list[Any]:
-    """The calls that a Functional model is made of, in the order in which Keras runs them.
-
-    Each has an `operation`, `arguments.fill_in(values by id)`, `input_tensors` and
-    `outputs` (KerasTensors). Inputs are left out.
-    """
-    by_depth = _needed(graph, "_nodes_by_depth")
-    in_order = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
-    return [node for node in in_order if node.operation and not node.is_input]
-
-
-def graph_outputs(graph: Any, values: dict[int, Any]) -> Any:
-    """The outputs of a Functional model in its own structure, from values by KerasTensors' ids."""
-    structure = _needed(graph, "_outputs_struct")
-    return keras.tree.pack_sequence_as(structure, [values[id(x)] for x in graph.outputs])
 
 
 def running_callbacks(model: keras.Model) -> tuple[keras.callbacks.Callback, ...] | None:
@@ -324,7 +253,7 @@ def attention_parts(layer: Any) -> AttentionParts:
     grouped = isinstance(layer, keras.layers.GroupQueryAttention)
     scale = "_inverse_sqrt_head_dim" if grouped else "_inverse_sqrt_key_dim"
     names = (*ATTENTION_PRODUCTS, "_dropout_layer", scale)
-    return AttentionParts(*(_needed(layer, name) for name in names))
+    return AttentionParts(*(needed(layer, name) for name in names))
 
 
 def wants_flash_attention(layer: Any) -> bool:
@@ -348,4 +277,4 @@ def trainer_class() -> Any:
 def joined_outputs(parts: list[Any]) -> Any:
     """One output of several batches as `predict` joins them, ragged where it has to be."""
     module = sys.modules[trainer_class().__module__]
-    return _needed(module, "potentially_ragged_concat")(parts)
+    return needed(module, "potentially_ragged_concat")(parts)

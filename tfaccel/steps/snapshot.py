@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.compat import keras_private
+from tfaccel.compat import keras_graphs, keras_private
 from tfaccel.compat.patching import instance_attributes
 from tfaccel.core.replicas import local_values
 from tfaccel.core.workload import Workload
@@ -147,7 +147,7 @@ def build_all(model: keras.Model, element_spec: Any) -> None:
 
     Source: https://www.tensorflow.org/guide/function#creating_tfvariables
     """
-    graph = keras_private.graph_of(model)
+    graph = keras_graphs.graph_of(model)
     built = all(layer.built for layer in keras_private.flatten_layers(model))
     if graph is None or not built or _steps_otherwise(model):
         return
@@ -159,7 +159,7 @@ def build_all(model: keras.Model, element_spec: Any) -> None:
     # What does not fit fails in the first step, in Keras's own words.
     with contextlib.suppress(Exception):
         symbolic = keras.tree.map_structure(_symbolic, targets)
-        outputs = keras_private.graph_outputs(graph, {id(x): x for x in graph.outputs})
+        outputs = keras_graphs.graph_outputs(graph, {id(x): x for x in graph.outputs})
         for part in parts:
             part.build(symbolic, outputs)
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import keras
 import tensorflow as tf
 
-from tfaccel.compat import keras_private
+from tfaccel.compat import keras_graphs, keras_private
 from tfaccel.compat.patching import instance_attributes
 from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.plan import Pass
@@ -160,7 +160,7 @@ def _call_of(layer: keras.layers.Layer, flow: Flow) -> Callable[..., Any] | None
     rule = _rule(layer)
     if rule is not None and _own_method(layer, rule) is None:
         return _following(layer, rule.follow, flow)
-    if keras_private.runs_graph(layer):
+    if keras_graphs.runs_graph(layer):
         return _within(flow.graph_run, layer.call)
     if rule is not None or _may_call_layers(layer):
         return _within(flow.user_code, layer.call)
@@ -208,7 +208,7 @@ def _is_masked(call: Call) -> bool:
 def _operations(workload: Workload) -> Iterator[tuple[Any, Follow]]:
     seen: set[int] = set()
     for layer in workload.layers:
-        for operation in keras_private.graph_operations(layer):
+        for operation in keras_graphs.graph_operations(layer):
             follow = _rules.operation_follow(type(operation).__name__)
             if follow is not None and id(operation) not in seen:
                 seen.add(id(operation))

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.compat import keras_private
+from tfaccel.compat import keras_graphs, keras_private
 from tfaccel.core.derivatives import with_gradient
 from tfaccel.core.unsupported import (
     FLOAT32_OR_LESS,
@@ -83,7 +83,7 @@ def may_join(layer: Any) -> bool:
     That is so if it has a formula here, no `call` of its own, and is not known to follow
     something else.
     """
-    maker = keras_private.maker_of(layer)
+    maker = keras_graphs.maker_of(layer)
     follows = maker is None or isinstance(maker, keras.layers.BatchNormalization)
     return follows and _formula_of(layer) is not None
 

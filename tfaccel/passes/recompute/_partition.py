@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from tfaccel.compat import keras_private
+from tfaccel.compat import keras_graphs, keras_private
 
 # A part with more than this share of its model's values is looked into.
 DOMINANT = 1 / 3
@@ -36,7 +36,7 @@ def is_open(operation: Any) -> bool:
         return False
     keras_made = type(operation).__module__.startswith("keras.")
     composite = len(keras_private.flatten_layers(operation)) > 1
-    return keras_private.graph_of(operation) is not None or (composite and not keras_made)
+    return keras_graphs.graph_of(operation) is not None or (composite and not keras_made)
 
 
 def _size(tensors: Sequence[Any]) -> int:
@@ -50,12 +50,12 @@ def node_cost(node: Any) -> int:
     One tensor for each layer inside, as large as what goes in or comes out.
     """
     graph = (
-        keras_private.graph_of(node.operation)
+        keras_graphs.graph_of(node.operation)
         if isinstance(node.operation, keras.layers.Layer)
         else None
     )
     if graph is not None:
-        return sum(map(node_cost, keras_private.graph_nodes(graph)))
+        return sum(map(node_cost, keras_graphs.graph_nodes(graph)))
     size = max(_size(node.input_tensors), _size(node.outputs))
     return size * leaf_count(node.operation)
 
@@ -78,7 +78,7 @@ def pieces_of(graph: Any, most: int | None, is_last: bool) -> list[Piece]:
     Where the loss follows the model (`is_last`) its last part is wanted as soon as it is computed,
     and kept.
     """
-    nodes = keras_private.graph_nodes(graph)
+    nodes = keras_graphs.graph_nodes(graph)
     costs = [node_cost(node) for node in nodes]
     total = sum(costs)
     pieces: list[Piece] = []

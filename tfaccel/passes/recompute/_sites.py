@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.compat import keras_private
+from tfaccel.compat import keras_graphs, keras_private
 from tfaccel.passes.recompute._gradient import with_gradient
 from tfaccel.passes.recompute._partition import Piece
 from tfaccel.passes.recompute._trace import NotPureError, Part, Run, State
@@ -132,7 +132,7 @@ class GraphRun:
                 self._recompute(piece.nodes, values, operation_fn)
             else:
                 _run_nodes(piece.nodes, values, operation_fn)
-        return keras_private.graph_outputs(self._graph, values)
+        return keras_graphs.graph_outputs(self._graph, values)
 
     def _recompute(
         self, nodes: tuple[Any, ...], values: dict[int, Any], operation_fn: Callable[[Any], Any]

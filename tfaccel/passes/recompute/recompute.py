@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import keras
 
-from tfaccel.compat import keras_private
+from tfaccel.compat import keras_graphs
 from tfaccel.compat.patching import instance_attributes
 from tfaccel.core.plan import Pass
 from tfaccel.core.prior import Prior
@@ -106,7 +106,7 @@ class Recompute(Pass):
             if id(layer) in seen:
                 continue
             seen.add(id(layer))
-            graph = keras_private.graph_of(layer)
+            graph = keras_graphs.graph_of(layer)
             if graph is None:
                 opened, whole = _children(layer)
                 yield from ((i, "call", whole_call(i, recomputer)) for i in whole)
