@@ -2,16 +2,19 @@
 
 import json
 
+import inference_models
 import keras
 import numpy as np
 import pytest
 from command_line import call
+from fake_engine import FakeEngine
 
 import tfaccel
 from tfaccel.cli import accelerate as command
 from tfaccel.cli._command import UsageError
 
 layers = keras.layers
+winning = inference_models.winning
 
 
 @pytest.fixture
@@ -63,3 +66,23 @@ def test_wrong_words_are_told_so(words, message, folder):
 def test_a_folder_in_use_is_refused_at_once(folder):
     with pytest.raises(UsageError, match="--output: `folder` must be a new folder"):
         accelerate(folder, "-o", folder)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_8_bits_need_labels(named, folder, winning):
+    x = np.load(folder / "x.npz")["x"]
+    model = keras.models.load_model(folder / "m.keras")
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.save(folder / "m.keras")
+    y = model.predict(x, verbose=0).argmax(-1)
+    np.savez(folder / "x.npz", x=x, **({"y": y} if named else {}))
+    words = ["--allow=int8", "--batch_size=4", "--includes=fake_engine", "--max_seconds=60"]
+    if not named:
+        with pytest.raises(UsageError, match="must hold an array for the output"):
+            accelerate(folder, *words)
+        return
+    FakeEngine.calibrated.clear()
+    found = accelerate(folder, *words)
+    assert f"Tried on 4 samples of {folder / 'x.npz'}." in found.notes
+    assert all(trial.metric == 1.0 for trial in found.report.trials[:2])
+    assert [one.count for one in FakeEngine.calibrated if one is not None][:1] == [12]

@@ -26,7 +26,6 @@ winning = inference_models.winning
 FAKE = ["fake_engine"]
 # The names of the cases that no engine takes over, and what the reason names.
 REFUSED = {
-    "words": "strings",
     "stateful": "(GRU) is stateful",
     "own_step": "OwnStep has a predict_step of its own",
     "double_precision": "computes in float64",

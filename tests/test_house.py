@@ -17,7 +17,13 @@ MOST_LINES_OF_A_FUNCTION = 60
 # What only tfaccel/compat may name: modules that are not public.
 PRIVATE_MODULES = re.compile(r"keras\.src|tensorflow\.(python|core|tsl|compiler)\b")
 # The modules of compat that hold private API, all of them.
-PRIVATE_HOMES = {"keras_graphs.py", "keras_private.py", "tensorflow_private.py", "onednn.py", "tf_data.py"}
+PRIVATE_HOMES = {
+    "keras_graphs.py",
+    "keras_private.py",
+    "tensorflow_private.py",
+    "onednn.py",
+    "tf_data.py",
+}
 
 
 def folders():

@@ -8,7 +8,7 @@ import keras
 
 from tfaccel.cli._command import Command, UsageError, comma_list, positive_int, seconds
 from tfaccel.cli._progress import progress
-from tfaccel.cli.inputs.feeds import NpzSamples
+from tfaccel.cli.inputs.feeds import NpzSamples, first_outputs
 from tfaccel.cli.inputs.models import define_model_arguments, load_model
 from tfaccel.cli.tune import Tuned
 from tfaccel.data.findings import first_line
@@ -25,6 +25,12 @@ def _define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", help="the folder to write, for tfaccel.load and others")
     parser.add_argument("--batch_size", type=positive_int, default=32, help="samples in a batch")
     parser.add_argument("--optimize", choices=AIMS, default=AIMS[0], help="what counts")
+    parser.add_argument(
+        "--allow", type=comma_list, default=[], help="int8: engines may compute in 8 bits"
+    )
+    parser.add_argument(
+        "--max_drop", type=float, default=0.005, help="how much accuracy 8 bits may cost"
+    )
     parser.add_argument("--max_seconds", type=seconds, default=120.0, help="what trials may take")
     parser.add_argument("--includes", type=comma_list, help="the passes and engines to try")
     parser.add_argument("--excludes", type=comma_list, default=[], help="those to leave out")
@@ -42,22 +48,27 @@ def _run(args: argparse.Namespace) -> Tuned:
     with progress() as told:
         told.stage(f"Building {args.model}")
         chosen = load_model(args.model, args)
-        samples = NpzSamples(pathlib.Path(args.data)).inputs(chosen.model)
-        batch = keras.tree.map_structure(lambda array: array[: args.batch_size], samples)
+        file = NpzSamples(pathlib.Path(args.data))
+        x = file.inputs(chosen.model)
+        y = file.labels(chosen.model, first_outputs(chosen.model, x)) if args.allow else None
         told.stage("Trying plans and engines", args.max_seconds)
-        fast = _accelerated(chosen.model, batch, args)
+        fast = _accelerated(chosen.model, x, y, args)
         told.stage(f"Writing {output}")
         fast.save(output)
-    count = len(keras.tree.flatten(batch)[0])
+    count = min(args.batch_size, len(keras.tree.flatten(x)[0]))
     notes = (f"Tried on {count} samples of {args.data}.", f"Written: {output}")
     return Tuned(fast.report, notes)
 
 
-def _accelerated(model: keras.Model, batch: Any, args: argparse.Namespace) -> AcceleratedModel:
+def _accelerated(model: keras.Model, x: Any, y: Any, args: argparse.Namespace) -> AcceleratedModel:
     try:
         return accelerate(
             model,
-            batch,
+            x,
+            y=y,
+            allow=tuple(args.allow),
+            max_drop=args.max_drop,
+            batch_size=args.batch_size,
             optimize=args.optimize,
             includes=args.includes,
             excludes=args.excludes,

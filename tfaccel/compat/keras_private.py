@@ -278,3 +278,8 @@ def joined_outputs(parts: list[Any]) -> Any:
     """One output of several batches as `predict` joins them, ragged where it has to be."""
     module = sys.modules[trainer_class().__module__]
     return needed(module, "potentially_ragged_concat")(parts)
+
+
+def standardized_inputs(graph: Any, inputs: Any) -> list[Any]:
+    """Inputs as a Functional model hands them to its graph: flat, of its dtypes and ranks."""
+    return list(needed(graph, "_standardize_inputs")(inputs))

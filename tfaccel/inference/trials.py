@@ -19,7 +19,15 @@ from tfaccel.autotune.trial import Trial, coarsest_dtype
 from tfaccel.autotune.trial_runner import TrialRunner
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
-from tfaccel.inference.engines import EIGHT_BITS, EngineFunction, Forward, engine_of
+from tfaccel.inference.engines import (
+    EIGHT_BITS,
+    EngineFunction,
+    Forward,
+    ServedFunction,
+    WordsFunction,
+    engine_of,
+    has_words,
+)
 from tfaccel.inference.predict_function import PredictFunction
 from tfaccel.inference.quality import Quality
 from tfaccel.inference.sample import changed, sample_size
@@ -119,10 +127,11 @@ class PredictionTrials(TrialRunner):
         with self._restored():
             return _outputs(function(data))
 
-    def _build(self, plan: Plan) -> PredictFunction | EngineFunction:
+    def _build(self, plan: Plan) -> PredictFunction | ServedFunction:
         if engine_of(plan) is None:
             return PredictFunction(self.workload, plan, self.prepared)
-        return EngineFunction(
+        kind = WordsFunction if has_words(self.workload.element_spec) else EngineFunction
+        return kind(
             self.workload,
             plan,
             self.prepared,

@@ -64,7 +64,7 @@ def random_feed(chosen: Chosen, batch_size: int) -> Feed:
     random = np.random.default_rng(0)
     count = _BATCHES * batch_size
     x = random_inputs(chosen, count, random)
-    y = random_labels(chosen.model, _first_outputs(chosen.model, x), count, random)
+    y = random_labels(chosen.model, first_outputs(chosen.model, x), count, random)
     return _feed((x,) if y is None else (x, y), batch_size, "random samples")
 
 
@@ -76,7 +76,7 @@ def file_feed(chosen: Chosen, path: pathlib.Path, batch_size: int) -> Feed:
     """
     file = NpzSamples(path)
     x = file.inputs(chosen.model)
-    y = file.labels(chosen.model, _first_outputs(chosen.model, x))
+    y = file.labels(chosen.model, first_outputs(chosen.model, x))
     weight = file.sample_weight()
     count = len(keras.tree.flatten(x)[0])
     data = (x,) if y is None else (x, y) if weight is None else (x, y, weight)
@@ -84,7 +84,7 @@ def file_feed(chosen: Chosen, path: pathlib.Path, batch_size: int) -> Feed:
     return _feed(first, min(batch_size, count), f"{path} ({count} samples)")
 
 
-def _first_outputs(model: keras.Model, x: Any) -> Any:
+def first_outputs(model: keras.Model, x: Any) -> Any:
     """What the model makes of the first sample: its outputs' shapes and structure."""
     first = keras.tree.map_structure(lambda array: tf.convert_to_tensor(array[:1]), x)
     try:

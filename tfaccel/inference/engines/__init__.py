@@ -6,6 +6,8 @@ from tfaccel.inference.engines.engine_function import EngineFunction, ServedFunc
 from tfaccel.inference.engines.forward import Forward
 from tfaccel.inference.engines.onnxruntime import ONNXRuntime
 from tfaccel.inference.engines.openvino import OpenVINO
+from tfaccel.inference.engines.words import has_words
+from tfaccel.inference.engines.words_function import WordsFunction
 
 ENGINES: tuple[type[Engine], ...] = (OpenVINO, ONNXRuntime)
 
@@ -19,5 +21,7 @@ __all__ = [
     "OpenVINO",
     "Runner",
     "ServedFunction",
+    "WordsFunction",
     "engine_of",
+    "has_words",
 ]

@@ -20,6 +20,7 @@ from tfaccel.core.unsupported import Unsupported, named
 from tfaccel.core.workload import Workload
 from tfaccel.inference.engines.eight_bits import EightBits
 from tfaccel.inference.engines.forward import Forward
+from tfaccel.inference.engines.words import Split, has_words
 from tfaccel.passes import FrozenWeights
 
 EIGHT_BITS = "int8"
@@ -214,10 +215,10 @@ def _inconvertible(workload: Workload) -> Unsupported | None:
     for spec in tf.nest.flatten(workload.element_spec):
         if not isinstance(spec, tf.TensorSpec):
             return Unsupported(f"an input is no plain tensor ({type(spec).__name__})")
-        if spec.dtype == tf.string:
-            return Unsupported(
-                "an input holds strings", "let another model make numbers of them first"
-            )
+    if has_words(workload.element_spec):
+        split = Split.of(workload.model)
+        if isinstance(split, Unsupported):
+            return split
     for layer in workload.layers:
         if str(getattr(layer, "compute_dtype", "")) == "float64":
             return Unsupported(f"{named(layer)} computes in float64")
