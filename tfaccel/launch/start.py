@@ -13,6 +13,7 @@ from tfaccel.launch import environment
 from tfaccel.launch.imports import after_import
 from tfaccel.launch.program import NoProgramError, Program
 from tfaccel.launch.sweep import kept
+from tfaccel.launch.workers.cluster import is_first
 
 EXIT_NO_PROGRAM = 2
 
@@ -26,12 +27,18 @@ class Options:
         verbose: whether AccelCallback tells at each fit what it chose.
         profile: the folder for ProfilerCallback; None for none.
         measure_into: a file for the times of the first steps, after which the process ends.
+        backup_dir: the folder in which fits are kept for a restart; None for none.
+        save_freq: steps between saves; None for the ends of epochs alone.
+        launched: whether this process is one of several workers of one launcher.
     """
 
     tuning: str | None = None
     verbose: bool = False
     profile: str | None = None
     measure_into: str | None = None
+    backup_dir: str | None = None
+    save_freq: int | None = None
+    launched: bool = False
 
 
 class Watch:
@@ -70,7 +77,8 @@ class Watch:
 
     def end(self) -> None:
         """The program has ended: prints the closing table, or that there was nothing to do."""
-        if os.getpid() != self._process:  # in a fork
+        # In a fork; and of several workers one tells of all.
+        if os.getpid() != self._process or not is_first(os.environ):
             return
         if self._fits is not None:
             self._fits.show(self._added)
@@ -90,7 +98,9 @@ def start(program: Program, options: Options) -> int:
     """
     added: dict[str, str] = {}
     if options.measure_into is None:  # a sweep has set all that is to be set
-        added = environment.additions(kept.environ(program), os.environ)
+        # What a sweep kept is for one process with the whole machine.
+        found = {} if options.launched else kept.environ(program)
+        added = environment.additions(found, os.environ)
         environment.apply(added)
     watch = Watch(options, added)
     after_import("keras", watch.begin)
