@@ -3,6 +3,9 @@
 import functools
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -298,6 +301,43 @@ def test_a_killed_worker_gives_the_others_an_error(tmp_path, victim):
     died = float((tmp_path / "died").read_text())
     assert found["error"] == "UnavailableError"
     assert found["time"] - died < 60  # it takes about 10 s
+
+
+def launched(out, *flags, words=()):
+    """What two workers of `tfaccel run` found, and what was printed."""
+    out.mkdir()
+    command = [sys.executable, "-m", "tfaccel", "run", "--workers=2", "--tuning=off", *flags]
+    done = subprocess.run(
+        [*command, str(launch.HERE / "launched.py"), str(out), *words],
+        env={**os.environ, "PYTHONPATH": str(launch.ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return results(out, 2, "launched"), done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_launched_workers_train_as_one_process(tmp_path, one_process):
+    """Then one of them is killed in its second epoch: the end is the same."""
+    whole, out, error = launched(tmp_path / "whole")
+    for worker in whole:
+        assert_same_losses(worker["history"], one_process[1])
+    assert_same_weights(whole)
+    assert sorted(out.splitlines()) == ["[0] trained 0", "[1] trained 1"]
+    assert "[0]  Sequential" in error and "[1]  Sequential" not in error  # the closing table
+
+    backup = tmp_path / "backup"
+    flags = ("--max_restarts=1", f"--backup_dir={backup}")
+    resumed, _, error = launched(tmp_path / "resumed", *flags, words=["1"])
+    assert "worker 1 was ended by SIGKILL; all are started again (1 of 1)" in error
+    assert not backup.exists()
+    for worker, other in zip(resumed, whole, strict=True):
+        assert worker["epochs"] == [1, 2]
+        assert worker["history"]["loss"] == other["history"]["loss"][1:]
+        assert worker["more"] == other["more"]
+        assert worker["weights"] == other["weights"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tfaccel.distribute import AccelStrategy, accel_strategy
-from tfaccel.distribute.checkpoints import CheckpointPaths, _packed, _unpack
+from tfaccel.distribute.checkpoints import CheckpointPaths, packed, unpack
 from tfaccel.distribute.cluster import find_cluster, local_devices
 from tfaccel.distribute.defaults import check_xla, model_defaults, policy_name
 from tfaccel.distribute.gpu_memory import set_up_gpus
@@ -486,6 +486,6 @@ def test_others_get_the_chiefs_backup(tmp_path):
 
 
 def test_no_backup_yet(tmp_path):
-    assert _packed(tmp_path / "none") == b""
-    _unpack(b"", tmp_path / "none")
+    assert packed(tmp_path / "none") == b""
+    unpack(b"", tmp_path / "none")
     assert not (tmp_path / "none").exists()

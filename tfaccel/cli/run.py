@@ -4,13 +4,13 @@ Nothing here imports TensorFlow, nor Keras: that is for the program to do, if it
 """
 
 import argparse
-import functools
 import importlib
 import os
 
+from tfaccel.cli import _run_workers
 from tfaccel.cli._command import Command, Handover, Result, UsageError, seconds
 from tfaccel.launch.program import NoProgramError, Program
-from tfaccel.launch.start import Options, start
+from tfaccel.launch.start import Options
 
 _USAGE = """tfaccel run [options] script.py [arguments ...]
        tfaccel run [options] -m module [arguments ...]"""
@@ -42,6 +42,7 @@ def _define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_seconds", type=seconds, default=600.0, help="what a sweep may take (600 s)"
     )
+    _run_workers.define(parser)
     parser.add_argument("--measure_into", help=argparse.SUPPRESS)  # a sweep's own turns
     parser.add_argument("program", help="a script, or after -m a module")
     rest = parser.add_argument(
@@ -56,6 +57,7 @@ def _run(args: argparse.Namespace) -> Result | Handover:
         program.check()
     except NoProgramError as error:
         raise UsageError(str(error)) from error
+    request = _run_workers.requested(args)
     if args.sweep:
         # Its tables, and the processes that it begins, are for a sweep alone.
         sweeping = importlib.import_module("tfaccel.launch.sweep.sweep")
@@ -69,8 +71,11 @@ def _run(args: argparse.Namespace) -> Result | Handover:
         # The program may change the working directory.
         profile=None if args.profile is None else os.path.abspath(args.profile),
         measure_into=args.measure_into,
+        backup_dir=request.backup_dir,
+        save_freq=args.save_freq,
+        launched=args.launched,
     )
-    return Handover(functools.partial(start, program, options))
+    return _run_workers.handover(request, program, options)
 
 
 COMMAND = Command(_define, _run)

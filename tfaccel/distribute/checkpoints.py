@@ -36,10 +36,10 @@ class CheckpointPaths:
         if self._workers is None:
             return path
         if self._workers.is_chief:
-            self._workers.share_bytes(_packed(pathlib.Path(path)))
+            self._workers.share_bytes(packed(pathlib.Path(path)))
             return path
         folder = _new_folder() / pathlib.PurePath(path).name
-        _unpack(self._workers.share_bytes(b""), folder)
+        unpack(self._workers.share_bytes(b""), folder)
         return str(folder)
 
 
@@ -53,7 +53,7 @@ def _new_folder() -> pathlib.Path:
     return pathlib.Path(tempfile.mkdtemp(dir=_scratch().name))
 
 
-def _packed(folder: pathlib.Path) -> bytes:
+def packed(folder: pathlib.Path) -> bytes:
     """The folder's files as a tar file; empty if there is no such folder."""
     if not folder.is_dir():
         return b""
@@ -63,10 +63,11 @@ def _packed(folder: pathlib.Path) -> bytes:
     return buffer.getvalue()
 
 
-def _unpack(packed: bytes, folder: pathlib.Path) -> None:
-    if not packed:
+def unpack(data: bytes, folder: pathlib.Path) -> None:
+    """Makes the folder that was packed; nothing of nothing."""
+    if not data:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         # Python 3.10 before 3.10.12 has no `filter`; the archive is our own chief's.
         archive.extractall(folder)

@@ -9,8 +9,12 @@ import keras
 
 from tfaccel.autotune.report import Report
 from tfaccel.callbacks import AccelCallback, ProfilerCallback
+from tfaccel.distribute.multi_worker import MultiWorker
 from tfaccel.launch.closing import Fit, closing
 from tfaccel.launch.start import Options
+from tfaccel.launch.workers.backup import Backup
+from tfaccel.launch.workers.cluster import is_first
+from tfaccel.launch.workers.kept_fits import kept_at
 from tfaccel.system import notices
 
 _ATTRIBUTE = "_tfaccel_callback"
@@ -27,6 +31,7 @@ class Fits:
         self._options = options
         self._ended: list[Fit] = []
         self._elsewhere = False
+        self._backups = 0
 
     def begin(self, model: Any, given: Sequence[Any]) -> "_Beside | None":
         """What goes along with a fit that has these callbacks; None under other backends."""
@@ -43,6 +48,7 @@ class Fits:
         folder = self._folder()
         if folder is not None and not any(isinstance(c, ProfilerCallback) for c in given):
             added.append(ProfilerCallback(folder, verbose=int(self._options.verbose)))
+        added += self._backup(model, given)
         return _Beside(model, accel, added, self._ended)
 
     def _folder(self) -> str | None:
@@ -51,6 +57,25 @@ class Fits:
         if folder is None or process == self._options.process:
             return folder
         return os.path.join(folder, f"process-{process}")
+
+    def _backup(self, model: Any, given: Sequence[Any]) -> list[keras.callbacks.Callback]:
+        """What keeps this fit for a restart, where that is asked for and the program doesn't."""
+        strategy = getattr(model, "distribute_strategy", None)
+        workers = strategy if isinstance(strategy, MultiWorker) else None
+        several = workers is not None and workers.num_workers > 1
+        if self._options.launched and not several and is_first(os.environ):
+            notices.warn(
+                "tfaccel: each worker trains a model of its own, as this one was not made in the "
+                "scope of a tfaccel.AccelStrategy."
+            )
+        folder = self._options.backup_dir
+        if folder is None or any(isinstance(c, keras.callbacks.BackupAndRestore) for c in given):
+            return []
+        self._backups += 1
+        if not several and not is_first(os.environ):
+            return []  # workers that are no cluster: no two may write to one place
+        path = kept_at(folder, self._backups - 1)
+        return [Backup(path, self._options.save_freq or "epoch", workers if several else None)]
 
     def show(self, added: Mapping[str, str]) -> None:
         """Prints the closing table on standard error; standard output is the program's.

@@ -14,6 +14,7 @@ from tfaccel.launch.imports import after_import
 from tfaccel.launch.program import NoProgramError, Program
 from tfaccel.launch.spawned import first_in_workers
 from tfaccel.launch.sweep import kept
+from tfaccel.launch.workers.cluster import is_first
 
 EXIT_NO_PROGRAM = 2
 _NO_FIT = (
@@ -32,6 +33,9 @@ class Options:
         profile: the folder for ProfilerCallback; None for none.
         measure_into: a file for the times of the first steps, after which the process ends.
         process: the program's first process; it may begin others.
+        backup_dir: the folder in which fits are kept for a restart; None for none.
+        save_freq: steps between saves; None for the ends of epochs alone.
+        launched: whether this process is one of several workers of one launcher.
     """
 
     tuning: str | None = None
@@ -39,6 +43,9 @@ class Options:
     profile: str | None = None
     measure_into: str | None = None
     process: int = dataclasses.field(default_factory=os.getpid)
+    backup_dir: str | None = None
+    save_freq: int | None = None
+    launched: bool = False
 
 
 # Those of workers, which nothing else holds.
@@ -81,7 +88,8 @@ class Watch:
 
     def end(self) -> None:
         """The program has ended: prints the closing table, or that there was nothing to do."""
-        if os.getpid() != self._process:  # in a fork
+        # In a fork; and of several workers one tells of all.
+        if os.getpid() != self._process or not is_first(os.environ):
             return
         if self._fits is not None:
             self._fits.show(self._added)
@@ -101,7 +109,9 @@ def start(program: Program, options: Options) -> int:
     """
     added: dict[str, str] = {}
     if options.measure_into is None:  # a sweep has set all that is to be set
-        added = environment.additions(kept.environ(program), os.environ)
+        # What a sweep kept is for one process with the whole machine.
+        found = {} if options.launched else kept.environ(program)
+        added = environment.additions(found, os.environ)
         environment.apply(added)
     watch = Watch(options, added)
     after_import("keras", watch.begin)
