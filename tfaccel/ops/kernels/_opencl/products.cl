@@ -20,6 +20,9 @@ typedef struct {
     int multiplier;                   // depthwise: outputs of each channel
 } Call;
 
+// Read in place of vload16, which PoCL calls as a function: all registers are saved in each loop.
+typedef float16 __attribute__((aligned(4))) Unaligned;
+
 #ifdef HALF
 typedef half T;
 #define LOAD(p, i) vload_half(i, p)
@@ -28,7 +31,7 @@ typedef half T;
 #else
 typedef float T;
 #define LOAD(p, i) (p)[i]
-#define LOAD16(p) vload16(0, p)
+#define LOAD16(p) *(const global Unaligned*)(p)
 #define STORE(value, p, i) (p)[i] = (value)
 #endif
 typedef const global T* restrict Input;
@@ -64,7 +67,7 @@ float16 some(const global T* p, int count) {
     if (count >= 16) return LOAD16(p);
     float t[16];
     for (int i = 0; i < 16; i++) t[i] = i < count ? LOAD(p, i) : 0.0f;
-    return vload16(0, t);
+    return *(const Unaligned*)t;
 }
 
 void put(float16 value, global T* p, int count) {
@@ -73,47 +76,57 @@ void put(float16 value, global T* p, int count) {
     for (int i = 0; i < min(count, 16); i++) STORE(t[i], p, i);
 }
 
-// Without local memory, for CPUs: an item has HIGH rows of 16 * WIDE columns in registers.
+// Without local memory, for CPUs: an item has HIGH rows of 16 * WIDE columns in registers. Arrays
+// would be in memory, so that what is done for each row is written out by macros.
 
-// Unrolled, so that arrays become registers.
-#define EACH(i, count) _Pragma("unroll") for (int i = 0; i < count; i++)
 #define COLUMNS (16 * WIDE)
+#define ROWS_1(F) F(0)
+#define ROWS_4(F) F(0) F(1) F(2) F(3)
+#define ROWS_6(F) ROWS_4(F) F(4) F(5)
+#define ROWS_8(F) ROWS_6(F) F(6) F(7)
+#define ROWS_12(F) ROWS_8(F) F(8) F(9) F(10) F(11)
+#define NAMED(high) ROWS_##high
+#define ROWS(high) NAMED(high)
+#define EACH_ROW ROWS(HIGH)
+#if WIDE == 2
+#define BOTH(first, second) first, second
+#else
+#define BOTH(first, second) first
+#endif
 
-// `b` has the columns of an item side by side, and zeros for those that are not there.
-kernel void direct(Input a, Input b, Output out, const Call c) {
+#define SUMS(r) float16 BOTH(low##r = 0.0f, high##r = 0.0f);
+#define ADD(r) (BOTH(low##r += value##r * first, high##r += value##r * second));
+
+#define PIXEL(r) const Pixel at##r = pixel_of(&c, min(row + r, c.rows - 1));
+#define SEEN(r) \
+    const long p##r = seen(&c, at##r, tap / c.taps_wide, tap % c.taps_wide); \
+    const global T* from##r = \
+        p##r < 0 ? zeros : a + p##r * c.pixel_a + (long)group * c.group_a;
+#define VALUE(r) const float value##r = LOAD(from##r, k);
+#define PUT(r) \
+    if (row + r < c.rows) { \
+        global T* to = out + (long)(row + r) * c.row_out + (long)group * c.group_out; \
+        BOTH(put(low##r, to + panel * COLUMNS, left), \
+             put(high##r, to + panel * COLUMNS + 16, left - 16)); \
+    }
+
+// `b` has the columns of an item side by side, and zeros for those that are not there; `zeros` is
+// a pixel that is not there.
+kernel void direct(Input a, Input b, Input zeros, Output out, const Call c) {
     const int row = get_global_id(0) * HIGH, panel = get_global_id(1), group = get_global_id(2);
     const int taps = c.taps_high * c.taps_wide, left = c.columns - panel * COLUMNS;
     const global T* with = b + ((long)group * get_global_size(1) + panel) * taps * c.tap_b;
-    float16 sum[HIGH][WIDE];
-    Pixel at[HIGH];
-    EACH(r, HIGH) {
-        EACH(w, WIDE) sum[r][w] = 0.0f;
-        at[r] = pixel_of(&c, min(row + r, c.rows - 1));
-    }
+    EACH_ROW(SUMS)
+    EACH_ROW(PIXEL)
     for (int tap = 0; tap < taps; tap++) {
-        const global T* from[HIGH];
-        bool has[HIGH];
-        EACH(r, HIGH) {
-            const long p = seen(&c, at[r], tap / c.taps_wide, tap % c.taps_wide);
-            has[r] = p >= 0;
-            from[r] = a + max(p, 0L) * c.pixel_a + (long)group * c.group_a;
-        }
+        EACH_ROW(SEEN)
         for (int k = 0; k < c.inner; k++, with += COLUMNS) {
-            float16 terms[WIDE];
-            EACH(w, WIDE) terms[w] = LOAD16(with + 16 * w);
-            EACH(r, HIGH) {
-                // Read in any case, as a branch would cost more.
-                const float there = LOAD(from[r], k), value = has[r] ? there : 0.0f;
-                EACH(w, WIDE) sum[r][w] += value * terms[w];
-            }
+            const float16 BOTH(first = LOAD16(with), second = LOAD16(with + 16));
+            EACH_ROW(VALUE)
+            EACH_ROW(ADD)
         }
     }
-    EACH(r, HIGH) {
-        if (row + r >= c.rows) continue;
-        global T* to = out + (long)(row + r) * c.row_out + (long)group * c.group_out;
-        EACH(w, WIDE)
-            put(sum[r][w], to + panel * COLUMNS + 16 * w, left - 16 * w);
-    }
+    EACH_ROW(PUT)
 }
 
 Pixel next(const Call* c, Pixel at) {
@@ -127,6 +140,14 @@ Pixel next(const Call* c, Pixel at) {
     return at;
 }
 
+#define CHANNEL(r) const int channel##r = min(channel + r, c.inner - 1);
+#define CHANNEL_VALUE(r) const float value##r = LOAD(from, channel##r);
+#define PUT_CHANNEL(r) \
+    if (channel + r < c.inner) { \
+        global T* to = there + (long)r * c.row_out; \
+        BOTH(put(low##r, to, left), put(high##r, to + 16, left - 16)); \
+    }
+
 // The weights' gradient: a row is a tap and a channel, and pixels are summed over.
 kernel void direct_weights(Input a, Input b, Output out, const Call c) {
     const int tiles = (c.inner + HIGH - 1) / HIGH;
@@ -134,32 +155,22 @@ kernel void direct_weights(Input a, Input b, Output out, const Call c) {
     const int column = get_global_id(1) * COLUMNS, left = c.columns - column;
     const int group = get_global_id(2) / c.parts, part = get_global_id(2) % c.parts;
     const int begin = part * c.part_rows, end = min(begin + c.part_rows, c.rows);
-    float16 sum[HIGH][WIDE];
-    int offset[HIGH];
-    EACH(r, HIGH) {
-        EACH(w, WIDE) sum[r][w] = 0.0f;
-        offset[r] = group * c.group_a + min(channel + r, c.inner - 1);
-    }
+    EACH_ROW(SUMS)
+    EACH_ROW(CHANNEL)
     Pixel at = pixel_of(&c, begin);
     for (int row = begin; row < end; row++, at = next(&c, at)) {
         const long p = seen(&c, at, tap / c.taps_wide, tap % c.taps_wide);
         if (p < 0) continue;
-        const global T* from = a + p * c.pixel_a;
+        const global T* from = a + p * c.pixel_a + (long)group * c.group_a;
         const global T* with = b + (long)row * c.row_b + (long)group * c.group_b + column;
-        float16 terms[WIDE];
-        EACH(w, WIDE) terms[w] = some(with + 16 * w, left - 16 * w);
-        EACH(r, HIGH) {
-            const float value = LOAD(from, offset[r]);
-            EACH(w, WIDE) sum[r][w] += value * terms[w];
-        }
+        const float16 BOTH(first = some(with, left), second = some(with + 16, left - 16));
+        EACH_ROW(CHANNEL_VALUE)
+        EACH_ROW(ADD)
     }
     const long rows = (long)c.taps_high * c.taps_wide * c.inner;
-    EACH(r, HIGH) {
-        if (channel + r >= c.inner) continue;
-        const long to = part * rows + (long)tap * c.inner + channel + r;
-        global T* there = out + to * c.row_out + (long)group * c.group_out + column;
-        EACH(w, WIDE) put(sum[r][w], there + 16 * w, left - 16 * w);
-    }
+    const long first_row = part * rows + (long)tap * c.inner + channel;
+    global T* there = out + first_row * c.row_out + (long)group * c.group_out + column;
+    EACH_ROW(PUT_CHANNEL)
 }
 
 // In local memory, for GPUs: 16 x 16 items have 4 x 4 results each, and read 16 terms at a time.
@@ -242,7 +253,7 @@ float16 apart(const global T* p, int channel, int left, int count, int shared, i
     float t[16];
     for (int i = 0; i < 16; i++)
         t[i] = i < left ? LOAD(p, (channel + i) / shared * count + which) : 0.0f;
-    return vload16(0, t);
+    return *(const Unaligned*)t;
 }
 
 kernel void depthwise(Input a, Input b, Output out, const Call c) {

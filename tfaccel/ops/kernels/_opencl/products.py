@@ -144,6 +144,7 @@ def _rows(
     groups: int,
 ) -> np.ndarray:
     rows, columns = call["rows"], call["columns"]
+    operands: tuple[np.ndarray, ...] = (a, b)
     if by.tiled:
         items = [16 * -(-columns // _SIDE), 16 * -(-rows // _SIDE), groups]
         name, group = "tiled", (16, 16, 1)
@@ -151,9 +152,10 @@ def _rows(
         wide = _vectors(columns) * _VECTOR
         items = [-(-rows // by.high), -(-columns // wide), groups]
         name, group = "direct", (1, 1, 1)
-        b, call = _side_by_side(b, call, groups), call | {"tap_b": call["inner"] * wide}
+        operands = (a, _side_by_side(b, call, groups), np.zeros(call["inner"], a.dtype))
+        call = call | {"tap_b": call["inner"] * wide}
     options = _options(a, by, columns)
-    return at.run(name, options, (a, b), shape, _packed(call), items, group)
+    return at.run(name, options, operands, shape, _packed(call), items, group)
 
 
 def _weights(
