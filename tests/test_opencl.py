@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import tensorflow as tf
+from clocks import FakeClock
 
 from tfaccel import ops
 from tfaccel.core.machine_class import MachineClass
@@ -29,7 +30,7 @@ from tfaccel.ops.kernels import (
 )
 from tfaccel.ops.kernels._opencl import devices, products
 from tfaccel.ops.kernels._opencl.runtime import runtime
-from tfaccel.ops.kernels._opencl.variants import Variant
+from tfaccel.ops.kernels._opencl.variants import VARIANTS, Variant, chosen
 from tfaccel.ops.kernels.implementations import opencl as kernel
 from tfaccel.passes.kernels._selection import Selection
 from tfaccel.passes.kernels.kernels import Kernels
@@ -121,12 +122,40 @@ def test_values_and_gradients_are_tensorflows(name, x, w, arguments, device):
     ("by", "call"),
     [
         *((Variant(tiled=True), CALLS[n]) for n in (1, 2, 9, 11)),
-        *((Variant(high=n), CALLS[4]) for n in (1, 12)),
+        *((by, CALLS[4]) for by in VARIANTS),
     ],
 )
 def test_every_variant_computes_the_same(by, call, device, monkeypatch):
     monkeypatch.setattr(products, "variant", lambda at: by)
     test_values_and_gradients_are_tensorflows(*call, device)
+
+
+def test_the_fastest_variant_is_measured_once(tmp_path, monkeypatch):
+    """One that does not run on the device is left out, and another device is another matter."""
+    monkeypatch.setenv("TFACCEL_CACHE_DIR", str(tmp_path))
+    clock, runs = FakeClock(), []
+
+    def run(by):
+        runs.append(by)
+        if by.tiled:
+            raise RuntimeError("the group is too large")
+        clock.advance(1.0 + abs(by.high - 6))
+
+    one = devices.OpenCLDevice("one", "GPU", 8, 2**30, True, "some", "1.0", None)
+    other = devices.dataclasses.replace(one, driver="1.1")
+    assert chosen(one, run, clock) == Variant(high=6)
+    count = len(runs)
+    assert chosen(one, run, clock) == Variant(high=6) and len(runs) == count
+    assert chosen(other, run, clock) == Variant(high=6) and len(runs) == 2 * count
+    for path in (tmp_path / "opencl").iterdir():
+        path.write_text("{}", encoding="utf-8")
+    assert chosen(one, run, clock) == Variant(high=6) and len(runs) == 3 * count
+
+    def fail(by):
+        raise MemoryError("full")
+
+    with pytest.raises(MemoryError):
+        chosen(devices.dataclasses.replace(one, name="another"), fail, clock)
 
 
 @ON_DEVICE

@@ -80,7 +80,6 @@ void put(float16 value, global T* p, int count) {
 // would be in memory, so that what is done for each row is written out by macros.
 
 #define COLUMNS (16 * WIDE)
-#define ROWS_1(F) F(0)
 #define ROWS_4(F) F(0) F(1) F(2) F(3)
 #define ROWS_6(F) ROWS_4(F) F(4) F(5)
 #define ROWS_8(F) ROWS_6(F) F(6) F(7)

@@ -1,5 +1,6 @@
 """Convolutions of images and matrix products, in any direction, by the programs of products.cl."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from tfaccel.ops.kernels._geometry import paddings
 from tfaccel.ops.kernels._opencl.runtime import Runtime, runtime
-from tfaccel.ops.kernels._opencl.variants import Variant, variant
+from tfaccel.ops.kernels._opencl.variants import Variant, chosen
 from tfaccel.ops.kernels._spec import CallSpec
 
 # The fields of products.cl's `Call`, in its order.
@@ -21,6 +22,14 @@ _VECTOR, _SIDE = 16, 64  # numbers of a vector; rows and columns of a tile
 # Sums over more rows than these are made in parts, for other items to work on, as long as there
 # are few of them.
 _ROWS_OF_A_PART, _ENOUGH_ITEMS = 512, 4096
+_TRIAL = 256  # rows and columns of the matrices that the variants are timed with
+
+
+@functools.cache
+def variant(at: Runtime) -> Variant:
+    """The fastest on a device."""
+    a, b = np.random.default_rng(0).standard_normal((2, 1, _TRIAL, _TRIAL), np.float32)
+    return chosen(at.device, lambda by: matrices(a, b, at, by))
 
 
 def convolution(spec: CallSpec, a: np.ndarray, b: np.ndarray, shape: Sequence[int]) -> np.ndarray:
