@@ -4,6 +4,7 @@
 #   make test-all      all tests, the slow ones included
 #   make test-kernels  those that meet TensorFlow's kernels, with oneDNN on where
 #                      TensorFlow leaves it off on this machine, and off where it is on
+#   make test-opencl   those of the OpenCL kernels, on the CPU by PoCL where there is no GPU
 #   make check         ruff and mypy
 #   make conformance   Keras's own tests, with tfaccel in every fit
 #   make test-oldest   the tests on the oldest TensorFlow and Keras
@@ -12,7 +13,7 @@
 #   make clean         remove whatever the above made
 #
 # make test ARGS="-m slow"   passes arguments on to pytest (test, test-all, test-kernels,
-#                            test-oldest) or to the runner (conformance)
+#                            test-opencl, test-oldest) or to the runner (conformance)
 
 PYTHON ?= python3
 # TensorFlow of that age has no wheels for the newest Pythons (see constraints-oldest.txt).
@@ -56,7 +57,7 @@ VENV_CONFORMANCE = .venv-conformance
 METADATA = pyproject.toml setup.cfg
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all test-kernels check conformance test-oldest priors docs clean
+.PHONY: demo test test-all test-kernels test-opencl check conformance test-oldest priors docs clean
 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/python examples/demo.py
@@ -72,6 +73,12 @@ test-kernels: $(VENV)/.test
 		echo "$$setting" && \
 		export "$$setting" && $(call TWO_DEVICES,$(VENV),$(TWO_KERNEL_TESTS)) && \
 		$(VENV)/bin/python -m pytest $(PARALLEL) $(KERNEL_TESTS) $(ARGS)
+
+# PoCL's package brings an OpenCL platform for the CPU, which pyopencl finds by itself.
+test-opencl: $(VENV)/.test
+	@$(VENV)/bin/python $(PIP_INSTALL) --editable ".[cpu,test,opencl]" pocl-binary-distribution
+	@$(VENV)/bin/python -m pytest -m "" tests/test_opencl.py $(ARGS)
+	@$(VENV)/bin/python -m pytest tests/test_kernels.py -k opencl $(ARGS)
 
 check: $(VENV)/.check
 	@$(VENV)/bin/python -m ruff check .

@@ -5,6 +5,10 @@
 Each convolution and matrix product of each model is measured in its three directions, by
 every kernel that serves it, on random data of the shapes that the model's layers see. The
 table has TensorFlow's own time and that of the kernel which the pass `kernels` would use.
+
+    python benchmarks/kernels.py --models cnn --families opencl
+
+measures a kernel that may have to be asked for, and the table has its time, whoever wins.
 """
 
 import collections
@@ -20,7 +24,7 @@ from absl import app, flags
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
-from tfaccel.ops.kernels import DIRECTIONS, REFERENCE
+from tfaccel.ops.kernels import DIRECTIONS, REFERENCE, Candidate, Ranking
 from tfaccel.passes.attention.fused_attention import FusedAttention
 from tfaccel.passes.kernels._selection import Selection
 from tfaccel.passes.kernels.kernels import Kernels
@@ -28,6 +32,7 @@ from tfaccel.passes.kernels.kernels import Kernels
 _MODELS = flags.DEFINE_list("models", None, "of models.py; all by default")
 _SECONDS = flags.DEFINE_float("max_seconds", 600.0, "for one model; the largest products first")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the products")
+_FAMILIES = flags.DEFINE_list("families", [], "kernels to measure that are else left out")
 _OUTPUT = flags.DEFINE_string("output", str(_common.RESULTS), "the folder of the results")
 _RESUME = flags.DEFINE_bool("resume", False, "go on with the file that is there")
 
@@ -38,13 +43,21 @@ def measured(benchmark: models.Benchmark) -> Selection:
     model = dataclasses.replace(benchmark, policy=policy).model()
     batch = next(iter(benchmark.dataset()))
     workload = Workload(model, (batch,))
-    item = Kernels(max_seconds=_SECONDS.value, exhaustive=True)
+    families = tuple(_FAMILIES.value)
+    item = Kernels(_SECONDS.value, exhaustive=not families, families=families)
     # Its products are chosen, too, where the model has attention layers.
     before = (FusedAttention(),) if FusedAttention().unsupported(workload) is None else ()
     plan = Plan((*before, item))
     context = StepContext(workload)
     item.prepare(context, plan, time.perf_counter, time.perf_counter() + _SECONDS.value)
     return context.prepared[item.name]
+
+
+def shown(ranking: Ranking) -> Candidate | None:
+    """The kernel that was asked for, where it was timed, else the one that would be used."""
+    if not _FAMILIES.value:
+        return ranking.best(in_xla=False)
+    return next((c for c in ranking.candidates if c.kernel in _FAMILIES.value and c.speedup), None)
 
 
 def rows(name: str, selection: Selection) -> list[_common.Row]:
@@ -56,7 +69,7 @@ def rows(name: str, selection: Selection) -> list[_common.Row]:
             ranking = selection.ranking(spec.along(direction))
             if ranking is None:
                 continue
-            best = ranking.best(in_xla=False)
+            best = shown(ranking)
             seconds = ranking.reference_seconds
             gain = best.speedup if best else None
             found.append(
@@ -112,8 +125,11 @@ COLUMNS = (
 
 def main(argv: list[str]) -> None:
     _common.no_arguments(argv)
-    title = f"Convolutions and matrix products in {_DTYPE.value}, TensorFlow's and the chosen"
-    name = "kernels" if _DTYPE.value == "float32" else f"kernels-{_DTYPE.value}"
+    who = ", ".join(_FAMILIES.value) or "the chosen"
+    title = f"Convolutions and matrix products in {_DTYPE.value}, TensorFlow's and {who}"
+    dtype = () if _DTYPE.value == "float32" else (_DTYPE.value,)
+    # priors.py reads those whose names begin with "kernels".
+    name = "-".join((*_FAMILIES.value, "kernels", *dtype))
     folder = pathlib.Path(_OUTPUT.value)
     results = _common.Results(name, title, COLUMNS, folder, _RESUME.value)
     console = _common.console()

@@ -19,7 +19,12 @@ from tfaccel.cli import main
 from tfaccel.cli.doctor import _products as products
 from tfaccel.cli.doctor import command
 from tfaccel.cli.doctor._finding import Diagnosis, Finding, Level
-from tfaccel.cli.doctor._gpu import check_cuda, check_gpus, check_memory_growth
+from tfaccel.cli.doctor._gpu import (
+    check_cuda,
+    check_gpus,
+    check_memory_growth,
+    check_opencl,
+)
 from tfaccel.cli.doctor._machine import (
     check_cpu,
     check_disk,
@@ -40,6 +45,7 @@ from tfaccel.cli.doctor._software import (
 from tfaccel.cli.doctor._surroundings import Packages, Surroundings, TensorFlow
 from tfaccel.compat import tensorflow_private
 from tfaccel.measure.timing import Speedup
+from tfaccel.ops.kernels import OpenCLDevice
 from tfaccel.system.cgroup import cpu_quota_cores, memory_limit_bytes
 from tfaccel.system.device import Device
 from tfaccel.system.machine import Gpu
@@ -646,12 +652,33 @@ def test_this_tensorflow_says_whether_onednn_is_on():
 
 
 def test_extras(surroundings):
-    everything = {"matplotlib": "3.10", "jinja2": "3", "tensorboard": "2", "scikit-learn": "1.9"}
+    everything = {"matplotlib": "3.10", "jinja2": "3", "pyopencl": "2026.1"}
+    everything |= {"tensorboard": "2", "scikit-learn": "1.9"}
     found = only(check_extras(surroundings(packages=FakePackages(everything))))
-    assert_finding(found, OK, "matplotlib 3.10, jinja2 3, tensorboard 2, scikit-learn 1.9")
+    listed = ", ".join(f"{name} {version}" for name, version in everything.items())
+    assert_finding(found, OK, listed)
     some, absent = check_extras(surroundings(packages=FakePackages({"tensorboard": "2.20"})))
     assert_finding(some, OK, "tensorboard 2.20")
-    assert_finding(absent, NOTE, "matplotlib (", "jinja2 (", "install 'tfaccel[report,examples]'")
+    assert_finding(
+        absent, NOTE, "matplotlib (", "jinja2 (", "install 'tfaccel[report,opencl,examples]'"
+    )
+
+
+def test_opencl(surroundings):
+    """Its devices where pyopencl is installed, what to do where it has none, else nothing."""
+    assert not list(check_opencl(surroundings()))
+    installed = FakePackages({"pyopencl": "2026.1"})
+    here = surroundings(packages=installed)
+    facts = ("Iris Xe", "GPU", 96, 12 * GIB, True, "Intel OpenCL", "3.0 23.43", None)
+    some = dataclasses.replace(here, opencl_devices=lambda: (OpenCLDevice(*facts),))
+    said = ("Iris Xe: GPU, 96 compute units, 12", "shared with the CPU; Intel OpenCL, 3.0")
+    assert_finding(only(check_opencl(some)), OK, *said)
+
+    def none():
+        raise RuntimeError("no platform: install one")
+
+    absent = only(check_opencl(dataclasses.replace(here, opencl_devices=none)))
+    assert_finding(absent, NOTE, "no device", "install one")
 
 
 def test_the_extras_are_those_of_the_project():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tfaccel.compat import onednn
 from tfaccel.measure.numerics import relative_error
 from tfaccel.ops.kernels import DIRECTIONS, KERNELS, OPS, REFERENCE
+from tfaccel.ops.kernels._opencl.devices import missing as opencl_missing
 
 ROOT = pathlib.Path(__file__).parent.parent
 EVERY_KERNEL = pytest.mark.parametrize(
@@ -30,6 +31,8 @@ def onednn_may_be_named(monkeypatch):
 def skip_where_missing(kernel):
     if kernel.name == "onednn" and onednn.missing():
         pytest.skip(onednn.missing())
+    if kernel.name == "opencl" and opencl_missing():
+        pytest.skip(str(opencl_missing()))
 
 
 def bounded(count):

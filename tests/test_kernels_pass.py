@@ -91,7 +91,7 @@ def measured(monkeypatch):
     """What was measured, in order; and who wins (by default nobody)."""
     asked = []
 
-    def measure(spec, clock, deadline, likely):
+    def measure(spec, clock, deadline, likely, families):
         assert likely is None
         asked.append(spec)
         if hasattr(clock, "advance"):
@@ -316,7 +316,7 @@ def test_what_is_likely_to_win_is_measured(measured, monkeypatch):
     """That first which saves most; not calls on which all lost; `exhaustive` measures all."""
     asked = []
 
-    def measure(spec, clock, deadline, likely):
+    def measure(spec, clock, deadline, likely, families):
         asked.append((spec.op, likely))
         return ranked(spec)
 

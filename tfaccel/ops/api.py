@@ -26,12 +26,14 @@ from tfaccel.ops.kernels import (
     find,
     kernels,
     matmul_spec,
+    opencl_devices,
     product,
     reference,
     register_kernel,
     tensors,
     unregister_kernel,
 )
+from tfaccel.system.arguments import one_of
 
 __all__ = [
     "OPS",
@@ -42,6 +44,7 @@ __all__ = [
     "find",
     "kernels",
     "matmul",
+    "opencl_devices",
     "register_kernel",
     "scaled_dot_product_attention",
     "unregister_kernel",
@@ -61,6 +64,7 @@ def conv1d(
     data_format: str | None = None,
     bias: Any = None,
     activation: Activation = None,
+    kernel: str | None = None,
 ) -> tf.Tensor:
     """A convolution over sequences, as `keras.ops.conv`.
 
@@ -73,6 +77,8 @@ def conv1d(
         data_format: `"channels_last"`, `"channels_first"`, or None for Keras's setting.
         bias: `(filters,)`, added to the result.
         activation: what is applied to it, as Keras's layers take it.
+        kernel: the name of a kernel (docs/kernels.md), used in all directions that it has; None
+            for those that measuring chose.
 
     Returns:
         `(batch, new steps, filters)`, in the operands' dtype.
@@ -87,7 +93,7 @@ def conv1d(
     """
     return convolve(
         *("conv1d", x, filters, strides, padding, dilation_rate, groups),
-        *(data_format, bias, activation),
+        *(data_format, bias, activation, _choice("conv1d", kernel)),
     )
 
 
@@ -101,6 +107,7 @@ def conv2d(
     data_format: str | None = None,
     bias: Any = None,
     activation: Activation = None,
+    kernel: str | None = None,
 ) -> tf.Tensor:
     """A convolution over images, as `keras.ops.conv`.
 
@@ -109,7 +116,7 @@ def conv2d(
         filters: `(kernel height, kernel width, channels / groups, filters)`.
         strides, dilation_rate: ints, or one for each of height and width.
         padding: `"valid"` or `"same"`.
-        groups, data_format, bias, activation: as for `conv1d`.
+        groups, data_format, bias, activation, kernel: as for `conv1d`.
 
     Returns:
         `(batch, new height, new width, filters)`, or with the filters first.
@@ -124,7 +131,7 @@ def conv2d(
     """
     return convolve(
         *("conv2d", x, filters, strides, padding, dilation_rate, groups),
-        *(data_format, bias, activation),
+        *(data_format, bias, activation, _choice("conv2d", kernel)),
     )
 
 
@@ -138,6 +145,7 @@ def conv3d(
     data_format: str | None = None,
     bias: Any = None,
     activation: Activation = None,
+    kernel: str | None = None,
 ) -> tf.Tensor:
     """A convolution over volumes, as `keras.ops.conv`.
 
@@ -146,7 +154,7 @@ def conv3d(
         filters: `(kernel depth, kernel height, kernel width, channels / groups, filters)`.
         strides, dilation_rate: ints, or one for each of the three dimensions.
         padding: `"valid"` or `"same"`.
-        groups, data_format, bias, activation: as for `conv1d`.
+        groups, data_format, bias, activation, kernel: as for `conv1d`.
 
     Returns:
         The convolved volumes.
@@ -161,7 +169,7 @@ def conv3d(
     """
     return convolve(
         *("conv3d", x, filters, strides, padding, dilation_rate, groups),
-        *(data_format, bias, activation),
+        *(data_format, bias, activation, _choice("conv3d", kernel)),
     )
 
 
@@ -174,13 +182,14 @@ def depthwise_conv2d(
     data_format: str | None = None,
     bias: Any = None,
     activation: Activation = None,
+    kernel: str | None = None,
 ) -> tf.Tensor:
     """A convolution of each channel by itself, as `keras.ops.depthwise_conv`.
 
     Args:
         x: as for `conv2d`.
         filters: `(kernel height, kernel width, channels, multiplier)`.
-        strides, padding, dilation_rate, data_format, activation: as for `conv2d`.
+        strides, padding, dilation_rate, data_format, activation, kernel: as for `conv2d`.
         bias: `(channels * multiplier,)`.
 
     Returns:
@@ -196,7 +205,7 @@ def depthwise_conv2d(
     """
     return convolve(
         *("depthwise_conv2d", x, filters, strides, padding, dilation_rate, 1),
-        *(data_format, bias, activation),
+        *(data_format, bias, activation, _choice("depthwise_conv2d", kernel)),
     )
 
 
@@ -207,6 +216,7 @@ def matmul(
     transpose_b: bool = False,
     bias: Any = None,
     activation: Activation = None,
+    kernel: str | None = None,
 ) -> tf.Tensor:
     """A product of matrices, or of batches of them that broadcast, as `keras.ops.matmul`.
 
@@ -216,6 +226,7 @@ def matmul(
         transpose_a, transpose_b: whether the last two dimensions are to be exchanged.
         bias: added to the result, along its last dimension.
         activation: what is applied to it, as Keras's layers take it.
+        kernel: as for `conv1d`.
 
     Returns:
         `(..., rows, columns)`.
@@ -232,13 +243,33 @@ def matmul(
     a = tf.linalg.matrix_transpose(a) if transpose_a else a
     b = tf.linalg.matrix_transpose(b) if transpose_b else b
     spec = matmul_spec(a.shape, b.shape, dtype)
-    return _finished(product(spec, a, b, measured), bias, activation)
+    return _finished(product(spec, a, b, _choice("matmul", kernel)), bias, activation)
 
 
 def measured(spec: CallSpec) -> Kernel:
     """The kernel that measuring chose for a call; TensorFlow's where nothing was measured."""
     ranking = Store.at().ranking(spec)
     return reference(spec.op, spec.direction) if ranking is None else ranking.kernel_for(spec)
+
+
+def _choice(op: str, kernel: str | None) -> Choose:
+    """Who says which kernel computes a call: measuring, or the caller."""
+    if kernel is None:
+        return measured
+    one_of("kernel", kernel, dict.fromkeys(known.name for known in kernels(op)))
+
+    def choose(spec: CallSpec) -> Kernel:
+        one = next((k for k in kernels(op, spec.direction) if k.name == kernel), None)
+        if one is None:  # it is for other directions
+            return reference(op, spec.direction)
+        unsupported = one.unsupported(spec)
+        if unsupported is not None:
+            raise ValueError(
+                f"`kernel` must serve the call {spec}. Received: {kernel!r}; {unsupported}"
+            )
+        return one
+
+    return choose
 
 
 def convolve(

@@ -143,3 +143,19 @@ def check_memory_growth(here: Surroundings) -> Iterator[Finding]:
             f"If others use the GPU too: {GROWTH}=true, or "
             "tf.config.experimental.set_memory_growth(gpu, True) for each GPU.",
         )
+
+
+def check_opencl(here: Surroundings) -> Iterator[Finding]:
+    """The OpenCL devices, where the extra is installed."""
+    if here.packages.version("pyopencl") is None:
+        return
+    try:
+        devices = here.opencl_devices()
+    except RuntimeError as error:
+        yield Finding("OpenCL", "no device", Level.NOTE, str(error))
+        return
+    for device in devices:
+        said = f"{device.name}: {device.type}, {device.compute_units} compute units"
+        shared = ", shared with the CPU" if device.shares_memory else ""
+        memory = f"{gib(device.memory_bytes)}{shared}"
+        yield Finding("OpenCL", f"{said}, {memory}; {device.platform}, {device.driver}")

@@ -19,6 +19,7 @@ import tensorflow as tf
 from tfaccel.autotune.plan_cache import default_directory
 from tfaccel.compat.tensorflow_private import onednn_is_on
 from tfaccel.measure.timing import Clock
+from tfaccel.ops.kernels import OpenCLDevice, opencl_devices
 from tfaccel.system.machine import Gpu, Run, run_program, tensorflow_gpus
 
 # Edges of the square matrices that products are timed with: large enough that the
@@ -132,6 +133,8 @@ class Surroundings:
     packages: Packages = Packages()  # noqa: RUF009 (it holds nothing)
     # What TensorFlow says.
     tensorflow: TensorFlow = TensorFlow()  # noqa: RUF009 (it holds nothing)
+    # The OpenCL devices; RuntimeError where there are none.
+    opencl_devices: Callable[[], tuple[OpenCLDevice, ...]] = opencl_devices
     run: Run = run_program  # runs a program and gives its output, or None
     cores: int = dataclasses.field(default_factory=usable_cores)  # how many the process may use
     # How many there are.

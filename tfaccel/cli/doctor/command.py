@@ -7,7 +7,12 @@ import rich.console
 
 from tfaccel.cli._command import Command
 from tfaccel.cli.doctor._finding import Diagnosis, Finding, Level
-from tfaccel.cli.doctor._gpu import check_cuda, check_gpus, check_memory_growth
+from tfaccel.cli.doctor._gpu import (
+    check_cuda,
+    check_gpus,
+    check_memory_growth,
+    check_opencl,
+)
 from tfaccel.cli.doctor._machine import (
     check_cpu,
     check_disk,
@@ -40,6 +45,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("GPU", check_gpus),
     ("CUDA", check_cuda),
     ("GPU memory", check_memory_growth),
+    ("OpenCL", check_opencl),
     ("versions", check_versions),
     ("packages", check_packages),
     ("Keras", check_keras),

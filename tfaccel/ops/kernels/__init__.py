@@ -8,9 +8,11 @@ table.
 from tfaccel.ops.kernels._kernel import TOLERANCES, Kernel
 from tfaccel.ops.kernels._likely import Guess, Measured, guess, measured_text, shipped
 from tfaccel.ops.kernels._measure import find, measure
+from tfaccel.ops.kernels._opencl.devices import OpenCLDevice, opencl_devices
 from tfaccel.ops.kernels._product import Choose, Chooser, input_gradient, product, weight_gradient
 from tfaccel.ops.kernels._ranking import Candidate, Ranking
 from tfaccel.ops.kernels._registry import (
+    FAMILIES,
     KERNELS,
     REFERENCE,
     kernels,
@@ -25,6 +27,7 @@ from tfaccel.ops.kernels._validation import convolution_spec, data_format, matmu
 __all__ = [
     "DIRECTIONS",
     "DTYPES",
+    "FAMILIES",
     "KERNELS",
     "OPS",
     "REFERENCE",
@@ -37,6 +40,7 @@ __all__ = [
     "Guess",
     "Kernel",
     "Measured",
+    "OpenCLDevice",
     "Ranking",
     "Store",
     "convolution_spec",
@@ -48,6 +52,7 @@ __all__ = [
     "matmul_spec",
     "measure",
     "measured_text",
+    "opencl_devices",
     "product",
     "reference",
     "register_kernel",

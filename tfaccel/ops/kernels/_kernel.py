@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -53,6 +53,19 @@ class Kernel:
     # Whether it can be part of what XLA compiles. The ops of `tfaccel.ops` use only kernels that
     # can, as they are not told what they become part of.
     in_xla: bool = True
+    # Whether it is a call of Python, which no SavedModel can hold.
+    in_python: bool = False
+    # Why it is not tried for a call that it can serve, unless it is asked for by its name.
+    unasked: Callable[[CallSpec], Unsupported | None] = serves_all
+
+    def left_out(self, spec: CallSpec, families: Collection[str] | None) -> Unsupported | None:
+        """Why it is not tried for a call that it can serve; None where it is.
+
+        `families` are the names that are asked for; None where what uses it may be saved.
+        """
+        if families is None:
+            return Unsupported("no SavedModel can hold it") if self.in_python else None
+        return None if self.name in families else self.unasked(spec)
 
     def function(self, spec: CallSpec) -> Callable[..., tf.Tensor]:
         """The kernel for one call, as a `tf.function` of tensors."""

@@ -14,7 +14,7 @@ import functools
 import importlib.resources
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from tfaccel.core.machine_class import MachineClass
@@ -89,7 +89,11 @@ class Guess:
 
 
 def guess(
-    spec: CallSpec, machine: MachineClass, known: Iterable[Measured], reduced: bool = False
+    spec: CallSpec,
+    machine: MachineClass,
+    known: Iterable[Measured],
+    reduced: bool = False,
+    families: Collection[str] | None = (),
 ) -> Guess:
     """What is expected of a call on a machine.
 
@@ -98,13 +102,14 @@ def guess(
         machine: where it runs.
         known: what was measured before.
         reduced: whether kernels may multiply in fewer bits than the operands have.
+        families: kernels to try whatever is known; None where what uses them may be saved.
     """
     alike = [(_alikeness(one, spec, machine), one) for one in known if _same_kind(one.spec, spec)]
     nearest = sorted(alike, key=lambda pair: -pair[0])[:_NEAREST]
     if not nearest or nearest[0][0] < _LEAST_ALIKE:
         # All are measured: the largest calls first.
         return Guess(None, 2.0, typical_seconds(spec))
-    serving = _serving(spec, reduced)
+    serving = _serving(spec, reduced, families)
     speedups = {
         name: math.exp(_mean((weight, math.log(one.speedups[name])) for weight, one in having))
         for name in serving
@@ -115,10 +120,11 @@ def guess(
     rate = _mean((w, math.log(one.seconds / typical_seconds(one.spec))) for w, one in nearest)
     best = max(_HOPED_SPEEDUP, speedups[chosen[0]]) if chosen else 1.0
     seconds = typical_seconds(spec) * math.exp(rate)
-    # Of what a user registered nothing is known.
-    shipped_names = {kernel.name for kernel in KERNELS}
-    own = (name for name in serving if name not in shipped_names)
-    return Guess((*chosen, *own), best, seconds)
+    # Of what a user registered nothing is known, nor of another device before it was tried.
+    known_names = {kernel.name for kernel in KERNELS if not kernel.in_python} | set(speedups)
+    own = [name for name in serving if name not in known_names or name in (families or ())]
+    own = [name for name in own if name not in chosen]
+    return Guess((*chosen, *own), max(best, _HOPED_SPEEDUP) if own else best, seconds)
 
 
 def typical_seconds(spec: CallSpec) -> float:
@@ -152,12 +158,14 @@ def measured_text(measured: Iterable[Measured]) -> str:
     return f"[\n{','.join(texts)}\n]\n"
 
 
-def _serving(spec: CallSpec, reduced: bool) -> list[str]:
+def _serving(spec: CallSpec, reduced: bool, families: Collection[str] | None) -> list[str]:
     """The kernels beside TensorFlow's that can compute a call."""
     return [
         kernel.name
         for kernel in kernels(spec.op, spec.direction)[1:]
-        if kernel.unsupported(spec) is None and (reduced or not kernel.reduces)
+        if kernel.unsupported(spec) is None
+        and (reduced or not kernel.reduces)
+        and kernel.left_out(spec, families) is None
     ]
 
 

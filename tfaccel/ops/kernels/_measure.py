@@ -90,6 +90,7 @@ def measure(
     clock: Clock,
     deadline: float = math.inf,
     likely: Collection[str] | None = None,
+    families: Collection[str] | None = (),
 ) -> Ranking:
     """Runs, compares and times the kernels of a call, whose sizes are known.
 
@@ -98,13 +99,19 @@ def measure(
         clock: seconds.
         deadline: the clock's value after which no further kernel is begun.
         likely: the kernels to try; None for all.
+        families: kernels to try that are else left out; None where what uses them may be saved.
     """
     race = _Race(spec, clock)
-    candidates = [race.own()]
+    candidates, left_outs = [race.own()], set()
     for kernel in kernels(spec.op, spec.direction)[1:]:
         unsupported = kernel.unsupported(spec)
         if unsupported is not None:
             candidates.append(Candidate(kernel.name, Outcome.REFUSED, reason=str(unsupported)))
+        elif (left_out := kernel.left_out(spec, families)) is not None:
+            candidates.append(
+                Candidate(kernel.name, Outcome.UNDECIDED, reason=str(left_out), unlikely=True)
+            )
+            left_outs.add(kernel.name)
         elif likely is not None and kernel.name not in likely:
             reason = "it wins no call like this"
             candidates.append(
@@ -114,8 +121,8 @@ def measure(
             candidates.append(Candidate(kernel.name, Outcome.UNDECIDED, reason="out of time"))
         else:
             candidates.append(race.run(kernel, deadline))
-    tried = all(c.verdict is not Outcome.UNDECIDED for c in candidates)
-    return Ranking(spec, tuple(candidates), complete=tried)
+    tried = (c.verdict is not Outcome.UNDECIDED or c.kernel in left_outs for c in candidates)
+    return Ranking(spec, tuple(candidates), complete=all(tried))
 
 
 def operands(spec: CallSpec, seed: int = 1) -> tuple[tf.Tensor, ...]:

@@ -1,6 +1,7 @@
 """What measuring the kernels of one call found."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import rich.console
@@ -83,8 +84,17 @@ class Ranking:
         undecided = (c for c in self.candidates if c.verdict is Outcome.UNDECIDED)
         return self.complete or all(c.unlikely for c in undecided)
 
+    def lacks(self, names: Collection[str]) -> bool:
+        """Whether one of these kernels was left untried."""
+        untried = (c.kernel for c in self.candidates if c.verdict is Outcome.UNDECIDED)
+        return any(name in names for name in untried)
+
     def best(
-        self, reduced: bool = False, in_xla: bool = True, compiled: bool = True
+        self,
+        reduced: bool = False,
+        in_xla: bool = True,
+        compiled: bool = True,
+        families: Collection[str] | None = None,
     ) -> Candidate | None:
         """The fastest faithful kernel that beats TensorFlow's; None where none does.
 
@@ -95,10 +105,17 @@ class Ranking:
             reduced: whether it may multiply in fewer bits than the operands have.
             in_xla: whether XLA may compile what it becomes part of.
             compiled: whether it may be one that XLA compiles for each size.
+            families: the kernels that were asked for; None where what it becomes part of may be
+                saved.
         """
         faster = [c for c in self.candidates if c.verdict is Outcome.FASTER]
         allowed = [c for c in faster if reduced or not c.reduces]
-        winners = [c for c in allowed if not in_xla or self._kernel(c).in_xla]
+        winners = [
+            c
+            for c in allowed
+            if (not in_xla or self._kernel(c).in_xla)
+            and self._kernel(c).left_out(self.spec, families) is None
+        ]
         plain = next((c for c in winners if not self._kernel(c).jit_compile), None)
         first = next(iter(winners), None) if compiled else plain
         if first is None or plain is None or first.speedup is None or plain.speedup is None:
@@ -106,12 +123,12 @@ class Ranking:
         ahead = first.speedup.median > _WORTH_COMPILING * plain.speedup.median
         return first if ahead else plain
 
-    def kernel(self, reduced: bool = False, in_xla: bool = True, compiled: bool = True) -> Kernel:
+    def kernel(self, **allowed: Any) -> Kernel:
         """The kernel to use: the best, as `best` has it, or TensorFlow's."""
-        best = self.best(reduced, in_xla, compiled)
+        best = self.best(**allowed)
         return self._kernel(best) if best else reference(self.spec.op, self.spec.direction)
 
-    def kernel_for(self, spec: CallSpec, **allowed: bool) -> Kernel:
+    def kernel_for(self, spec: CallSpec, **allowed: Any) -> Kernel:
         """The kernel for a call that fits; what won for known sizes may refuse others."""
         kernel = self.kernel(**allowed)
         return kernel if kernel.unsupported(spec) is None else reference(spec.op, spec.direction)

@@ -13,6 +13,7 @@ from tfaccel.ops.kernels.implementations import (
     im2col,
     matmul_1x1,
     onednn,
+    opencl,
     shifted,
     split_groups,
     tensorflow,
@@ -34,8 +35,11 @@ KERNELS: tuple[Kernel, ...] = (
     *tensorflow.BY_XLA,
     *tensorflow.IN_FLOAT32,
     *tensorflow.IN_BFLOAT16,
+    *opencl.KERNELS,
 )
 REFERENCE = "tensorflow"
+# Kernels that may have to be asked for by name.
+FAMILIES = tuple(dict.fromkeys(kernel.name for kernel in KERNELS if kernel.in_python))
 _registered: list[Kernel] = []
 
 
@@ -52,7 +56,7 @@ def kernels(op: str, direction: str | None = None) -> tuple[Kernel, ...]:
     Example:
 
     >>> [kernel.name for kernel in tfaccel.ops.kernels("depthwise_conv2d", "forward")]
-    ['tensorflow', 'fused_offsets', 'onednn', 'in_float32']
+    ['tensorflow', 'fused_offsets', 'onednn', 'in_float32', 'opencl']
     """
     one_of("op", op, OPS)
     wanted = None if direction is None else one_of("direction", direction, DIRECTIONS)

@@ -14,8 +14,9 @@ import tensorflow as tf
 from tfaccel.compat import onednn
 from tfaccel.compat.tensorflow_private import onednn_is_on
 from tfaccel.core.machine_class import MachineClass
-from tfaccel.ops.kernels import implementations
+from tfaccel.ops.kernels import _opencl, implementations
 from tfaccel.ops.kernels._likely import Measured
+from tfaccel.ops.kernels._opencl.devices import used_device
 from tfaccel.ops.kernels._ranking import Ranking
 from tfaccel.ops.kernels._registry import kernels
 from tfaccel.ops.kernels._spec import CallSpec
@@ -106,15 +107,16 @@ def _is_current(ranking: Ranking) -> bool:
 
 def _sources() -> str:
     """A digest of the kernels' own code: another code may take another time."""
-    folder = importlib.resources.files(implementations)
-    texts = [path.read_bytes() for path in sorted(folder.iterdir(), key=str) if path.is_file()]
+    folders = (importlib.resources.files(package) for package in (implementations, _opencl))
+    paths = [path for folder in folders for path in sorted(folder.iterdir(), key=str)]
+    texts = [path.read_bytes() for path in paths if path.is_file()]
     return hashlib.sha256(b"".join(texts)).hexdigest()
 
 
 def _machine_key() -> str:
     """A digest of what decides how long a kernel takes."""
     device = current_device()
-    used = (onednn_is_on(), onednn.obstacle() is None)
+    used = (onednn_is_on(), onednn.obstacle() is None, used_device())
     machine = dataclasses.asdict(MachineClass.of(device))
     version = tf.__version__.rpartition(".")[0]
     parts = [_sources(), version, machine, device.cores, *used]

@@ -1,7 +1,8 @@
 """Which kernels the layers of one workload use, and what was measured to say so."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from tfaccel.core.machine_class import MachineClass
 from tfaccel.measure.timing import Clock
@@ -10,12 +11,14 @@ from tfaccel.ops.kernels import (
     DIRECTIONS,
     REFERENCE,
     CallSpec,
+    Candidate,
     Direction,
     Guess,
     Kernel,
     Ranking,
     Store,
     guess,
+    kernels,
     measure,
     reference,
     shipped,
@@ -33,6 +36,8 @@ class Selection:
         reduced: whether kernels may multiply in fewer bits than the operands have.
         directions: those that are computed.
         exhaustive: whether all kernels are measured, not only those that are likely to win.
+        families: kernels to measure that are else left out; None where what uses them may be
+            saved.
 
     Attributes:
         seen: the calls of each layer, forward, by the layer's name.
@@ -45,11 +50,13 @@ class Selection:
         reduced: bool = False,
         directions: Sequence[Direction] = DIRECTIONS,
         exhaustive: bool = False,
+        families: Collection[str] | None = (),
     ):
         self.seen: dict[str, list[CallSpec]] = {}
         self._reduced = reduced
         self._directions = tuple(directions)
         self._exhaustive = exhaustive
+        self._families = families
         self._rankings: dict[CallSpec, Ranking] = {}
         self.looked_at: set[object] = set()
         self.recording = False
@@ -71,8 +78,12 @@ class Selection:
         ranking = self.ranking(spec)
         if ranking is None:
             return reference(spec.op, spec.direction)
-        allowed = {"reduced": self._reduced, "in_xla": False, "compiled": compiled}
-        return ranking.kernel_for(spec, **allowed)
+        return ranking.kernel_for(spec, **self._allowed, compiled=compiled)
+
+    @property
+    def _allowed(self) -> dict[str, Any]:
+        """Which kernels may be used, as `Ranking.best` takes it."""
+        return {"reduced": self._reduced, "in_xla": False, "families": self._families}
 
     def ranking(self, spec: CallSpec) -> Ranking | None:
         """What is known of a call; None where nothing is."""
@@ -106,7 +117,8 @@ class Selection:
         known = () if self._exhaustive else (*store.measured(), *shipped())
         machine = MachineClass.of(current_device())
         ways = ((n, spec.along(way)) for spec, n in counts.items() for way in self._directions)
-        calls = [(n, spec, guess(spec, machine, known, self._reduced)) for n, spec in ways]
+        more = (known, self._reduced, self._families)
+        calls = [(n, spec, guess(spec, machine, *more)) for n, spec in ways]
         worth = [(n * g.saved_seconds, spec, g) for n, spec, g in calls if g.kernels != ()]
         return sorted(worth, key=lambda call: -call[0])
 
@@ -115,12 +127,16 @@ class Selection:
     ) -> bool:
         """Sees to it that a call is known if there is time; whether it had to be measured."""
         known = store.ranking(spec)
-        is_new = known is None or not (known.complete if self._exhaustive else known.is_settled)
+        is_new = (
+            known is None
+            or not (known.complete if self._exhaustive else known.is_settled)
+            or known.lacks(self._families or ())
+        )
         if is_new:
             # TensorFlow's own is run four times, traced once, before any other kernel is.
             if clock() + 4 * expected.seconds > deadline:
                 return False
-            known = measure(spec, clock, deadline, expected.kernels)
+            known = measure(spec, clock, deadline, expected.kernels, self._families)
             store.add(known)
         assert known is not None
         self._rankings[spec] = known
@@ -139,11 +155,18 @@ class Selection:
             ranking = self.ranking(spec.along(direction))
             if ranking is None:
                 continue
-            chosen = ranking.kernel(self._reduced, in_xla=False)
+            chosen = ranking.kernel(**self._allowed)
             name, way = chosen.name, direction.replace("_", " ")
             best = next(c for c in ranking.candidates if c.kernel == name)
             if name != REFERENCE and best.speedup is not None:
                 used.append(f"{way} by {name} ({ratio(best.speedup.median)})")
-            rest = [str(c) for c in ranking.candidates if c.kernel not in (name, REFERENCE)]
+            told = [c for c in ranking.candidates if c.kernel not in (name, REFERENCE)]
+            rest = [str(c) for c in told if not self._goes_without_saying(spec, direction, c)]
             others.append(f"{way}: {', '.join(rest)}")
         return "; ".join(used), tuple(others)
+
+    def _goes_without_saying(self, spec: CallSpec, way: Direction, candidate: Candidate) -> bool:
+        """Whether nobody asked for a kernel that was not tried."""
+        kernel = next((k for k in kernels(spec.op, way) if k.name == candidate.kernel), None)
+        asked = candidate.kernel in (self._families or ())
+        return bool(kernel and kernel.in_python and candidate.speedup is None and not asked)

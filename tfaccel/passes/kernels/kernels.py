@@ -19,9 +19,10 @@ from tfaccel.core.tracing import trace_forward, trace_step
 from tfaccel.core.unsupported import Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.measure.timing import Clock
-from tfaccel.ops.kernels import DIRECTIONS, CallSpec, Chooser
+from tfaccel.ops.kernels import DIRECTIONS, FAMILIES, CallSpec, Chooser
 from tfaccel.passes.kernels import _layers
 from tfaccel.passes.kernels._selection import Selection
+from tfaccel.system.arguments import one_of
 
 # What measuring may take of a training, and at least: the largest products come first.
 _MEASURING_SHARE, _LEAST_MEASURING_SECONDS = 0.04, 5.0
@@ -48,9 +49,11 @@ class Kernels(LayerPass):
         reduced: whether kernels may multiply float32 in bfloat16.
         exhaustive: whether every kernel is measured; else the two that are likely to win, by
             what was measured on calls like these (`tfaccel/ops/kernels/_likely.py`).
+        families: kernels to measure that are else left out: `("opencl",)` tries an OpenCL
+            device that is no GPU.
 
     Raises:
-        ValueError: `max_seconds` is not positive.
+        ValueError: `max_seconds` is not positive, or there is no such family.
 
     Source: Chetlur et al., cuDNN: Efficient Primitives for Deep Learning,
     https://arxiv.org/abs/1410.0759; docs/kernels.md has the source of each kernel.
@@ -66,8 +69,12 @@ class Kernels(LayerPass):
     max_seconds: float = 60.0
     reduced: bool = False
     exhaustive: bool = False
+    families: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "families", tuple(self.families))  # JSON has lists
+        for family in self.families:
+            one_of("families", family, FAMILIES)
         if not self.max_seconds > 0:
             raise ValueError(f"`max_seconds` must be positive. Received: {self.max_seconds!r}")
 
@@ -158,7 +165,9 @@ class Kernels(LayerPass):
 
     def _selection(self, context: StepContext) -> Selection:
         directions = DIRECTIONS if context.workload.training else DIRECTIONS[:1]
-        selection = Selection(self.reduced, directions, self.exhaustive)
+        # Predictions may be exported.
+        families = self.families if context.workload.training else None
+        selection = Selection(self.reduced, directions, self.exhaustive, families)
         return context.prepared.setdefault(self.name, selection)
 
 

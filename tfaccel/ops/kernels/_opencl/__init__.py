@@ -1,0 +1,8 @@
+"""OpenCL: products on devices that TensorFlow can't use; the extra `opencl`.
+
+pyopencl is imported only where it is installed and a device is looked for.
+"""
+
+from tfaccel.ops.kernels._opencl.devices import has_gpu, missing
+
+__all__ = ["has_gpu", "missing"]

@@ -1,0 +1,122 @@
+"""Runs OpenCL programs on NumPy arrays."""
+
+import functools
+import importlib.resources
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfaccel.ops.kernels._opencl.devices import OpenCLDevice, opencl_devices
+from tfaccel.system.cache_dir import default_directory
+
+_SOURCE = "products.cl"
+# TensorFlow takes over arrays that begin so without a copy (EIGEN_MAX_ALIGN_BYTES).
+_ALIGNED_BYTES = 64
+
+
+class Runtime:
+    """One device: its queue, its programs and the memory that is used again.
+
+    Args:
+        device: where to run.
+    """
+
+    def __init__(self, device: OpenCLDevice):
+        import pyopencl as cl
+
+        self.device = device
+        self.errors: tuple[type[Exception], ...] = (cl.Error, MemoryError)
+        self.memory_errors: tuple[type[Exception], ...] = (cl.MemoryError, MemoryError)
+        self._cl = cl
+        self._context = cl.Context([device.handle])
+        self._queue = cl.CommandQueue(self._context)
+        self._pool = cl.tools.MemoryPool(cl.tools.ImmediateAllocator(self._queue))
+        self._kernels: dict[tuple[str, str], Any] = {}
+        # A kernel's arguments are set before it is queued, and TensorFlow calls from any thread.
+        self._lock = threading.Lock()
+
+    def run(
+        self,
+        name: str,
+        options: str,
+        operands: Sequence[np.ndarray],
+        shape: Sequence[int],
+        call: np.ndarray,
+        items: Sequence[int],
+        group: Sequence[int],
+    ) -> np.ndarray:
+        """Runs a kernel over operands, and gives what it made.
+
+        Args:
+            name: the kernel's.
+            options: what its program is compiled with.
+            operands: arrays of one dtype, in C order.
+            shape: the result's.
+            call: the kernel's last argument, a structure of ints.
+            items, group: how many work items, and how many of them a group, by dimension.
+        """
+        with self._lock:
+            kernel = self._kernel(name, options)
+            made = _aligned(shape, operands[0].dtype)
+            buffers = [self._input(array) for array in operands]
+            out = self._output(made)
+            kernel.set_args(*buffers, out, call)
+            self._cl.enqueue_nd_range_kernel(self._queue, kernel, tuple(items), tuple(group))
+            self._finish(out, made)
+            return made
+
+    def _kernel(self, name: str, options: str) -> Any:
+        found = self._kernels.get((name, options))
+        if found is None:
+            # pyopencl keeps what it built, by source, options, device and driver; PoCL by itself.
+            text = importlib.resources.files(__package__).joinpath(_SOURCE).read_text("utf-8")
+            program = self._cl.Program(self._context, text)
+            folder = default_directory() / "opencl"
+            built = program.build(f"-cl-mad-enable {options}", cache_dir=str(folder))
+            found = self._kernels[name, options] = self._cl.Kernel(built, name)
+        return found
+
+    def _input(self, array: np.ndarray) -> Any:
+        flags = self._cl.mem_flags
+        if self.device.shares_memory:
+            return self._cl.Buffer(
+                self._context, flags.READ_ONLY | flags.USE_HOST_PTR, hostbuf=array
+            )
+        buffer = self._pool.allocate(array.nbytes)
+        self._cl.enqueue_copy(self._queue, buffer, array, is_blocking=False)
+        return buffer
+
+    def _output(self, made: np.ndarray) -> Any:
+        flags = self._cl.mem_flags
+        if self.device.shares_memory:
+            return self._cl.Buffer(
+                self._context, flags.WRITE_ONLY | flags.USE_HOST_PTR, hostbuf=made
+            )
+        return self._pool.allocate(made.nbytes)
+
+    def _finish(self, out: Any, made: np.ndarray) -> None:
+        """Waits until the result is in the host's memory."""
+        if not self.device.shares_memory:
+            self._cl.enqueue_copy(self._queue, made, out)
+            return
+        # The host sees what is written there once it is mapped.
+        mapped, _ = self._cl.enqueue_map_buffer(
+            self._queue, out, self._cl.map_flags.READ, 0, made.shape, made.dtype
+        )
+        mapped.base.release(self._queue)
+        self._queue.finish()
+
+
+@functools.cache
+def runtime() -> Runtime:
+    """That of the device that is used; RuntimeError where there is none."""
+    return Runtime(opencl_devices()[0])
+
+
+def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + _ALIGNED_BYTES, np.uint8)
+    start = -raw.ctypes.data % _ALIGNED_BYTES
+    return raw[start : start + size].view(dtype).reshape(tuple(shape))
