@@ -4,8 +4,10 @@ oneDNN's operations are in `tfaccel.compat.onednn`, what a dataset is made of in
 `tfaccel.compat.tf_data`, Keras's private API in `tfaccel.compat.keras_private`.
 """
 
+import contextlib
 import functools
 import importlib
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -85,3 +87,65 @@ def untraced_copy(function: Any, python_function: Any = None) -> Any:
 def compiles_with_xla(function: Any) -> bool:
     """Whether a `tf.function` was made with `jit_compile=True`."""
     return bool(getattr(function, "_jit_compile", False))
+
+
+@contextlib.contextmanager
+def gradients_let_go(graph: tf.Graph, is_alone: bool = True) -> Iterator[None]:
+    """Has TensorFlow forget, at the end of a block, the custom gradients that were made in it.
+
+    It keeps each gradient function of `tf.custom_gradient` for good, under a name, and with it
+    the graph around it. Only who differentiates that graph once more looks for the name: that
+    must not happen after the block. What was made in the graphs of other functions stays, as
+    those may be called, and differentiated, from elsewhere.
+
+    Args:
+        graph: the graph that is traced in the block.
+        is_alone: whether nothing else is traced in that graph beside; else nothing is forgotten.
+    """
+    registry = _gradient_registry() if is_alone else {}
+    before = set(registry)
+    try:
+        yield
+    finally:
+        for name in registry.keys() - before:
+            found = registry.get(name) or {}
+            if name.startswith(_CUSTOM) and _is_made_in(found.get("type"), graph):
+                registry.pop(name, None)
+
+
+# tensorflow/python/ops/custom_gradient.py, generate_name
+_CUSTOM = "CustomGradient-"
+# Parts of a graph rather than functions: tensorflow/python/ops/control_flow_v2_func_graphs.py
+_PARTS = ("CondBranchFuncGraph", "WhileBodyFuncGraph", "WhileCondFuncGraph")
+
+
+def _gradient_registry() -> dict[str, Any]:
+    """The gradient functions by name; an empty stand-in where a TensorFlow keeps them elsewhere."""
+    ops = importlib.import_module("tensorflow.python.framework.ops")
+    found = getattr(getattr(ops, "gradient_registry", None), "_registry", None)
+    return found if isinstance(found, dict) else {}
+
+
+def _is_made_in(function: Any, graph: tf.Graph) -> bool:
+    """Whether a gradient function holds tensors of the graph, or of a branch or loop in it."""
+    held = [*_held_by(function)]
+    held += [item for inner in held if callable(inner) for item in _held_by(inner)]
+    for item in held:
+        for tensor in item if isinstance(item, list | tuple) else (item,):
+            if isinstance(tensor, tf.Tensor) and _around(getattr(tensor, "graph", None)) is graph:
+                return True
+    return False
+
+
+def _held_by(function: Any) -> Iterator[Any]:
+    """What a function finds in its closure."""
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            yield cell.cell_contents
+
+
+def _around(graph: Any) -> Any:
+    """The function's graph that a branch or a loop's body is in; any other graph itself."""
+    while type(graph).__name__ in _PARTS:
+        graph = getattr(graph, "outer_graph", None)
+    return graph

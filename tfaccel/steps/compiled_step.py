@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tensorflow as tf
 
 from tfaccel.compat.patching import SharedContext, instance_attribute, set_attribute
+from tfaccel.compat.tensorflow_private import gradients_let_go
 from tfaccel.core.compiled_sizes import Sizes, collected, shape_of
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import Prepared, StepContext
@@ -95,23 +96,23 @@ def build_step(
     holding = HeldBatches() if can_hold else None
     context = StepContext(workload, prepared=prepared if prepared is not None else Prepared())
     model = workload.model
+    alone = workload.num_replicas == 1  # several replicas are traced in one graph
     # Where the user's own step is compiled for each size, there is no way around it.
-    counts = workload.num_replicas == 1 and not workload.model.jit_compile
-    sizes = Sizes() if counts and plan.compiles_sizes(workload) else None
+    sizes = Sizes() if alone and not model.jit_compile and plan.compiles_sizes(workload) else None
     step, function = f"{kind}_step", f"{kind}_function"
     user_step = getattr(model, step)
 
     under_plan = SharedContext(lambda: plan.applied(context))
 
     def step_under_plan(data: Any) -> Any:
-        with under_plan, collected() as compiled:
+        graph = tf.compat.v1.get_default_graph()
+        with gradients_let_go(graph, alone), under_plan, collected() as compiled:
             held = data if holding is None else holding.hold(data, bool(model.jit_compile))
             outputs = user_step(held)
             whole = compiled.inside or bool(model.jit_compile)
         if sizes is not None:
             sizes.note([*compiled.shapes, *(_shapes(data) if whole else ())])
         _note_bad_data(data, outputs, bad_data)
-        graph = tf.compat.v1.get_default_graph()
         touched.add(graph)
         if on_trace is not None:
             on_trace(graph)
