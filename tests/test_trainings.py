@@ -1,7 +1,8 @@
 """Small programs train as without tfaccel: by numbers, callbacks, marks, files and warnings.
 
-Each in three ways: stock, with a search that is opened wide, and with a plan of many passes forced
-upon every fit. Callbacks are added as `tfaccel run` adds them: no program knows of tfaccel.
+Each in four ways: stock, with a search that is opened wide, with candidates that are raced on the
+training's own steps, and with a plan of many passes forced upon every fit. Callbacks are added as
+`tfaccel run` adds them: no program knows of tfaccel.
 """
 
 import functools
@@ -12,6 +13,7 @@ from trainings import TRAININGS
 from trainings.seen import Batches, Epochs, see
 
 import tfaccel
+from tfaccel.autotune.expected.expectation import Expectation
 
 FORCED = (
     "fused_norm",
@@ -36,6 +38,20 @@ def searching(item):
         cache_dir=False,
         verbose=0,
     )
+
+
+def racing():
+    """Candidates take turns with the user's step, of passes that compute what it does."""
+    return tfaccel.AccelCallback(
+        includes=[*FORCED, "kernels"], tuning_share=1.0, cache_dir=False, verbose=0
+    )
+
+
+@pytest.fixture
+def hopeful(monkeypatch):
+    """Whatever is tried is expected to win much and to cost nothing, in trainings of a second."""
+    monkeypatch.setattr(Expectation, "gain", lambda self, plan: 1.5 ** len(plan.names))
+    monkeypatch.setattr(Expectation, "cost_seconds", lambda self, plan: 0.0)
 
 
 def forced():
@@ -107,6 +123,16 @@ def test_a_search_opened_wide(item, stock, tmp_path):
     assert found.events == expected.events
     assert_same_conduct(found, expected)
     assert_alike(found, expected, bound(item, found))
+
+
+@pytest.mark.parametrize("item", rows(quick=False))
+def test_races_on_its_own_steps(item, stock, tmp_path, hopeful):
+    expected = stock(item)
+    found = see(item, tmp_path / "work", racing, Epochs)
+    print(found.plans, found.notes, dict(found.trials), found.failed)
+    assert found.events == without_batches(expected.events)
+    assert_same_conduct(found, expected)
+    assert_alike(found, expected, item.rtol)
 
 
 @pytest.mark.parametrize("item", rows())
