@@ -45,7 +45,7 @@ class Runtime:
         shape: Sequence[int],
         call: np.ndarray,
         items: Sequence[int],
-        group: Sequence[int],
+        group: tuple[int, ...] | None,
     ) -> np.ndarray:
         """Runs a kernel over operands, and gives what it made.
 
@@ -55,7 +55,8 @@ class Runtime:
             operands: arrays of one dtype, in C order.
             shape: the result's.
             call: the kernel's last argument, a structure of ints.
-            items, group: how many work items, and how many of them a group, by dimension.
+            items, group: how many work items, and how many of them a group, by dimension; None
+                leaves the groups to the driver.
         """
         with self._lock:
             kernel = self._kernel(name, options)
@@ -63,7 +64,7 @@ class Runtime:
             buffers = [self._input(array) for array in operands]
             out = self._output(made)
             kernel.set_args(*buffers, out, call)
-            self._cl.enqueue_nd_range_kernel(self._queue, kernel, tuple(items), tuple(group))
+            self._cl.enqueue_nd_range_kernel(self._queue, kernel, tuple(items), group)
             self._finish(out, made)
             return made
 
