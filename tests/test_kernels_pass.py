@@ -23,6 +23,7 @@ from tfaccel.measure import numerics
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
 from tfaccel.ops.kernels import KERNELS, Candidate, Measured, Ranking, Store, kernels, reference
+from tfaccel.ops.kernels._opencl import missing
 from tfaccel.passes import XLA, FusedNorm, Kernels, MixedPrecision
 from tfaccel.passes.kernels import _selection
 from tfaccel.passes.kernels._selection import Selection
@@ -167,6 +168,10 @@ def untouched():
         ("split_groups", 3),
         ("fused_offsets", 2),
         ("xla", 12),
+        pytest.param(
+            *("opencl", 12),
+            marks=pytest.mark.skipif(missing() is not None, reason=str(missing())),
+        ),
     ],
 )
 def test_layers_are_those_of_keras_by_any_kernel(name, count, untouched):

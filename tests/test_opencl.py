@@ -202,6 +202,19 @@ def test_devices_and_programs_are_kept(device):
     assert len(runtime()._kernels) == built
 
 
+@ON_DEVICE
+def test_programs_are_built_where_none_can_be_kept(device, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    a, b = numbers(5, 4), numbers(4, 3)
+    monkeypatch.setattr("pyopencl.characterize.has_src_build_cache", lambda device: False)
+    for folder in (tmp_path / "file", tmp_path):
+        monkeypatch.setenv("TFACCEL_CACHE_DIR", str(folder))
+        monkeypatch.setattr(runtime(), "_programs", {})
+        monkeypatch.setattr(runtime(), "_kernels", {})
+        np.testing.assert_allclose(ops.matmul(a, b, kernel="opencl"), a @ b, rtol=1e-5, atol=1e-6)
+    assert list((tmp_path / "opencl").iterdir())
+
+
 def test_without_the_extra_nothing_is_imported_or_said(no_pyopencl):
     spec = matmul_spec((4, 3), (3, 2), "float32")
     with warnings.catch_warnings():

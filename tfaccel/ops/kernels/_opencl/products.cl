@@ -42,6 +42,7 @@ typedef struct {
 } Pixel;
 
 Pixel pixel_of(const Call* c, int row) {
+    if (c->width == c->rows) return (Pixel){0, 0, row};  // a matrix
     const int area = c->height * c->width, rest = row % area;
     return (Pixel){row / area, rest / c->width, rest % c->width};
 }
@@ -189,28 +190,40 @@ void tiled_sum(
     const int rows = weights ? taps * c->inner : c->rows;
     const int begin = weights ? part * c->part_rows : 0;
     const int end = weights ? min(begin + c->part_rows, c->rows) : taps * c->inner;
+    // Neighbouring items read neighbouring channels: an item reads one column of four rows of the
+    // product, of weights four pixels of one row.
+    const int own = weights ? row + item % SIDE : 0, tap_of_own = own / c->inner;
+    const int channel_of_own = own % c->inner;
+    Pixel at[4];
+    for (int i = 0; i < 4; i++)
+        at[i] = pixel_of(c, weights ? 0 : min(row + (item + 256 * i) / DEEP, rows - 1));
     float4 sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     for (int from = begin; from < end; from += DEEP) {
-        for (int n = item; n < SIDE * DEEP; n += 256) {
-            // Neighbouring items read neighbouring channels.
-            const int r = row + (weights ? n % SIDE : n / DEEP);
-            const int k = from + (weights ? n / SIDE : n % DEEP);
+        const int term = from + item % DEEP, tap_of_term = taps > 1 ? term / c->inner : 0;
+        const int tap = weights ? tap_of_own : tap_of_term;
+        const int channel = weights ? channel_of_own : term - tap_of_term * c->inner;
+        const int i = tap / c->taps_wide, j = tap % c->taps_wide;
+        for (int n = 0; n < 4; n++) {
+            const int place = item + 256 * n;
+            const int r = weights ? place % SIDE : place / DEEP;
+            const int k = weights ? place / SIDE : place % DEEP;
             float value = 0.0f;
-            if (r < rows && k < end) {
-                const int channel = (weights ? r : k) % c->inner, tap = (weights ? r : k) / c->inner;
-                const Pixel at = pixel_of(c, weights ? k : r);
-                const long p = seen(c, at, tap / c->taps_wide, tap % c->taps_wide);
+            if (row + r < rows && from + k < end) {
+                const long p = seen(c, weights ? pixel_of(c, from + k) : at[n], i, j);
                 if (p >= 0) value = LOAD(a, p * c->pixel_a + (long)group * c->group_a + channel);
             }
-            left[k - from][r - row] = value;
-            const int m = column + n % SIDE, q = from + n / SIDE;
-            const int tap = weights ? 0 : q / c->inner, in = weights ? q : q % c->inner;
-            const long place = (long)tap * c->tap_b + (long)group * c->group_b + (long)in * c->row_b;
-            right[q - from][m - column] = m < c->columns && q < end ? LOAD(b, place + m) : 0.0f;
+            left[k][r] = value;
+            const int m = place % SIDE, q = place / SIDE;
+            const int tap_b = weights || taps == 1 ? 0 : (from + q) / c->inner;
+            const int in = from + q - tap_b * c->inner;
+            const long from_b = (long)tap_b * c->tap_b + (long)group * c->group_b;
+            const bool has = column + m < c->columns && from + q < end;
+            right[q][m] = has ? LOAD(b, from_b + (long)in * c->row_b + column + m) : 0.0f;
         }
         barrier(CLK_LOCAL_MEM_FENCE);
         for (int k = 0; k < DEEP; k++) {
-            const float4 u = vload4(y, left[k]), v = vload4(x, right[k]);
+            const float4 u = ((const local float4*)left[k])[y];
+            const float4 v = ((const local float4*)right[k])[x];
             sum[0] += u.x * v;
             sum[1] += u.y * v;
             sum[2] += u.z * v;
@@ -233,13 +246,15 @@ void tiled_sum(
 
 kernel __attribute__((reqd_work_group_size(16, 16, 1)))
 void tiled(Input a, Input b, Output out, const Call c) {
-    local float left[DEEP][SIDE], right[DEEP][SIDE];
+    local float left[DEEP][SIDE] __attribute__((aligned(16)));
+    local float right[DEEP][SIDE] __attribute__((aligned(16)));
     tiled_sum(a, b, out, &c, false, left, right);
 }
 
 kernel __attribute__((reqd_work_group_size(16, 16, 1)))
 void tiled_weights(Input a, Input b, Output out, const Call c) {
-    local float left[DEEP][SIDE], right[DEEP][SIDE];
+    local float left[DEEP][SIDE] __attribute__((aligned(16)));
+    local float right[DEEP][SIDE] __attribute__((aligned(16)));
     tiled_sum(a, b, out, &c, true, left, right);
 }
 

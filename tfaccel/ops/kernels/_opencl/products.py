@@ -212,6 +212,6 @@ def _depthwise(
     rest = (taps, call["parts"]) if of_weights else (call["rows"], 1)
     name = "depthwise_weights" if of_weights else "depthwise"
     items = (-(-columns // _VECTOR), *rest)
-    return at.run(
-        name, _options(a, Variant(), columns), (a, b), shape, _packed(call), items, (1, 1, 1)
-    )
+    group = (1, 1, 1) if at.device.type == "CPU" else None
+    options = _options(a, Variant(), columns)
+    return at.run(name, options, (a, b), shape, _packed(call), items, group)

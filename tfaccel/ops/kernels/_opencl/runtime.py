@@ -2,6 +2,7 @@
 
 import functools
 import importlib.resources
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +34,7 @@ class Runtime:
         self._context = cl.Context([device.handle])
         self._queue = cl.CommandQueue(self._context)
         self._pool = cl.tools.MemoryPool(cl.tools.ImmediateAllocator(self._queue))
+        self._programs: dict[str, Any] = {}
         self._kernels: dict[tuple[str, str], Any] = {}
         # A kernel's arguments are set before it is queued, and TensorFlow calls from any thread.
         self._lock = threading.Lock()
@@ -45,7 +47,7 @@ class Runtime:
         shape: Sequence[int],
         call: np.ndarray,
         items: Sequence[int],
-        group: Sequence[int],
+        group: tuple[int, ...] | None,
     ) -> np.ndarray:
         """Runs a kernel over operands, and gives what it made.
 
@@ -55,7 +57,8 @@ class Runtime:
             operands: arrays of one dtype, in C order.
             shape: the result's.
             call: the kernel's last argument, a structure of ints.
-            items, group: how many work items, and how many of them a group, by dimension.
+            items, group: how many work items, and how many of them a group, by dimension; None
+                leaves the groups to the driver.
         """
         with self._lock:
             kernel = self._kernel(name, options)
@@ -63,19 +66,25 @@ class Runtime:
             buffers = [self._input(array) for array in operands]
             out = self._output(made)
             kernel.set_args(*buffers, out, call)
-            self._cl.enqueue_nd_range_kernel(self._queue, kernel, tuple(items), tuple(group))
+            self._cl.enqueue_nd_range_kernel(self._queue, kernel, tuple(items), group)
             self._finish(out, made)
             return made
 
     def _kernel(self, name: str, options: str) -> Any:
         found = self._kernels.get((name, options))
         if found is None:
+            found = self._cl.Kernel(self._program(options), name)
+            self._kernels[name, options] = found
+        return found
+
+    def _program(self, options: str) -> Any:
+        found = self._programs.get(options)
+        if found is None:
             # pyopencl keeps what it built, by source, options, device and driver; PoCL by itself.
             text = importlib.resources.files(__package__).joinpath(_SOURCE).read_text("utf-8")
             program = self._cl.Program(self._context, text)
-            folder = default_directory() / "opencl"
-            built = program.build(f"-cl-mad-enable {options}", cache_dir=str(folder))
-            found = self._kernels[name, options] = self._cl.Kernel(built, name)
+            found = program.build(f"-cl-mad-enable {options}", cache_dir=_cache_dir())
+            self._programs[options] = found
         return found
 
     def _input(self, array: np.ndarray) -> Any:
@@ -113,6 +122,16 @@ class Runtime:
 def runtime() -> Runtime:
     """That of the device that is used; RuntimeError where there is none."""
     return Runtime(opencl_devices()[0])
+
+
+def _cache_dir() -> str | bool:
+    """Where pyopencl keeps programs; False, which is nowhere, where nothing can be written."""
+    folder = default_directory() / "opencl"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return str(folder) if os.access(folder, os.W_OK) else False
 
 
 def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
