@@ -13,7 +13,7 @@ from tfaccel.launch import environment
 from tfaccel.launch.imports import after_import
 from tfaccel.launch.program import NoProgramError, Program
 from tfaccel.launch.sweep import kept
-from tfaccel.launch.workers.cluster import is_first
+from tfaccel.launch.workers.cluster import is_first, names_several
 
 EXIT_NO_PROGRAM = 2
 
@@ -29,7 +29,7 @@ class Options:
         measure_into: a file for the times of the first steps, after which the process ends.
         backup_dir: the folder in which fits are kept for a restart; None for none.
         save_freq: steps between saves; None for the ends of epochs alone.
-        launched: whether this process is one of several workers of one launcher.
+        launched: whether this process is a worker that the launcher started.
     """
 
     tuning: str | None = None
@@ -99,7 +99,8 @@ def start(program: Program, options: Options) -> int:
     added: dict[str, str] = {}
     if options.measure_into is None:  # a sweep has set all that is to be set
         # What a sweep kept is for one process with the whole machine.
-        found = {} if options.launched else kept.environ(program)
+        share = options.launched and names_several(os.environ)
+        found = {} if share else kept.environ(program)
         added = environment.additions(found, os.environ)
         environment.apply(added)
     watch = Watch(options, added)
