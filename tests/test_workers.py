@@ -320,6 +320,8 @@ def test_nobody_else_starts_workers(environ):
 )
 def test_one_of_the_workers_prints(environ, expected):
     assert cluster.is_first(environ) is expected
+    config = environ.get("TF_CONFIG", "")
+    assert cluster.names_several(environ) is ("b:1" in config)
 
 
 # Words

@@ -13,7 +13,7 @@ from tfaccel.distribute.multi_worker import MultiWorker
 from tfaccel.launch.closing import Fit, closing
 from tfaccel.launch.start import Options
 from tfaccel.launch.workers.backup import Backup
-from tfaccel.launch.workers.cluster import is_first
+from tfaccel.launch.workers.cluster import is_first, names_several
 from tfaccel.launch.workers.kept_fits import kept_at
 from tfaccel.system import notices
 
@@ -63,7 +63,8 @@ class Fits:
         strategy = getattr(model, "distribute_strategy", None)
         workers = strategy if isinstance(strategy, MultiWorker) else None
         several = workers is not None and workers.num_workers > 1
-        if self._options.launched and not several and is_first(os.environ):
+        first = is_first(os.environ)
+        if self._options.launched and names_several(os.environ) and not several and first:
             notices.warn(
                 "tfaccel: each worker trains a model of its own, as this one was not made in the "
                 "scope of a tfaccel.AccelStrategy."
@@ -72,7 +73,7 @@ class Fits:
         if folder is None or any(isinstance(c, keras.callbacks.BackupAndRestore) for c in given):
             return []
         self._backups += 1
-        if not several and not is_first(os.environ):
+        if not several and not first:
             return []  # workers that are no cluster: no two may write to one place
         path = kept_at(folder, self._backups - 1)
         return [Backup(path, self._options.save_freq or "epoch", workers if several else None)]

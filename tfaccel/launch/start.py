@@ -14,7 +14,7 @@ from tfaccel.launch.imports import after_import
 from tfaccel.launch.program import NoProgramError, Program
 from tfaccel.launch.spawned import first_in_workers
 from tfaccel.launch.sweep import kept
-from tfaccel.launch.workers.cluster import is_first
+from tfaccel.launch.workers.cluster import is_first, names_several
 
 EXIT_NO_PROGRAM = 2
 _NO_FIT = (
@@ -35,7 +35,7 @@ class Options:
         process: the program's first process; it may begin others.
         backup_dir: the folder in which fits are kept for a restart; None for none.
         save_freq: steps between saves; None for the ends of epochs alone.
-        launched: whether this process is one of several workers of one launcher.
+        launched: whether this process is a worker that the launcher started.
     """
 
     tuning: str | None = None
@@ -110,7 +110,8 @@ def start(program: Program, options: Options) -> int:
     added: dict[str, str] = {}
     if options.measure_into is None:  # a sweep has set all that is to be set
         # What a sweep kept is for one process with the whole machine.
-        found = {} if options.launched else kept.environ(program)
+        share = options.launched and names_several(os.environ)
+        found = {} if share else kept.environ(program)
         added = environment.additions(found, os.environ)
         environment.apply(added)
     watch = Watch(options, added)

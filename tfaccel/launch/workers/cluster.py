@@ -31,20 +31,34 @@ def given_index(environ: Mapping[str, str]) -> int | None:
     return found if found >= 0 else None
 
 
+def names_several(environ: Mapping[str, str]) -> bool:
+    """Whether TF_CONFIG tells of several workers."""
+    return _told(environ)[0] > 1
+
+
 def is_first(environ: Mapping[str, str]) -> bool:
     """Whether this process is the one of its workers that prints; true without others."""
+    workers, first = _told(environ)
+    if workers:
+        return first
+    several = _number(environ.get("SLURM_STEP_NUM_TASKS")) > 1
+    return not several or environ.get("SLURM_PROCID", "0") == "0"
+
+
+def _told(environ: Mapping[str, str]) -> tuple[int, bool]:
+    """How many workers TF_CONFIG names, 0 for none, and whether this is the first of them."""
+    text = environ.get(TF_CONFIG, "").strip()
+    if not text:
+        return 0, True
     try:
-        told: Any = json.loads(environ.get(TF_CONFIG, "").strip() or "{}")
+        told: Any = json.loads(text)
         cluster, task = told.get("cluster") or {}, told.get("task") or {}
         workers = sum(len(cluster.get(kind, ())) for kind in ("chief", "worker"))
-        if workers > 1:
-            return task.get("type") != "worker" or (
-                "chief" not in cluster and int(task.get("index", 0)) == 0
-            )
+        is_worker = workers > 1 and task.get("type") == "worker"
+        first = "chief" not in cluster and int(task.get("index", 0)) == 0
+        return max(1, workers), not is_worker or first
     except (AttributeError, TypeError, ValueError):  # AccelStrategy says what is wrong with it
-        return True
-    several = _number(environ.get("SLURM_STEP_NUM_TASKS")) > 1
-    return workers == 1 or not several or environ.get("SLURM_PROCID", "0") == "0"
+        return 1, True
 
 
 def _number(text: str | None, other: int = 0) -> int:
