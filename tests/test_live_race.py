@@ -306,6 +306,7 @@ class _Side:
     def __init__(self, clock, seconds):
         self.clock, self.seconds, self.room = clock, seconds, lambda: 1
         self.function = types.SimpleNamespace(ahead=())
+        self.has_failed = False
 
     def __call__(self, iterator):
         self.clock.advance(self.seconds)
@@ -401,3 +402,24 @@ def test_another_speed_up_than_was_told_is_told(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "4.00x" in shown
     assert "under the plan were 2.00x" in shown
+
+
+@pytest.mark.parametrize("second", [Poisoned(nan_from=16), Slow()], ids=str)
+def test_a_challenger_that_fails_or_loses_leaves_the_plan_that_won(second, monkeypatch):
+    plans = iter([Plan((Takes(),)), Plan((second,))])
+    monkeypatch.setattr(
+        Expectation,
+        "best",
+        lambda *args, **kwargs: next((Candidate(p, 2.0, 0.0, 1e6) for p in plans), None),
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model, accel = fit(["takes", second.name], 120)
+    told = [str(w.message) for w in caught if w.category is RuntimeWarning]
+    failed = isinstance(second, Poisoned)
+    assert len(told) == failed and all("goes on with takes: " in line for line in told)
+    outcome = Outcome.FAILED if failed else Outcome.SLOWER
+    assert accel.report.trials[-1].outcome is outcome
+    assert path(accel)[-4:] == ["CHECK", "RACE", "PREDICT", "RUN"]
+    assert accel.plan.names == accel.report.plan.names == ("takes",)
+    assert_trained_as(model, stock(120))

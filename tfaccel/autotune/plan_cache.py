@@ -19,8 +19,8 @@ from tfaccel.core.plan import suited_pass
 from tfaccel.core.workload import Workload, shapes
 from tfaccel.measure.numerics import Tolerance
 from tfaccel.system import notices
-from tfaccel.system.cache_dir import default_directory
-from tfaccel.system.json_files import parsed, replace_text, to_text
+from tfaccel.system.cache_dir import default_directory, warn_if_open
+from tfaccel.system.json_files import parsed, read_text, replace_text, to_text
 
 SCHEMA = 1
 # Files that are read for evidence, the latest ones: some milliseconds.
@@ -44,8 +44,9 @@ class PlanCache:
     def load(self, key: str) -> Report | None:
         """The report kept for a key; all but a whole, current file is ignored with a warning."""
         path = self._path(key)
+        warn_if_open(self.directory)
         try:
-            with parsed(path.read_text(encoding="utf-8"), SCHEMA, "a plan of the cache") as data:
+            with parsed(read_text(path), SCHEMA, "a plan of the cache") as data:
                 if data["key"] != key:
                     raise ValueError("it is of another workload")
                 return Report.from_json(json.dumps(data["report"]))
@@ -79,9 +80,11 @@ class PlanCache:
         with contextlib.suppress(OSError):
             paths = sorted(self.directory.glob("*.json"), key=lambda path: path.stat().st_mtime)
             for path in paths[-_MOST_READ:]:
-                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                    data = json.loads(path.read_text(encoding="utf-8"))
-                    found.extend(map(Evidence.from_dict, data.get("evidence", ())))
+                with (
+                    contextlib.suppress(OSError, ValueError),
+                    parsed(read_text(path), SCHEMA, "a plan of the cache") as data,
+                ):
+                    found += [Evidence.from_dict(one) for one in data.get("evidence", ())]
         return found
 
     def _path(self, key: str) -> pathlib.Path:

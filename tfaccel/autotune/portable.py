@@ -4,19 +4,23 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.autotune.report import Report
 from tfaccel.core.machine_class import MachineClass
 from tfaccel.ops.kernels import Ranking, Store
 from tfaccel.system.cache_dir import compiled_directory, default_directory, sweeps_directory
 from tfaccel.system.device import current_device
-from tfaccel.system.json_files import parsed, replace_text, to_text
+from tfaccel.system.json_files import parsed, read_text, replace_text, to_text
 
 SCHEMA = 1
 _WHAT = "a tfaccel cache"
+# What a cache calls the files of plans: nothing that leads out of its folder.
+_FILE_NAME = re.compile(r"[0-9A-Za-z_-]{1,100}\.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +87,13 @@ def import_cache(path: pathlib.Path, found: Contents) -> tuple[int, int]:
             nothing here.
         OSError: the file can't be read, or the cache not be written.
     """
-    with parsed(path.read_text(encoding="utf-8"), SCHEMA, _WHAT) as data:
-        machine, plans = data["machine"], dict(data["plans"])
+    with parsed(read_text(path), SCHEMA, _WHAT) as data:
+        machine, plans = data["machine"], data["plans"]
         rankings = [Ranking.from_dict(item) for item in data["rankings"]]
-        if any(pathlib.PurePath(name).name != name for name in plans):
+        if not all(map(_FILE_NAME.fullmatch, plans)):
             raise ValueError("a plan's name is no name of a file")
+        for plan in plans.values():
+            Report.from_json(json.dumps(plan["report"]))
     if machine != _machine():
         raise ValueError(
             f"{path} comes from another class of machine: {_words(machine)}; this one is "
@@ -130,8 +136,8 @@ def clear_cache(found: Contents) -> int:
 def _plan(path: pathlib.Path) -> dict[str, Any] | None:
     """The JSON value in a file of a plan; None where it is none."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) and {"key", "report"} <= data.keys() else None
 
@@ -144,5 +150,7 @@ def _machine() -> dict[str, Any]:
     return json.loads(json.dumps({**machine, "cores": device.cores, "tensorflow": version}))
 
 
-def _words(machine: dict[str, Any]) -> str:
+def _words(machine: Any) -> str:
+    if not isinstance(machine, dict):
+        return "of an unknown kind"
     return ", ".join(f"{key} {value}" for key, value in machine.items())

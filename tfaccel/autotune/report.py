@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from tfaccel.measure.tables import markdown_table, terminal_table
 from tfaccel.measure.timing import Speedup
 from tfaccel.measure.units import milliseconds, ratio, size
 from tfaccel.system import notices
-from tfaccel.system.json_files import parsed
+from tfaccel.system.json_files import parsed, typed
 
 SCHEMA = 1
 # Lines of findings on a terminal; a deep net has one a layer.
@@ -120,16 +121,20 @@ class Report:
             ValueError: the text is no report, or of another schema.
         """
         with parsed(text, SCHEMA, "a tfaccel report") as data:
-            return cls(
+            found = cls(
                 trials=tuple(_trial_from_dict(trial) for trial in data["trials"]),
                 plan=Plan.from_json(json.dumps(data["plan"])),
-                gain=Speedup(**data["gain"]),
+                gain=typed(Speedup(**data["gain"])),
                 tuning_seconds=float(data["tuning_seconds"]),
                 note=str(data["note"]),
                 complete=bool(data["complete"]),
                 predicts=bool(data.get("predicts", False)),
                 cached=bool(data.get("cached", False)),
             )
+            numbers = (found.gain.median, found.tuning_seconds, found.baseline_step_seconds)
+            if not all(map(math.isfinite, numbers)) or min(numbers) < 0:
+                raise ValueError(f"times and gains must be finite. Received: {numbers}")
+            return found
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table's cells, in the order of its headings; of what was tried."""
@@ -298,17 +303,19 @@ def _trial_to_dict(trial: Trial) -> dict[str, Any]:
 
 
 def _trial_from_dict(data: dict[str, Any]) -> Trial:
-    return Trial(
-        **data
-        | {
-            "plan": Plan.from_json(json.dumps(data["plan"])),
-            "outcome": Outcome(data["outcome"]),
-            "speedup": None if data["speedup"] is None else Speedup(**data["speedup"]),
-            "drift": None if data["drift"] is None else Drift(**data["drift"]),
-            "findings": tuple(data.get("findings", ())),
-            "predicted_gain": data.get("predicted_gain"),
-            "latency_seconds": _times(data.get("latency_seconds")),
-        }
+    return typed(
+        Trial(
+            **data
+            | {
+                "plan": Plan.from_json(json.dumps(data["plan"])),
+                "outcome": Outcome(data["outcome"]),
+                "speedup": None if data["speedup"] is None else typed(Speedup(**data["speedup"])),
+                "drift": None if data["drift"] is None else typed(Drift(**data["drift"])),
+                "findings": tuple(data.get("findings", ())),
+                "predicted_gain": data.get("predicted_gain"),
+                "latency_seconds": _times(data.get("latency_seconds")),
+            }
+        )
     )
 
 

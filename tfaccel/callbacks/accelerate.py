@@ -1,9 +1,10 @@
 """AccelCallback: one line in `model.fit`."""
 
+import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -20,6 +21,7 @@ from tfaccel.measure.timing import Clock
 from tfaccel.profiling.input_watch import LEAST_CALLS, InputWatch
 from tfaccel.steps.worker_agreement import agreement_of
 from tfaccel.system import notices
+from tfaccel.training.phases import IllegalTransitionError
 from tfaccel.training.step_dispatcher import StepDispatcher
 
 _NO_FIT = (
@@ -151,7 +153,12 @@ class AccelCallback(keras.callbacks.Callback):
             self._stay_idle()
             return
         self._told_after = None
-        earlier, params = self._session, self.params or {}
+        earlier, self._session = self._session, None
+        with self._own_work():
+            self._begin(earlier)
+
+    def _begin(self, earlier: FitSession | None) -> None:
+        params = self.params or {}
         self._session = FitSession(
             self.model,
             self._settings,
@@ -167,6 +174,30 @@ class AccelCallback(keras.callbacks.Callback):
         if self._watch is not None:  # of a fit that broke off, or of this one: it has us twice
             self._watch.end()
         self._watch = self._watching()
+
+    @contextlib.contextmanager
+    def _own_work(self) -> Iterator[None]:
+        """Whatever fails in here, the training goes on as if it had no callback."""
+        try:
+            yield
+        except IllegalTransitionError:  # of tests
+            raise
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        watch, self._watch = self._watch, None
+        try:
+            if watch is not None:
+                watch.end()
+            if self._session is not None:
+                return self._session.give_up(error)
+        except IllegalTransitionError:  # of tests
+            raise
+        except Exception as again:
+            error = again
+        StepDispatcher.leave(self.model)
+        notices.warn(f"tfaccel gave up and left the training as it is: {error}", stacklevel=4)
 
     def _stay_idle(self) -> None:
         """In a loop of the user's own there is nothing to do, which is said once."""
@@ -189,24 +220,27 @@ class AccelCallback(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Tells the session how far the training is."""
-        if self._session is not None:
-            self._session.begin_epoch(epoch)
-        if self._watch is not None:
-            self._watch.begin_epoch()
+        with self._own_work():
+            if self._session is not None:
+                self._session.begin_epoch(epoch)
+            if self._watch is not None:
+                self._watch.begin_epoch()
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Tells the session that a validation begins."""
         if self._session is not None:
-            self._session.begin_validation()
+            with self._own_work():
+                self._session.begin_validation()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Gives the train function back."""
-        if self._watch is not None:
-            self._watch.end()
-            self._watch = None
-        if self._session is not None:
-            self._session.finish()
-            self._tell_saving(self._session)
+        with self._own_work():
+            if self._watch is not None:
+                self._watch.end()
+                self._watch = None
+            if self._session is not None:
+                self._session.finish()
+                self._tell_saving(self._session)
 
     def _tell_saving(self, session: FitSession) -> None:
         """What the plan saved in this training, by the latest comparisons."""

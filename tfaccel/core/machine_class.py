@@ -5,6 +5,7 @@ from typing import Any
 
 from tfaccel.compat.tensorflow_private import onednn_is_on
 from tfaccel.system.device import Device
+from tfaccel.system.json_files import typed
 
 # What tells one class of CPUs from another, as /proc/cpuinfo writes it.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16")
@@ -39,4 +40,4 @@ class MachineClass:
     @classmethod
     def from_dict(cls, data: Any) -> "MachineClass":
         """Reads what `dataclasses.asdict` made of one."""
-        return cls(data["kind"], tuple(data["flags"]), data["onednn"])
+        return typed(cls(data["kind"], tuple(data["flags"]), data["onednn"]))

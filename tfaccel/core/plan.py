@@ -18,7 +18,7 @@ from tfaccel.core.unsupported import Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.measure.numerics import SIXTEEN_BITS
 from tfaccel.measure.timing import Clock
-from tfaccel.system.json_files import parsed, replace_text, to_text
+from tfaccel.system.json_files import parsed, read_text, replace_text, to_text, typed
 
 _KNOWN_PASSES: dict[str, type["Pass"]] = {}
 SCHEMA = 1
@@ -293,7 +293,7 @@ class Plan:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Plan":
         """Reads a plan from a file that `save` wrote."""
-        return cls.from_json(pathlib.Path(path).read_text(encoding="utf-8"))
+        return cls.from_json(read_text(path))
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.passes)) or "baseline"
@@ -311,13 +311,13 @@ def make_pass(name: str, config: dict[str, Any] | None = None) -> Pass:
         ValueError: no pass has this name, or it has no such field.
     """
     try:
-        return _kind(name).from_config(config or {})
-    except TypeError as error:
+        return typed(_kind(name).from_config(config or {}))
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"The pass {name!r} does not take {config}: {error}") from error
 
 
 def _kind(name: str) -> type[Pass]:
-    kind = _KNOWN_PASSES.get(name)
+    kind = _KNOWN_PASSES.get(name) if isinstance(name, str) else None
     if kind is None:
         raise ValueError(f"No pass is called {name!r}. Known: {sorted(_KNOWN_PASSES)}")
     return kind

@@ -131,7 +131,7 @@ class FitSession:
         if obstacle:
             self._course.stay_for(obstacle)
             return
-        self._dispatcher.run(self._run, on_end=self._end)
+        self._dispatcher.run(self._run, on_end=self._end, on_fault=self.give_up)
 
     def _end(self) -> None:
         """No step is tfaccel's any longer."""
@@ -173,6 +173,10 @@ class FitSession:
     def begin_validation(self) -> None:
         """A validation begins."""
         self._course.plan_run.begin_validation()
+
+    def give_up(self, error: Exception) -> None:
+        """Something of tfaccel's failed: the training goes on with the original step."""
+        self._course.give_up(error)
 
     def stop(self) -> None:
         """Gives the train function (and the test function) back."""

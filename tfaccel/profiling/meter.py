@@ -89,7 +89,7 @@ class Meter:
             return self._function.step(iterator)
         wanted, profiled = self._asked_by_tracer()
         own = self._can_take_own(iterator) and (wanted or (not profiled and self._is_own_due()))
-        step: StepFunction = self._function.own if own else self._function.step
+        step: StepFunction = self._function.run_own if own else self._function.step
         before = self._state()
         start = self._clock()
         sample, feeding = self._sampled(iterator)

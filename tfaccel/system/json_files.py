@@ -1,12 +1,83 @@
 """JSON that tfaccel writes and reads back: whole files, of a known schema, or a clear error."""
 
+import collections.abc
 import contextlib
+import functools
 import json
 import os
 import pathlib
 import secrets
+import stat
+import types
+import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+# No number of tfaccel's own is as large.
+_LARGE = 2**63
+# More than tfaccel ever writes to a file that it reads back whole.
+MOST_BYTES = 64 * 2**20
+# What reading a value of another kind, or one that is too deep or too large, raises.
+_OTHERWISE = (TypeError, AttributeError, LookupError, RecursionError, OverflowError)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """What is in a file that tfaccel wrote.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is no file (a pipe would never end), larger than `MOST_BYTES`, or no text.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise ValueError(f"{os.fspath(path)} is no file")
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"{os.fspath(path)} has more than {MOST_BYTES} bytes")
+    return data.decode("utf-8")
+
+
+def typed(value: T) -> T:
+    """A dataclass's instance, each of whose fields is what its annotation says; else TypeError."""
+    kind: Any = type(value)
+    hints = _hints(kind)
+    for name in getattr(type(value), "__dataclass_fields__", ()):
+        found = getattr(value, name)
+        if name in hints and not _fits(found, hints[name]):
+            raise TypeError(f"`{name}` must be {hints[name]}. Received: {str(found)[:100]!r}")
+    return value
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(kind)
+    except NameError:  # of somebody's own, whose annotations name what is not there
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is what an annotation says; True where it says what is not known here."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is typing.Literal:
+        return value in args
+    if origin is tuple:
+        parts = args[:1] * len(value) if args[-1:] == (...,) else args
+        return (
+            isinstance(value, tuple) and len(parts) == len(value) and all(map(_fits, value, parts))
+        )
+    if origin in (dict, collections.abc.Mapping):
+        items = value.items() if isinstance(value, dict) else ((None, None),)
+        return all(_fits(key, args[0]) and _fits(item, args[1]) for key, item in items)
+    if hint in (int, float):
+        number = isinstance(value, int if hint is int else int | float)
+        small = isinstance(value, float) or (number and abs(value) < _LARGE)
+        return number and small and not isinstance(value, bool)
+    return isinstance(value, hint) if isinstance(hint, type) else True
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
@@ -58,6 +129,6 @@ def parsed(text: str, schema: int, what: str) -> Iterator[dict[str, Any]]:
         if found != schema:
             raise ValueError(f"the schema of {what} must be {schema}. Received: {found!r}")
         yield fields
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (*_OTHERWISE, json.JSONDecodeError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"This is not {what}: {why}. Received: {text[:200]!r}") from error

@@ -158,7 +158,7 @@ class PlanChooser:
                     return Choice(Phase.RACE, workload, traced=traced, waits=True, trial=trial)
             self.enter(Phase.PREDICT)
             candidate = self._next()
-        return self._ended(workload)
+        return self.ended(workload)
 
     def _by_kept_batches(self, workload: Workload, candidate: Candidate | None) -> Choice:
         """The same, with races on kept batches, from a state that is put back."""
@@ -172,12 +172,12 @@ class PlanChooser:
                 found.try_out(bench, candidate)
                 bench.forget(before if found.plan != before else candidate.plan)
                 candidate = self._next()
-        choice = self._ended(workload, for_good=True)
+        choice = self.ended(workload, for_good=True)
         if choice.phase is Phase.STAY:
             return choice
         return dataclasses.replace(choice, traced=bench.step_function(found.plan))
 
-    def _ended(self, workload: Workload, for_good: bool = False) -> Choice:
+    def ended(self, workload: Workload, for_good: bool = False) -> Choice:
         """Nothing more is worth a look: now, where more may be later, or for good."""
         found, report = self.candidates, self.kept_report(workload)
         assert found is not None

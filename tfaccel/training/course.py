@@ -15,7 +15,6 @@ from tfaccel.core.compiled_sizes import MOST_SIZES
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import Prepared
 from tfaccel.core.workload import Workload
-from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.racing import LOOKS
 from tfaccel.measure.timing import Speedup
 from tfaccel.steps.compiled_step import BuiltStep
@@ -60,7 +59,8 @@ class Course:
         clock: seconds, the same in all processes.
         chooser: decides by the cache and by trials.
         races: of candidates, and the comparisons of the plan that runs.
-        is_decided: whether trials, or a plan that ran, have decided how fits go on.
+        run_own: makes one step of the original.
+        is_decided: whether it is decided how fits go on.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Course:
         self.waiting = Waiting(clock)
         self._awaited_epoch: int | None = None
         self.is_decided = False
-        self._dispatcher = dispatcher
+        self._dispatcher, self.run_own = dispatcher, dispatcher.run_own
         self._progress = progress
         self.chooser = PlanChooser(
             settings=settings,
@@ -134,7 +134,7 @@ class Course:
 
     def decide(self) -> None:
         """Enough is known to choose how the training goes on; all processes go on in one way."""
-        choice, error = None, None
+        choice = error = None
         try:
             self.observed.agree_on_steps_to_come()
             if self.settings.plan is None:
@@ -156,8 +156,7 @@ class Course:
 
     def _gave_up(self, error: Exception | None) -> bool:
         """Gives up in all processes what failed in one; whether that was so."""
-        failed = self.agreement.any(error is not None)
-        if failed:
+        if failed := self.agreement.any(error is not None):
             self.give_up(error or RuntimeError("it failed in another process"))
         return failed
 
@@ -181,7 +180,6 @@ class Course:
     def race(self, iterator: Any) -> Any:
         """One step of the training, by the side whose turn it is."""
         logs, contest = self.races.race(iterator)
-        # A candidate that failed has brought the original step back.
         if self.phase is Phase.RACE and contest.race.is_decided:
             with self.own_work():
                 self._end_race(contest)
@@ -189,13 +187,12 @@ class Course:
 
     def _end_race(self, contest: Contest) -> None:
         """A race is decided: the winner goes on, or another candidate comes next."""
-        chooser, race = self.chooser, contest.race
+        chooser, race, failed = self.chooser, contest.race, contest.race.candidate.has_failed
         assert chooser.candidates is not None
-        trial = chooser.candidates.raced(contest.trial, race.race, race.calls)
-        won = trial.outcome is Outcome.FASTER
+        won = not failed and chooser.candidates.has_won(contest.trial, race.race, race.calls)
         self.races.end(contest, won)
         self.phases.enter(Phase.PREDICT)
-        choice = chooser.go_on(contest.workload)
+        choice = (chooser.ended if failed else chooser.go_on)(contest.workload)
         report = choice.report
         if choice.phase is not Phase.RUN or report is None:
             return self._take(choice)
@@ -328,8 +325,11 @@ class Course:
 
     def _abandon(self, why: str) -> None:
         """The plan failed; its guarded step has put the last good state back."""
+        report = self.races.note_failure(why, self.chooser)
+        if report is not None and not report.plan.is_baseline:
+            return notices.warn(f"tfaccel goes on with {report.plan}: {why}", RuntimeWarning, 3)
         self.plan_run.forget_failed()
-        self._back_to_original(f"tfaccel goes on with your own step: {why}", RuntimeWarning)
+        self._back_to_original(f"tfaccel goes on with your own step: {why}", RuntimeWarning, report)
 
     def give_up(self, error: Exception) -> None:
         """Something beside the steps failed, which has put back what it had changed."""

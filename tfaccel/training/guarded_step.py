@@ -62,6 +62,7 @@ class GuardedStep:
         on_many_sizes: called where XLA would have to compile the step for ever more sizes of
             batches, and something else is to run; None for the user's own step.
         prepared: what the plan's passes found out before.
+        on_step: told the logs of a step under the plan as soon as it was made.
 
     Attributes:
         function: the plan's step.
@@ -83,6 +84,7 @@ class GuardedStep:
         excused: Collection[str] = (),
         on_many_sizes: Callable[[], None] | None = None,
         prepared: Prepared | None = None,
+        on_step: Callable[[Any], None] = lambda logs: None,
     ):
         self.function = traced or build_step(workload, plan, holds=guard, prepared=prepared)
         self._held = self.function.held or HeldBatches()
@@ -99,6 +101,7 @@ class GuardedStep:
         self._on_abandon = on_abandon
         self._agreement = agreement or WorkerAgreement()
         self.room = room
+        self._on_step = on_step
         self._on_many_sizes = on_many_sizes
         self._calls = 0
         self._last_logs: Any = None
@@ -114,6 +117,11 @@ class GuardedStep:
                 return self._run(iterator)
             case Trust.LEFT:
                 return self._baseline(iterator)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the original step runs in its place, for good."""
+        return self.trust is Trust.LEFT
 
     @property
     def has_run(self) -> bool:
@@ -153,8 +161,9 @@ class GuardedStep:
 
     def _first(self, iterator: tf.data.Iterator) -> Any:
         """The first step of a plan that was not tried here: whatever happens, nothing is lost."""
+        before = Snapshot.of(self._workload)  # while the batch is where it was: it needs memory
         batches = pull(iterator, self._workload.model.steps_per_execution)
-        before = self._before = Snapshot.of(self._workload)
+        self._before = before
         broken: frozenset[str] = frozenset()
         try:
             with unheard_traces():
@@ -168,6 +177,7 @@ class GuardedStep:
             self._before = None
         if not self._agreement.any(bool(why)):
             self.trust = Trust.TRUSTED
+            self._on_step(logs)
             self._held.widen(batches[0])
             return self._checked(logs, iterator)
         before.restore()
@@ -186,7 +196,9 @@ class GuardedStep:
 
     def _run(self, iterator: tf.data.Iterator) -> Any:
         if self.function.ahead:
-            return self._checked(self.function.ahead.popleft(), iterator)
+            logs = self.function.ahead.popleft()
+            self._on_step(logs)
+            return self._checked(logs, iterator)
         try:
             logs, *later = self.function.run(iterator, self.room())
             self.function.ahead.extend(later)
@@ -203,6 +215,7 @@ class GuardedStep:
         except Exception as error:  # while tracing a new shape: no batch was taken
             self._abandon(f"a step could not be traced: {error_line(error)}")
             return self._baseline(iterator)
+        self._on_step(logs)
         logs = self._checked(logs, iterator)
         self._look_at_sizes()
         return logs

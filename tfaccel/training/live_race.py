@@ -73,9 +73,9 @@ class LiveRace:
 
     @property
     def is_decided(self) -> bool:
-        """Whether no turn more is needed, or the candidate has cost enough."""
+        """Whether no turn more is needed, or the candidate failed or has cost enough."""
         race = self.race
-        if race.is_decided:
+        if race.is_decided or self.candidate.has_failed:
             return True
         return race.pairs >= FEWEST and self._lost_seconds > self._most_lost_seconds
 

@@ -63,7 +63,7 @@ class Observing:
         The next epoch begins at the same step in all processes, whatever each knows of its own.
         """
         if self._course.is_length_awaited:
-            return self._baseline(iterator)
+            return self._course.run_own(iterator)
         return self._decided_step(iterator)
 
     def _look_ahead(self, iterator: tf.data.Iterator) -> tf.data.Iterator:
@@ -163,7 +163,7 @@ class Observing:
         try:
             # In a loop over models it is called too seldom for TensorFlow's count of traces.
             with unheard_traces():
-                logs = self._baseline(feeding)
+                logs = self._course.run_own(feeding)
                 wait_for(logs)
         except tf.errors.OpError as error:
             return None, error

@@ -63,8 +63,8 @@ TRANSITIONS: Mapping[Phase, Mapping[Phase, str]] = {
         Phase.STAY: "the comparison failed",
     },
     Phase.RACE: {
-        Phase.PREDICT: "it is decided; another candidate may pay",
-        Phase.STAY: "the candidate failed",
+        Phase.PREDICT: "it is decided, or the candidate failed beside a plan that had won",
+        Phase.STAY: "the candidate failed, and no plan had won",
     },
     Phase.TRIALS: {
         Phase.RUN: "a plan won",

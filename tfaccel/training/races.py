@@ -8,6 +8,7 @@ from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import Trial
 from tfaccel.compat import keras_private
 from tfaccel.core.workload import Workload
+from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.racing import Race
 from tfaccel.measure.timing import Speedup, wait_for
 from tfaccel.steps.remembered import Pending, TracedStep
@@ -88,7 +89,7 @@ class Races:
         assert trial is not None and traced is not None
         build_used_optimizer(workload.model)
         race = LiveRace(
-            self.plan_run.step or self.plan_run.dispatcher.own,
+            self.plan_run.step or self.plan_run.dispatcher.run_own,
             self.plan_run.guarded(trial.plan, workload, traced),
             self.plan_run.clock,
             steps_per_call=trial.plan.steps_per_call,
@@ -111,11 +112,31 @@ class Races:
     def end(self, contest: Contest, won: bool) -> None:
         """A race is decided."""
         self.forget()
-        candidate = contest.race.candidate
+        candidate, present = contest.race.candidate, self.plan_run.step
         if won:
             candidate.room = self._room
             candidate.resume()
             self.plan_run.install(contest.trial.plan, candidate, contest.workload)
+        elif present is not None:
+            present.resume()  # the other side's steps are not to be undone with its own
+
+    def note_failure(self, why: str, chooser: PlanChooser) -> Report | None:
+        """The candidate of a race failed, if there is a race: it is a trial of the search.
+
+        Args:
+            why: it did.
+            chooser: has the search.
+
+        Returns:
+            The search, whose plan goes on; None where no candidate of a race failed.
+        """
+        contest, found = self.contest, chooser.candidates
+        if contest is None or found is None or not contest.race.candidate.has_failed:
+            return None
+        failed = dataclasses.replace(contest.trial, outcome=Outcome.FAILED, reason=why)
+        found.take(failed)
+        self.plan_run.memory.drop(failed.plan, self.plan_run.observed.element_spec)
+        return found.report()
 
     def broken_off(self, chooser: PlanChooser) -> Report:
         """The fit ended before a race was decided: the next one may go on with it.
@@ -162,7 +183,7 @@ class Races:
             return
         own = race is not None and race.gain == report.gain
         self.live = LiveGain(
-            self.plan_run.dispatcher.own,
+            self.plan_run.dispatcher.run_own,
             step,
             self.plan_run.clock,
             race=race if own else None,
@@ -190,7 +211,7 @@ class Races:
         untraced = self._untraced
         if untraced is None or step.function.ahead or not untraced.is_due():
             return step(iterator)
-        logs = self.plan_run.dispatcher.own(iterator)
+        logs = self.plan_run.dispatcher.run_own(iterator)
         wait_for(logs)
         step.resume()
         self._untraced = None

@@ -127,7 +127,7 @@ class PlanRun:
             _without_data(workload),
             plan,
             traced,
-            self.dispatcher.own,
+            self.dispatcher.run_own,
             self.clock,
             self.settings.guard,
             self.on_abandon,
@@ -136,6 +136,7 @@ class PlanRun:
             self.observed.not_finite,
             None if self.settings.plan is None else self.on_many_sizes,
             self.observed.prepared,
+            self.dispatcher.note,
         )
 
     def _accelerate_validation(self, workload: Workload, gain: float) -> None:

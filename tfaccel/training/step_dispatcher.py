@@ -8,10 +8,13 @@ import keras
 import tensorflow as tf
 
 from tfaccel.autotune.report import Report
+from tfaccel.autotune.trial import error_line
 from tfaccel.compat.keras_private import running_list
 from tfaccel.core.plan import Plan
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction
 from tfaccel.steps.replay import END_OF_DATA, is_plain
+from tfaccel.system import notices
+from tfaccel.training.phases import IllegalTransitionError
 
 # Runs one step on the fit's iterator, and measures it.
 Meter = Callable[[Any], Any]
@@ -32,6 +35,7 @@ class StepDispatcher:
         built: the accelerated function behind `step`, if there is one.
         report: what tuning found in this fit; None before.
         calls: how often Keras has called so far, whichever step ran.
+        logs: of the step that is being made, as soon as it was; what fails then fails beside it.
         is_racing: whether a candidate takes turns with the step that ran so far; `built` is
             then that of the latest turn, and nobody may take batches out or run `own`.
     """
@@ -42,12 +46,15 @@ class StepDispatcher:
         self.built: BuiltStep | None = None
         self.report: Report | None = None
         self.calls = 0
+        self.logs: Any = None
         self.is_racing = False
+        self._raised: BaseException | None = None  # by the user's own step
         self._model = model
         self._history = _history(model)
         self._meter: Meter | None = None
         self._replacement: StepFunction | None = None
         self._on_end: Callable[[], None] = _nothing
+        self._on_fault: Callable[[Exception], None] = _tell
         self._abandoned = self._when_abandoned()
 
     def _when_abandoned(self) -> Any:
@@ -61,6 +68,13 @@ class StepDispatcher:
         found = weakref.finalize(callbacks, self._remove)
         found.atexit = False
         return found
+
+    @classmethod
+    def leave(cls, model: keras.Model) -> None:
+        """Whatever stands in for the model's train function is taken away."""
+        present = model.train_function
+        if isinstance(present, cls):
+            present._remove()
 
     @classmethod
     def of(cls, model: keras.Model) -> "StepDispatcher":
@@ -79,15 +93,53 @@ class StepDispatcher:
             return self._model.train_function(iterator)
         if not (is_plain(iterator) or isinstance(iterator, tf.distribute.DistributedIterator)):
             return self.own(iterator)  # train_on_batch, from some other callback
+        self.logs = self._raised = None
         try:
             logs = (self._meter or self.step)(iterator)
         except END_OF_DATA:
             raise
+        except Exception as error:
+            if self._is_users(error):
+                self._remove()
+                raise
+            logs = self._rescued(error, iterator)
         except BaseException:
             self._remove()
             raise
         self.calls += 1
         return logs
+
+    def run_own(self, iterator: Any) -> Any:
+        """One step of the user's own; what it raises is the user's."""
+        try:
+            self.logs = logs = self.own(iterator)
+        except BaseException as error:
+            self._raised = error
+            raise
+        return logs
+
+    def note(self, logs: Any) -> None:
+        """A step under a plan was made."""
+        self.logs = logs
+
+    def _is_users(self, error: Exception) -> bool:
+        """Whether the user's own step, or the data, would have raised it without tfaccel."""
+        return error is self._raised or "IteratorGetNext" in str(error)
+
+    def _rescued(self, error: Exception, iterator: Any) -> Any:
+        """The step's logs, although tfaccel failed beside it."""
+        self._meter = None
+        try:
+            self._on_fault(error)
+            if self.logs is None and self.is_replaced:  # batches were taken out
+                return self.step(iterator)
+        except IllegalTransitionError:  # of tests
+            raise
+        except Exception as again:
+            self._remove()
+            if self._is_users(again):
+                raise
+        return self.run_own(iterator) if self.logs is None else self.logs
 
     @property
     def is_replaced(self) -> bool:
@@ -116,17 +168,30 @@ class StepDispatcher:
         self._meter = meter
         self._leave_unless_needed()
 
-    def run(self, step: StepFunction, on_end: Callable[[], None]) -> None:
-        """From now on `step` runs in place of `own`; `on_end` is called when it no longer does."""
-        self._replacement, self._on_end = step, on_end
+    def run(
+        self,
+        step: StepFunction,
+        on_end: Callable[[], None],
+        on_fault: Callable[[Exception], None] | None = None,
+    ) -> None:
+        """From now on `step` runs in place of `own`.
+
+        Args:
+            step: given the fit's iterator.
+            on_end: called when it no longer does.
+            on_fault: told what was raised beside the user's own step.
+        """
+        self._replacement, self._on_end, self._on_fault = step, on_end, on_fault or _tell
 
     def give_back(self) -> None:
         """The user's own step takes over again."""
         on_end, self._on_end = self._on_end, _nothing
         self._replacement, self.plan, self.built = None, Plan(), None
         self.is_racing = False
-        on_end()
-        self._leave_unless_needed()
+        try:
+            on_end()
+        finally:
+            self._leave_unless_needed()
 
     def _leave_unless_needed(self) -> None:
         if self._meter is not None or self.is_replaced:
@@ -138,7 +203,10 @@ class StepDispatcher:
 
     def _remove(self) -> None:
         self._meter = None
-        self.give_back()
+        try:
+            self.give_back()
+        except Exception as error:
+            _tell(error)
 
 
 def _history(model: keras.Model) -> Any:
@@ -148,3 +216,9 @@ def _history(model: keras.Model) -> Any:
 
 def _nothing() -> None:
     """There is nobody to tell."""
+
+
+def _tell(error: Exception) -> None:
+    """Something failed beside the steps, which go on."""
+    why = error_line(error)
+    notices.warn(f"tfaccel gave up and left the training as it is: {why}", stacklevel=4)

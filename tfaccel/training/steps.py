@@ -21,7 +21,7 @@ class Steps:
     """
 
     def __init__(self, model: keras.Model, baseline: StepFunction, course: Course):
-        self._baseline = baseline
+        self._run_own = course.run_own
         self._course = course
         self._observing = Observing(model, baseline, course, self._dispatch)
 
@@ -46,4 +46,4 @@ class Steps:
             case phase:
                 with course.own_work():
                     raise IllegalTransitionError(f"No step runs in phase {phase.name}.")
-        return self._baseline(iterator)
+        return self._run_own(iterator)

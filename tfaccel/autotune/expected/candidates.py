@@ -134,8 +134,8 @@ class Candidates:
         self.take(trial)
         return trial
 
-    def raced(self, trial: Trial, race: racing.Race, calls: int) -> Trial:
-        """A candidate that was checked was raced with the step that ran so far.
+    def has_won(self, trial: Trial, race: racing.Race, calls: int) -> bool:
+        """Whether a candidate that was checked, and raced with the step that ran so far, has won.
 
         Args:
             trial: its check.
@@ -150,7 +150,7 @@ class Candidates:
         )
         self._spend(max(0.0, sum(race.candidate_seconds) - sum(race.baseline_seconds)))
         self.take(trial)
-        return trial
+        return outcome is Outcome.FASTER
 
     def broken_off(self, trial: Trial) -> Report:
         """What came of it where a training ends in the race of a candidate."""

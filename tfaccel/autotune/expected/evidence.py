@@ -11,6 +11,7 @@ from typing import Any
 from tfaccel.autotune.expected.layer_mix import distance
 from tfaccel.autotune.report import Report
 from tfaccel.core.machine_class import MachineClass
+from tfaccel.system.json_files import typed
 
 # How much less a measurement counts for a model with no work in common.
 _OTHER_WORK = 0.01
@@ -46,13 +47,19 @@ class Evidence:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Evidence":
         """Reads `to_dict`'s values."""
-        return cls(
-            MachineClass.from_dict(data["machine"]),
-            data["mix"],
-            tuple(data["passes"]),
-            data["gain"],
-            data["trace"],
+        found = typed(
+            cls(
+                MachineClass.from_dict(data["machine"]),
+                data["mix"],
+                tuple(data["passes"]),
+                data["gain"],
+                data["trace"],
+            )
         )
+        numbers = (found.gain, *found.mix.values(), found.trace or 0.0)
+        if found.gain <= 0 or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"a gain and its facts must be finite. Received: {numbers}")
+        return found
 
 
 def evidence_of(report: Report, machine: MachineClass, mix: Mapping[str, float]) -> list[Evidence]:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfaccel.autotune.report import Report
 from tfaccel.core.plan import Plan
 from tfaccel.inference.engines.forward import Signature
-from tfaccel.system.json_files import parsed, replace_text, to_text
+from tfaccel.system.json_files import parsed, read_text, replace_text, to_text
 
 SCHEMA = 1
 MANIFEST = "tfaccel.json"
@@ -99,8 +99,8 @@ class Manifest:
             ValueError: the folder holds no saved model, or a damaged one; the message says what.
         """
         try:
-            text = (folder / MANIFEST).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(folder / MANIFEST)
+        except (OSError, ValueError) as error:
             raise ValueError(f"{folder} is not {_WHAT}: {MANIFEST}: {error}") from error
         with parsed(text, SCHEMA, _WHAT) as data:
             found = cls(
@@ -114,14 +114,18 @@ class Manifest:
                 tuple(tuple(map(int, size)) for size in data["sizes"]),
                 {str(path): str(sha) for path, sha in data["files"].items()},
             )
-        _check_places(found)
+            _check_places(found)
         _check_files(folder, found.files)
         return found
 
 
 def files_of(folder: pathlib.Path) -> list[pathlib.Path]:
     """Every file in a folder, less the manifest."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    every = sorted(folder.rglob("*"))
+    links = [path for path in every if path.is_symlink()]
+    if links:
+        raise ValueError(f"{links[0]} is a link: a saved model is in its folder alone")
+    found = (path for path in every if path.is_file())
     return [path for path in found if path != folder / MANIFEST]
 
 

@@ -11,7 +11,7 @@ from tfaccel.launch.program import Program
 from tfaccel.launch.sweep.settings import OF_THE_VERSION, VARIABLES
 from tfaccel.system.cache_dir import default_directory, sweeps_directory
 from tfaccel.system.cpu import CPUINFO, cpu_facts, usable_cores
-from tfaccel.system.json_files import parsed, replace_text, to_text
+from tfaccel.system.json_files import parsed, read_text, replace_text, to_text
 from tfaccel.system.packages import tensorflow_version
 
 SCHEMA = 1
@@ -43,7 +43,7 @@ def environ(program: Program) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        with parsed(path.read_text(encoding="utf-8"), SCHEMA, _WHAT) as fields:
+        with parsed(read_text(path), SCHEMA, _WHAT) as fields:
             found = {str(name): str(value) for name, value in fields["environ"].items()}
             measured_with = fields.get("tensorflow")
     except (OSError, ValueError):

@@ -14,6 +14,7 @@ from tfaccel.measure.units import milliseconds, ratio
 from tfaccel.ops.kernels._kernel import Kernel
 from tfaccel.ops.kernels._registry import REFERENCE, named, reference
 from tfaccel.ops.kernels._spec import CallSpec
+from tfaccel.system.json_files import typed
 
 _HEADINGS = ("kernel", "time", "speedup", "drift", "verdict", "reason")
 _NUMBERS = ("time", "drift")
@@ -173,12 +174,14 @@ class Ranking:
                 **item
                 | {
                     "verdict": Outcome(item["verdict"]),
-                    "speedup": item["speedup"] and Speedup(**item["speedup"]),
+                    "speedup": item["speedup"] and typed(Speedup(**item["speedup"])),
                 }
             )
             for item in data["candidates"]
         )
-        return cls(CallSpec(**call), candidates, bool(data["complete"]))
+        for candidate in candidates:
+            typed(candidate)
+        return cls(typed(CallSpec(**call)), candidates, bool(data["complete"]))
 
     def _cells(self) -> list[tuple[str, ...]]:
         return [

@@ -23,7 +23,7 @@ from tfaccel.ops.kernels._spec import CallSpec
 from tfaccel.system import notices
 from tfaccel.system.cache_dir import default_directory
 from tfaccel.system.device import current_device
-from tfaccel.system.json_files import parsed, replace_text, to_text
+from tfaccel.system.json_files import parsed, read_text, replace_text, to_text
 
 SCHEMA = 2
 
@@ -85,7 +85,7 @@ class Store:
 
     def _read(self) -> Iterable[Ranking]:
         try:
-            text = self.path.read_text(encoding="utf-8")
+            text = read_text(self.path)
             with parsed(text, SCHEMA, "a list of kernels' times") as data:
                 return [Ranking.from_dict(item) for item in data["rankings"]]
         except FileNotFoundError:
