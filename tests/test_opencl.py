@@ -283,6 +283,22 @@ def test_it_is_tried_where_asked_for_or_on_a_gpu(device, monkeypatch):
 
 
 @ON_DEVICE
+@pytest.mark.parametrize(("families", "has_gpu"), [(("opencl",), False), ((), True)])
+def test_it_is_tried_though_predictions_left_it_out(
+    families, has_gpu, device, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("TFACCEL_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(kernel, "has_gpu", lambda: has_gpu)
+    before = measure(SPEC, time.perf_counter, likely=(), families=None)
+    assert opencl_of(before).seconds is None
+    Store.at().add(before)
+    selection = Selection(directions=("forward",), families=families)
+    selection.seen = {"layer": [SPEC]}
+    selection.measure(0.0, time.perf_counter, time.perf_counter() + 60.0)
+    assert opencl_of(selection.ranking(SPEC)).seconds
+
+
+@ON_DEVICE
 def test_a_gpu_is_tried_once_on_calls_like_these(monkeypatch):
     """And after that as it did; nothing is known of it before."""
     monkeypatch.setattr(kernel, "has_gpu", lambda: True)

@@ -130,7 +130,7 @@ class Selection:
         is_new = (
             known is None
             or not (known.complete if self._exhaustive else known.is_settled)
-            or known.lacks(self._families or ())
+            or known.lacks(self._newly_tried(spec, expected))
         )
         if is_new:
             # TensorFlow's own is run four times, traced once, before any other kernel is.
@@ -141,6 +141,16 @@ class Selection:
         assert known is not None
         self._rankings[spec] = known
         return is_new
+
+    def _newly_tried(self, spec: CallSpec, expected: Guess) -> list[str]:
+        """Kernels that were left out for others, who did not ask or made predictions."""
+        return [
+            kernel.name
+            for kernel in kernels(spec.op, spec.direction)
+            if kernel.in_python
+            and kernel.left_out(spec, self._families) is None
+            and (expected.kernels is None or kernel.name in expected.kernels)
+        ]
 
     def words(self, spec: CallSpec) -> tuple[str, tuple[str, ...]]:
         """What runs for a call, and why nothing else, in words.
