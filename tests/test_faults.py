@@ -1,9 +1,11 @@
 """A fault at every point at which tfaccel runs inside a fit: the training is Keras's own."""
 
+import dataclasses
 import errno
 import inspect
 
 import fault_trainings
+import numpy as np
 import pytest
 import tensorflow as tf
 from fault_points import PACKAGE, name_of
@@ -36,6 +38,8 @@ LAST_LINES = {
         "__call__",
     ),
 }
+# Where these fail a batch is in hand that can't be fed again: the next one is trained on instead.
+IN_HAND = {"feed", "_timed_step", "_tried", "<genexpr>"}
 FAULTS = [
     RuntimeError("a fault"),
     tf.errors.ResourceExhaustedError(None, None, "out of memory"),
@@ -62,7 +66,7 @@ def points(name, *folders):
     """Functions of tfaccel that run in a training, with the entries that are made to fail."""
     for code, count in recorded(name)[1].items():
         module = name_of(code)
-        if code.co_name not in LAST_LINES and module.startswith(folders):
+        if code.co_name not in LAST_LINES | IN_HAND and module.startswith(folders):
             yield from ((code, nth) for nth in sorted({1, count}))
 
 
@@ -139,6 +143,28 @@ def test_every_hook_that_fails_in_a_choice(training, name):
     if name not in NOT_IN_A_FIT:
         problems = problems_with(training, hooks()[name])
         assert problems in ([], ["it did not happen"], ["silent"])
+
+
+@pytest.mark.parametrize(
+    "name", ["given", *(pytest.param(n, marks=pytest.mark.slow) for n in ("trials", "raced"))]
+)
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"step": 0.0}, id="clock stands still"),
+        pytest.param({"step": -0.1}, id="clock runs backwards"),
+        pytest.param({"step": 1e9}, id="clock jumps"),
+        pytest.param({"settings": {"cache_dir": "/dev/null/none"}}, id="no cache folder"),
+    ],
+)
+def test_whatever_clock_and_cache_there_are_a_training_is_keras_s(name, change):
+    training = TRAININGS[name]
+    settings = training.settings | change.get("settings", {})
+    trained = dataclasses.replace(training, **change | {"settings": settings}).run()
+    assert trained.error is None and not trained.left and len(trained.warnings) <= 1
+    assert trained.history == fault_trainings.stock(name).history
+    for left, right in zip(trained.state, fault_trainings.stock(name).state, strict=True):
+        np.testing.assert_array_equal(left, right)
 
 
 def test_nothing_is_left_of_fault_trainings():

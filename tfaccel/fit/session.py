@@ -189,7 +189,7 @@ class FitSession:
 
     def _run(self, iterator: tf.data.Iterator) -> Any:
         if not is_plain(iterator):
-            return self.baseline(iterator)
+            return self._course.run_own(iterator)
         self._letting_go.hold(iterator)
         self._course.announcer.add_wait(self._course.waiting.begin_steps())
         return self._steps.run(iterator)

@@ -77,7 +77,9 @@ def _fits(value: Any, hint: Any) -> bool:
         number = isinstance(value, int if hint is int else int | float)
         small = isinstance(value, float) or (number and abs(value) < _LARGE)
         return number and small and not isinstance(value, bool)
-    return isinstance(value, hint) if isinstance(hint, type) else True
+    if hint is list:  # which a frozen pass has as a tuple
+        return isinstance(value, list | tuple)
+    return isinstance(value, hint) if origin is None and isinstance(hint, type) else True
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
