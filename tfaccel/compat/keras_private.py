@@ -332,12 +332,3 @@ def trainer_class() -> Any:
         if "fit" in vars(kind):
             return kind
     raise KerasChangedError("Model.fit")
-
-
-def forget_initial_epoch(model: Any) -> None:
-    """Has the model's next fit begin at its own `initial_epoch`.
-
-    `BackupAndRestore` leaves the epoch that it restored on the model, for all fits to come.
-    """
-    if getattr(model, "_initial_epoch", None) is not None:
-        model._initial_epoch = None
