@@ -303,6 +303,25 @@ def test_a_killed_worker_gives_the_others_an_error(tmp_path, victim):
     assert found["time"] - died < 60  # it takes about 10 s
 
 
+@pytest.mark.slow
+def test_gradients_in_bfloat16(tmp_path, one_process):
+    launch.run(launch.tf_config(2), launch.HERE / "scenarios.py", tmp_path, "compressed")
+    found = results(tmp_path, 2, "compressed")
+    assert_same_weights(found)
+    for worker in found:
+        for variable in range(2):
+            parts = [np.array(one["own"][variable], "float32") for one in found]
+            rounded = [tf.cast(tf.cast(part, tf.bfloat16), tf.float32).numpy() for part in parts]
+            np.testing.assert_array_equal(worker["gathered"][variable], sum(rounded))
+            bound = 2**-8 * sum(np.abs(part) for part in parts)
+            off = np.abs(np.array(worker["gathered"][variable]) - sum(parts))
+            assert (off <= bound * (1 + 1e-6)).all()
+            np.testing.assert_allclose(worker["reduced"][variable], sum(parts), rtol=2**-7 * 1.01)
+        for name in ("loss", "val_loss"):
+            np.testing.assert_allclose(worker["history"][name], one_process[1][name], rtol=5e-3)
+        assert worker["history"]["loss"] != one_process[1]["loss"]
+
+
 def launched(out, *flags, words=()):
     """What two workers of `tfaccel run` found, and what was printed."""
     out.mkdir()

@@ -489,3 +489,9 @@ def test_no_backup_yet(tmp_path):
     assert packed(tmp_path / "none") == b""
     unpack(b"", tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_compression_is_of_one_kind():
+    with pytest.raises(ValueError, match="compress_gradients"):
+        AccelStrategy("default", compress_gradients="float16")
+    AccelStrategy("default", compress_gradients="bfloat16")  # nothing is sent

@@ -184,8 +184,8 @@ def is_alive(pid):
 
 WAITS = (
     "import os, sys, time\n"
-    "print(os.getpid(), flush=True)\n"
     "try:\n"
+    "    print(os.getpid(), flush=True)\n"
     "    time.sleep(100)\n"
     "except KeyboardInterrupt:\n"
     "    print('interrupted')\n"

@@ -25,7 +25,7 @@ import tensorflow as tf
 import tfaccel
 from tfaccel.autotune import trial_runner
 from tfaccel.autotune.expected.expectation import Candidate
-from tfaccel.distribute import AccelStrategy
+from tfaccel.distribute import AccelStrategy, compression
 from tfaccel.measure import racing
 
 SEED = 20261120
@@ -352,11 +352,43 @@ def reductions(strategy, out):
     }
 
 
+def compressed(strategy, out):
+    """Gradients in bfloat16: the sums of known ones, in both ways, and a training."""
+    grads = [np.linspace(0.1, 3.7, 7, dtype="float32") * (1 + task_of(strategy)), np.ones((2, 3))]
+
+    def sums(most_gathered):
+        with strategy.scope():
+            variables = [keras.Variable(np.zeros(np.shape(g), "float32")) for g in grads]
+            optimizer = keras.optimizers.SGD(1.0)
+            optimizer.build(variables)
+
+        @tf.function
+        def step():
+            given = [tf.constant(g, tf.float32) for g in grads]
+            strategy.run(lambda: optimizer.apply(given, variables))
+
+        small = compression.compressed(bytes_per_pack=16)
+        with (
+            unittest.mock.patch.object(compression, "_MOST_GATHERED", most_gathered),
+            unittest.mock.patch.object(strategy.strategy, "_compressed", small),
+        ):
+            step()
+        return [(-np.array(v)).astype("float64").tolist() for v in variables]
+
+    found = {"gathered": sums(4), "reduced": sums(1), "own": [np.array(g).tolist() for g in grads]}
+    return {**found, **same_as_one(strategy, out)}
+
+
+def task_of(strategy):
+    return strategy.cluster_resolver.task_id
+
+
 def main():
     out = pathlib.Path(sys.argv[1])
     if "seeded" in sys.argv:
         tf.random.set_seed(SEED)
-    strategy = AccelStrategy()
+    # It holds for the process.
+    strategy = AccelStrategy(compress_gradients="bfloat16" if "compressed" in sys.argv else None)
     task = int(os.environ["TEST_WORKER"])
     for name in sys.argv[2:]:
         found = globals()[name](strategy, out)

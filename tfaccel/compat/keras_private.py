@@ -283,12 +283,3 @@ def joined_outputs(parts: list[Any]) -> Any:
 def standardized_inputs(graph: Any, inputs: Any) -> list[Any]:
     """Inputs as a Functional model hands them to its graph: flat, of its dtypes and ranks."""
     return list(needed(graph, "_standardize_inputs")(inputs))
-
-
-def forget_initial_epoch(model: Any) -> None:
-    """Has the model's next fit begin at its own `initial_epoch`.
-
-    `BackupAndRestore` leaves the epoch that it restored on the model, for all fits to come.
-    """
-    if getattr(model, "_initial_epoch", None) is not None:
-        model._initial_epoch = None

@@ -1,5 +1,6 @@
 """Multi-worker training that works with Keras 3."""
 
+import contextlib
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.distribute.compression import compressed
 from tfaccel.distribute.replicas import SynchronizedReplicas
 
 # What one all-reduce carries when workers share bytes: 64 MiB of int32.
@@ -30,8 +32,17 @@ class MultiWorker(SynchronizedReplicas, tf.distribute.MultiWorkerMirroredStrateg
 
     def __init__(self, cluster_resolver: Any = None, communication_options: Any = None):
         super().__init__(cluster_resolver, communication_options)
+        self._compressed: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if self.num_workers > 1:
             self._share_seed()
+
+    def compress_gradients(self) -> None:
+        """From now on steps that are traced send float32 gradients in bfloat16."""
+        self._compressed = compressed()
+
+    def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
+        with self._compressed:
+            return super().run(fn, args, kwargs, options)
 
     @property
     def num_workers(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tfaccel.compat.keras_private import forget_initial_epoch
+from tfaccel.compat.keras_fits import forget_initial_epoch
 from tfaccel.distribute.checkpoints import packed, unpack
 from tfaccel.distribute.multi_worker import MultiWorker
 from tfaccel.system import notices

@@ -1,0 +1,104 @@
+"""Gradients that are sent to other workers in 16 bits."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.compat.keras_fits import gradient_reduction
+from tfaccel.compat.patching import SharedContext
+
+CHOICES = (None, "bfloat16")
+# What one collective carries at most. Each costs a round of messages, and may begin when the
+# gradients in it are there.
+BYTES_PER_PACK = 32 * 2**20
+# Gathering brings each worker (n - 1) times the gradients, a reduction 2 (n - 1) / n times: up to
+# this many the float32 sums of the first take no more than float32's reduction, by bytes.
+_MOST_GATHERED = 4
+
+_Reduce = Callable[[Any, Sequence[Any]], Any]
+
+
+def compressed(bytes_per_pack: int = BYTES_PER_PACK) -> contextlib.AbstractContextManager[None]:
+    """Inside, optimizers' steps that are traced send float32 gradients in bfloat16."""
+    return SharedContext(lambda: _replaced(bytes_per_pack))
+
+
+@contextlib.contextmanager
+def _replaced(bytes_per_pack: int) -> Iterator[None]:
+    local = threading.local()
+
+    def reduction(own: _Reduce) -> _Reduce:
+        def reduce(optimizer: Any, grads_and_vars: Sequence[Any]) -> Any:
+            context = tf.distribute.get_replica_context()
+            if context is None or getattr(local, "inside", False):
+                return own(optimizer, grads_and_vars)
+            local.inside = True
+            try:
+                return _reduced(own, optimizer, list(grads_and_vars), context, bytes_per_pack)
+            finally:
+                local.inside = False
+
+        return reduce
+
+    with gradient_reduction(reduction):
+        yield
+
+
+def _reduced(
+    own: _Reduce, optimizer: Any, pairs: list[Any], context: Any, bytes_per_pack: int
+) -> list[Any]:
+    """The pairs with their sums: dense float32 gradients by ours, all others by Keras's."""
+    ours = [i for i, (grad, _) in enumerate(pairs) if _serves(grad)]
+    rest = [i for i in range(len(pairs)) if i not in set(ours)]
+    sums = _summed([pairs[i][0] for i in ours], context, bytes_per_pack)
+    found = dict(zip(ours, sums, strict=True))
+    if any(pairs[i][0] is not None for i in rest):
+        others = [grad for grad, _ in own(optimizer, [pairs[i] for i in rest])]
+        found.update(zip(rest, others, strict=True))
+    return [(found.get(i), variable) for i, (_, variable) in enumerate(pairs)]
+
+
+def _serves(grad: Any) -> bool:
+    return (
+        isinstance(grad, tf.Tensor) and grad.dtype == tf.float32 and grad.shape.is_fully_defined()
+    )
+
+
+def _summed(grads: Sequence[tf.Tensor], context: Any, bytes_per_pack: int) -> list[tf.Tensor]:
+    """Sums over all replicas; they are the same on each to the last bit."""
+    sums = []
+    for pack in packs([grad.shape.num_elements() for grad in grads], bytes_per_pack // 2):
+        members = [grads[i] for i in pack]
+        flat = tf.concat([tf.reshape(tf.cast(g, tf.bfloat16), [-1]) for g in members], 0)
+        total = _sum_of_all(flat, context)
+        parts = tf.split(total, [g.shape.num_elements() for g in members])
+        sums += [tf.reshape(p, g.shape) for p, g in zip(parts, members, strict=True)]
+    return sums
+
+
+def _sum_of_all(flat: tf.Tensor, context: Any) -> tf.Tensor:
+    if context.num_replicas_in_sync > _MOST_GATHERED:
+        return tf.cast(context.all_reduce(tf.distribute.ReduceOp.SUM, flat), tf.float32)
+    # TensorFlow's gathering knows no bfloat16. It copies the bits, whatever they are called.
+    rows = context.all_gather(tf.bitcast(flat, tf.float16)[None], axis=0)
+    return tf.reduce_sum(tf.cast(tf.bitcast(rows, tf.bfloat16), tf.float32), 0)
+
+
+def packs(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Neighbours together, up to so many numbers; what is larger stands alone.
+
+    >>> packs([2, 3, 9, 1], 5)
+    [[0, 1], [2], [3]]
+    """
+    found: list[list[int]] = []
+    room = 0
+    for index, size in enumerate(sizes):
+        if not found or size > room:
+            found.append([])
+            room = most
+        found[-1].append(index)
+        room -= size
+    return found
