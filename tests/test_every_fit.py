@@ -16,7 +16,7 @@ from test_run import ROOT, RUN, ended
 import tfaccel
 from tfaccel.compat import keras_private
 from tfaccel.launch import every_fit as every
-from tfaccel.launch import workers
+from tfaccel.launch import spawned
 from tfaccel.launch.closing import Fit, closing, rows
 from tfaccel.launch.fits import Fits
 from tfaccel.launch.start import Options, Watch
@@ -297,22 +297,22 @@ def test_a_worker_that_can_t_begin_does_its_work(capsys):
     def fails(given):
         raise OSError("no fits today")
 
-    process = workers.unpickled(fails, None, complex, (1, 2))
+    process = spawned.unpickled(fails, None, complex, (1, 2))
     assert process == 1 + 2j
     assert "no fits today" in capsys.readouterr().err
 
 
 def test_a_process_object_is_pickled_with_what_comes_first(monkeypatch):
     begun = []
-    monkeypatch.setattr(workers, "_begun_in", [])
+    monkeypatch.setattr(spawned, "_begun_in", [])
     monkeypatch.setattr(process.BaseProcess, "__reduce_ex__", process.BaseProcess.__reduce_ex__)
-    workers.first_in_workers(begun.append, "words")
+    spawned.first_in_workers(begun.append, "words")
     one = multiprocessing.get_context("spawn").Process(name="worker", target=print)
     make, words, *rest = one.__reduce_ex__(2)
-    assert make is workers.unpickled and rest[0]["_name"] == "worker"
+    assert make is spawned.unpickled and rest[0]["_name"] == "worker"
     assert isinstance(make(*words), type(one)) and begun == []  # this process began it
-    monkeypatch.setattr(workers, "_begun_in", [])
+    monkeypatch.setattr(spawned, "_begun_in", [])
     make(*words)
     assert begun == ["words"]
-    monkeypatch.setattr(workers, "_is_found", lambda: False)
-    assert one.__reduce_ex__(2)[0] is not workers.unpickled
+    monkeypatch.setattr(spawned, "_is_found", lambda: False)
+    assert one.__reduce_ex__(2)[0] is not spawned.unpickled

@@ -23,7 +23,7 @@ from tfaccel.inference.saving import manifest
 from tfaccel.measure.numerics import Drift
 from tfaccel.ops.kernels import CallSpec, Candidate, Ranking, Store, kernels
 from tfaccel.passes import XLA, FusedOptimizer, MixedPrecision
-from tfaccel.system import cache_dir, json_files
+from tfaccel.system import json_files, open_folders
 
 QUICK = settings(
     max_examples=120,
@@ -275,4 +275,4 @@ def test_a_cache_that_others_may_write_to_is_told_once(mode, told, tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_not_told_of(tmp_path):
-    cache_dir.warn_if_open(tmp_path / "none")
+    open_folders.warn_if_open(tmp_path / "none")

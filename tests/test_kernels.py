@@ -15,6 +15,7 @@ from tfaccel.compat import onednn
 from tfaccel.measure.numerics import relative_error
 from tfaccel.ops.kernels import DIRECTIONS, KERNELS, OPS, REFERENCE
 from tfaccel.ops.kernels._opencl.devices import missing as opencl_missing
+from tfaccel.ops.kernels._spec import CallSpec
 
 ROOT = pathlib.Path(__file__).parent.parent
 EVERY_KERNEL = pytest.mark.parametrize(
@@ -109,6 +110,30 @@ def test_a_kernel_takes_sizes_that_are_not_known_while_tracing(kernel):
         assert_close(kernel, spec, traced(a, b), expected)
 
     check()
+
+
+def test_gradients_in_bfloat16_leave_strides_over_the_image_to_float32():
+    """oneDNN leaves what memory held in the taps of the window that meet no input."""
+    kernel = next(k for k in KERNELS if (k.name, k.op) == ("in_bfloat16", "conv2d"))
+    kernel = dataclasses.replace(kernel, direction="weight_gradient")
+    device = products.DEVICES[0]
+    wide, narrow = (
+        CallSpec(
+            "conv2d",
+            "weight_gradient",
+            "float32",
+            (None, size, 4, 3),
+            (3, 3, 3, 5),
+            (2, 2),
+            "same",
+            (1, 1),
+            device=device,
+        )
+        for size in (2, 1)
+    )
+    assert kernel.unsupported(wide) is None
+    assert kernel.unsupported(narrow) is not None
+    assert kernel.unsupported(narrow.along("forward")) is None
 
 
 def test_the_table():

@@ -264,6 +264,7 @@ class TestMeter:
 
         function = types.SimpleNamespace(
             own=step(own),
+            run_own=step(own),
             step=step(fast),
             plan=FAST,
             built=types.SimpleNamespace(),

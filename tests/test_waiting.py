@@ -195,9 +195,10 @@ def test_iterators_are_destroyed_where_nobody_waits(monkeypatch):
     first, second = Held("first"), Held("second")
     letting.hold(first)
     letting.hold(first)
+    del first
     clock.advance(60.0)
     letting.hold(second)
-    del first, second
+    del second
     assert gone["first"].wait(10) and not gone["second"].is_set()
     clock.advance(60.0)
     letting.release()

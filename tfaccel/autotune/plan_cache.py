@@ -19,8 +19,9 @@ from tfaccel.core.plan import suited_pass
 from tfaccel.core.workload import Workload, shapes
 from tfaccel.measure.numerics import Tolerance
 from tfaccel.system import notices
-from tfaccel.system.cache_dir import default_directory, warn_if_open
+from tfaccel.system.cache_dir import default_directory
 from tfaccel.system.json_files import parsed, read_text, replace_text, to_text
+from tfaccel.system.open_folders import warn_if_open
 
 SCHEMA = 1
 # Files that are read for evidence, the latest ones: some milliseconds.
