@@ -317,6 +317,40 @@ def test_outputs_that_differ_are_found(tolerance, used, winning):
     assert "1.0e-02" in fast.report.to_markdown()
 
 
+@dataclasses.dataclass(frozen=True)
+class SkewedIn16Bits(Skewed):
+    name = "skewed_in_16_bits"
+
+    def compute_dtype(self, workload):
+        return "bfloat16"
+
+
+def amplifying(factor):
+    """Large numbers of both signs, whose sum is 1: a rounding of one is much of the sum."""
+    model = keras.Sequential([keras.Input((256,)), layers.Dense(1, use_bias=False)])
+    weights = factor * np.random.default_rng(3).normal(size=(256, 1))
+    model.layers[-1].kernel.assign(weights - weights.mean() + 1 / 256)
+    return model, 1 + 1e-3 * numbers(256)
+
+
+@pytest.mark.parametrize(
+    ("amplified", "off", "used"),
+    [
+        (4.0, 0.10, True),  # 16-bit weights make 0.08
+        (4.0, 0.19, False),
+        (0.01, 0.08, False),  # they make 3e-4
+        (20.0, 0.25, False),  # they make 0.13
+    ],
+)
+def test_in_16_bits_outputs_may_be_off_by_what_rounded_weights_make(amplified, off, used, winning):
+    model, x = amplifying(amplified)
+    before = model.get_weights()[0]
+    fast = accelerate(model, x, [SkewedIn16Bits(1 + off)])
+    assert fast.report.trials[1].drift.output == pytest.approx(off, rel=1e-3)
+    assert (fast.plan.names == ("skewed_in_16_bits",)) == used
+    np.testing.assert_array_equal(model.get_weights()[0], before)
+
+
 def test_outputs_that_turn_nan_are_found(winning):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     fast = accelerate(model, numbers(4), [Skewed(1.0, limit=0.5)])
