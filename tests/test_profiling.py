@@ -325,7 +325,7 @@ class TestMeter:
             seen.append(int(logs["loss"]))
             return logs
 
-        function.own = functools.partial(noting, function.own)
+        function.run_own = functools.partial(noting, function.run_own)
         function.step = functools.partial(noting, function.step)
         with pytest.raises((StopIteration, tf.errors.OutOfRangeError)):
             self.run(meter, iter(self.batches(300)), 301)
