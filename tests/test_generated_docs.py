@@ -24,7 +24,7 @@ def documents(monkeypatch):
 def test_the_table_of_the_readme(documents):
     text = (ROOT / "README.md").read_text()
     assert text == documents.readme()  # else: python benchmarks/documents.py
-    assert text.count("x [") == 8
+    assert text.count("x [") >= 8
 
 
 def test_the_page_of_benchmarks(documents):
