@@ -49,7 +49,8 @@ TWO_DEVICES = { $(ON_TWO) || [ $$? -eq 5 ] || $(ON_TWO) --last-failed; }
 # Prints how to ask for the set that TensorFlow does not take on this machine.
 OTHER_KERNELS = from tfaccel.compat.tensorflow_private import onednn_is_on; \
 	print("TF_ENABLE_ONEDNN_OPTS=%d" % (not onednn_is_on()))
-PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+# Errors alone: pip warns of every place that another index names.
+PIP_INSTALL = -m pip install --quiet --quiet --disable-pip-version-check
 # A Python environment is always our own: a user's Python is never touched.
 VENV = .venv
 VENV_OLDEST = .venv-oldest
