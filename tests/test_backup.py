@@ -1,5 +1,7 @@
 """What `tfaccel run --backup_dir` keeps of fits, and how they go on."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -42,11 +44,9 @@ def program(model, *, stop=(), folder=None, save_freq=None):
     found = [Stop(*stop), Stop()]
     options = Options(tuning="off", backup_dir=folder, save_freq=save_freq)
     with every.every_fit(Fits(options).begin):
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             model.fit(X, Y, epochs=3, callbacks=[found[0]], **SMALL)
             model.fit(X, Y, epochs=2, callbacks=[found[1]], **SMALL)
-        except KeyboardInterrupt:
-            pass
     return [one.epochs for one in found]
 
 

@@ -100,7 +100,8 @@ def test_a_name_in_the_api_reference_is_there(name):
     for index, part in enumerate(parts[1:], 2):
         if not hasattr(found, part):
             importlib.import_module(".".join(parts[:index]))
-        found = getattr(found, part)
+        found = getattr(found, part, None)
+    assert found is not None
 
 
 def said():
