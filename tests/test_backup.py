@@ -43,10 +43,9 @@ def program(model, *, stop=(), folder=None, save_freq=None):
     """Two fits of one model; gives the epochs of each, as far as they went."""
     found = [Stop(*stop), Stop()]
     options = Options(tuning="off", backup_dir=folder, save_freq=save_freq)
-    with every.every_fit(Fits(options).begin):
-        with contextlib.suppress(KeyboardInterrupt):
-            model.fit(X, Y, epochs=3, callbacks=[found[0]], **SMALL)
-            model.fit(X, Y, epochs=2, callbacks=[found[1]], **SMALL)
+    with every.every_fit(Fits(options).begin), contextlib.suppress(KeyboardInterrupt):
+        model.fit(X, Y, epochs=3, callbacks=[found[0]], **SMALL)
+        model.fit(X, Y, epochs=2, callbacks=[found[1]], **SMALL)
     return [one.epochs for one in found]
 
 
