@@ -68,10 +68,29 @@ def _interval(row: dict[str, Any]) -> str:
     return f"{row['speedup']:.2f}x [{low:.2f}, {high:.2f}]"
 
 
+def readme_predictions() -> str:
+    """A sentence for each model whose predictions were timed beside engines."""
+    lines = []
+    for name, row in rows_of("inference-engines").items():
+        model, batch = name.split(", ")
+        plans, engines = (row["speedup"][side] for side in ("TensorFlow's plans", "with engines"))
+        lines.append(
+            f"Predictions of {_NAMES[model].partition(',')[0]} ({batch}, 224x224) are "
+            f"{_ratio(plans)} as fast by `tfaccel.accelerate`,\n{_ratio(engines)} where OpenVINO "
+            "and ONNX Runtime are installed."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _ratio(interval: list[float]) -> str:
+    return "{:.2f}x [{:.2f}, {:.2f}]".format(*interval)
+
+
 def readme() -> str:
     """README with its table as the results have it now."""
     text = _README.read_text(encoding="utf-8")
-    return _MARKED.sub(lambda found: found[1] + readme_table() + found[2], text)
+    parts = iter((readme_table, readme_predictions))
+    return _MARKED.sub(lambda found: found[1] + next(parts)() + found[2], text)
 
 
 def page() -> str:
