@@ -7,6 +7,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from engine_checks import (
+    check_inputs_are_told_apart,
+    check_kind_of_model,
+    check_what_is_loaded,
+)
 from inference_models import CASES, COUNT, accelerate, assert_alike, image_model, numbers
 from test_engines import REFUSED, check_threads
 from test_saved_predictions import dense_model, run_recipe
@@ -25,15 +30,7 @@ CONFIGURED = pytest.mark.parametrize("hint", ["latency", "throughput"])
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_kind_of_model(case, winning):
-    model, x = case.make()
-    fast = accelerate(model, x, ["onnxruntime"])
-    reason = fast.report.trials[1].reason
-    if case.name in REFUSED:
-        assert REFUSED[case.name] in reason and fast.plan.is_baseline
-        return
-    assert fast.plan.names == ("onnxruntime",), reason
-    expected = model.predict(x, batch_size=5, verbose=0)
-    assert_alike(expected, fast.predict(x, batch_size=5, verbose=0), 1e-4, 1e-4)
+    check_kind_of_model(case, "onnxruntime", REFUSED)
 
 
 @CONFIGURED
@@ -90,14 +87,7 @@ def test_without_its_converter_it_is_not_tried(monkeypatch):
 
 @CONFIGURED
 def test_what_is_loaded_predicts_the_same(hint, winning, tmp_path):
-    model, x = image_model(), numbers(8, 8, 3)
-    fast = accelerate(model, x, [ONNXRuntime(hint=hint)])
-    fast.save(tmp_path / "saved")
-    loaded = tfaccel.load(tmp_path / "saved")
-    assert loaded.plan == tfaccel.Plan((ONNXRuntime(hint=hint),))
-    for size in (COUNT, 5):
-        expected = fast.predict(x, batch_size=size, verbose=0)
-        assert_alike(expected, loaded.predict(x, batch_size=size, verbose=0), 1e-4, 1e-4)
+    check_what_is_loaded(ONNXRuntime(hint=hint), tmp_path / "saved", 1e-4)
 
 
 def test_the_recipe_for_onnx(winning, tmp_path):
@@ -108,13 +98,4 @@ def test_the_recipe_for_onnx(winning, tmp_path):
 
 
 def test_inputs_are_told_apart_by_name(winning, tmp_path):
-    """Of the same shape, and in another order than that of their names."""
-    z, a = keras.Input((4,), name="z"), keras.Input((4,), name="a")
-    outputs = [layers.Dense(2, name="y")(z), layers.Dense(2, name="b")(layers.subtract([z, a]))]
-    model, x = keras.Model([z, a], outputs), [numbers(4), numbers(4, seed=1)]
-    fast = accelerate(model, x, ["onnxruntime"])
-    assert fast.plan.names == ("onnxruntime",), fast.report.reasons()
-    expected = model.predict(x, verbose=0)
-    assert_alike(expected, fast.predict(x, verbose=0), 1e-4, 1e-4)
-    fast.save(tmp_path / "saved")
-    assert_alike(expected, tfaccel.load(tmp_path / "saved").predict(x, verbose=0), 1e-4, 1e-4)
+    check_inputs_are_told_apart("onnxruntime", tmp_path / "saved")

@@ -5,6 +5,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from engine_checks import (
+    check_inputs_are_told_apart,
+    check_kind_of_model,
+    check_what_is_loaded,
+)
 from inference_models import CASES, COUNT, accelerate, assert_alike, image_model, numbers
 from test_engines import REFUSED, check_threads
 from test_saved_predictions import dense_model, run_recipe
@@ -24,17 +29,7 @@ CONFIGURED = pytest.mark.parametrize("engine", CONFIGURATIONS, ids=str)
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_kind_of_model(case, winning):
-    model, x = case.make()
-    fast = accelerate(model, x, ["openvino"])
-    reason = fast.report.trials[1].reason
-    if case.name in REFUSED:
-        assert REFUSED[case.name] in reason and fast.plan.is_baseline
-        return
-    assert fast.plan.names == ("openvino",), reason
-    expected = model.predict(x, batch_size=5, verbose=0)
-    found = fast.predict(x, batch_size=5, verbose=0)
-    tolerance = 2e-2 if case.name == "mixed_policy" else 1e-4
-    assert_alike(expected, found, tolerance, tolerance)
+    check_kind_of_model(case, "openvino", REFUSED)
 
 
 @CONFIGURED
@@ -108,14 +103,7 @@ def test_what_is_compiled_is_cleared_with_the_cache(tmp_path, winning):
 
 @CONFIGURED
 def test_what_is_loaded_predicts_the_same(engine, winning, tmp_path):
-    model, x = image_model(), numbers(8, 8, 3)
-    fast = accelerate(model, x, [engine])
-    fast.save(tmp_path / "saved")
-    loaded = tfaccel.load(tmp_path / "saved")
-    assert loaded.plan == tfaccel.Plan((engine,))
-    for size in (COUNT, 5):
-        expected = fast.predict(x, batch_size=size, verbose=0)
-        assert_alike(expected, loaded.predict(x, batch_size=size, verbose=0), 1e-3, 1e-3)
+    check_what_is_loaded(engine, tmp_path / "saved", 1e-3)
 
 
 def test_the_recipe_for_openvino(winning, tmp_path):
@@ -126,16 +114,7 @@ def test_the_recipe_for_openvino(winning, tmp_path):
 
 
 def test_inputs_are_told_apart_by_name(winning, tmp_path):
-    """Of the same shape, and in another order than that of their names."""
-    z, a = keras.Input((4,), name="z"), keras.Input((4,), name="a")
-    outputs = [layers.Dense(2, name="y")(z), layers.Dense(2, name="b")(layers.subtract([z, a]))]
-    model, x = keras.Model([z, a], outputs), [numbers(4), numbers(4, seed=1)]
-    fast = accelerate(model, x, ["openvino"])
-    assert fast.plan.names == ("openvino",), fast.report.reasons()
-    expected = model.predict(x, verbose=0)
-    assert_alike(expected, fast.predict(x, verbose=0), 1e-4, 1e-4)
-    fast.save(tmp_path / "saved")
-    assert_alike(expected, tfaccel.load(tmp_path / "saved").predict(x, verbose=0), 1e-4, 1e-4)
+    check_inputs_are_told_apart("openvino", tmp_path / "saved")
 
 
 def test_nobody_is_told_of_a_conversion(winning, monkeypatch):
