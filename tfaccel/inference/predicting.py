@@ -3,6 +3,7 @@
 For a small batch Keras's data pipeline and callbacks take longer than the model.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,8 @@ def predict_arrays(run: Callable[[Any], Any], x: Any, batch_size: int | None, ve
     outputs: list[_Output] = []
     structure: Any = None
     for place, start in enumerate(range(0, count, size)):
-        batch = as_tensors(keras.tree.map_structure(_Cut(start, start + size), x))
+        rows = operator.itemgetter(slice(start, start + size))
+        batch = as_tensors(keras.tree.map_structure(rows, x))
         structure = run([keras.utils.pack_x_y_sample_weight(batch)])
         leaves = keras.tree.flatten(structure)
         outputs = outputs or [_Output(count) for _ in leaves]
@@ -64,16 +66,6 @@ def predict_arrays(run: Callable[[Any], Any], x: Any, batch_size: int | None, ve
             output.add(leaf, min(size, count - start))
         bar(place + 1)
     return keras.tree.pack_sequence_as(structure, [output.whole() for output in outputs])
-
-
-class _Cut:
-    """Takes some rows of an array."""
-
-    def __init__(self, start: int, stop: int):
-        self._rows = slice(start, stop)
-
-    def __call__(self, leaf: Any) -> Any:
-        return leaf[self._rows]
 
 
 class _Output:
