@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -67,11 +68,15 @@ class Benchmark:
     def dataset(self, seed: int = 0) -> tf.data.Dataset:
         """Batches without end.
 
-        Slicing and batching happen once, so that the benchmark times steps and not
-        the input; the batch size in `element_spec` is None, as it is in `fit`.
+        Slicing and batching happen once, and batches wait in a GPU's memory where there is
+        one, so that the benchmark times steps and not the input; the batch size in
+        `element_spec` is None, as it is in `fit`.
         """
         samples = tf.data.Dataset.from_tensor_slices(self.samples(seed))
-        return samples.batch(self.batch_size).cache().repeat().prefetch(2)
+        batches = samples.batch(self.batch_size).cache().repeat()
+        if not tf.config.list_physical_devices("GPU"):
+            return batches.prefetch(2)
+        return batches.apply(tf.data.experimental.prefetch_to_device("/GPU:0", _BATCHES))
 
 
 def _resnet50(input_shape: tuple[int, ...], classes: int) -> keras.Model:
@@ -237,20 +242,38 @@ def _gru_tagger(input_shape: tuple[int, ...], classes: int) -> keras.Model:
 
 def _vit_tiny(input_shape: tuple[int, ...], classes: int) -> keras.Model:
     """A vision transformer of 4 layers of 192 with 3 heads, on patches of 4x4."""
-    width, heads, patch = 192, 3, 4
+    return _vit("vit_tiny", input_shape, classes, width=192, heads=3, depth=4, patch=4)
+
+
+def _vit_small(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """ViT-S/16: 12 layers of 384 with 6 heads, on patches of 16x16.
+
+    Source: https://arxiv.org/abs/2106.10270, table 2
+    """
+    return _vit("vit_small", input_shape, classes, width=384, heads=6, depth=12, patch=16)
+
+
+def _vit(
+    name: str,
+    input_shape: tuple[int, ...],
+    classes: int,
+    *,
+    width: int,
+    heads: int,
+    depth: int,
+    patch: int,
+) -> keras.Model:
     inputs = keras.Input(input_shape)
     x = keras.layers.Conv2D(width, patch, strides=patch)(inputs)
     x = _Positions()(keras.layers.Reshape((-1, width))(x))
-    for _ in range(4):
+    for _ in range(depth):
         y = keras.layers.LayerNormalization()(x)
         x = keras.layers.Add()([x, keras.layers.MultiHeadAttention(heads, width // heads)(y, y)])
         y = keras.layers.LayerNormalization()(x)
         y = keras.layers.Dense(4 * width, activation="gelu")(y)
         x = keras.layers.Add()([x, keras.layers.Dense(width)(y)])
     x = keras.layers.GlobalAveragePooling1D()(keras.layers.LayerNormalization()(x))
-    return keras.Model(
-        inputs, keras.layers.Dense(classes, activation="softmax")(x), name="vit_tiny"
-    )
+    return keras.Model(inputs, keras.layers.Dense(classes, activation="softmax")(x), name=name)
 
 
 MODELS: tuple[Benchmark, ...] = (
@@ -271,6 +294,30 @@ MODELS: tuple[Benchmark, ...] = (
 )
 
 
-def chosen(names: list[str] | None) -> tuple[Benchmark, ...]:
-    """The models called `names`, in the order of `MODELS`; all of them without names."""
-    return tuple(model for model in MODELS if not names or model.name in names)
+def _larger(name: str, batch_size: int, input_shape: tuple[int, ...], **more: Any) -> Benchmark:
+    small = next(model for model in MODELS if model.name == name)
+    return dataclasses.replace(small, batch_size=batch_size, input_shape=input_shape, **more)
+
+
+# The sizes at which a GPU is busy with products, and not with launching them.
+GPU_MODELS: tuple[Benchmark, ...] = (
+    _larger("resnet50", 256, (224, 224, 3)),
+    _larger("transformer", 256, (512,)),
+    Benchmark("vit_small", _vit_small, 128, (224, 224, 3)),
+    _larger("efficientnet_b0", 128, (224, 224, 3)),
+    _larger("mobilenet_v2", 256, (224, 224, 3)),
+    _larger("lstm", 512, (200, 64)),
+    _larger("speech_cnn", 1024, (98, 40, 1)),
+    _larger("unet", 64, (256, 256, 3), label_shape=(256, 256)),
+)
+
+
+def chosen(names: list[str] | None, sizes: str = "cpu") -> tuple[Benchmark, ...]:
+    """The models called `names`, in the order of their table; all of them without names.
+
+    Args:
+        names: of models.
+        sizes: `"cpu"` or `"gpu"`, which have a table each.
+    """
+    table = GPU_MODELS if sizes == "gpu" else MODELS
+    return tuple(model for model in table if not names or model.name in names)

@@ -20,13 +20,21 @@ from typing import Any
 import _common
 import keras
 import models
+import tensorflow as tf
 from absl import app, flags
 
 import tfaccel
 from tfaccel.core.plan import make_pass
 from tfaccel.measure.timing import median_interval
+from tfaccel.profiling.flops.counting import model_flops_per_step
+from tfaccel.profiling.peaks import peak_flops
+from tfaccel.system.device import current_device
 
 _MODELS = flags.DEFINE_list("models", None, "names of models.py; all of them by default")
+_SIZES = flags.DEFINE_enum("sizes", "cpu", ["cpu", "gpu"], "of batches and inputs: for what chip")
+_TENSOR_FLOAT_32 = flags.DEFINE_bool(
+    "tensor_float_32", True, "a GPU may round float32 products, as TensorFlow lets it by itself"
+)
 _PLAN = flags.DEFINE_list("plan", None, "passes to compare with stock Keras, without tuning")
 _POLICY = flags.DEFINE_enum(
     "policy",
@@ -38,7 +46,7 @@ _MAX_TUNING_SECONDS = flags.DEFINE_float(
     "max_tuning_seconds", 600.0, "the most that tuning one model may take", lower_bound=0.0
 )
 _STATIC = flags.DEFINE_bool(
-    "static", False, "measure Keras's own settings in the same turns: mixed policy, jit_compile"
+    "static", False, "measure Keras's own settings in the same turns: mixed policy, XLA"
 )
 _OUTPUT = flags.DEFINE_string("output", str(_common.RESULTS), "the folder for the results")
 _RESUME = flags.DEFINE_bool("resume", False, "go on with a results file; failed models run again")
@@ -49,10 +57,11 @@ _BLOCK_SECONDS = flags.DEFINE_float(
 _SEED = flags.DEFINE_integer("seed", 0, "decides weights and data", lower_bound=0)
 _VERBOSE = flags.DEFINE_integer("verbose", 1, "what tune() prints", lower_bound=0)
 
+_KNOWN = {model.name for model in (*models.MODELS, *models.GPU_MODELS)}
 flags.register_validator(
     _MODELS,
-    lambda names: not set(names or ()) - {model.name for model in models.MODELS},
-    f"must be names from {', '.join(model.name for model in models.MODELS)}",
+    lambda names: not set(names or ()) - _KNOWN,
+    f"must be names from {', '.join(sorted(_KNOWN))}",
 )
 
 # Blocks at the beginning that are not timed: tracing, compiling and filling caches.
@@ -183,18 +192,34 @@ def compare(benchmark: models.Benchmark, plan: tfaccel.Plan) -> Comparison:
     )
 
 
+def _settings(policy: str) -> dict[str, tuple[str, str | bool]]:
+    """Keras's own settings that may make a model faster: a dtype policy and `jit_compile`.
+
+    On a GPU Keras turns XLA on by itself.
+    """
+    if current_device().kind == "GPU":
+        return {
+            "without XLA": (policy, False),
+            "mixed_bfloat16": ("mixed_bfloat16", "auto"),
+            "mixed_bfloat16 without XLA": ("mixed_bfloat16", False),
+        }
+    return {"mixed_bfloat16": ("mixed_bfloat16", "auto"), "jit_compile": (policy, True)}
+
+
 def _static(benchmark: models.Benchmark) -> dict[str, keras.Model]:
-    """The model with each of Keras's own settings that may make it faster."""
-    mixed = dataclasses.replace(benchmark, policy="mixed_bfloat16").model(_SEED.value)
+    """The model with each of them."""
+    found = {}
+    for name, (policy, jit_compile) in _settings(benchmark.policy).items():
+        model = dataclasses.replace(benchmark, policy=policy).model(_SEED.value)
+        model.compile(
+            optimizer=keras.optimizers.Adam(),
+            loss="sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+            jit_compile=jit_compile,
+        )
+        found[name] = model
     keras.config.set_dtype_policy(benchmark.policy)
-    compiled = benchmark.model(_SEED.value)
-    compiled.compile(
-        optimizer=keras.optimizers.Adam(),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-        jit_compile=True,
-    )
-    return {"mixed_bfloat16": mixed, "jit_compile": compiled}
+    return found
 
 
 def _tuned(benchmark: models.Benchmark) -> tfaccel.Report:
@@ -224,10 +249,13 @@ def measure(benchmark: models.Benchmark) -> dict[str, Any]:
     median, low, high = compared.speedup
     drift = next((trial.drift for trial in report.trials if trial.plan == report.plan), None)
     shape = "x".join(map(str, benchmark.input_shape))
+    step_seconds = statistics.median(compared.plan_seconds)
     return {
         "work": f"{benchmark.batch_size}, {shape}",
         "stock_step_seconds": statistics.median(compared.stock_seconds),
-        "step_seconds": statistics.median(compared.plan_seconds),
+        "step_seconds": step_seconds,
+        "samples_per_second": benchmark.batch_size / step_seconds,
+        "mfu": _utilization(benchmark, step_seconds),
         "speedup": median,
         "speedup_interval": [low, high],
         "plan": str(report.plan),
@@ -248,12 +276,27 @@ def measure(benchmark: models.Benchmark) -> dict[str, Any]:
     }
 
 
+def _utilization(benchmark: models.Benchmark, step_seconds: float) -> float | None:
+    """Model FLOPs utilization, of the device's dense peak in 16 bits; on a GPU."""
+    device = current_device()
+    peak = peak_flops(device, "bfloat16") if device.kind == "GPU" else None
+    if peak is None:
+        return None
+    batch = next(iter(benchmark.dataset(_SEED.value)))
+    flops = model_flops_per_step(benchmark.model(_SEED.value), batch)
+    return flops / step_seconds / peak.flops_per_second if flops else None
+
+
 def _speedup(row: _common.Row) -> str:
     low, high = row["speedup_interval"]
     return f"{row['speedup']:.2f}x [{low:.2f}, {high:.2f}]"
 
 
-def _settings(row: _common.Row) -> str:
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _settings_told(row: _common.Row) -> str:
     """Each of Keras's own settings, and how often tfaccel is as fast."""
     return ", ".join(
         f"{name} {_common.milliseconds(found['step_seconds'])} ({found['slower_by'][0]:.2f}x "
@@ -272,8 +315,10 @@ COLUMNS = (
     _common.Column("batch, input", lambda row: row.get("work", ""), is_number=False),
     _column("stock, ms", lambda row: _common.milliseconds(row["stock_step_seconds"])),
     _column("tfaccel, ms", lambda row: _common.milliseconds(row["step_seconds"])),
+    _column("samples/s", lambda row: _or_dash(row.get("samples_per_second"), "{:.0f}")),
+    _column("MFU", lambda row: _or_dash(row.get("mfu"), "{:.0%}")),
     _column("speedup [95 %]", _speedup),
-    _column("Keras's own settings, ms", _settings),
+    _column("Keras's own settings, ms", _settings_told),
     _column("drift", lambda row: f"{row['drift']['gradient']:.0e}" if row["drift"] else "-"),
     _column("tuning, s", lambda row: f"{row['tuning_seconds']:.0f}"),
     _column(
@@ -286,15 +331,20 @@ COLUMNS = (
 
 def main(argv: list[str]) -> None:
     _common.no_arguments(argv)
+    tf.config.experimental.enable_tensor_float_32_execution(_TENSOR_FLOAT_32.value)
     written = "" if _POLICY.value == "float32" else f"-{_POLICY.value.replace('_', '-')}"
+    exact = "" if _TENSOR_FLOAT_32.value else "-without-tf32"
     results = _common.Results(
-        f"training{'' if _PLAN.value is None else '-with-plan'}{written}",
+        f"training{'' if _PLAN.value is None else '-with-plan'}{written}{exact}",
         f"A training step, stock Keras and tfaccel{written and f', models in {_POLICY.value}'}",
         COLUMNS,
         pathlib.Path(_OUTPUT.value),
         _RESUME.value,
     )
-    chosen = (dataclasses.replace(m, policy=_POLICY.value) for m in models.chosen(_MODELS.value))
+    chosen = (
+        dataclasses.replace(m, policy=_POLICY.value)
+        for m in models.chosen(_MODELS.value, _SIZES.value)
+    )
     _common.measure_each(results, tuple(chosen), measure)
 
 
