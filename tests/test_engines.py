@@ -283,3 +283,29 @@ def test_a_terminal_has_room_for_the_table(winning, capsys):
     assert "fake_engine: p50 " in printed and "baseline: p50 " in printed
     assert "verdict" in printed and "chosen" in printed
     assert fast.plan.names == ("fake_engine",)
+
+
+def test_an_engine_is_handed_the_caller_s_own_array(monkeypatch):
+    """A copy of an image takes as long as a part of a small model."""
+    model, x, handed = dense_model(), numbers(4), []
+    fast = accelerate(model, x, FAKE)
+    own = FakeRunner.run
+    monkeypatch.setattr(
+        FakeRunner, "run", lambda self, arrays: (handed.append(arrays[0]), own(self, arrays))[1]
+    )
+    found = fast(x)
+    assert handed[0] is x and isinstance(found, tf.Tensor)
+    fast.predict(x, verbose=0)
+    assert np.shares_memory(handed[1], x)
+    # Keras feeds NumPy's floats in floatx.
+    assert_alike(found, fast(x.astype("float64")), 0, 0)
+    assert handed[2].dtype == np.float32
+
+
+def test_an_array_of_another_dtype_is_the_model_s_own():
+    model, x = dense_model(), numbers(4)
+    fast = accelerate(model, x, FAKE)
+    FakeEngine.sizes.clear()
+    other = np.ones((4, 4), "int64")
+    assert_alike(model.predict(other, verbose=0), fast(other), 1e-6, 1e-6)
+    assert not FakeEngine.sizes

@@ -17,7 +17,7 @@ from tfaccel.data.watching import Watch, is_finite
 from tfaccel.inference.engines import ServedFunction
 from tfaccel.inference.predict_function import PredictFunction, own_function, save
 from tfaccel.inference.predicting import is_plain, predict_arrays
-from tfaccel.inference.sample import as_tensors
+from tfaccel.inference.sample import as_arrays, as_tensors
 from tfaccel.inference.saving.save import save as save_folder
 from tfaccel.system import notices
 
@@ -99,7 +99,7 @@ class AcceleratedModel:
         ((8, 1), True)
         """
         if not validate and is_plain(self.model, x, batch_size, verbose, steps, callbacks):
-            return predict_arrays(self._run, x, batch_size, verbose)
+            return predict_arrays(self._predict_batch, x, batch_size, verbose)
         if not validate:
             with self._in_place:
                 return self.model.predict(x, batch_size, verbose, steps, callbacks)
@@ -122,7 +122,7 @@ class AcceleratedModel:
         Args:
             x: inputs of the sample's structure, of any number of samples.
         """
-        return self._run([keras.utils.pack_x_y_sample_weight(as_tensors(x))])
+        return self._predict_batch(x)
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Writes a SavedModel that predicts under the plan.
@@ -166,24 +166,35 @@ class AcceleratedModel:
             self._function = self._function.again()
             self._times.clear()
 
+    def _predict_batch(self, x: Any) -> Any:
+        """One batch, in whatever `predict` takes; arrays are copied only for TensorFlow."""
+        takes_arrays = getattr(self._function, "takes_arrays", False)
+        made = as_arrays if takes_arrays else as_tensors
+        return self._run([keras.utils.pack_x_y_sample_weight(made(x))])
+
     def _run(self, data: Any) -> Any:
         """A list of batches as Keras hands them over, by the plan where it serves them."""
         function = self._function
         if function is None or not self._serves(function, data):
-            return self._own(data)
+            return self._run_own(data)
         try:
             return function(data)
         except Exception as error:
             # Raises what the user would see anyway, if the batch is at fault.
-            outputs = self._own(data)
+            outputs = self._run_own(data)
             self._abandon(function, error)
             return outputs
 
+    def _run_own(self, data: Any) -> Any:
+        if not getattr(self._function, "takes_arrays", False):
+            return self._own(data)
+        return self._own([as_tensors(batch) for batch in data])
+
     def _serves(self, function: PredictFunction | ServedFunction, data: Any) -> bool:
-        if any(isinstance(leaf, tf.experimental.Optional) for leaf in tf.nest.flatten(data)):
-            return False
         if isinstance(function, ServedFunction):
             return function.accepts(data)
+        if any(isinstance(leaf, tf.experimental.Optional) for leaf in tf.nest.flatten(data)):
+            return False
         # Where XLA compiles the model's own function too, there is no way around it.
         if not function.compiles_sizes or self.model.jit_compile:
             return True

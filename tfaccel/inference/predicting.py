@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from tfaccel.compat import keras_private
 from tfaccel.core.workload import default_strategy
-from tfaccel.inference.sample import as_tensors
 
 # What Keras takes where there is no `batch_size`.
 _BATCH_SIZE = 32
@@ -42,14 +41,16 @@ def is_plain(model: keras.Model, x: Any, batch_size: Any, verbose: Any, *others:
     return len(counts) == 1 and counts.pop() > 0
 
 
-def predict_arrays(run: Callable[[Any], Any], x: Any, batch_size: int | None, verbose: Any) -> Any:
+def predict_arrays(
+    predict: Callable[[Any], Any], x: Any, batch_size: int | None, verbose: Any
+) -> Any:
     """What `model.predict` gives for arrays.
 
     Inputs are cut batch by batch, and outputs written into one array each, so that neither is
     there twice.
 
     Args:
-        run: a predict function, as Keras calls it.
+        predict: gives tensors for the inputs of one batch.
         x, batch_size, verbose: what `is_plain` has agreed to.
     """
     count, size = _rows(keras.tree.flatten(x)[0]), batch_size or _BATCH_SIZE
@@ -58,8 +59,7 @@ def predict_arrays(run: Callable[[Any], Any], x: Any, batch_size: int | None, ve
     structure: Any = None
     for place, start in enumerate(range(0, count, size)):
         rows = operator.itemgetter(slice(start, start + size))
-        batch = as_tensors(keras.tree.map_structure(rows, x))
-        structure = run([keras.utils.pack_x_y_sample_weight(batch)])
+        structure = predict(keras.tree.map_structure(rows, x))
         leaves = keras.tree.flatten(structure)
         outputs = outputs or [_Output(count) for _ in leaves]
         for output, leaf in zip(outputs, leaves, strict=True):

@@ -115,12 +115,21 @@ def changed(x: Any) -> Any:
 
 def as_tensors(x: Any) -> Any:
     """Inputs as `predict` has them: tensors, NumPy's floating-point numbers in `floatx`."""
+    return tf.nest.map_structure(_as_tensor, as_arrays(x))
 
-    def tensor(leaf: Any) -> Any:
+
+def as_arrays(x: Any) -> Any:
+    """The same, of which what is no tensor stays an array: engines need no tensors."""
+
+    def array(leaf: Any) -> Any:
         if leaf is None or tf.is_tensor(leaf):
             return leaf
-        array = np.asarray(leaf)
-        floats = array.dtype.kind == "f"
-        return tf.convert_to_tensor(array.astype(keras.config.floatx()) if floats else array)
+        found = np.asarray(leaf)
+        floats = found.dtype.kind == "f"
+        return found.astype(keras.config.floatx(), copy=False) if floats else found
 
-    return tf.nest.map_structure(tensor, keras.tree.lists_to_tuples(x))
+    return tf.nest.map_structure(array, keras.tree.lists_to_tuples(x))
+
+
+def _as_tensor(leaf: Any) -> Any:
+    return tf.convert_to_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf

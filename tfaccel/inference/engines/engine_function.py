@@ -42,25 +42,31 @@ class Served:
         """
         run = self.runner.run_any_size if any_size else self.runner.run
         arrays = run(keras.tree.flatten(x))
-        tensors = [
-            tf.cast(tf.convert_to_tensor(array), spec.dtype)
-            for array, spec in zip(arrays, self.signature.outputs, strict=True)
-        ]
-        return keras.tree.pack_sequence_as(self.signature.structure, tensors)
+        tensors = map(_tensor, arrays, self.signature.outputs)
+        return keras.tree.pack_sequence_as(self.signature.structure, list(tensors))
+
+
+def _tensor(array: np.ndarray, spec: tf.TensorSpec) -> tf.Tensor:
+    made = tf.convert_to_tensor(array)
+    return made if made.dtype == spec.dtype else tf.cast(made, spec.dtype)
 
 
 def accepts(specs: Iterable[tf.TensorSpec], x: Any) -> bool:
-    """Whether inputs are tensors of these kinds; sizes may differ where the kinds leave them open.
+    """Whether inputs are of these kinds; sizes may differ where the kinds leave them open.
 
     Args:
         specs: in the order of the flattened inputs.
-        x: inputs, in any structure.
+        x: tensors and arrays, in any structure.
     """
     specs, leaves = list(specs), keras.tree.flatten(x)
-    return len(specs) == len(leaves) and all(
-        isinstance(leaf, tf.Tensor) and spec.is_compatible_with(leaf)
-        for spec, leaf in zip(specs, leaves, strict=True)
-    )
+    return len(specs) == len(leaves) and all(map(_is_of, specs, leaves))
+
+
+def _is_of(spec: tf.TensorSpec, leaf: Any) -> bool:
+    if isinstance(leaf, np.ndarray):
+        is_of_dtype = spec.dtype.is_numpy_compatible and spec.dtype.as_numpy_dtype == leaf.dtype
+        return is_of_dtype and spec.shape.is_compatible_with(leaf.shape)
+    return isinstance(leaf, tf.Tensor) and spec.is_compatible_with(leaf)
 
 
 def inputs_of(batch: Any) -> Any:
@@ -91,9 +97,11 @@ class ServedFunction(abc.ABC):
     Attributes:
         plan: as given.
         compiles_sizes: False, as other sizes than the sample's share one compiled model.
+        takes_arrays: whether batches of arrays are as good as tensors, and need no copy.
     """
 
     compiles_sizes = False
+    takes_arrays = False
 
     def __init__(self, plan: Plan, specs: Iterable[tf.TensorSpec]):
         self.plan = plan
@@ -133,6 +141,8 @@ class EngineFunction(ServedFunction):
         forwards: graphs of the model as it is now, by plan, which configurations share.
         quality: the user's labelled samples; None for none.
     """
+
+    takes_arrays = True
 
     def __init__(
         self,
