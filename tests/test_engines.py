@@ -285,7 +285,7 @@ def test_a_terminal_has_room_for_the_table(winning, capsys):
     assert fast.plan.names == ("fake_engine",)
 
 
-def test_an_engine_is_handed_the_caller_s_own_array(monkeypatch):
+def test_an_engine_is_handed_the_caller_s_own_array(winning, monkeypatch):
     """A copy of an image takes as long as a part of a small model."""
     model, x, handed = dense_model(), numbers(4), []
     fast = accelerate(model, x, FAKE)
@@ -302,7 +302,7 @@ def test_an_engine_is_handed_the_caller_s_own_array(monkeypatch):
     assert handed[2].dtype == np.float32
 
 
-def test_an_array_of_another_dtype_is_the_model_s_own():
+def test_an_array_of_another_dtype_is_the_model_s_own(winning):
     model, x = dense_model(), numbers(4)
     fast = accelerate(model, x, FAKE)
     FakeEngine.sizes.clear()
