@@ -1,6 +1,7 @@
 """The fits of a program under `tfaccel run`: what is added to each, and what became of it."""
 
 import contextlib
+import importlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import keras
 
 from tfaccel.autotune.report import Report
-from tfaccel.callbacks import AccelCallback, ProfilerCallback
+from tfaccel.callbacks.accelerate import AccelCallback
 from tfaccel.distribute.multi_worker import MultiWorker
 from tfaccel.launch.closing import Fit, closing
 from tfaccel.launch.start import Options
@@ -45,11 +46,20 @@ class Fits:
                 tuning=self._options.tuning, verbose=int(self._options.verbose)
             )
             added.append(accel)
-        folder = self._folder()
-        if folder is not None and not any(isinstance(c, ProfilerCallback) for c in given):
-            added.append(ProfilerCallback(folder, verbose=int(self._options.verbose)))
+        added += self._profiler(given)
         added += self._backup(model, given)
         return _Beside(model, accel, added, self._ended)
+
+    def _profiler(self, given: Sequence[Any]) -> list[keras.callbacks.Callback]:
+        """What measures this fit, where that is asked for and the program doesn't."""
+        folder = self._folder()
+        if folder is None:
+            return []
+        # The profiler is a part of the package that most fits need not wait for.
+        kind = importlib.import_module("tfaccel.callbacks.profiler").ProfilerCallback
+        if any(isinstance(c, kind) for c in given):
+            return []
+        return [kind(folder, verbose=int(self._options.verbose))]
 
     def _folder(self) -> str | None:
         """Where profiles go: each process has a file of its own."""
