@@ -375,6 +375,24 @@ def test_what_suits_the_machine(tmp_path, flags, machine, system, expected):
     assert found.get(environment.ONEDNN) == expected
 
 
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [({}, "1"), ({environment.ONEDNN: "0"}, "0"), ({environment.ONEDNN: ""}, "")],
+)
+def test_onednn_is_on_where_tensorflow_leaves_it_off(folder, given, seen):
+    """On a chip that goes by another one's listing."""
+    (folder / "script.py").write_text("import os; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])")
+    code = (
+        "import os, sys; from tfaccel.cli.main import main; "
+        "from tfaccel.launch import environment as found; "
+        "found._machine, sys.platform = lambda: 'x86_64', 'linux'; "
+        "found.cpu_facts = lambda path: {'flags': 'fma avx2'}; "
+        f"os.environ.pop(found.ONEDNN, None); os.environ.update({given}); "
+        "sys.exit(main(['run', 'script.py']))"
+    )
+    assert ended(["-c", code], folder) == (0, f"{seen}\n", "")
+
+
 def test_what_the_user_sets_wins(monkeypatch):
     monkeypatch.setattr(environment, "preset", lambda: {"A": "preset", "B": "preset"})
     kept_before = {"B": "kept", "C": "kept"}

@@ -77,7 +77,9 @@ def test_one_worker_is_no_cluster(program):
 
 
 def test_modules_and_options_reach_the_worker():
-    options = Options(tuning="off", profile="p", backup_dir="b", save_freq=3, verbose=True)
+    options = Options(
+        tuning="off", profile="p", backup_dir="b", save_freq=3, verbose=True, on_batch=True
+    )
     words = _run_workers.words_of(Program("package.train", ("--lr", "1"), True), options)
     assert words == [
         sys.executable,
@@ -88,6 +90,7 @@ def test_modules_and_options_reach_the_worker():
         "--backup_dir=b",
         "--save_freq=3",
         "--verbose",
+        "--on_batch",
         "-m",
         "package.train",
         "--lr",

@@ -101,7 +101,8 @@ def words_of(program: Program, options: Options) -> list[str]:
         "save_freq": options.save_freq,
     }
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    flags += ["--verbose"] * options.verbose + ["-m"] * program.is_module
+    flags += ["--verbose"] * options.verbose + ["--on_batch"] * options.on_batch
+    flags += ["-m"] * program.is_module
     words = [sys.executable, "-m", "tfaccel", "run", "--launched", *flags]
     return [*words, program.name, *program.arguments]
 

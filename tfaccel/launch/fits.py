@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ import keras
 
 from tfaccel.autotune.report import Report
 from tfaccel.callbacks.accelerate import AccelCallback
+from tfaccel.core.plan import Plan
 from tfaccel.distribute.multi_worker import MultiWorker
 from tfaccel.launch.closing import Fit, closing
+from tfaccel.launch.every_batch import Batches
 from tfaccel.launch.start import Options
 from tfaccel.launch.workers.backup import Backup
 from tfaccel.launch.workers.cluster import is_first, names_several
@@ -33,6 +36,7 @@ class Fits:
         self._ended: list[Fit] = []
         self._elsewhere = False
         self._backups = 0
+        self._batches: weakref.WeakSet[Batches] = weakref.WeakSet()
 
     def begin(self, model: Any, given: Sequence[Any]) -> "_Beside | None":
         """What goes along with a fit that has these callbacks; None under other backends."""
@@ -49,6 +53,28 @@ class Fits:
         added += self._profiler(given)
         added += self._backup(model, given)
         return _Beside(model, accel, added, self._ended)
+
+    def begin_batches(self, model: Any) -> Batches | None:
+        """What goes along with `train_on_batch` and its like; None under other backends."""
+        if keras.backend.backend() != "tensorflow":
+            self._elsewhere = True
+            return None
+        found = Batches(model, self._options, self._end_batches)
+        self._batches.add(found)
+        return found
+
+    def _end_batches(self, batches: Batches) -> None:
+        self._ended.append(
+            Fit(
+                model=f"{type(batches.model).__name__}.train_on_batch",
+                parameters=_parameters(batches.model),
+                steps=batches.steps,
+                plan=str(batches.plan),
+                speedup=_speedup(batches.plan, batches.report),
+                tuning_seconds=batches.report.tuning_seconds,
+                note=batches.report.note if batches.plan.is_baseline else "",
+            )
+        )
 
     def _profiler(self, given: Sequence[Any]) -> list[keras.callbacks.Callback]:
         """What measures this fit, where that is asked for and the program doesn't."""
@@ -94,6 +120,8 @@ class Fits:
         Args:
             added: what was set in the environment.
         """
+        for batches in list(self._batches):
+            batches.end()
         notes = [f"{name}={value} was set for this program." for name, value in added.items()]
         if self._elsewhere:
             backend = keras.backend.backend()
@@ -132,7 +160,7 @@ class _Beside:
                 parameters=_parameters(self._model),
                 steps=self._steps(),
                 plan=str(self._accel.plan),
-                speedup=_speedup(self._accel, report),
+                speedup=_speedup(self._accel.plan, report),
                 tuning_seconds=_spent(self._report, report),
                 note=report.note if report is not None and self._accel.plan.is_baseline else "",
                 raised=raised,
@@ -170,9 +198,9 @@ def _parameters(model: Any) -> int | None:
         return None
 
 
-def _speedup(accel: AccelCallback, report: Report | None) -> float | None:
+def _speedup(plan: Plan, report: Report | None) -> float | None:
     """That of the steps that ran last; None for the model's own, and where it is not known."""
-    if report is None or accel.plan.is_baseline or not report.gain.pairs:
+    if report is None or plan.is_baseline or not report.gain.pairs:
         return None
     return report.speedup
 

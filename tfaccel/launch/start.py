@@ -38,6 +38,7 @@ class Options:
         process: the program's first process, which is this one; it may begin others.
         backup_dir: the folder in which fits are kept for a restart; None for none.
         save_freq: steps between saves; None for the ends of epochs alone.
+        on_batch: whether `train_on_batch` and its like are accelerated, too.
         launched: whether this process is a worker that the launcher started.
     """
 
@@ -50,6 +51,7 @@ class Options:
         measure_into: str | None = None,
         backup_dir: str | None = None,
         save_freq: int | None = None,
+        on_batch: bool = False,
         launched: bool = False,
     ):
         self.tuning = tuning
@@ -59,6 +61,7 @@ class Options:
         self.process = os.getpid()
         self.backup_dir = backup_dir
         self.save_freq = save_freq
+        self.on_batch = on_batch
         self.launched = launched
 
 
@@ -90,15 +93,24 @@ class Watch:
         try:
             every_fit = importlib.import_module("tfaccel.launch.every_fit")
             self._patches.enter_context(every_fit.every_fit(self._begin_fit))
+            if self._options.on_batch and self._options.measure_into is None:
+                every = importlib.import_module("tfaccel.launch.every_batch")
+                self._patches.enter_context(every.every_batch(self._begin_batches))
         except Exception as error:  # in the middle of the user's `import keras`
             print(f"tfaccel: fits are left as they are: {error}", file=sys.stderr)
 
     def _begin_fit(self, model: Any, given: list[Any]) -> Any:
+        return self._found_fits().begin(model, given)
+
+    def _begin_batches(self, model: Any) -> Any:
+        return self._found_fits().begin_batches(model)
+
+    def _found_fits(self) -> Any:
         if self._fits is None:
             measured = self._options.measure_into is not None
             name = "tfaccel.launch.sweep.steps" if measured else "tfaccel.launch.fits"
             self._fits = importlib.import_module(name).fits(self._options)
-        return self._fits.begin(model, given)
+        return self._fits
 
     def end(self) -> None:
         """The program has ended: prints the closing table, or that there was nothing to do."""
