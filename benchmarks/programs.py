@@ -163,7 +163,16 @@ def _summarize(rows: list[_common.Row]) -> tuple[dict[str, Any], tuple[str, ...]
         f"{numbers['least_cpu_speedup']:.2f}x).",
         "Medians of whole processes, with the least and the most. Runs of one program as it is "
         f"differ by {noise:.0%} (the most over the least, median over programs).",
+        *(f"{row['model']}:\n\n```\n{_closing(row['told'])}\n```" for row in whole),
     )
+
+
+def _closing(told: str) -> str:
+    """What `tfaccel run` says at the program's end, without what others said before."""
+    lines = [line.rstrip() for line in told.splitlines()]
+    begins = (" model ", "tfaccel:")
+    first = next((at for at, line in enumerate(lines) if line.startswith(begins)), len(lines))
+    return "\n".join(lines[first:]).strip("\n")
 
 
 def _noise(seconds: list[float]) -> float:

@@ -236,7 +236,7 @@ def test_a_module_that_fails_shows_its_own_frames(folder):
         (["-m", "json"], "json is a package without a __main__.py"),
         ([], "the following arguments are required: program (`tfaccel run"),
         (["--tuning=fast", "link.py"], "argument --tuning: invalid choice: 'fast'"),
-        (["--profil=x", "link.py"], "unrecognized arguments: --profil=x"),
+        (["--profil=x", "link.py"], "unrecognized arguments: --profil=x (`tfaccel run --help`"),
     ],
 )
 def test_words_that_name_no_program(folder, words, said):

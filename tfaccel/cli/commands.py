@@ -64,7 +64,11 @@ def command(words: list[str]) -> int:
 def _done(words: list[str]) -> int | Handover:
     """The exit status of a command; or what is to run, when nothing here may catch its errors."""
     try:
-        return _run(_parser(words[:1]).parse_args(words or ["--help"]))
+        args, unknown = _parser(words[:1]).parse_known_args(words or ["--help"])
+        if unknown:
+            flags = f"`{getattr(args, 'who', 'tfaccel')} --help` lists the flags"
+            raise UsageError(f"unrecognized arguments: {' '.join(unknown)} ({flags})")
+        return _run(args)
     except SystemExit:  # help or the version was shown
         return 0
     except UsageError as error:
