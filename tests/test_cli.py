@@ -9,7 +9,7 @@ import pytest
 
 from tfaccel.cli import commands as command_line
 from tfaccel.cli import main
-from tfaccel.cli._command import Command, Handover, Listed, UsageError, positive_int
+from tfaccel.cli._command import Command, Handover, UsageError, positive_int
 from tfaccel.version import __version__
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -52,17 +52,19 @@ def run(args):
 
 
 @dataclasses.dataclass(frozen=True)
-class Here(Listed):
-    """A command that is in no module of its own."""
+class Here:
+    """A command that is in no module of its own, as the overview has the others (`Listed`)."""
 
-    command: Command = None
+    name: str
+    summary: str
+    command: Command
 
     def load(self):
         return self.command
 
 
-ECHO = Here("echo", "Says it again.", "", Command(define, run))
-OTHER = Here("other", "Does nothing.", "", Command(define, run))
+ECHO = Here("echo", "Says it again.", Command(define, run))
+OTHER = Here("other", "Does nothing.", Command(define, run))
 
 
 @pytest.fixture(autouse=True)

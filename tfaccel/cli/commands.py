@@ -10,7 +10,6 @@ import contextlib
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 
 from tfaccel.cli._command import Handover, Listed, Parser, Result, UsageError
@@ -113,7 +112,7 @@ def _run(args: argparse.Namespace) -> int | Handover:
         raise
     except Exception as error:
         if args.debug:
-            traceback.print_exc()
+            importlib.import_module("traceback").print_exc()
         return _complain(args.who, f"{type(error).__name__}: {error}", EXIT_FAILED)
 
 
