@@ -149,6 +149,19 @@ def test_steps_on_batches_are_those_without_and_traced_once(kind):
     assert row[:5] == expected
 
 
+@pytest.mark.parametrize("shape", [[keras.Input((3,))], []], ids=["built", "not built"])
+def test_a_fit_that_is_too_short_for_a_trial_has_no_more_traces(shape):
+    counts = []
+    for under in (False, True):
+        model = keras.Sequential([*shape, keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        traces = counted(model)
+        with every.every_fit(Fits(Options()).begin) if under else contextlib.nullcontext():
+            model.fit(X, Y, 2, verbose=0)
+        counts.append(len(traces))
+    assert counts[1] <= counts[0]
+
+
 def test_a_program_s_own_step_stays_the_only_one():
     model, found = make(), Fits(Options(on_batch=True))
     with every_batch(found.begin_batches):
