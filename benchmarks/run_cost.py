@@ -6,15 +6,13 @@ one that imports TensorFlow and one that imports Keras, and reports the median d
     python benchmarks/run_cost.py --runs 11
 """
 
-import os
 import pathlib
-import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
 
 import _common
+import _processes
 from absl import app, flags
 
 from tfaccel.measure.timing import median_interval
@@ -45,37 +43,19 @@ def _file(script: str) -> str:
     return f"imports_{script}.py"
 
 
-def timed(words: list[str], folder: str) -> tuple[float, float]:
-    """Seconds of a process from its start to its end, by the clock and on all cores."""
-    environ = {**os.environ, "PYTHONPATH": str(_common.REPOSITORY)}
-    before, start = os.times(), time.perf_counter()
-    subprocess.run(
-        [sys.executable, *words],
-        cwd=folder,
-        env=environ,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        check=True,
-    )
-    seconds, after = time.perf_counter() - start, os.times()
-    used = after.children_user + after.children_system
-    return seconds, used - before.children_user - before.children_system
-
-
 def pair(script: str, number: int, folder: str) -> dict[str, Any]:
     """One run of each kind, as a row; the order alternates."""
     sides = [[_file(script)], ["-m", "tfaccel", "run", _file(script)]]
     order = (1, 0) if number % 2 else (0, 1)
-    found = {side: timed(sides[side], folder) for side in order}
-    (plain, plain_cpu), (run, run_cpu) = found[0], found[1]
+    found = {side: _processes.timed(sides[side], folder) for side in order}
+    plain, run = found[0], found[1]
     return {
         "script": script,
         "pair": number,
-        "plain_seconds": plain,
-        "run_seconds": run,
-        "cost_seconds": run - plain,
-        # Other work on the machine disturbs this less than the clock's time.
-        "cost_cpu_seconds": run_cpu - plain_cpu,
+        "plain_seconds": plain.seconds,
+        "run_seconds": run.seconds,
+        "cost_seconds": run.seconds - plain.seconds,
+        "cost_cpu_seconds": run.cpu_seconds - plain.cpu_seconds,
     }
 
 
@@ -115,6 +95,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"--scripts must be of {', '.join(_CODE)}. Received: {', '.join(unknown)}")
     title = "what tfaccel run costs a program that never trains"
     results = _common.Results("run-cost", title, COLUMNS, pathlib.Path(_OUTPUT.value))
+    _processes.compile_ours()
     with tempfile.TemporaryDirectory() as folder:
         for name in _SCRIPTS.value:
             pathlib.Path(folder, _file(name)).write_text(_CODE[name], encoding="utf-8")

@@ -7,12 +7,13 @@ import sys
 
 import pytest
 
+from tfaccel.cli import commands as command_line
 from tfaccel.cli import main
-from tfaccel.cli._command import Command, Handover, Listed, UsageError, positive_int
+from tfaccel.cli._command import Command, Handover, UsageError, positive_int
 from tfaccel.version import __version__
 
 ROOT = pathlib.Path(__file__).parent.parent
-COMMANDS = main.COMMANDS
+COMMANDS = command_line.COMMANDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,22 +52,24 @@ def run(args):
 
 
 @dataclasses.dataclass(frozen=True)
-class Here(Listed):
-    """A command that is in no module of its own."""
+class Here:
+    """A command that is in no module of its own, as the overview has the others (`Listed`)."""
 
-    command: Command = None
+    name: str
+    summary: str
+    command: Command
 
     def load(self):
         return self.command
 
 
-ECHO = Here("echo", "Says it again.", "", Command(define, run))
-OTHER = Here("other", "Does nothing.", "", Command(define, run))
+ECHO = Here("echo", "Says it again.", Command(define, run))
+OTHER = Here("other", "Does nothing.", Command(define, run))
 
 
 @pytest.fixture(autouse=True)
 def commands(monkeypatch):
-    monkeypatch.setattr(main, "COMMANDS", (ECHO, OTHER))
+    monkeypatch.setattr(command_line, "COMMANDS", (ECHO, OTHER))
 
 
 def one_line(capsys):
@@ -124,7 +127,7 @@ def test_the_version(capsys):
     ],
 )
 def test_words_that_can_t_be_taken(capsys, words, message):
-    assert main.main(words) == main.EXIT_USAGE
+    assert main.main(words) == command_line.EXIT_USAGE
     err = capsys.readouterr().err.replace("noise on the way\n", "")
     assert message in err
     assert len(err.splitlines()) == 1, err
@@ -152,7 +155,7 @@ def test_a_result_may_name_a_failure(capsys):
 
 
 def test_an_unexpected_error_is_one_line(capsys):
-    assert main.main(["echo", "crash"]) == main.EXIT_FAILED
+    assert main.main(["echo", "crash"]) == command_line.EXIT_FAILED
     out, err = capsys.readouterr()
     assert out == ""
     _noise, *said = err.splitlines()
@@ -160,7 +163,7 @@ def test_an_unexpected_error_is_one_line(capsys):
 
 
 def test_debug_shows_the_traceback(capsys):
-    assert main.main(["echo", "crash", "--debug"]) == main.EXIT_FAILED
+    assert main.main(["echo", "crash", "--debug"]) == command_line.EXIT_FAILED
     err = capsys.readouterr().err
     assert "Traceback (most recent call last)" in err
     assert err.endswith("tfaccel echo: ZeroDivisionError: long and on many lines\n")
@@ -171,13 +174,13 @@ def test_an_error_of_many_pages_is_cut(capsys, monkeypatch):
         raise ValueError("x" * 10_000)
 
     shouts = dataclasses.replace(ECHO, command=Command(define, shout))
-    monkeypatch.setattr(main, "COMMANDS", (shouts,))
-    assert main.main(["echo"]) == main.EXIT_FAILED
+    monkeypatch.setattr(command_line, "COMMANDS", (shouts,))
+    assert main.main(["echo"]) == command_line.EXIT_FAILED
     assert len(one_line(capsys)) < 500
 
 
 def test_ctrl_c(capsys):
-    assert main.main(["echo", "interrupt"]) == main.EXIT_INTERRUPTED
+    assert main.main(["echo", "interrupt"]) == command_line.EXIT_INTERRUPTED
     assert capsys.readouterr().err.endswith("tfaccel: interrupted\n")
 
 
@@ -190,7 +193,7 @@ def test_what_a_program_raises_is_its_own(monkeypatch):
 
     before = sys.stdout
     hands_over = Command(define, lambda args: Handover(start))
-    monkeypatch.setattr(main, "COMMANDS", (dataclasses.replace(ECHO, command=hands_over),))
+    monkeypatch.setattr(command_line, "COMMANDS", (dataclasses.replace(ECHO, command=hands_over),))
     with pytest.raises(KeyboardInterrupt):
         main.main(["echo"])
 
@@ -215,7 +218,7 @@ def test_a_reader_that_leaves_is_no_error(monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "stdout", Closed(file.fileno()))
         status = main.main(["echo", "--format=json"])
         monkeypatch.undo()
-        assert status == main.EXIT_FAILED
+        assert status == command_line.EXIT_FAILED
         file.write("nobody reads this")
     assert (tmp_path / "out").read_text() == ""
 
@@ -235,7 +238,7 @@ def test_the_words_of_this_process(capsys, monkeypatch):
 
 
 def test_every_command_has_help_and_a_section(capsys, monkeypatch):
-    monkeypatch.setattr(main, "COMMANDS", COMMANDS)
+    monkeypatch.setattr(command_line, "COMMANDS", COMMANDS)
     names = [command.name for command in COMMANDS]
     own = ["doctor", "run", "bench", "tune", "accelerate", "explain", "report", "cache"]
     assert names == own

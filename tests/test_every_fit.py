@@ -1,11 +1,13 @@
 """Every `fit` has its callback once under `tfaccel run`, and a closing row."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import subprocess
 import sys
 import warnings
+import weakref
 from multiprocessing import process
 
 import keras
@@ -18,6 +20,7 @@ from tfaccel.compat import keras_private
 from tfaccel.launch import every_fit as every
 from tfaccel.launch import spawned
 from tfaccel.launch.closing import Fit, closing, rows
+from tfaccel.launch.every_batch import every_batch
 from tfaccel.launch.fits import Fits
 from tfaccel.launch.start import Options, Watch
 
@@ -97,6 +100,98 @@ def test_a_list_of_keras_s_own_is_as_it_was(fits):
     before = list(given.callbacks)
     model.fit(X, Y, 4, verbose=0, callbacks=given)
     assert given.callbacks == before
+
+
+class Overriding(keras.Sequential):
+    """A model with a `train_on_batch` of its own around Keras's."""
+
+    calls = 0
+
+    def train_on_batch(self, *args, **kwargs):
+        self.calls += 1
+        return super().train_on_batch(*args, **kwargs)
+
+
+SIZES = (8, 8, 5, 3, 7, 2)
+
+
+def train_by_batches(model):
+    """What each call returns."""
+    return [
+        (model.train_on_batch(X[:n], Y[:n]), model.predict_on_batch(X[:n]).shape) for n in SIZES
+    ]
+
+
+def counted(model):
+    """Has the model count how often its steps are traced."""
+    traces, step = [], model.train_step
+    model.train_step = lambda data: traces.append(1) or step(data)
+    return traces
+
+
+@pytest.mark.parametrize("kind", [keras.Sequential, Overriding])
+def test_steps_on_batches_are_those_without_and_traced_once(kind):
+    """Where that is asked for: Keras traces for the first sizes, and anew for the others."""
+    keras.utils.set_random_seed(1)
+    model, other = make(kind), make()
+    other.set_weights(model.get_weights())
+    traces, found = counted(model), Fits(Options(on_batch=True, tuning="off"))
+    with every_batch(found.begin_batches):
+        losses = train_by_batches(model)
+    assert len(traces) == 1
+    for (loss, shape), (expected, also) in zip(losses, train_by_batches(other), strict=True):
+        assert (float(loss), shape) == (pytest.approx(float(expected), rel=1e-5), also)
+    assert getattr(model, "calls", len(SIZES)) == len(SIZES)
+    assert model.train_function is None  # it is as it was
+    found.show({})
+    (row,) = rows(found._ended)
+    expected = (f"{kind.__name__}.train_on_batch, 4 parameters", "1", "6", "baseline", "")
+    assert row[:5] == expected
+
+
+@pytest.mark.parametrize("shape", [[keras.Input((3,))], []], ids=["built", "not built"])
+def test_a_fit_that_is_too_short_for_a_trial_has_no_more_traces(shape):
+    counts = []
+    for under in (False, True):
+        model = keras.Sequential([*shape, keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        traces = counted(model)
+        with every.every_fit(Fits(Options()).begin) if under else contextlib.nullcontext():
+            model.fit(X, Y, 2, verbose=0)
+        counts.append(len(traces))
+    assert counts[1] <= counts[0]
+
+
+def test_a_program_s_own_step_stays_the_only_one():
+    model, found = make(), Fits(Options(on_batch=True))
+    with every_batch(found.begin_batches):
+        step = tfaccel.accelerate_step(model, ["fused_optimizer"], verbose=0)
+        for _ in range(3):
+            step.train_on_batch(X, Y)
+    assert step.plan.names == ("fused_optimizer",)
+    found.show({})
+    assert found._ended == []
+
+
+def test_a_model_that_is_gone_has_its_row_and_is_not_kept():
+    found = Fits(Options(on_batch=True, tuning="off"))
+    with every_batch(found.begin_batches):
+        model = make()
+        model.train_on_batch(X, Y)
+        gone = weakref.ref(model)
+        copied = keras.models.clone_model(model)
+        assert not any("tfaccel" in name for name in vars(copied))
+        del model
+        gc.collect()
+        assert gone() is None
+        uncompiled = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        assert uncompiled.predict_on_batch(X).shape == (8, 1)
+    assert [fit.steps for fit in found._ended] == [1]
+
+
+def test_a_failure_leaves_the_batch_as_it_is():
+    with every_batch(fail), pytest.warns(UserWarning, match="today"):
+        assert np.isfinite(make().train_on_batch(X, Y))
 
 
 def test_fits_of_a_compiled_model_share_the_callback(fits):

@@ -12,7 +12,7 @@ from fault_points import PACKAGE, name_of
 from fault_trainings import TRAININGS, Same, problems_with, recorded
 
 from tfaccel.autotune.plan_cache import PlanCache
-from tfaccel.callbacks import AccelCallback
+from tfaccel.callbacks.accelerate import AccelCallback
 from tfaccel.core.plan import Pass
 from tfaccel.measure import timing
 from tfaccel.steps.snapshot import Snapshot

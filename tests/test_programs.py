@@ -35,6 +35,20 @@ def test_losses_are_those_without(program, tmp_path):
     assert (" speedup " in said) != own_loop  # the closing table
 
 
+@pytest.mark.slow
+def test_steps_on_batches_are_accelerated_where_that_is_asked_for(tmp_path):
+    program = str(PROGRAMS[0].with_name("deep_q.py"))
+    environ = {"TFACCEL_CACHE_DIR": str(tmp_path), "TF_ENABLE_ONEDNN_OPTS": "0"}
+    (_, plain, _), (status, under, said) = (
+        ended(words, tmp_path, environ=environ)
+        for words in ([program], [*RUN, "--on_batch", program])
+    )
+    assert status == 0, said
+    losses = [[float(word) for word in out.split()] for out in (plain, under)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=TOLERANCE)
+    assert "Sequential.train_on_batch" in said and "no `fit`" not in said
+
+
 def test_the_quickstart(capsys):
     world = runpy.run_path(str(ROOT / "examples" / "quickstart.py"))
     assert world["model"].history.history["val_accuracy"][-1] > 0.9

@@ -1,5 +1,6 @@
 """`tfaccel run`: a program behaves as under `python`, but for its fits."""
 
+import argparse
 import importlib.util
 import os
 import pathlib
@@ -11,15 +12,22 @@ import zipfile
 
 import pytest
 
-from tfaccel.cli import main
+from tfaccel.cli import main, run
+from tfaccel.cli._status import EXIT_USAGE
 from tfaccel.launch import environment
 from tfaccel.launch.imports import after_import
 from tfaccel.launch.program import Program
+from tfaccel.launch.start import Options
 from tfaccel.launch.sweep import kept
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ("-m", "tfaccel", "run")
 
+# Of Python's own: what takes as long as all that is loaded for a program that trains nothing.
+SLOW_TO_LOAD = {"argparse", "dataclasses", "hashlib", "importlib.metadata", "inspect", "json"} | {
+    *("logging", "pathlib", "platform", "re", "shutil", "subprocess", "traceback", "typing")
+}
+OF_THE_PARSER = {"argparse", "re", "shutil", "typing"}
 FACTS = """
 '''A program that tells what it finds.'''
 import atexit, builtins, sys
@@ -42,6 +50,27 @@ if __name__ == "__main__":
     with context.Pool(1) as pool:
         print(pool.map(double, [1, 2]))
 """
+FORKS = """
+import concurrent.futures, multiprocessing, os, sys
+def tell(queue):
+    queue.put((__name__, sys.argv))
+    sys.exit(6)
+if __name__ == "__main__":
+    for way in ("fork", "forkserver"):
+        context = multiprocessing.get_context(way)
+        queue = context.Queue()
+        process = context.Process(target=tell, args=(queue,))
+        process.start()
+        print(queue.get())
+        process.join()
+        print(process.exitcode)
+    with concurrent.futures.ProcessPoolExecutor(1) as pool:
+        print(pool.submit(abs, -1).result())
+    child = os.fork()
+    if not child:
+        sys.exit(3)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 AT_EXIT = """
 import atexit, threading, time
 atexit.register(lambda: print("bye from", __name__))
@@ -52,6 +81,16 @@ import sys
 sys.excepthook = lambda kind, error, trace: print(kind, error, trace.tb_frame.f_code.co_name)
 raise ValueError("mine")
 """
+# How a hook can go wrong; the last line of each raises.
+BAD_HOOKS = [
+    f"import sys\n{line}\nraise ValueError('mine')"
+    for line in (
+        "def hook(*_): 1 / 0\nsys.excepthook = hook",
+        "def hook(*_): sys.exit(9)\nsys.excepthook = hook",
+        "sys.excepthook = None",
+        "del sys.excepthook",
+    )
+]
 CHAINED = """
 def inner():
     raise KeyError("inner")
@@ -122,6 +161,32 @@ def ended(words, folder, stdin="", environ=()):
         ("import logging; logging.basicConfig(); logging.error('x')", [], ""),
         (CHAINED, [], ""),
         (HOOK, [], ""),
+        *((code, [], "") for code in BAD_HOOKS),
+        ("print(sorted(globals()), __annotations__)", [], ""),
+        ("import sys; sys.exit(True)", [], ""),
+        ("import sys; sys.exit(-1)", [], ""),
+        ("import sys; sys.exit((1, 2.5))", [], ""),
+        (
+            "try: 1 / 0\nexcept ArithmeticError as error: raise SystemExit('words') from error",
+            [],
+            "",
+        ),
+        ("import os; os.abort()", [], ""),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", [], ""),
+        ("import sys\nsys.excepthook = lambda *_: print(1)\nraise KeyboardInterrupt", [], ""),
+        ("import atexit, sys\nfor i in range(3): atexit.register(print, i)\nsys.exit(4)", [], ""),
+        ("import threading\nthreading.Thread(target=lambda: 1 / 0, name='t').start()", [], ""),
+        ("class A:\n  def __del__(self): print(__name__)\na = A()\nraise ValueError", [], ""),
+        ("x = 3\nbreakpoint()\nprint(x)", [], "p x\nc\n"),
+        ("print(__spec__, __package__, __loader__.name, __loader__.path, __file__)", [], ""),
+        ("import signal\nfor s in (2, 13, 15): print(signal.getsignal(s))", [], ""),
+        (
+            "import argparse\np = argparse.ArgumentParser()\np.add_argument('x')\np.parse_args()",
+            [],
+            "",
+        ),
+        ("", [], ""),
+        (FORKS, ["a"], ""),
         (PICKLE, [], ""),
         (AT_EXIT, [], ""),
         (SPAWN, [], ""),
@@ -172,7 +237,7 @@ def test_a_module_that_fails_shows_its_own_frames(folder):
         (["-m", "json"], "json is a package without a __main__.py"),
         ([], "the following arguments are required: program (`tfaccel run"),
         (["--tuning=fast", "link.py"], "argument --tuning: invalid choice: 'fast'"),
-        (["--profil=x", "link.py"], "unrecognized arguments: --profil=x"),
+        (["--profil=x", "link.py"], "unrecognized arguments: --profil=x (`tfaccel run --help`"),
     ],
 )
 def test_words_that_name_no_program(folder, words, said):
@@ -203,6 +268,20 @@ def test_signals(folder, number, status):
     assert said.endswith("KeyboardInterrupt\n" * (number == signal.SIGINT))
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [["-OO"], ["-W", "error"], ["-X", "dev"], ["-X", "utf8", "-B", "-u"], ["-i"]],
+    ids=" ".join,
+)
+def test_flags_before_the_module_hold(folder, flags):
+    """Of `python -i` the prompt reads on, in the program's names."""
+    code = "import sys, warnings\nprint(sys.flags, sys.warnoptions, sys._xoptions)\n"
+    code += "x = open(__file__).closed\nwarnings.warn('old', DeprecationWarning)\n"
+    (folder / "script.py").write_text(code)
+    expected = ended([*flags, "script.py"], folder, "print(x)\n")
+    assert ended([*flags, *RUN, "script.py"], folder, "print(x)\n") == expected
+
+
 @pytest.mark.parametrize("variable", ["PYTHONSAFEPATH", "PYTHONOPTIMIZE", "PYTHONWARNINGS"])
 def test_python_s_own_settings_hold(folder, variable):
     code = FACTS + "import warnings; warnings.warn('once')\nassert False, 'unless optimized'\n"
@@ -224,6 +303,45 @@ def test_a_program_without_a_fit_is_told_so(folder):
     for words in (["whole.py"], ["script.py"]):  # `sys.exit(0)` is an end like any other
         status, out, said = ended([*RUN, *words], folder)
         assert (status, out, said.count(told)) == (0, "", 1)
+
+
+def test_a_program_loads_next_to_nothing_of_ours(folder):
+    """Without `site`, which loads more where a package is installed for editing."""
+    (folder / "script.py").write_text("import sys; print(*sys.modules)\n")
+    (folder / "package" / "__main__.py").write_text("import runpy, sys; print(*sys.modules)\n")
+    paths = os.pathsep.join(filter(os.path.isdir, [str(ROOT), *sys.path]))
+    found = []
+    for words in (["package"], [*RUN[1:], "script.py"], [*RUN[1:], "--tuning=off", "script.py"]):
+        status, out, said = ended(["-S", "-m", *words], folder, environ={"PYTHONPATH": paths})
+        assert status == 0, said
+        found.append(set(out.split()) - {"package"})
+    plain, under, parsed = found
+    ours = {name for name in under - plain if name.partition(".")[0] == "tfaccel"}
+    assert not SLOW_TO_LOAD & (under - plain)
+    assert not (SLOW_TO_LOAD - OF_THE_PARSER) & (parsed - plain)
+    assert "tfaccel.launch.start" in ours
+    parts = {"tfaccel", "cli", "launch", "system", "version"}
+    assert {part for name in ours for part in name.split(".")[:2]} == parts
+    assert len(ours) <= 20
+
+
+@pytest.mark.parametrize(
+    "words", [["script.py"], ["script.py", "-m", "x", "--", "--verbose"], ["-m", "a.b", "-h"]]
+)
+def test_the_short_way_is_the_parser_s(folder, monkeypatch, words):
+    """Without options nothing is parsed: the program and what is asked of it are the same."""
+    monkeypatch.chdir(folder)
+    (folder / "script.py").write_text("")
+    parser = argparse.ArgumentParser()
+    run.COMMAND.define(parser)
+    program, options = run.COMMAND.run(parser.parse_args(words)).start.args
+    short = main.without_options(["run", *words])
+    assert (vars(short), vars(Options())) == (vars(program), vars(options))
+
+
+@pytest.mark.parametrize("words", [[], ["doctor"], ["run"], ["run", "--verbose", "a.py"]])
+def test_all_else_is_the_parser_s(words):
+    assert main.without_options(words) is None
 
 
 def test_the_help_loads_no_tensorflow(folder):
@@ -257,6 +375,24 @@ def listing(folder, flags, key="flags"):
 def test_what_suits_the_machine(tmp_path, flags, machine, system, expected):
     found = environment.preset(listing(tmp_path, flags), machine, system)
     assert found.get(environment.ONEDNN) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [({}, "1"), ({environment.ONEDNN: "0"}, "0"), ({environment.ONEDNN: ""}, "")],
+)
+def test_onednn_is_on_where_tensorflow_leaves_it_off(folder, given, seen):
+    """On a chip that goes by another one's listing."""
+    (folder / "script.py").write_text("import os; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])")
+    code = (
+        "import os, sys; from tfaccel.cli.main import main; "
+        "from tfaccel.launch import environment as found; "
+        "found._machine, sys.platform = lambda: 'x86_64', 'linux'; "
+        "found.cpu_facts = lambda path: {'flags': 'fma avx2'}; "
+        f"os.environ.pop(found.ONEDNN, None); os.environ.update({given}); "
+        "sys.exit(main(['run', 'script.py']))"
+    )
+    assert ended(["-c", code], folder) == (0, f"{seen}\n", "")
 
 
 def test_what_the_user_sets_wins(monkeypatch):
@@ -327,5 +463,5 @@ def test_a_module_whose_import_fails_is_waited_for(module):
 
 
 def test_the_user_is_told_where_the_words_go_wrong(capsys):
-    assert main.main(["run", "nowhere.py", "--sweep"]) == main.EXIT_USAGE
+    assert main.main(["run", "nowhere.py", "--sweep"]) == EXIT_USAGE
     assert capsys.readouterr().err == "tfaccel run: there is no file nowhere.py\n"

@@ -134,7 +134,7 @@ def test_what_there_is_no_time_for_is_left_out(clock):
 
 @pytest.fixture
 def x86(monkeypatch):
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(environment, "_machine", lambda: "x86_64")
     monkeypatch.setattr(platform, "system", lambda: "Linux")
 
 
@@ -210,7 +210,7 @@ def test_xla_s_flags_are_tried_where_xla_compiles(monkeypatch, compiles, tried):
 
 
 def test_no_onednn_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(environment, "_machine", lambda: "aarch64")
     assert names(factors({}, cores=1, root=tmp_path, is_onednn_on=False)) == []
 
 

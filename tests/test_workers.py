@@ -18,6 +18,7 @@ import pytest
 from test_run import ROOT, RUN, ended
 
 from tfaccel.cli import _run_workers, main
+from tfaccel.cli._status import EXIT_USAGE
 from tfaccel.launch.program import Program
 from tfaccel.launch.start import Options
 from tfaccel.launch.workers import binding, cluster, crew, hosts, kept_fits, ports
@@ -76,7 +77,9 @@ def test_one_worker_is_no_cluster(program):
 
 
 def test_modules_and_options_reach_the_worker():
-    options = Options(tuning="off", profile="p", backup_dir="b", save_freq=3, verbose=True)
+    options = Options(
+        tuning="off", profile="p", backup_dir="b", save_freq=3, verbose=True, on_batch=True
+    )
     words = _run_workers.words_of(Program("package.train", ("--lr", "1"), True), options)
     assert words == [
         sys.executable,
@@ -87,6 +90,7 @@ def test_modules_and_options_reach_the_worker():
         "--backup_dir=b",
         "--save_freq=3",
         "--verbose",
+        "--on_batch",
         "-m",
         "package.train",
         "--lr",
@@ -339,7 +343,7 @@ def test_one_of_the_workers_prints(environ, expected):
 )
 def test_flags_that_do_not_go_together(tmp_path, capsys, flags, said):
     (tmp_path / "script.py").write_text("")
-    assert main.main(["run", *flags, str(tmp_path / "script.py")]) == main.EXIT_USAGE
+    assert main.main(["run", *flags, str(tmp_path / "script.py")]) == EXIT_USAGE
     assert said in capsys.readouterr().err
 
 

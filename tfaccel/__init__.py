@@ -6,9 +6,10 @@ starts, and must have nothing import TensorFlow before that.
 
 import importlib
 import importlib.util
-from typing import TYPE_CHECKING, Any
 
 from tfaccel.version import __version__ as __version__
+
+TYPE_CHECKING = False  # as in `typing`, which a program under `tfaccel run` need not wait for
 
 if TYPE_CHECKING:
     from tfaccel import data as data
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from tfaccel.autotune.trial import Trial as Trial
     from tfaccel.autotune.tune import tune as tune
     from tfaccel.batch_size import max_batch_size as max_batch_size
-    from tfaccel.callbacks import AccelCallback as AccelCallback
-    from tfaccel.callbacks import ProfilerCallback as ProfilerCallback
+    from tfaccel.callbacks.accelerate import AccelCallback as AccelCallback
+    from tfaccel.callbacks.profiler import ProfilerCallback as ProfilerCallback
     from tfaccel.core.plan import Pass as Pass
     from tfaccel.core.plan import Plan as Plan
     from tfaccel.core.plan import Unsupported as Unsupported
@@ -44,14 +45,14 @@ if importlib.util.find_spec("tensorflow") is None:
 
 # The same names once more, for those who run the code: where each is defined.
 _HOMES = {
-    "AccelCallback": "tfaccel.callbacks",
+    "AccelCallback": "tfaccel.callbacks.accelerate",
     "AccelStrategy": "tfaccel.distribute",
     "AcceleratedModel": "tfaccel.inference",
     "Drift": "tfaccel.measure.numerics",
     "Outcome": "tfaccel.measure.outcome",
     "Pass": "tfaccel.core.plan",
     "Plan": "tfaccel.core.plan",
-    "ProfilerCallback": "tfaccel.callbacks",
+    "ProfilerCallback": "tfaccel.callbacks.profiler",
     "Report": "tfaccel.autotune.report",
     "Speedup": "tfaccel.measure.timing",
     "Tolerance": "tfaccel.measure.numerics",
@@ -73,7 +74,7 @@ __all__ = ["__version__", *_HOMES]
 
 if not TYPE_CHECKING:  # a checker would take every name for one of the module's
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name):
         inside = f"{__name__}.{name}"
         home = _HOMES.get(name, inside)
         # A folder of the package may be asked for without an import, as `tfaccel.distribute`.

@@ -5,4 +5,6 @@ import sys
 from tfaccel.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status:  # `python -i` would tell of any exit
+        sys.exit(status)

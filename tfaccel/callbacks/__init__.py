@@ -1,6 +1,4 @@
-"""Keras callbacks: thin adapters between Keras's hooks and the engine."""
+"""Keras callbacks: thin adapters between Keras's hooks and the engine.
 
-from tfaccel.callbacks.accelerate import AccelCallback
-from tfaccel.callbacks.profiler import ProfilerCallback
-
-__all__ = ["AccelCallback", "ProfilerCallback"]
+Each is imported from its own module: AccelCallback's users need not wait for the profiler.
+"""

@@ -1,10 +1,12 @@
-"""What a command of the command line is, and what its flags take."""
+"""What a command of the command line is, and what its flags take.
+
+No dataclasses: `tfaccel run` would wait for their module as long as for all else here.
+"""
 
 import argparse
-import dataclasses
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 if TYPE_CHECKING:  # a program under `tfaccel run` need not wait for it
     import rich.console
@@ -27,8 +29,7 @@ class Result(Protocol):
         """For `--format=markdown`."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Handover:
+class Handover(NamedTuple):
     """In place of a result: the process is the user's program's from now on.
 
     `start` runs it and gives the exit status. What it raises is the program's own.
@@ -45,8 +46,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (`{self.prog} --help` lists the flags)")
 
 
-@dataclasses.dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """What a command of `tfaccel` takes and does."""
 
     # Defines the command's arguments on the parser that it is handed.
@@ -56,8 +56,7 @@ class Command:
     run: Callable[[argparse.Namespace], Result | Handover]
 
 
-@dataclasses.dataclass(frozen=True)
-class Listed:
+class Listed(NamedTuple):
     """A command as the overview has it; its module is loaded when the command is asked for.
 
     Most commands need TensorFlow. `run` must not import it, and `--help` need not.

@@ -11,7 +11,6 @@ from tfaccel.launch.program import Program
 from tfaccel.launch.start import Options, start
 from tfaccel.launch.workers.cluster import manager
 from tfaccel.launch.workers.errors import LaunchError
-from tfaccel.launch.workers.kept_fits import forget
 from tfaccel.launch.workers.request import Request
 
 
@@ -101,7 +100,8 @@ def words_of(program: Program, options: Options) -> list[str]:
         "save_freq": options.save_freq,
     }
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    flags += ["--verbose"] * options.verbose + ["-m"] * program.is_module
+    flags += ["--verbose"] * options.verbose + ["--on_batch"] * options.on_batch
+    flags += ["-m"] * program.is_module
     words = [sys.executable, "-m", "tfaccel", "run", "--launched", *flags]
     return [*words, program.name, *program.arguments]
 
@@ -128,7 +128,8 @@ def _alone(program: Program, options: Options) -> int:
     finally:
         # The launcher of several workers waits for all of them before it does that.
         if ended_well and options.backup_dir is not None and not options.launched:
-            forget(options.backup_dir)
+            kept = importlib.import_module("tfaccel.launch.workers.kept_fits")
+            kept.forget(options.backup_dir)
 
 
 def _whole(text: str) -> int:

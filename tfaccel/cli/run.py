@@ -33,6 +33,12 @@ def _define(parser: argparse.ArgumentParser) -> None:
         "--verbose", action="store_true", help="tell in each fit what was chosen, and why"
     )
     parser.add_argument(
+        "--on_batch",
+        action="store_true",
+        help="accelerate train_on_batch, test_on_batch and predict_on_batch of each model, too, "
+        "as tfaccel.accelerate_step(model) does",
+    )
+    parser.add_argument(
         "--sweep",
         action="store_true",
         help="measure which environment (oneDNN, threads, allocator) makes the program's steps "
@@ -71,6 +77,7 @@ def _run(args: argparse.Namespace) -> Result | Handover:
         # The program may change the working directory.
         profile=None if args.profile is None else os.path.abspath(args.profile),
         measure_into=args.measure_into,
+        on_batch=args.on_batch,
         backup_dir=request.backup_dir,
         save_freq=args.save_freq,
         launched=args.launched,

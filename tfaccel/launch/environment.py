@@ -1,8 +1,6 @@
 """What TensorFlow reads from the environment as it starts, where that is known to help here."""
 
 import os
-import pathlib
-import platform
 import sys
 from collections.abc import Mapping
 
@@ -19,11 +17,18 @@ _X86 = ("x86_64", "AMD64")
 
 def has_onednn(machine: str = "", system: str = "") -> bool:
     """Whether TensorFlow's builds for such a machine have oneDNN's kernels beside Eigen's."""
-    system, machine = system or platform.system(), machine or platform.machine()
-    return machine in _X86 and system != "Darwin"
+    return (machine or _machine()) in _X86 and (system or sys.platform).lower() != "darwin"
 
 
-def preset(cpuinfo: pathlib.Path = CPUINFO, machine: str = "", system: str = "") -> dict[str, str]:
+def _machine() -> str:
+    """As `platform.machine()`, which a program under `tfaccel run` need not wait for."""
+    uname = getattr(os, "uname", None)
+    return uname().machine if uname else os.environ.get("PROCESSOR_ARCHITECTURE", "")
+
+
+def preset(
+    cpuinfo: str | os.PathLike[str] = CPUINFO, machine: str = "", system: str = ""
+) -> dict[str, str]:
     """What is set for any program on this machine.
 
     oneDNN's kernels, on x86 chips with AVX2 where TensorFlow leaves them off: with them the stock
@@ -31,13 +36,13 @@ def preset(cpuinfo: pathlib.Path = CPUINFO, machine: str = "", system: str = "")
 
     Args:
         cpuinfo: the kernel's listing.
-        machine, system: as `platform` names them; empty for this machine's.
+        machine, system: as `platform` or `sys.platform` names them; empty for this machine's.
     """
     flags = cpu_flags(cpu_facts(cpuinfo)) if has_onednn(machine, system) else frozenset()
     return {ONEDNN: "1"} if "avx2" in flags and not flags & _TAKES_ONEDNN else {}
 
 
-def takes_onednn(environ: Mapping[str, str], cpuinfo: pathlib.Path = CPUINFO) -> bool:
+def takes_onednn(environ: Mapping[str, str], cpuinfo: str | os.PathLike[str] = CPUINFO) -> bool:
     """Whether TensorFlow runs with oneDNN's kernels in a process of this environment."""
     if ONEDNN in environ:
         return environ[ONEDNN] != "0"

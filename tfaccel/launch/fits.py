@@ -1,16 +1,20 @@
 """The fits of a program under `tfaccel run`: what is added to each, and what became of it."""
 
 import contextlib
+import importlib
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from tfaccel.autotune.report import Report
-from tfaccel.callbacks import AccelCallback, ProfilerCallback
+from tfaccel.callbacks.accelerate import AccelCallback
+from tfaccel.core.plan import Plan
 from tfaccel.distribute.multi_worker import MultiWorker
 from tfaccel.launch.closing import Fit, closing
+from tfaccel.launch.every_batch import Batches
 from tfaccel.launch.start import Options
 from tfaccel.launch.workers.backup import Backup
 from tfaccel.launch.workers.cluster import is_first, names_several
@@ -32,6 +36,7 @@ class Fits:
         self._ended: list[Fit] = []
         self._elsewhere = False
         self._backups = 0
+        self._batches: weakref.WeakSet[Batches] = weakref.WeakSet()
 
     def begin(self, model: Any, given: Sequence[Any]) -> "_Beside | None":
         """What goes along with a fit that has these callbacks; None under other backends."""
@@ -45,11 +50,42 @@ class Fits:
                 tuning=self._options.tuning, verbose=int(self._options.verbose)
             )
             added.append(accel)
-        folder = self._folder()
-        if folder is not None and not any(isinstance(c, ProfilerCallback) for c in given):
-            added.append(ProfilerCallback(folder, verbose=int(self._options.verbose)))
+        added += self._profiler(given)
         added += self._backup(model, given)
         return _Beside(model, accel, added, self._ended)
+
+    def begin_batches(self, model: Any) -> Batches | None:
+        """What goes along with `train_on_batch` and its like; None under other backends."""
+        if keras.backend.backend() != "tensorflow":
+            self._elsewhere = True
+            return None
+        found = Batches(model, self._options, self._end_batches)
+        self._batches.add(found)
+        return found
+
+    def _end_batches(self, batches: Batches) -> None:
+        self._ended.append(
+            Fit(
+                model=f"{type(batches.model).__name__}.train_on_batch",
+                parameters=_parameters(batches.model),
+                steps=batches.steps,
+                plan=str(batches.plan),
+                speedup=_speedup(batches.plan, batches.report),
+                tuning_seconds=batches.report.tuning_seconds,
+                note=batches.report.note if batches.plan.is_baseline else "",
+            )
+        )
+
+    def _profiler(self, given: Sequence[Any]) -> list[keras.callbacks.Callback]:
+        """What measures this fit, where that is asked for and the program doesn't."""
+        folder = self._folder()
+        if folder is None:
+            return []
+        # The profiler is a part of the package that most fits need not wait for.
+        kind = importlib.import_module("tfaccel.callbacks.profiler").ProfilerCallback
+        if any(isinstance(c, kind) for c in given):
+            return []
+        return [kind(folder, verbose=int(self._options.verbose))]
 
     def _folder(self) -> str | None:
         """Where profiles go: each process has a file of its own."""
@@ -84,6 +120,8 @@ class Fits:
         Args:
             added: what was set in the environment.
         """
+        for batches in list(self._batches):
+            batches.end()
         notes = [f"{name}={value} was set for this program." for name, value in added.items()]
         if self._elsewhere:
             backend = keras.backend.backend()
@@ -122,7 +160,7 @@ class _Beside:
                 parameters=_parameters(self._model),
                 steps=self._steps(),
                 plan=str(self._accel.plan),
-                speedup=_speedup(self._accel, report),
+                speedup=_speedup(self._accel.plan, report),
                 tuning_seconds=_spent(self._report, report),
                 note=report.note if report is not None and self._accel.plan.is_baseline else "",
                 raised=raised,
@@ -160,9 +198,9 @@ def _parameters(model: Any) -> int | None:
         return None
 
 
-def _speedup(accel: AccelCallback, report: Report | None) -> float | None:
+def _speedup(plan: Plan, report: Report | None) -> float | None:
     """That of the steps that ran last; None for the model's own, and where it is not known."""
-    if report is None or accel.plan.is_baseline or not report.gain.pairs:
+    if report is None or plan.is_baseline or not report.gain.pairs:
         return None
     return report.speedup
 

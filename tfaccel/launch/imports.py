@@ -1,14 +1,19 @@
 """Doing something once a module has been imported, by whomever."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib.util
 import sys
-import types
-from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
-from typing import Any
 
-Then = Callable[[types.ModuleType], None]
+TYPE_CHECKING = False  # as in `typing`, which a program need not wait for
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable, Sequence
+    from importlib.machinery import ModuleSpec
+    from typing import Any
+
+    Then = Callable[[types.ModuleType], None]
 
 
 def after_import(name: str, then: Then) -> None:

@@ -4,15 +4,19 @@ What `runpy` offers for this puts the module away again when its code has run, s
 handlers at exit and pickled functions miss it; and it leaves its frames in tracebacks.
 """
 
+from __future__ import annotations
+
 import builtins
-import dataclasses
+import contextlib
 import importlib.machinery
 import importlib.util
 import os
-import pkgutil
 import sys
 import types
-from typing import Any
+
+TYPE_CHECKING = False  # as in `typing`, which a program need not wait for
+if TYPE_CHECKING:
+    from typing import Any
 
 _MAIN = "__main__"
 _FRAMES_LEFT_OUT = (__file__, importlib.util.__file__, "<frozen importlib")
@@ -22,9 +26,8 @@ class NoProgramError(Exception):
     """There is no such program; the message says what was looked for."""
 
 
-@dataclasses.dataclass(frozen=True)
 class Program:
-    """What the user's words name.
+    """What the user's words name. No dataclass, whose module takes longer to load than this one.
 
     Attributes:
         name: a script (a file, or a folder or zip file with a `__main__.py`), or a module.
@@ -32,9 +35,10 @@ class Program:
         is_module: whether the name is a module's, as after `python -m`.
     """
 
-    name: str
-    arguments: tuple[str, ...] = ()
-    is_module: bool = False
+    def __init__(self, name: str, arguments: tuple[str, ...] = (), is_module: bool = False):
+        self.name = name
+        self.arguments = arguments
+        self.is_module = is_module
 
     def check(self) -> None:
         """NoProgramError where a script is not there; a module is looked for by `run` alone.
@@ -54,22 +58,26 @@ class Program:
         """
         main = types.ModuleType(_MAIN)
         vars(main)["__builtins__"] = builtins
+        if hasattr(sys.modules[_MAIN], "__annotations__"):  # as this Python begins a `__main__`
+            main.__annotations__ = {}
         try:
             code = self._module(main) if self.is_module else self._script(main)
             sys.modules[_MAIN] = main
             exec(code, vars(main))
+            return
         except (SystemExit, NoProgramError):
             raise
         except BaseException as error:
             error.__traceback__ = _without_ours(error.__traceback__)
-            sys.excepthook(type(error), error, error.__traceback__)
-            sys.excepthook = _silent
-            raise
+            failed = error
+        _show(failed)
+        sys.excepthook = _silent
+        raise failed
 
     def _script(self, main: types.ModuleType) -> types.CodeType:
         sys.argv[:] = [self.name, *self.arguments]
         path = os.path.abspath(self.name)
-        if pkgutil.get_importer(path) is not None:  # a folder, or a zip file
+        if _holds_modules(path):  # a folder, or a zip file
             _put_first_on_path(path, always=True)
             spec = importlib.machinery.PathFinder.find_spec(_MAIN, [path])
             return _described(main, spec, f"there is no {_MAIN}.py in {self.name}")
@@ -97,6 +105,17 @@ class Program:
         code = _described(main, spec, missing)
         sys.argv[0] = main.__file__ or self.name
         return code
+
+
+def _holds_modules(path: str) -> bool:
+    """Whether modules are looked for in there, as `pkgutil.get_importer` would tell."""
+    for hook in sys.path_hooks:
+        try:
+            hook(path)
+            return True
+        except ImportError:
+            continue
+    return False
 
 
 def _found(name: str, missing: str) -> importlib.machinery.ModuleSpec | None:
@@ -148,6 +167,29 @@ def _without_ours(trace: types.TracebackType | None) -> types.TracebackType | No
             return trace
         trace = trace.tb_next
     return None
+
+
+def _show(error: BaseException) -> None:
+    """Says what ended the program, as `python` does: by a hook, which may fail or be missing."""
+    if not hasattr(sys, "excepthook"):
+        _write("sys.excepthook is missing\n")
+        sys.__excepthook__(type(error), error, error.__traceback__)
+        return
+    try:
+        sys.excepthook(type(error), error, error.__traceback__)
+    except SystemExit:
+        raise
+    except BaseException as another:
+        another.__traceback__ = another.__traceback__ and another.__traceback__.tb_next
+        _write("Error in sys.excepthook:\n")
+        sys.__excepthook__(type(another), another, another.__traceback__)
+        _write("\nOriginal exception was:\n")
+        sys.__excepthook__(type(error), error, error.__traceback__)
+
+
+def _write(words: str) -> None:
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or none
+        sys.stderr.write(words)
 
 
 def _silent(*_: Any) -> None:

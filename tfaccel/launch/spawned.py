@@ -1,16 +1,21 @@
 """Work to be done first in every process that a program begins by `multiprocessing`."""
 
+from __future__ import annotations
+
 import importlib
 import os
 import sys
-import types
-from collections.abc import Callable
-from typing import Any
 
 from tfaccel.launch.imports import after_import
 
-# Holds itself what it needs further.
-Begin = Callable[[Any], None]
+TYPE_CHECKING = False  # as in `typing`, which a program need not wait for
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable
+    from typing import Any
+
+    # Holds itself what it needs further.
+    Begin = Callable[[Any], None]
 # The process that has begun already.
 _begun_in: list[int] = []
 

@@ -1,20 +1,24 @@
 """The way from the user's words to the user's program."""
 
+from __future__ import annotations
+
 import atexit
 import contextlib
-import dataclasses
 import importlib
 import os
 import sys
-import types
-from typing import Any
 
 from tfaccel.launch import environment
 from tfaccel.launch.imports import after_import
 from tfaccel.launch.program import NoProgramError, Program
 from tfaccel.launch.spawned import first_in_workers
-from tfaccel.launch.sweep import kept
 from tfaccel.launch.workers.cluster import is_first, names_several
+from tfaccel.system.cache_place import sweeps_place
+
+TYPE_CHECKING = False  # as in `typing`, which a program need not wait for
+if TYPE_CHECKING:
+    import types
+    from typing import Any
 
 EXIT_NO_PROGRAM = 2
 _NO_FIT = (
@@ -23,33 +27,46 @@ _NO_FIT = (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is asked of the fits.
+    """What is asked of the fits. No dataclass, whose module takes longer to load than this one.
 
     Attributes:
         tuning: as AccelCallback's.
         verbose: whether AccelCallback tells at each fit what it chose.
         profile: the folder for ProfilerCallback; None for none.
         measure_into: a file for the times of the first steps, after which the process ends.
-        process: the program's first process; it may begin others.
+        process: the program's first process, which is this one; it may begin others.
         backup_dir: the folder in which fits are kept for a restart; None for none.
         save_freq: steps between saves; None for the ends of epochs alone.
+        on_batch: whether `train_on_batch` and its like are accelerated, too.
         launched: whether this process is a worker that the launcher started.
     """
 
-    tuning: str | None = None
-    verbose: bool = False
-    profile: str | None = None
-    measure_into: str | None = None
-    process: int = dataclasses.field(default_factory=os.getpid)
-    backup_dir: str | None = None
-    save_freq: int | None = None
-    launched: bool = False
+    def __init__(
+        self,
+        *,
+        tuning: str | None = None,
+        verbose: bool = False,
+        profile: str | None = None,
+        measure_into: str | None = None,
+        backup_dir: str | None = None,
+        save_freq: int | None = None,
+        on_batch: bool = False,
+        launched: bool = False,
+    ):
+        self.tuning = tuning
+        self.verbose = verbose
+        self.profile = profile
+        self.measure_into = measure_into
+        self.process = os.getpid()
+        self.backup_dir = backup_dir
+        self.save_freq = save_freq
+        self.on_batch = on_batch
+        self.launched = launched
 
 
 # Those of workers, which nothing else holds.
-_watches: list["Watch"] = []
+_watches: list[Watch] = []
 
 
 class Watch:
@@ -76,15 +93,24 @@ class Watch:
         try:
             every_fit = importlib.import_module("tfaccel.launch.every_fit")
             self._patches.enter_context(every_fit.every_fit(self._begin_fit))
+            if self._options.on_batch and self._options.measure_into is None:
+                every = importlib.import_module("tfaccel.launch.every_batch")
+                self._patches.enter_context(every.every_batch(self._begin_batches))
         except Exception as error:  # in the middle of the user's `import keras`
             print(f"tfaccel: fits are left as they are: {error}", file=sys.stderr)
 
     def _begin_fit(self, model: Any, given: list[Any]) -> Any:
+        return self._found_fits().begin(model, given)
+
+    def _begin_batches(self, model: Any) -> Any:
+        return self._found_fits().begin_batches(model)
+
+    def _found_fits(self) -> Any:
         if self._fits is None:
             measured = self._options.measure_into is not None
             name = "tfaccel.launch.sweep.steps" if measured else "tfaccel.launch.fits"
             self._fits = importlib.import_module(name).fits(self._options)
-        return self._fits.begin(model, given)
+        return self._fits
 
     def end(self) -> None:
         """The program has ended: prints the closing table, or that there was nothing to do."""
@@ -111,7 +137,7 @@ def start(program: Program, options: Options) -> int:
     if options.measure_into is None:  # a sweep has set all that is to be set
         # What a sweep kept is for one process with the whole machine.
         share = options.launched and names_several(os.environ)
-        found = {} if share else kept.environ(program)
+        found = {} if share else _kept(program)
         added = environment.additions(found, os.environ)
         environment.apply(added)
     watch = Watch(options, added)
@@ -130,6 +156,14 @@ def start(program: Program, options: Options) -> int:
         print(f"tfaccel run: {error}", file=sys.stderr)
         return EXIT_NO_PROGRAM
     return 0
+
+
+def _kept(program: Program) -> dict[str, str]:
+    """What a sweep kept for the program."""
+    if not os.path.isdir(sweeps_place()):  # nobody has swept anything here
+        return {}
+    found: dict[str, str] = importlib.import_module("tfaccel.launch.sweep.kept").environ(program)
+    return found
 
 
 def begin_worker(options: Options) -> None:

@@ -43,18 +43,28 @@ class AcceleratedBatches(AcceleratedStep):
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`, which says what it takes, returns and raises."""
-        with self._standing_in("train_function", lambda batch: self._stepper(batch)):
+        with self.during("train_on_batch"):
             return self._model.train_on_batch(*args, **kwargs)
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.test_on_batch`, which says what it takes, returns and raises."""
-        with self._standing_in("test_function", lambda batch: self._test(batch)):
+        with self.during("test_on_batch"):
             return self._model.test_on_batch(*args, **kwargs)
 
     def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.predict_on_batch`, which says what it takes, returns and raises."""
-        with self._standing_in("predict_function", lambda batch: self._predict(batch)):
+        with self.during("predict_on_batch"):
             return self._model.predict_on_batch(*args, **kwargs)
+
+    def during(self, method: str) -> contextlib.AbstractContextManager[None]:
+        """For one call of the model's method of this name: Keras has our step for its own."""
+        name = _function_of(method)
+        steps = {
+            "train_function": lambda batch: self._stepper(batch),
+            "test_function": lambda batch: self._test(batch),
+            "predict_function": lambda batch: self._predict(batch),
+        }
+        return self._standing_in(name, steps[name])
 
     def _begun(self) -> Stepper:
         """Begins anew with the model as it is compiled now."""
@@ -78,7 +88,6 @@ class AcceleratedBatches(AcceleratedStep):
     def _standing_in(
         self, name: str, step: Callable[[Call], Any]
     ) -> contextlib.AbstractContextManager[None]:
-        """For one call of a method, Keras has `step` in place of its own function."""
         parts = _parts(self._model)
         if [id(one) for one in parts] != [id(one) for one in self._parts]:
             self._stepper = self._begun()
@@ -91,7 +100,7 @@ class AcceleratedBatches(AcceleratedStep):
                 return step(Call((batch,), {}))
             return self._own_function(name)([batch])
 
-        return instance_attribute(self._model, name, function)
+        return instance_attribute(self._model, name, _StandIn(function))
 
     def _own_function(self, name: str) -> Callable[..., Any]:
         """Keras's, for what is no array: it knows what to make of it."""
@@ -100,6 +109,26 @@ class AcceleratedBatches(AcceleratedStep):
                 getattr(self._model, f"make_{name}")()
                 self._own[name] = getattr(self._model, name)
         return self._own[name]
+
+
+def has_stand_in(model: keras.Model, method: str) -> bool:
+    """Whether a call of the model's method is on its way through an `AcceleratedBatches`."""
+    return isinstance(vars(model).get(_function_of(method)), _StandIn)
+
+
+def _function_of(method: str) -> str:
+    """The name of what a method of the model calls for the step."""
+    return f"{method.removesuffix('_on_batch')}_function"
+
+
+class _StandIn:
+    """What Keras calls in place of its own function of a step."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        self._function = function
+
+    def __call__(self, batches: Any) -> Any:
+        return self._function(batches)
 
 
 def _parts(model: keras.Model) -> list[Any]:

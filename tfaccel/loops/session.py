@@ -77,7 +77,7 @@ class LoopSession:
         """What tuning found so far."""
         found = self._course.announcer.report
         if found is None:
-            return self._course.observed.untried("Nothing is decided yet.")
+            return self._course.observed.untried("No trial was expected to pay for itself so far.")
         return found
 
     @property

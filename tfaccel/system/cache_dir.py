@@ -1,20 +1,18 @@
 """Where tfaccel keeps files between runs."""
 
-import os
 import pathlib
+
+from tfaccel.system.cache_place import cache_place, sweeps_place
 
 
 def default_directory() -> pathlib.Path:
-    """`$TFACCEL_CACHE_DIR`, else `tfaccel` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    chosen = os.environ.get("TFACCEL_CACHE_DIR")
-    if chosen:
-        return pathlib.Path(chosen)
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tfaccel"
+    """Where all of it is (`cache_place`)."""
+    return pathlib.Path(cache_place())
 
 
 def sweeps_directory(cache: pathlib.Path) -> pathlib.Path:
     """Where what `tfaccel run --sweep` found is kept, a file for each program."""
-    return cache / "sweeps"
+    return pathlib.Path(sweeps_place(cache))
 
 
 def compiled_directory(cache: pathlib.Path) -> pathlib.Path:

@@ -1,19 +1,26 @@
 """The CPU from the kernel's own listing. Nothing here imports TensorFlow."""
 
 import os
-import pathlib
 
-from tfaccel.system.listings import text_of
-
-CPUINFO = pathlib.Path("/proc/cpuinfo")
+CPUINFO = "/proc/cpuinfo"
 
 
-def cpu_facts(cpuinfo: pathlib.Path = CPUINFO) -> dict[str, str]:
-    """The listing's entries by key, as the first of the cores has them; empty without a listing."""
+def cpu_facts(cpuinfo: str | os.PathLike[str] = CPUINFO) -> dict[str, str]:
+    """The listing's entries for the first of the cores, by key; empty without a listing.
+
+    The others are not read: the kernel asks each core for its entries, which takes long with many.
+    """
     facts: dict[str, str] = {}
-    for line in text_of(cpuinfo).splitlines():
-        key, _, value = line.partition(":")
-        facts.setdefault(key.strip(), value.strip())
+    try:
+        with open(cpuinfo, encoding="utf-8", errors="replace") as listing:
+            for line in listing:
+                key, colon, value = line.partition(":")
+                if colon:
+                    facts.setdefault(key.strip(), value.strip())
+                elif facts:  # an empty line ends a core's entries
+                    break
+    except OSError:  # the system has none, or doesn't let it be read
+        pass
     return facts
 
 

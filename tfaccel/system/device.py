@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import pathlib
+import os
 import platform
 
 import tensorflow as tf
@@ -40,7 +40,7 @@ class Device:
         return "bfloat16" if self.flags & _BFLOAT16_FLAGS else None
 
 
-def read_cpu(cpuinfo: pathlib.Path = CPUINFO) -> Device:
+def read_cpu(cpuinfo: str | os.PathLike[str] = CPUINFO) -> Device:
     """The CPU, from the kernel's own listing."""
     facts = cpu_facts(cpuinfo)
     name = facts.get("model name") or platform.processor() or platform.machine()

@@ -60,7 +60,9 @@ class NvidiaDriver:
     reachable: bool
 
 
-def machine_facts(cpuinfo: pathlib.Path = CPUINFO, run: Run | None = None) -> dict[str, Any]:
+def machine_facts(
+    cpuinfo: str | os.PathLike[str] = CPUINFO, run: Run | None = None
+) -> dict[str, Any]:
     """What numbers were measured on, as values that JSON can hold. Never raises.
 
     `cpu`, `cores` (those that this process may use), `isa`, `memory_bytes`, `gpus` (a list of
@@ -88,7 +90,7 @@ def machine_facts(cpuinfo: pathlib.Path = CPUINFO, run: Run | None = None) -> di
     }
 
 
-def isa(cpuinfo: pathlib.Path = CPUINFO) -> list[str]:
+def isa(cpuinfo: str | os.PathLike[str] = CPUINFO) -> list[str]:
     """Those of the CPU's instruction sets that matter here, in the order of `ISA`.
 
     Empty where they can't be read.

@@ -110,8 +110,7 @@ class Expectation:
     def cost_seconds(self, plan: Plan) -> float:
         """What it takes to know whether a plan is faithful; its race costs next to nothing."""
         looked_at = CHECKED_STEPS * self._workload.step_seconds
-        traces = _RECORDED_TRACES if hides_gradients(self._workload) else 1
-        return traces * self.trace_seconds(plan) + looked_at + self._prepare_seconds(plan)
+        return self._checks * self.trace_seconds(plan) + looked_at + self._prepare_seconds(plan)
 
     def _prepare_seconds(self, plan: Plan) -> float:
         return sum(prior.prepare_seconds for item, prior in self._usable if item in plan.passes)
@@ -168,6 +167,8 @@ class Expectation:
                 yield Plan(chosen)
 
     def _fit(self) -> None:
+        # Asked for once, and not for each of some hundred plans.
+        self._checks = _RECORDED_TRACES if hides_gradients(self._workload) else 1
         priors = {item.name: prior.expected_gain for item, prior in self._usable}
         traces = {item.name: item.compile_factor for item, _ in self._usable}
         traces[_TRACE] = _LATER_TRACE

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import pathlib
 import platform
 from collections.abc import Iterable, Mapping
@@ -93,7 +94,7 @@ def factors(
 
 
 def xla_factors(
-    environ: Mapping[str, str], cpuinfo: pathlib.Path = CPUINFO, machine: str = ""
+    environ: Mapping[str, str], cpuinfo: str | os.PathLike[str] = CPUINFO, machine: str = ""
 ) -> list[Factor]:
     """XLA's flags for CPUs that are worth a trial where a program compiles by XLA.
 

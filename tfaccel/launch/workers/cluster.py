@@ -1,16 +1,18 @@
 """What a worker is told of the others, and who else may have told it already."""
 
-import json
+import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 TF_CONFIG = "TF_CONFIG"
+# json is loaded where there is some to read: a program alone need not wait for it.
 
 
 def tf_config(addresses: Sequence[str], index: int) -> str:
     """TF_CONFIG of one of the workers at these addresses (`"host:port"`)."""
     task = {"type": "worker", "index": index}
-    return json.dumps({"cluster": {"worker": list(addresses)}, "task": task})
+    return importlib.import_module("json").dumps(
+        {"cluster": {"worker": list(addresses)}, "task": task}
+    )
 
 
 def manager(environ: Mapping[str, str]) -> str:
@@ -51,7 +53,7 @@ def _told(environ: Mapping[str, str]) -> tuple[int, bool]:
     if not text:
         return 0, True
     try:
-        told: Any = json.loads(text)
+        told = importlib.import_module("json").loads(text)
         cluster, task = told.get("cluster") or {}, told.get("task") or {}
         workers = sum(len(cluster.get(kind, ())) for kind in ("chief", "worker"))
         is_worker = workers > 1 and task.get("type") == "worker"

@@ -1,10 +1,9 @@
 """What is asked of the launcher of workers."""
 
-import dataclasses
+from typing import NamedTuple
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(NamedTuple):
     """What the user asks for, as the command line has it.
 
     Attributes:
