@@ -35,11 +35,13 @@ def test_losses_are_those_without(program, tmp_path):
     assert (" speedup " in said) != own_loop  # the closing table
 
 
-def test_the_quickstart(capsys):
+def test_the_quickstart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     world = runpy.run_path(str(ROOT / "examples" / "quickstart.py"))
     assert world["model"].history.history["val_accuracy"][-1] > 0.9
     assert world["accel"].report is not None
     assert "tfaccel: " in capsys.readouterr().out
+    assert (tmp_path / "quickstart.png").is_file()
 
 
 def test_predictions_are_saved_and_loaded(tmp_path, monkeypatch, capsys):
@@ -47,6 +49,7 @@ def test_predictions_are_saved_and_loaded(tmp_path, monkeypatch, capsys):
     world = runpy.run_path(str(ROOT / "examples" / "predict_and_export.py"))
     assert world["model"].history.history["accuracy"][-1] > 0.9
     images = world["images"]
+    assert (tmp_path / "stripes.png").is_file()
     expected = world["model"].predict(images, verbose=0)
     np.testing.assert_allclose(world["after"], expected, atol=0.02)
     assert capsys.readouterr().out.endswith("as before: True\n")
