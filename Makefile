@@ -103,6 +103,7 @@ docs: $(VENV)/.docs
 
 clean:
 	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_CONFORMANCE) site build dist *.egg-info
+	rm -f demo.png digits.png spoken_digits.png texts.png quickstart.png discs.png
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

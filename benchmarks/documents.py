@@ -1,4 +1,4 @@
-"""Writes what the documents say of benchmarks/results: a table, a page of results, a picture.
+"""Writes what the documents say of benchmarks/results: a table, a page of results, pictures.
 
 README's table is between two comments; docs/benchmarks.md has every results file. A test compares
 both with the results, so that neither can go stale.
@@ -38,8 +38,15 @@ _NAMES = {
 _IN_README = tuple(_NAMES)[:8]
 # The batch whose predictions README tells of; the page of benchmarks has all.
 _README_BATCH = "batch 8"
+# What the page of results begins with; the others follow by the alphabet.
+_FIRST = (
+    "A training step, stock Keras and tfaccel",
+    "A whole fit that takes stock Keras about 90 s",
+    "Whole programs with and without `tfaccel run`",
+    "Predictions in turns with predict_on_batch: tfaccel, and engines by hand",
+)
 _README, _PAGE = _common.REPOSITORY / "README.md", _common.REPOSITORY / "docs" / "benchmarks.md"
-_PICTURE = _common.REPOSITORY / "docs" / "images" / "speedups.svg"
+_PICTURES = _common.REPOSITORY / "docs" / "images"
 _MARKED = re.compile(r"(<!-- results: [^\n]*-->\n).*?(<!-- end of results -->)", flags=re.DOTALL)
 
 
@@ -108,11 +115,14 @@ def page() -> str:
         "has the same as JSON, with all trials. `python benchmarks/documents.py` writes this page.",
         "",
         "![Speedup of a training step, by model](images/speedups.svg)",
+        "",
+        "![Speedup of a whole fit of 90 s, by model](images/fits.svg)",
     ]
     for title, parts in itertools.groupby(_tables(), key=lambda one: one[0]):
         lines += ["", f"## {title}"]
         for _, machine, body in parts:
-            lines += ["", f"### {machine}", "", body]
+            # No heading: the site's list of contents would hold each machine many times.
+            lines += ["", f"**{machine}**", "", body]
     return "\n".join(lines) + "\n"
 
 
@@ -121,23 +131,48 @@ def _tables() -> Iterator[tuple[str, str, str]]:
     found = []
     for path in sorted(_common.RESULTS.glob("*.md")):
         heading, _, machine, body = path.read_text(encoding="utf-8").split("\n", 3)
-        found.append((heading.removeprefix("# "), machine.rstrip("."), body.strip()))
-    yield from sorted(found, key=lambda one: one[:2])
+        commands, _, tables = body.strip().partition("\n\n")
+        title = heading.removeprefix("# ")
+        found.append((title, machine.rstrip("."), f"{tables}\n\n{commands}"))
+    yield from sorted(found, key=lambda one: (*_place(one[0]), one[1]))
 
 
-def draw(path: pathlib.Path) -> None:
-    """Draws the speedups of all models of README's machine, with their intervals."""
-    matplotlib.use("svg")
+def _place(title: str) -> tuple[int, str]:
+    return (_FIRST.index(title) if title in _FIRST else len(_FIRST), title)
+
+
+def draw_steps(path: pathlib.Path) -> None:
+    """Draws the speedups of a step of all models of README's machine, with their intervals."""
     rows = sorted(rows_of("training").values(), key=lambda row: row["speedup"])
-    gains = [row["speedup"] for row in rows]
+    gains = {_NAMES[row["model"]]: row["speedup"] for row in rows}
     spread = [
         [abs(row["speedup_interval"][end] - row["speedup"]) for row in rows] for end in (0, 1)
     ]
+    label = "speedup of a training step over stock Keras, with its 95 % interval"
+    _draw(gains, spread, label, path)
+
+
+def draw_fits(path: pathlib.Path) -> None:
+    """Draws the speedups of whole fits of all models of README's machine, with their range."""
+    rows = sorted(rows_of("whole-fit-90s").values(), key=lambda row: row["speedup"])
+    gains = {_NAMES.get(row["model"], row["model"]): row["speedup"] for row in rows}
+    spread = [
+        [row["speedup"] - min(row["speedups"]) for row in rows],
+        [max(row["speedups"]) - row["speedup"] for row in rows],
+    ]
+    label = "speedup of a whole fit of 90 s over stock Keras, the search included"
+    _draw(gains, spread, label, path)
+
+
+def _draw(
+    gains: dict[str, float], spread: list[list[float]], label: str, path: pathlib.Path
+) -> None:
+    matplotlib.use("svg")
     with matplotlib.rc_context({"svg.hashsalt": "tfaccel", "font.size": 9}):
         figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
-        axes.barh([_NAMES[row["model"]] for row in rows], gains, xerr=spread, color="#4c8dae")
+        axes.barh(list(gains), list(gains.values()), xerr=spread, color="#4c8dae")
         axes.axvline(1, color="#555555", linewidth=1)
-        axes.set_xlabel("speedup of a training step over stock Keras, with its 95 % interval")
+        axes.set_xlabel(label)
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, metadata={"Date": None})
         pyplot.close(figure)
@@ -147,8 +182,9 @@ def main(argv: list[str]) -> None:
     _common.no_arguments(argv)
     _README.write_text(readme(), encoding="utf-8")
     _PAGE.write_text(page(), encoding="utf-8")
-    _PICTURE.parent.mkdir(exist_ok=True)
-    draw(_PICTURE)
+    _PICTURES.mkdir(exist_ok=True)
+    draw_steps(_PICTURES / "speedups.svg")
+    draw_fits(_PICTURES / "fits.svg")
 
 
 if __name__ == "__main__":

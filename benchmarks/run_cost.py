@@ -93,7 +93,7 @@ def main(argv: list[str]) -> None:
     unknown = set(_SCRIPTS.value) - _CODE.keys()
     if unknown:
         sys.exit(f"--scripts must be of {', '.join(_CODE)}. Received: {', '.join(unknown)}")
-    title = "what tfaccel run costs a program that never trains"
+    title = "What `tfaccel run` costs a program that never trains"
     results = _common.Results("run-cost", title, COLUMNS, pathlib.Path(_OUTPUT.value))
     _processes.compile_ours()
     with tempfile.TemporaryDirectory() as folder:

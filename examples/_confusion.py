@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from _picture import load_matplotlib
 
 
 def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
@@ -23,24 +23,6 @@ def most_confused(matrix: np.ndarray, names: Sequence[str]) -> str:
     return (
         f"The most frequent mistake: {names[truth]} taken for {names[taken]}, {count} of {total}."
     )
-
-
-def load_matplotlib() -> Any:
-    """The module `matplotlib`, which only the extra `report` installs.
-
-    Raises:
-        ModuleNotFoundError: it is not installed; the message says how to.
-    """
-    try:
-        import matplotlib
-        import matplotlib.figure
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise ModuleNotFoundError(
-            "The picture needs matplotlib: pip install 'tfaccel[report]'", name="matplotlib"
-        ) from None
-    return matplotlib
 
 
 def draw(matrix: np.ndarray, names: Sequence[str], path: str | os.PathLike[str]) -> None:

@@ -5,6 +5,7 @@ import math
 import pathlib
 import sys
 
+import _picture
 import _training
 import keras
 from absl import flags
@@ -52,6 +53,12 @@ _COMPARE = flags.DEFINE_bool(
 
 _SUMMARY_FILE = flags.DEFINE_string(
     "summary_file", None, "where both trainings' times and accuracies are written, as JSON"
+)
+
+_PICTURE = flags.DEFINE_string(
+    "picture_file",
+    None,
+    "where a picture of the trainings is written; empty for none. By default the data's name.png",
 )
 
 _USUAL_EPOCHS = 20
@@ -235,6 +242,15 @@ def run(
         if _SUMMARY_FILE.value is not None:
             _write_summary(stock, accelerated, str(accelerator.plan))
     console.print(_meaning(accelerator, accelerated))
+    path = f"{task.name}.png" if _PICTURE.value is None else _PICTURE.value
+    if path:
+        runs = {"stock Keras": stock, "with tfaccel": accelerated}
+        curves = {
+            f"validation accuracy, {name}": run.history["val_accuracy"]
+            for name, run in runs.items()
+            if run
+        }
+        _picture.show(curves, accelerator.report, path)
     if _PROFILE_DIR.value is not None:
         console.print(f"For a page with plots: tfaccel report {_PROFILE_DIR.value}")
     return accelerated

@@ -81,3 +81,18 @@ def speech_recurrent(
         keras.layers.Dense(classes, activation="softmax"),
     ]
     return keras.Sequential(layers, name=f"speech_{cell.__name__.lower()}")
+
+
+def text_transformer(length: int, classes: int) -> keras.Model:
+    """Two blocks of attention over bytes, normalised before each part, and their mean."""
+    inputs = keras.Input((length,), dtype="int32")
+    places = keras.ops.arange(length)[None]
+    x = keras.layers.Embedding(256, 64)(inputs) + keras.layers.Embedding(length, 64)(places)
+    for _ in range(2):
+        normed = keras.layers.LayerNormalization()(x)
+        x = x + keras.layers.MultiHeadAttention(4, 16)(normed, normed)
+        hidden = keras.layers.Dense(256, "gelu")(keras.layers.LayerNormalization()(x))
+        x = x + keras.layers.Dense(64)(hidden)
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.LayerNormalization()(x))
+    outputs = keras.layers.Dense(classes, activation="softmax")(x)
+    return keras.Model(inputs, outputs, name="transformer")

@@ -97,6 +97,7 @@ class Run:
     step_seconds: float | None
     test_accuracy: float  # on samples that were not trained on
     steps: int  # how many steps were trained
+    history: Mapping[str, list[float]]  # each metric's values by epoch
 
 
 def train(
@@ -117,7 +118,7 @@ def train(
     """
     model, data, clock = task.build(seed), task.data(seed, samples), EpochClock()
     begin = time.perf_counter()
-    model.fit(**data.fit, epochs=epochs, callbacks=[clock, *callbacks], verbose=0)
+    history = model.fit(**data.fit, epochs=epochs, callbacks=[clock, *callbacks], verbose=0).history
     fit_seconds = time.perf_counter() - begin
     accuracy = model.evaluate(**data.test, verbose=0, return_dict=True)["accuracy"]
     steps = task.steps_per_epoch
@@ -125,7 +126,7 @@ def train(
         steps = min(steps, math.ceil(samples / task.batch_size))
     later = [seconds / steps for seconds in clock.seconds[1:]]
     step_seconds = statistics.median(later) if later else None
-    return Run(model, fit_seconds, step_seconds, accuracy, steps * epochs)
+    return Run(model, fit_seconds, step_seconds, accuracy, steps * epochs, history)
 
 
 def warm_up(task: Task) -> float:

@@ -11,6 +11,7 @@ Two lines are tfaccel's: the one that makes `step`, and the one that prints the 
 import sys
 from collections.abc import Callable
 
+import _picture
 import keras
 import numpy as np
 import tensorflow as tf
@@ -92,8 +93,8 @@ def make_step(
     return train_step
 
 
-def train(steps: int, batch_size: int) -> tuple[keras.Model, dict[str, float]]:
-    """The trained generator, and the last losses."""
+def train(steps: int, batch_size: int) -> keras.Model:
+    """The trained generator."""
     keras.utils.set_random_seed(0)
     generator, critic = make_generator(), make_critic()
     optimizers = [keras.optimizers.Adam(2e-4, beta_1=0.5) for _ in range(2)]
@@ -104,19 +105,23 @@ def train(steps: int, batch_size: int) -> tuple[keras.Model, dict[str, float]]:
         optimizer=optimizers,
         steps=steps,
     )
+    curves: dict[str, list[float]] = {"generator_loss": [], "critic_loss": []}
     for index, real in enumerate(images.batch(batch_size, drop_remainder=True).take(steps), 1):
         losses = step(real)
         if index % 200 == 0 or index == steps:
             print(index, *(f"{name} {float(loss):.3f}" for name, loss in losses.items()))
+            for name, loss in losses.items():
+                curves[name].append(float(loss))
     print(step.report.summary())
-    return generator, {name: float(loss) for name, loss in losses.items()}
+    _picture.show(curves, step.report, "discs.png", along="steps, in units of 200")
+    return generator
 
 
 def main(argv: list[str]) -> None:
     """Trains, and prints an image in letters."""
     if len(argv) > 1:
         sys.exit(f"There are flags only, no other arguments. Received: {' '.join(argv[1:])}")
-    generator, _ = train(_STEPS.value, _IMAGES.value)
+    generator = train(_STEPS.value, _IMAGES.value)
     image = generator.predict_on_batch(keras.random.normal((1, _NOISE), seed=2))[0, ..., 0]
     print("\n".join("".join(" .:*#"[round(4 * float(pixel))] for pixel in row) for row in image))
 

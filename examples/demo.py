@@ -35,7 +35,8 @@ def trained(script: str, arguments: list[str]) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         summary = pathlib.Path(folder) / "summary.json"
-        words = [sys.executable, str(_FOLDER / script), f"--summary_file={summary}", *arguments]
+        words = [sys.executable, str(_FOLDER / script), *arguments]
+        words += [f"--summary_file={summary}", "--picture_file="]
         environ = {"TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ
         with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environ) as child:
             for line in child.stderr or ():

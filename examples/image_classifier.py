@@ -45,7 +45,7 @@ _IMAGE_SIZE = flags.DEFINE_integer(
 
 flags.adopt_module_key_flags(_example)
 
-_DEMONSTRATION = _training.Demonstration(seconds=25.0, fewest=10, most=200)
+_DEMONSTRATION = _training.Demonstration(seconds=20.0, fewest=10, most=200)
 
 flags.register_validator(
     _DEPTH, lambda depth: depth >= 8 and depth % 6 == 2, "must be 6n + 2: 8, 14, 20, 26, ..."

@@ -1,8 +1,10 @@
 """Faster predictions, saved and loaded again: are the stripes of an image upright or level?"""
 
+import pathlib
 import sys
 import tempfile
 
+import _picture
 import keras
 import numpy as np
 
@@ -24,5 +26,7 @@ fast = tfaccel.accelerate(model, images[:32])  # prints what was tried, and what
 folder = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="stripes-")
 fast.save(folder)
 loaded = tfaccel.load(folder)  # here, or in a process that has no Keras model
+accuracy = {"accuracy": model.history.history["accuracy"]}
+_picture.show(accuracy, fast.report, pathlib.Path(folder).with_suffix(".png"))
 before, after = (one.predict(images, verbose=0) for one in (fast, loaded))
 print(f"{folder} predicts with {loaded.plan}, as before: {np.array_equal(before, after)}")

@@ -27,6 +27,7 @@ import sys
 import _confusion
 import _example
 import _networks
+import _picture
 import _speech_data
 import _speech_features
 import _training
@@ -74,7 +75,7 @@ flags.adopt_module_key_flags(_example)
 # Words are few: smaller batches make more steps of them.
 flags.set_default(_example.BATCH_SIZE, 32)
 
-_DEMONSTRATION = _training.Demonstration(seconds=20.0, fewest=10, most=100)
+_DEMONSTRATION = _training.Demonstration(seconds=18.0, fewest=10, most=100)
 _CELLS = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
 
 
@@ -173,7 +174,7 @@ def _check_confusion_file() -> None:
     if _CONFUSION_FILE.value is None:
         return
     try:
-        _confusion.load_matplotlib()
+        _picture.load_matplotlib()
     except ModuleNotFoundError as error:
         sys.exit(f"{error}")
     if not pathlib.Path(_CONFUSION_FILE.value).parent.is_dir():

@@ -1,6 +1,8 @@
 """`tfaccel cache`: what was learned on one machine goes to another of its class."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from command_line import call
@@ -50,6 +52,12 @@ def test_what_is_there_is_shown(filled):
     ]
     assert data["rankings"] == 1
     assert "fused_optimizer" in shown.to_markdown()
+
+
+def test_plans_are_read_in_a_process_that_has_done_nothing_else(filled):
+    words = ["-m", "tfaccel", "cache", "show", "--format=json", "--cache_dir", str(filled)]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
+    assert [plan["plan"] for plan in json.loads(done.stdout)["plans"]] == ["fused_optimizer"]
 
 
 def test_an_empty_folder_is_shown(tmp_path):

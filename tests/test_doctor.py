@@ -652,7 +652,8 @@ def test_this_tensorflow_says_whether_onednn_is_on():
 
 
 def test_extras(surroundings):
-    everything = {"matplotlib": "3.10", "jinja2": "3", "pyopencl": "2026.1"}
+    everything = {"matplotlib": "3.10", "jinja2": "3", "openvino": "2026.1"}
+    everything |= {"onnxruntime": "1.24", "pyopencl": "2026.1"}
     everything |= {"tensorboard": "2", "scikit-learn": "1.9"}
     found = only(check_extras(surroundings(packages=FakePackages(everything))))
     listed = ", ".join(f"{name} {version}" for name, version in everything.items())
@@ -660,7 +661,9 @@ def test_extras(surroundings):
     some, absent = check_extras(surroundings(packages=FakePackages({"tensorboard": "2.20"})))
     assert_finding(some, OK, "tensorboard 2.20")
     assert_finding(
-        absent, NOTE, "matplotlib (", "jinja2 (", "install 'tfaccel[report,opencl,examples]'"
+        absent,
+        *(NOTE, "matplotlib (", "jinja2 ("),
+        "install 'tfaccel[report,openvino,onnx,opencl,examples]'",
     )
 
 

@@ -131,3 +131,19 @@ def test_the_site_names_files_that_it_has_no_copy_of():
     text = "[code](../../tfaccel/__init__.py#L3), [more](../passes/index.md)\n| `a\\|b` |"
     shown = "code (`tfaccel/__init__.py` in the repository), [more](../passes/index.md)\n| `a|b` |"
     assert pages.on_page_markdown(text, page) == shown
+
+
+def luminance(colour):
+    """As WCAG 2 defines it, of #rrggbb."""
+    shares = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    red, green, blue = (s / 12.92 if s <= 0.03928 else ((s + 0.055) / 1.055) ** 2.4 for s in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_the_style_of_the_site_is_there_and_can_be_read_in_the_dark():
+    [style] = re.findall(r"^extra_css: \[(.+)\]$", text_of("mkdocs.yml"), flags=re.M)
+    colours = re.findall(r"#[0-9a-f]{6}", text_of(f"docs/{style}"))
+    behind_code = luminance("#272a35")  # as the theme has it in the dark
+    assert colours
+    for colour in colours:
+        assert (luminance(colour) + 0.05) / (behind_code + 0.05) >= 4.5, colour

@@ -12,6 +12,8 @@ import pytest
 from rich.console import Console
 from test_run import ROOT
 
+PNG = b"\x89PNG"
+
 
 def arrays(**changed):
     """Sixteen images of 8x8 in two classes, and as many to test on."""
@@ -63,13 +65,14 @@ def test_it_compares_two_trainings_of_a_file(tmp_path):
     words = [f"--data_file={tmp_path / 'own.npz'}", "--epochs=2", "--compare", "--batch_size=8"]
     words.append(f"--summary_file={tmp_path / 'summary.json'}")
     done = subprocess.run(
-        [sys.executable, script, *words], capture_output=True, text=True, check=False
+        [sys.executable, script, *words], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert "fit, seconds" in done.stdout
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["stock"]["fit_seconds"] > 0
     assert summary["plan"] == "baseline"  # four steps are too few
+    assert (tmp_path / "own.png").read_bytes().startswith(PNG)
 
 
 def test_the_demo_shows_both_in_a_table_and_a_picture(tmp_path):
@@ -81,7 +84,7 @@ def test_the_demo_shows_both_in_a_table_and_a_picture(tmp_path):
     console.print(demo.table(found))
     assert {"20.0", "10.0", "2.00x"} <= set(console.file.getvalue().split())
     demo.draw(found, str(tmp_path / "demo.png"))
-    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "demo.png").read_bytes().startswith(PNG)
 
 
 def test_the_demo_ends_as_the_example_does(tmp_path, capfd):

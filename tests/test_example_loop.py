@@ -13,10 +13,12 @@ def call(*words):
         custom_loop.main(rest)
 
 
-def test_it_trains_and_shows_what_it_draws(capsys):
+def test_it_trains_and_shows_what_it_draws(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     call("--steps=6", "--images=8")
     shown = capsys.readouterr().out
     assert "6 generator_loss" in shown
+    assert (tmp_path / "discs.png").is_file()
     assert "too short" in shown
     assert all(len(line) == 16 for line in shown.splitlines()[-16:])
 

@@ -202,7 +202,8 @@ def call(*words):
 
 
 @pytest.mark.parametrize("compare", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_short_training_from_a_folder(compare, tmp_path, capsys):
+def test_a_short_training_from_a_folder(compare, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     tone = np.sin(np.arange(1600) * np.array([[0.3], [1.2]])) * 5000
     for word, sound in zip(("low", "high"), tone, strict=True):
         for take in range(30):
@@ -220,6 +221,7 @@ def test_a_short_training_from_a_folder(compare, tmp_path, capsys):
     assert "recordings/s" in said
     assert "No mistakes." in said
     assert picture.stat().st_size > 1000
+    assert (tmp_path / "tones.png").is_file()
     assert (tmp_path / "run" / "profile.jsonl").is_file()
 
 

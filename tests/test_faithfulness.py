@@ -1,4 +1,4 @@
-"""What rounding does is accepted; a mistake is not, whatever the net makes of rounding."""
+"""What rounding does is accepted; a mistake is not, however much the model amplifies rounding."""
 
 import contextlib
 import dataclasses

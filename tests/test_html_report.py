@@ -17,6 +17,8 @@ from tfaccel.core.plan import Plan
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup, median_interval
 from tfaccel.passes import XLA, FusedNorm
+from tfaccel.profiling.html.plots import Line, line_chart
+from tfaccel.profiling.html.svg import Chart
 from tfaccel.profiling.key_figures import key_figures
 from tfaccel.profiling.outcome import facts
 from tfaccel.profiling.records import Records, read_records
@@ -529,6 +531,13 @@ def test_the_user_s_matplotlib_settings_stay_and_change_nothing(page):
         before = dict(matplotlib.rcParams)
         assert page() == plain
         assert dict(matplotlib.rcParams) == before
+
+
+def test_the_label_beside_long_numbers_is_within_the_plot():
+    line = Line("pairs", range(9), [2.0] * 9, 0, band=([1.25] * 9, [2.35] * 9))
+    drawn = line_chart(Chart("a", "Speedup", "over steps", "times as fast"), [line], level=1)
+    [left] = re.findall(r'x="([\d.]+)"[^>]*rotate\(-90', drawn)
+    assert float(left) > 8  # the letters' height
 
 
 def test_plots_take_their_colours_from_the_page(page):

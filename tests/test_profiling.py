@@ -316,6 +316,20 @@ class TestMeter:
         assert ledger.total.is_input_bound
         assert figures_of(ledger).summary()["speedup"] is None
 
+    def test_the_turns_of_a_race_are_no_retraces(self, clock):
+        meter, ledger, function = self.fake(clock)
+        function.is_racing, candidate, turns = True, function.built, iter(range(12))
+        candidate.function.experimental_get_tracing_count = lambda: 1
+        one_step = function.step
+
+        def take_turns(iterator):
+            function.built = candidate if next(turns) // 2 % 2 else None
+            return one_step(iterator)
+
+        function.step, function.built = take_turns, None
+        self.run(meter, iter(self.batches()), 12)
+        assert (ledger.traces, ledger.retraces.count) == (1, 0)
+
     def test_every_batch_comes_once_and_in_order(self, clock):
         meter, _, function = self.fake(clock)
         seen = []

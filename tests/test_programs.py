@@ -49,11 +49,13 @@ def test_steps_on_batches_are_accelerated_where_that_is_asked_for(tmp_path):
     assert "Sequential.train_on_batch" in said and "no `fit`" not in said
 
 
-def test_the_quickstart(capsys):
+def test_the_quickstart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     world = runpy.run_path(str(ROOT / "examples" / "quickstart.py"))
     assert world["model"].history.history["val_accuracy"][-1] > 0.9
     assert world["accel"].report is not None
     assert "tfaccel: " in capsys.readouterr().out
+    assert (tmp_path / "quickstart.png").is_file()
 
 
 def test_predictions_are_saved_and_loaded(tmp_path, monkeypatch, capsys):
@@ -61,6 +63,7 @@ def test_predictions_are_saved_and_loaded(tmp_path, monkeypatch, capsys):
     world = runpy.run_path(str(ROOT / "examples" / "predict_and_export.py"))
     assert world["model"].history.history["accuracy"][-1] > 0.9
     images = world["images"]
+    assert (tmp_path / "stripes.png").is_file()
     expected = world["model"].predict(images, verbose=0)
     np.testing.assert_allclose(world["after"], expected, atol=0.02)
     assert capsys.readouterr().out.endswith("as before: True\n")

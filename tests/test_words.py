@@ -115,7 +115,7 @@ def words_out():
 
 
 @pytest.mark.parametrize(
-    ("make", "told"), [(Own, "no graph of layers"), (words_out, "what an output is")]
+    ("make", "told"), [(Own, "no graph of layers"), (words_out, "an output is")]
 )
 def test_what_can_not_be_split_is_told(make, told, winning):
     model = make()

@@ -144,7 +144,7 @@ class Mine(keras.layers.Dense):
     [
         (
             lambda: Mine(3, activation="gelu"),
-            "may want its activation for something else than to call it",
+            "may use its activation in other ways than by calling it",
         ),
         (lambda: keras.layers.Dense(3, activation="gelu", dtype="float64"), "computes in float64"),
         (lambda: keras.layers.LSTM(3, activation="gelu"), "runs its activation in a loop"),

@@ -236,7 +236,7 @@ def test_a_float16_model_trains_as_in_float32(mirrored):
             "replicas are traced in threads that take turns inside a layer, and this pass changes "
             "the layer's axis meanwhile",
         ),
-        (MixedPrecision("float16"), "the loss scale of float16 would be each replica's own"),
+        (MixedPrecision("float16"), "each replica would have a loss scale of its own for float16"),
     ],
     ids=["xla", "layout", "float16"],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import rich.console
 from rich.markup import escape
 
+from tfaccel import passes as passes  # plans are read by the names of their passes
 from tfaccel.autotune.trial import Trial
 from tfaccel.core.plan import Plan
 from tfaccel.measure.numerics import Drift
@@ -168,7 +169,7 @@ class Report:
             # Nothing is known of a plan that was given, and tried by nobody.
             gain = f": a {one} is {self.gain} as fast" if self.gain.pairs else ""
             even = self.break_even_steps
-            paid = f"; tuning is paid back after {even} {one}{'s' if one == 'step' else 'es'}"
+            paid = f"; tuning is paid back after {even:,} {one}{'s' if one == 'step' else 'es'}"
             said = f"{goes_on} {self.plan}{gain}{paid if even and not self.cached else ''}."
         told = self.tuning_seconds >= _LEAST_TOLD_SECONDS
         what = "Its trace took" if self.cached else "Tuning took"
@@ -246,7 +247,9 @@ class Report:
         heads = [line.partition(" [")[0] for line in found[:_SHOWN_FINDINGS]]
         yield from heads
         if heads != list(found):
-            yield f"... {len(found)} lines, and the reasons: Report.findings()"
+            more = len(found) - len(heads)
+            left_out = f"{more} more, and the" if more else "the"
+            yield f"... {left_out} reasons: Report.findings()"
 
 
 def show(report: Report, verbose: int = 1) -> None:

@@ -45,8 +45,9 @@ def max_batch_size(
 
     Real training steps are run on `sample`, its rows repeated: with `start` rows, then with
     twice as many, until memory runs out, then with numbers in between. On a GPU each step may
-    meet that error. On a CPU the system would swap or kill first, so there the next batch's need
-    is foreseen from the growth of the process, and none above `memory_limit_bytes` is tried.
+    meet that error. On a CPU the system would swap, or end the process, before that. So there the
+    next batch's need is foreseen from the growth of the process, and none above
+    `memory_limit_bytes` is tried.
 
     The model, its optimizer and its metrics are afterwards what they were, bit for bit.
 

@@ -56,7 +56,7 @@ class AccelCallback(keras.callbacks.Callback):
             save more time than they cost. `"full"`: to every plan that is worth a trial, on
             batches that are kept, as `tfaccel.tune` does. `"off"`: to plans that the cache
             has for this model. None for `"quick"`, or for `"full"` where `tuning_share` is
-            None: then the training's length is no matter.
+            None: then the training's length does not matter.
         reproducible: whether every step until the choice is to be the untouched one's, bit
             for bit: candidates are then raced on batches that are kept, and the state is put
             back. It costs the time of the race.
@@ -72,8 +72,8 @@ class AccelCallback(keras.callbacks.Callback):
 
     Attributes:
         plan: the plan in use; `Plan()` until one is chosen.
-        report: the `Report` of the last tuning; None before. Where steps wait for their
-            input, its note says so, and what to change.
+        report: the `Report` of the last tuning; None before, and where a plan was given. Where
+            steps wait for their input, its note says so, and what to change.
 
     Raises:
         RuntimeError: Keras does not run on the TensorFlow backend.
@@ -171,7 +171,7 @@ class AccelCallback(keras.callbacks.Callback):
         self._session.start()
         if earlier is None or not self._session.resume(earlier):
             self._session.leave_if_too_few()
-        if self._watch is not None:  # of a fit that broke off, or of this one: it has us twice
+        if self._watch is not None:  # a fit before broke off, or the list has this callback twice
             self._watch.end()
         self._watch = self._watching()
 

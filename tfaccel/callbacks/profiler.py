@@ -19,9 +19,9 @@ class ProfilerCallback(keras.callbacks.Callback):
     """Measures what a training does with its time, and what acceleration wins in it.
 
     Alone it times the steps as they are. Beside an `AccelCallback` (in any order) it
-    runs your own step now and then among the accelerated ones: both are valid
-    training steps, so the speedup is measured side by side, on the same machine and
-    in the same minute, at the cost of what your own step is slower. Steps are waited
+    runs your own step from time to time between the accelerated ones: both are
+    valid training steps, so the speedup is measured side by side, on the same machine and
+    in the same minute, at the cost of the time by which your own step is slower. Steps are waited
     for one by one, so that a GPU's queue is not timed as done.
 
     Args:

@@ -46,16 +46,16 @@ def define(parser: argparse.ArgumentParser) -> None:
         type=_whole,
         default=0,
         metavar="K",
-        help="when a worker fails, start all again, so often (0)",
+        help="how often all workers are started again after one failed (0)",
     )
     workers.add_argument(
-        "--backup_dir", metavar="DIR", help="keep each fit here, for what is started again"
+        "--backup_dir", metavar="DIR", help="where each fit is kept, to go on from after a restart"
     )
     workers.add_argument(
         "--save_freq",
         type=positive_int,
         metavar="STEPS",
-        help="keep it each so many steps, too, and not at the ends of epochs alone",
+        help="keep it every so many steps, and not only at the ends of epochs",
     )
     workers.add_argument("--launched", action="store_true", help=argparse.SUPPRESS)
 

@@ -18,8 +18,8 @@ class Unsupported:
     Attributes:
         cause: one clause that names the layer, argument or device in the way.
         remedy: one clause that says what would let the pass in; may be empty.
-        irrelevant: whether the model has nothing that the pass is for, so that there is nothing
-            to regret.
+        irrelevant: whether the model has nothing that the pass is for, so that nothing is
+            lost by the refusal.
     """
 
     cause: str

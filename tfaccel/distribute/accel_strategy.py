@@ -64,8 +64,8 @@ class AccelStrategy(tf.distribute.Strategy):
             True or False. `"auto"` is Keras's choice.
         data_format: of images in new models: `"auto"` (channels-last),
             `"channels_last"`, `"channels_first"`, or False (Keras's global one).
-        memory_growth: let TensorFlow take GPU memory as it needs it, not all at once. Not
-            looked at with a strategy of your own, whose making has started the GPUs.
+        memory_growth: let TensorFlow take GPU memory as it needs it, not all at once. Ignored
+            with a strategy of your own: making it has started the GPUs.
         memory_limit_bytes: let it take no more than this of each GPU.
         auto_shard_policy: how `distribute` divides a dataset among workers: `"auto"`
             (as the dataset's own options say), `"data"`, `"file"` or `"off"`.

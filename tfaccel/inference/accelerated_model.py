@@ -28,7 +28,7 @@ _TIMES = 3
 class AcceleratedModel:
     """What `tfaccel.accelerate` gives: the same predictions, faster.
 
-    Whatever fails goes on with the model's own function, with one warning. Several threads may
+    If something fails, the model's own function goes on, with one warning. Several threads may
     predict at once. A plan whose
     parts XLA compiles for each size serves the sample's size at once, and another one from
     its third batch on; until then the model's own function predicts those (the rest at the end

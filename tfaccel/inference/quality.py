@@ -108,8 +108,8 @@ def asked_quality(
     if y is None:
         if allow:
             raise ValueError(
-                f"`allow={tuple(allow)!r}` needs `y`, the labels of `sample`: what 8 bits lose is "
-                "told by a metric. Received: y=None"
+                f"`allow={tuple(allow)!r}` needs `y`, the labels of `sample`: they show "
+                "how much accuracy 8 bits cost. Received: y=None"
             )
         return None
     labels, count = _as_arrays(y), sample_size(x)

@@ -173,5 +173,5 @@ def _ineligibility(models: tuple[keras.layers.Layer, ...], call: Call) -> str:
         if strategy is not default_strategy():
             return f"Loops under {type(strategy).__name__} are left as they are; use `fit`."
     if any(isinstance(leaf, tf.Variable | keras.Variable) for leaf in tf.nest.flatten(call)):
-        return "The step is handed variables; a batch of tensors can be kept, these change."
+        return "The step is handed variables, whose values change: hand it tensors instead."
     return ""

@@ -48,7 +48,8 @@ def accelerate_step(
         plan: as in `AccelCallback`.
         model: the model that `step` trains, or all of them in a list.
         optimizer: the optimizer that it applies, or all in a list; None for updates by hand.
-        steps: how many calls there will be; None where unknown: as many as were made.
+        steps: how many calls there will be; None where unknown: then as many are expected as were
+            made so far.
         compile: whether a plain function may be compiled, whose Python code then runs once.
         verbose: as in `AccelCallback`.
         options: the other arguments of `AccelCallback`, by name: `includes`, `excludes`,

@@ -21,8 +21,8 @@ from tfaccel.training.step_dispatcher import StepDispatcher
 from tfaccel.training.steps import Steps
 
 _NESTED = (
-    "Your step calls other tf.functions. They keep what they were traced to, so a plan would not "
-    "reach them; leave tf.function to the outermost function."
+    "Your step calls other tf.functions. They are traced already, so a plan would not reach "
+    "them. Decorate the outermost function alone with tf.function."
 )
 
 

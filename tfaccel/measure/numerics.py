@@ -21,8 +21,8 @@ gradient are common (a relu input that falls on the other side of zero). The
 bounds 1e-2 and 5e-2 leave room for that and none for a mistake. Some nets amplify
 more (batch normalizations at random initialisation, above all in 16 bits). So a plan
 beyond a bound is held against the untouched step itself, with its weights rounded
-otherwise (`tfaccel.autotune.comparison.faithfulness`): what a net makes of rounding is no
-mistake of a plan.
+otherwise (`tfaccel.autotune.comparison.faithfulness`): how much a model amplifies rounding
+is no mistake of a plan.
 
 **Updates.** Handed the same gradients, optimizers differ by the rounding of their
 hyperparameters: fused ops take Adam's 1 - 0.999 in float32, which is 1.3e-5 off.

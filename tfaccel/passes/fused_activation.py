@@ -86,6 +86,6 @@ def _obstacle(layer: Any) -> Unsupported | None:
         return Unsupported(f"{named(layer)} runs its activation in a loop")
     if not keras_private.is_from_keras(layer):
         return Unsupported(
-            f"{named(layer)} may want its activation for something else than to call it"
+            f"{named(layer)} may use its activation in other ways than by calling it"
         )
     return other_dtype(layer)

@@ -85,7 +85,8 @@ class StepBatching(Pass):
             return Unsupported(f"{type(model).__name__} has a {maker} of its own")
         strategy = model.distribute_strategy
         if tf.distribute.has_strategy() or strategy is not tf.distribute.get_strategy():
-            return Unsupported(f"a step under {type(strategy).__name__} is more than one device's")
+            name = type(strategy).__name__
+            return Unsupported(f"under {name} each step must be a call of its own")
         if workload.step_seconds * CHOICES[0] > CALL_SECONDS:
             return Unsupported(
                 f"a step takes {milliseconds(workload.step_seconds)}, so the time between "

@@ -65,9 +65,15 @@ class Meter:
 
     @property
     def traces(self) -> int:
-        """How often the steps were traced so far, the user's own and the plan's."""
+        """How often the steps were traced so far, the user's own and those of plans.
+
+        Those of plans that do not run now are counted, too: in a race a plan comes and goes with
+        its turns, and is traced once.
+        """
         built = self._function.built
-        return self._traced(self._function.own) + (self._traced(built.function) if built else 0)
+        for function in (self._function.own, *((built.function,) if built else ())):
+            self._traced(function)
+        return sum(count() for count in self._counters.values())
 
     def _traced(self, function: StepFunction | MultiStep) -> int:
         if function not in self._counters:

@@ -28,7 +28,7 @@ OnTrace = Callable[[tf.Graph], None]
 
 @dataclasses.dataclass(frozen=True)
 class BuiltStep:
-    """A step that tfaccel built: a `StepFunction` that knows whose a NaN is.
+    """A step that tfaccel built: a `StepFunction` that can tell whether its data caused a NaN.
 
     Attributes:
         function: runs one step; a `MultiStep` where the plan runs several in a call.

@@ -257,7 +257,7 @@ class Course:
     def _go_on_for_any_size(self) -> None:
         """The plan that the user gave, less what XLA would compile for ever more sizes."""
         why = f"batches come in more than {MOST_SIZES} sizes"
-        notices.warn(f"tfaccel compiles nothing for each size any longer: {why}", stacklevel=2)
+        notices.warn(f"tfaccel stops compiling for each size of a batch: {why}", stacklevel=2)
         with self.own_work():
             self.observed.many_sizes, self.observed.prepared = True, Prepared()
             self.plan_run.drop()

@@ -286,7 +286,8 @@ class GuardedStep:
         parts = self._held.since_good() or []
         held = sum(map(len, parts))
         count = self._workload.model.steps_per_execution
-        done = f"{held} batches are trained again by it" if held else "their batches are gone"
+        again, lost = f"{held} batches are trained again by it", "the batches since then are lost"
+        done = again if held else lost
         put_back = f"the state of {steps} step{'s' * (steps > 1)} ago is put back"
         self._guard.restore()
         self._abandon(f"{why}; {put_back}, and {done}")

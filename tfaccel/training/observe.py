@@ -50,7 +50,7 @@ class Observing:
         if observed.element_spec is None:
             iterator = self._look_ahead(iterator)
         elif iterator.element_spec != observed.element_spec:
-            course.stay_for("Batches change their kind.")
+            course.stay_for("The structure or dtype of batches changed, so nothing was tried.")
         if course.phase is not Phase.OBSERVE:
             return self._dispatch(iterator)
         if len(observed.seconds) >= (COLLECTED_STEPS if course.settings.plan is None else 1):

@@ -21,6 +21,8 @@ _OLDEST = {"Python": "3.10", "TensorFlow": "2.16", "Keras": "3.10"}
 EXTRAS = (
     ("report", "matplotlib", "the plots of `tfaccel report`"),
     ("report", "jinja2", "its page"),
+    ("openvino", "openvino", "faster predictions by `tfaccel.accelerate`"),
+    ("onnx", "onnxruntime", "the same"),
     ("opencl", "pyopencl", "products on GPUs that TensorFlow can't use"),
     ("tensorboard", "tensorboard", "TensorBoard scalars by ProfilerCallback"),
     ("examples", "scikit-learn", "the examples' digits"),

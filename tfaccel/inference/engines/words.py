@@ -34,14 +34,16 @@ class Split:
         """A model's split; why there is none, where that is so."""
         graph = keras_graphs.graph_of(model)
         if graph is None:
-            return Unsupported("an input holds strings, and no graph of layers shows", _REMEDY)
+            why = "an input holds strings, and the model has no graph of layers"
+            return Unsupported(why, _REMEDY)
         nodes = keras_graphs.graph_nodes(graph)
         head = _with_words(nodes)
         tail = [node for node in nodes if node not in head]
         made = {id(x) for node in tail for x in node.outputs}
         words = [x.name for x in graph.outputs if id(x) not in made]
         if words or not tail:
-            return Unsupported("an input holds strings, and so does what an output is", _REMEDY)
+            why = "an input holds strings, and an output is made before they are numbers"
+            return Unsupported(why, _REMEDY)
         read = {id(x): x for node in tail for x in node.input_tensors if id(x) not in made}
         return cls(graph, tuple(head), tuple(tail), tuple(read.values()))
 

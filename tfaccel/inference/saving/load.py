@@ -28,8 +28,8 @@ def load(folder: str | os.PathLike[str]) -> AcceleratedModel:
         folder: where it was saved.
 
     Returns:
-        The model. There is no Keras model behind it: `refresh` and `export` say so, and what
-        fails is raised.
+        The model. There is no Keras model behind it: `refresh` and `export` raise an error
+        that says so, and whatever fails is raised.
 
     Raises:
         ValueError: the folder holds no saved model, or a damaged one; the message says what.

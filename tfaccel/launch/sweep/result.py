@@ -55,7 +55,7 @@ class Swept:
     def _said(self) -> str:
         best = self.sweep.best.environ
         if not self.sweep.tried and not self.sweep.left_out:
-            return "There is nothing to try here that the environment does not say already."
+            return "There is nothing to try: the environment sets all that a sweep would."
         variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in best.items())
         said = f"Fastest: {variables}." if best else "Nothing was faster than the program as it is."
         if self.sweep.left_out:

@@ -29,7 +29,7 @@ def meeting(request: Request, environ: Mapping[str, str]) -> tuple[Group, int, b
         LaunchError: words that don't go together, or a file that can't be read.
     """
     if request.hosts is not None and request.rendezvous is not None:
-        raise LaunchError("--hosts and --rendezvous are two ways to one end: use one of them")
+        raise LaunchError("--hosts and --rendezvous exclude each other: give one of them")
     if request.hosts is not None:
         return _by_hosts(request)
     if request.rendezvous is not None:

@@ -113,7 +113,7 @@ def measure(
             )
             left_outs.add(kernel.name)
         elif likely is not None and kernel.name not in likely:
-            reason = "it wins no call like this"
+            reason = "it has won no call of this kind"
             candidates.append(
                 Candidate(kernel.name, Outcome.UNDECIDED, reason=reason, unlikely=True)
             )

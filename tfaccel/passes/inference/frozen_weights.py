@@ -58,7 +58,7 @@ class FrozenWeights(Pass):
     def prior(self, workload: Workload) -> Prior:
         return Prior(
             pays=not workload.training,
-            reason="constants need not be read, and what hangs on them alone is computed once",
+            reason="constants need not be read, and what depends on them alone is computed once",
         )
 
     @contextlib.contextmanager

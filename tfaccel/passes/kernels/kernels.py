@@ -80,7 +80,7 @@ class Kernels(LayerPass):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.num_replicas > 1:
-            return Unsupported("its measuring is that of one replica, and replicas must run alike")
+            return Unsupported("it measures on one replica, and all must run the same kernels")
         return super().unsupported(workload)
 
     def unsupported_step(self, workload: Workload) -> Unsupported | None:

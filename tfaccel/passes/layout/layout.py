@@ -91,8 +91,8 @@ class Layout(Pass):
             pays=workload.device.kind == "CPU" or workload.device.fast_dtype is not None,
             gain=1.3,
             reason="CPU kernels want the channels last, and without oneDNN run no channels_first "
-            "convolution; Tensor Cores read 16-bit images channels last, while cuDNN's float32 is "
-            "at home in both",
+            "convolution; Tensor Cores read 16-bit images channels last, while cuDNN is "
+            "fast in float32 either way",
         )
 
     def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:

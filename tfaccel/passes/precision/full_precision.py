@@ -56,7 +56,7 @@ class FullPrecision(LayerPass):
             pays=workload.device.kind == "CPU",
             gain=3.0,
             reason="a CPU without 16-bit instructions emulates them; a GPU without Tensor Cores "
-            "wins memory by them, and some time",
+            "saves memory by them, and some time",
         )
 
     def describe(self, layer: Any, runs: Runs, workload: Workload) -> LayerNote:

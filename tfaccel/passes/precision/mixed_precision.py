@@ -79,14 +79,14 @@ class MixedPrecision(LayerPass):
         if self.compute_dtype(workload) == "float16":
             if workload.num_replicas > 1:
                 return Unsupported(
-                    "the loss scale of float16 would be each replica's own",
+                    "each replica would have a loss scale of its own for float16",
                     "the policy mixed_float16 for the model, or bfloat16",
                 )
             for optimizer in workload.optimizers:
                 if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
                     return Unsupported(f"the optimizer {optimizer.name!r} scales the loss already")
         if all(reason for _, reason in self.layers(workload)):
-            return Unsupported("no layer of the model computes in float32 and could do otherwise")
+            return Unsupported("no layer in float32 could compute in 16 bits")
         return None
 
     def prior(self, workload: Workload) -> Prior:

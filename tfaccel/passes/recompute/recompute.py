@@ -79,7 +79,7 @@ class Recompute(Pass):
         return Prior(
             pays=False,
             gain=0.8,
-            reason="a second forward pass costs time; it serves memory",
+            reason="a second forward pass costs time; what it saves is memory",
         )
 
     def fallback_reason(self, error: Exception) -> str:

@@ -129,6 +129,8 @@ def line_chart(
         ticker = required("matplotlib.ticker")
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+        # By itself matplotlib takes more ticks, with longer labels, once it knows the room.
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(6))
         axes.yaxis.set_major_formatter(lambda value, _: plain_number(value))
         axes.set_xlabel("step")
         axes.set_ylabel(chart.unit)
