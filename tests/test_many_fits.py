@@ -33,7 +33,7 @@ def grown(readings, key, warm_up=0.25):
 
 @pytest.mark.parametrize("kind", ["new", "same", pytest.param("cleared", marks=pytest.mark.slow)])
 def test_a_few_fits_leave_no_more_behind_than_keras_s_own(kind, tmp_path):
-    ours = many_fits.many(kind, True, 8, str(tmp_path), every=2)
+    ours = many_fits.many(kind, True, 6, str(tmp_path), every=2)
     keras_s = many_fits.many(kind, False, 4, str(tmp_path), every=2)
     a_fit = (keras_s[1]["graphs"] - keras_s[0]["graphs"]) / 2
     assert grown(ours, "graphs") <= a_fit * 5  # in four fits after the warm-up
