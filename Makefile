@@ -25,6 +25,8 @@ ARGS ?=
 # TensorFlow's start-up notes on standard error; errors still show.
 TF_CPP_MIN_LOG_LEVEL ?= 2
 export TF_CPP_MIN_LOG_LEVEL
+# Else each process of the tests compiles all modules, and those that they start do, too.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Most of a test is tracing, which Python does on one core. One process more than two cores, as
 # tests that start processes of their own wait for them.

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from crossed import crossed
 
 import tfaccel
 from tfaccel.ops.attention import ChosenProducts, _blocks, attend
@@ -65,12 +66,13 @@ def blocks(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize(
-    ("kind", "is_causal"),
+@crossed(
+    ("sizes", "masking"),
+    SIZES,
     [(None, False), (None, True), ("padding", False), ("queries", True), ("heads", False)],
 )
-def test_it_is_keras_ops_in_both_orders(blocks, sizes, kind, is_causal, rng):
+def test_it_is_keras_ops_in_both_orders(blocks, sizes, masking, rng):
+    kind, is_causal = masking
     mask = masks(rng, sizes, kind)
     operands = tensors(rng, sizes)
     expected = differentiated(lambda *x: by_keras(*x, mask, is_causal), *operands)
@@ -92,11 +94,13 @@ def products_by(name):
     return ChosenProducts("attention", Chooser(lambda layer, specs: True, choose)), served
 
 
-@pytest.mark.parametrize(
-    ("name", "directions"), [("tensorflow", 3), ("onednn", 3), ("xla", 3), ("transposed", 1)]
+@crossed(
+    ("sizes", "kernel"),
+    SIZES,
+    [("tensorflow", 3), ("onednn", 3), ("xla", 3), ("transposed", 1)],
 )
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_its_products_by_any_kernel_in_both_orders(blocks, sizes, name, directions, rng):
+def test_its_products_by_any_kernel_in_both_orders(blocks, sizes, kernel, rng):
+    name, directions = kernel
     mask = masks(rng, sizes, "queries")
     operands = tensors(rng, sizes)
     products, served = products_by(name)
@@ -126,22 +130,22 @@ def test_products_that_nobody_wants_are_those_of_tensorflow(blocks, rng):
 
 
 @pytest.mark.parametrize(
-    ("known", "jit_compile"),
+    ("known", "jit_compile", "count"),
     [
-        ((), False),
-        ((1,), False),
-        ((1,), True),
-        pytest.param((0,), False, marks=pytest.mark.slow),
-        pytest.param((), True, marks=pytest.mark.slow),  # without gradients
+        ((), False, 7),
+        pytest.param((1,), False, 7, marks=pytest.mark.slow),
+        ((1,), True, 4),  # XLA takes long for gradients of gradients
+        pytest.param((1,), True, 7, marks=pytest.mark.slow),
+        pytest.param((0,), False, 7, marks=pytest.mark.slow),
+        # XLA makes no gradient of a loop whose length it does not know.
+        pytest.param((), True, 4, marks=pytest.mark.slow),
     ],
 )
-def test_in_a_function_whose_sizes_may_be_unknown(blocks, known, jit_compile, rng):
+def test_in_a_function_whose_sizes_may_be_unknown(blocks, known, jit_compile, count, rng):
     sizes = SIZES[0]
     operands = tensors(rng, sizes)
     shapes = [[n if i in known or i > 1 else None for i, n in enumerate(x.shape)] for x in operands]
     signature = [*(tf.TensorSpec(shape) for shape in shapes), tf.TensorSpec([None] * 4, tf.bool)]
-    # XLA makes no gradient of a loop whose length it does not know.
-    count = 4 if jit_compile and 1 not in known else 7
 
     @tf.function(input_signature=signature, jit_compile=jit_compile, autograph=False)
     def run(q, k, v, dy, mask):

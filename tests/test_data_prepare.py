@@ -9,6 +9,7 @@ import pytest
 import rich.console
 import tensorflow as tf
 from clocks import FakeClock
+from crossed import with_slow
 
 from tfaccel.data import _pipeline, prepare
 from tfaccel.data._measure import Timings, measure
@@ -262,10 +263,10 @@ def forms(data):
     }
 
 
-FORMS = pytest.mark.parametrize("form", forms(([1], [2])).keys())
+FORMS = forms(([1], [2])).keys()
 
 
-@FORMS
+@pytest.mark.parametrize("form", with_slow(FORMS, ["mapped arrays", "samples"]))
 def test_drop_leaves_out_what_is_faulty_and_tells(form):
     data, batch_size, options = forms(numbered(faulty()))[form]
     with pytest.warns(UserWarning, match="tfaccel.data: .*fault"):
@@ -282,7 +283,7 @@ def test_drop_leaves_out_what_is_faulty_and_tells(form):
     assert {fault.component for fault in found.faults} == {"x['x']", "y"}
 
 
-@FORMS
+@pytest.mark.parametrize("form", with_slow(FORMS, ["arrays", "batches", "unknown length"]))
 def test_report_passes_everything_on_and_tells(form):
     data, batch_size, options = forms(numbered(faulty()))[form]
     with pytest.warns(UserWarning, match="tfaccel.data: .*fault"):
@@ -294,7 +295,7 @@ def test_report_passes_everything_on_and_tells(form):
     assert made.findings.dropped == 0
 
 
-@FORMS
+@pytest.mark.parametrize("form", FORMS)
 def test_good_data_passes_in_silence(form, recwarn):
     data, batch_size, options = forms((np.ones((30, 2)), np.zeros(30)))[form]
     made = prepare(data, batch_size, validate="drop", rules=RULES, measure_seconds=0.05, **options)

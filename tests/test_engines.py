@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from crossed import with_slow
 from fake_engine import FakeEngine, FakeRunner
 from inference_models import CASES, COUNT, accelerate, assert_alike, image_model, numbers
 
@@ -110,7 +111,18 @@ def test_a_gpu_keeps_its_model():
     assert "runs on a GPU" in str(FakeEngine().unsupported(workload))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+# As another case is, to an engine; what predicts in other ways is below and in test_inference.py.
+LIKE_OTHERS = (
+    *("sequential_not_built", "list_of_inputs", "mixed_policy", "stateful", "double_precision"),
+    *("shared_and_nested", "several_steps_an_execution"),
+)
+
+
+@pytest.mark.parametrize(
+    "case",
+    with_slow(CASES, [case for case in CASES if case.name in LIKE_OTHERS]),
+    ids=lambda case: case.name,
+)
 def test_an_engine_serves_every_kind_of_model_or_says_why_not(case, winning):
     model, x = case.make()
     fast = accelerate(model, x, FAKE)

@@ -138,7 +138,11 @@ def epochs(recordings, seed, count=2):
     return [list(dataset.as_numpy_iterator()) for _ in range(count)]
 
 
-@pytest.mark.parametrize("cached_bytes", [0, 2**20], ids=["streamed", "cached"])
+@pytest.mark.parametrize(
+    "cached_bytes",
+    [0, pytest.param(2**20, marks=pytest.mark.slow)],
+    ids=["streamed", "cached"],
+)
 def test_training_order_follows_the_seed(recordings, monkeypatch, cached_bytes):
     monkeypatch.setattr(_speech_features, "_CACHED_BYTES", cached_bytes)
     first, again, other = (epochs(recordings, seed) for seed in (5, 5, 6))

@@ -10,6 +10,7 @@ import models
 import numpy as np
 import pytest
 import tensorflow as tf
+from crossed import crossed
 
 import tfaccel
 from tfaccel.autotune.comparison import faithfulness
@@ -226,8 +227,11 @@ def bench():
         yield entered
 
 
-@pytest.mark.parametrize("beside", [(), (SIXTEEN,)], ids=["float32", "16 bits"])
-@pytest.mark.parametrize("mistake", ["scale", "lost", "stale"])
+@crossed(
+    ("beside", "mistake"),
+    {"float32": (), "16 bits": (SIXTEEN,)},
+    ["scale", "lost", "stale"],
+)
 def test_trials_refuse_a_pass_with_a_mistake(mistake, beside, bench):
     """Amid 16 bits, too, where the net makes more of rounding than the mistake is."""
     _, violation = bench.compared(Plan((Planted(mistake), *beside)))

@@ -8,6 +8,7 @@ import fault_trainings
 import numpy as np
 import pytest
 import tensorflow as tf
+from crossed import crossed
 from fault_points import PACKAGE, name_of
 from fault_trainings import TRAININGS, Same, problems_with, recorded
 
@@ -93,14 +94,14 @@ def test_every_phase_and_every_hook_is_made_to_fail():
     assert set(hooks()) - NOT_IN_A_FIT <= called | own
 
 
-@pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize(
-    "point",
-    [
-        pytest.param((Snapshot.of, 1), id="copy of the state"),
-        pytest.param((Phases.enter, 1), id="phase"),
-        pytest.param((NaNGuard.passed, 2), id="beside a step"),
-    ],
+@crossed(
+    ("error", "point"),
+    {type(error).__name__: error for error in FAULTS},
+    {
+        "copy of the state": (Snapshot.of, 1),
+        "phase": (Phases.enter, 1),
+        "beside a step": (NaNGuard.passed, 2),
+    },
 )
 def test_a_fault_beside_a_given_plan_s_steps(point, error):
     function, nth = point

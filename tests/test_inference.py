@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from crossed import crossed
 from inference_models import CASES, COUNT, accelerate, assert_alike, image_model, numbers
 
 import tfaccel
@@ -151,8 +152,7 @@ FEEDS = {
 }
 
 
-@pytest.mark.parametrize("feed", FEEDS.values(), ids=FEEDS)
-@pytest.mark.parametrize("validate", [False, True])
+@crossed(("feed", "validate"), FEEDS, [False, True])
 def test_whatever_predict_takes(feed, validate, winning):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     fast = accelerate(model, numbers(4), PLAN[1:])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from clocks import FakeClock
+from crossed import with_slow
 
 import tfaccel
 from tfaccel.compat.tf_data import dataset_of, lasting_effect, stages
@@ -167,7 +168,7 @@ def test_with_a_plan_it_is_printed_alone(capsys):
     assert "The input is the bottleneck" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", with_slow([True, False], [False]))
 def test_beside_the_profiler_it_keeps_silent(first, capsys):
     clock = FakeClock(step=1e-3)
     accel = tfaccel.AccelCallback(clock=clock)

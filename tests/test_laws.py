@@ -41,7 +41,6 @@ ROWS = rows([*PASSES, *INFERENCE_PASSES])
 # Against an untouched training step. That predictions are the same is tested in
 # tests/passes/test_inference_passes.py.
 TRAINING_ROWS = rows(PASSES)
-FITS = pytest.mark.parametrize("fit", catalogue.FITS, ids=lambda fit: fit.name)
 
 
 def fits_but(*slow):
@@ -53,8 +52,16 @@ def fits_but(*slow):
     return pytest.mark.parametrize("fit", marked, ids=lambda fit: fit.name)
 
 
-# Their models are those of others, to a pass; only their feeds differ.
-FITS_OF_OTHER_MODELS = fits_but("unknown_length", "infinite", "several_steps_an_execution")
+# Their models are those of others, to a pass; only their feeds differ, and trials meet those.
+FITS_OF_OTHER_MODELS = fits_but(
+    "unknown_length",
+    "infinite",
+    "several_steps_an_execution",
+    "several_inputs_and_outputs",
+    "frozen_and_regularised",
+)
+# To trials they are fed as another one is; the dearest models to trace are accelerated below.
+FITS_OF_OTHER_FEEDS = fits_but("masked_text", "images_from_tf_data")
 # The callback does nothing at all under that plan, whatever is fit.
 FITS_BY_WAY_OF_KERAS = fits_but(
     "several_inputs_and_outputs",
@@ -63,6 +70,8 @@ FITS_BY_WAY_OF_KERAS = fits_but(
     "frozen_and_regularised",
     "unknown_length",
     "infinite",
+    "several_steps_an_execution",
+    "subclassed_from_py_dataset",
 )
 
 
@@ -294,7 +303,7 @@ class Nothing(tfaccel.Pass):
         return tf.name_scope("")
 
 
-@FITS
+@FITS_OF_OTHER_FEEDS
 def test_trials_leave_no_trace(fit):
     """Real trials, with their steps and probes, and then training as if they had not been."""
     accel = tfaccel.AccelCallback(

@@ -556,7 +556,9 @@ def noting(function, calls):
     return noted
 
 
-@pytest.mark.parametrize("plan", ["baseline", "auto", OPTIMIZER])
+@pytest.mark.parametrize(
+    "plan", [pytest.param("baseline", marks=pytest.mark.slow), "auto", OPTIMIZER]
+)
 def test_train_on_batch_is_keras_s_own_and_traced_once(plan):
     model, other = compiled(), compiled()
     step = tfaccel.accelerate_step(model, plan, verbose=0)
@@ -793,8 +795,15 @@ def test_a_loop_that_turns_out_longer_looks_for_more(repeatable):
     assert int(loop.optimizer.iterations) == 320
 
 
-@pytest.mark.parametrize("name, runs", [("paced", True), ("paced_wrong", False)])
-@pytest.mark.parametrize("kind", [Loop, Accumulating])
+@pytest.mark.parametrize(
+    ("kind", "name", "runs"),
+    [
+        (Loop, "paced_wrong", False),
+        (Accumulating, "paced", True),
+        pytest.param(Loop, "paced", True, marks=pytest.mark.slow),
+        pytest.param(Accumulating, "paced_wrong", False, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_are_recorded_where_no_slot_shows_them(repeatable, kind, name, runs):
     def optimizer():
         return keras.optimizers.RMSprop(0.01)

@@ -32,11 +32,11 @@ def grown(readings, key, warm_up=0.25):
 
 
 @pytest.mark.parametrize("kind", ["new", "same", pytest.param("cleared", marks=pytest.mark.slow)])
-def test_a_dozen_fits_leave_no_more_behind_than_keras_s_own(kind, tmp_path):
-    ours = many_fits.many(kind, True, 12, str(tmp_path), every=2)
+def test_a_few_fits_leave_no_more_behind_than_keras_s_own(kind, tmp_path):
+    ours = many_fits.many(kind, True, 6, str(tmp_path), every=2)
     keras_s = many_fits.many(kind, False, 4, str(tmp_path), every=2)
     a_fit = (keras_s[1]["graphs"] - keras_s[0]["graphs"]) / 2
-    assert grown(ours, "graphs") <= a_fit * 10
+    assert grown(ours, "graphs") <= a_fit * 5  # in four fits after the warm-up
     for key in ("threads", "files", "models"):
         assert grown(ours, key) <= 0, key
     assert ours[-1]["models"] <= 1  # that of the last fit
@@ -101,7 +101,7 @@ def test_traces_under_a_plan_leave_no_more_graphs_than_keras_s_own():
 
     def graphs(callbacks):
         found = []
-        for _ in range(3):
+        for _ in range(2):
             conv_model().fit(x, x[:, 0, 0, :1], batch_size=8, verbose=0, callbacks=callbacks())
             found.append(many_fits.held([])["graphs"])
         return found[-1] - found[0]

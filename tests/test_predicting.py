@@ -161,7 +161,7 @@ def test_what_is_written_into_is_the_callers(winning):
     assert first.flags.writeable
 
 
-@PLANNED
+@pytest.mark.parametrize("plan", [value for name, value in PLANS.items() if name != "baseline"])
 def test_eight_threads(plan, winning):
     """Each has inputs and batches of its own, and the predict function stays the model's."""
     model, x = image_model(), numbers(8, 8, 3)

@@ -46,18 +46,19 @@ def test_importing_tfaccel_loads_neither_tensorflow_nor_keras():
     assert done.stdout == "set()\n"
 
 
-def test_a_folder_is_there_without_an_import():
-    code = "import tfaccel; print(tfaccel.measure.__name__, hasattr(tfaccel, '_measure'))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "tfaccel.measure False\n"
-
-
-def test_a_plan_is_read_before_anything_else_is_asked_for():
+def test_a_plan_is_read_before_anything_else_is_asked_for_and_a_folder_without_an_import():
     """Its passes are known by their names, wherever the first public name is defined."""
     text = '{"schema": 1, "passes": [{"name": "fused_norm"}]}'
-    code = f"import sys, tfaccel; print(tfaccel.Plan.from_json({text!r})); tfaccel.AccelCallback; "
     # Nor does a fit wait for the profiler, or for what makes pages and exports.
-    slow = {"tfaccel.callbacks.profiler", "tfaccel.cli", "jinja2", "psutil"}
-    code += f"print({slow} & set(sys.modules))"
+    code = f"""
+import sys, tfaccel
+print(tfaccel.Plan.from_json({text!r}))
+tfaccel.AccelCallback
+print({{"tfaccel.callbacks.profiler", "tfaccel.cli", "jinja2", "psutil"}} & set(sys.modules))
+print("tfaccel.launch" in sys.modules, tfaccel.launch.__name__, hasattr(tfaccel, "_launch"))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "fused_norm\nset()\n"
+    assert done.stdout == "fused_norm
+set()
+False tfaccel.launch False
+"

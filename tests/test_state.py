@@ -129,7 +129,8 @@ def test_dropout_is_off_while_steps_are_compared():
 @pytest.mark.parametrize(
     ("item", "optimizer"),
     [
-        *((tfaccel.passes.FusedOptimizer(), name) for name in ("adam", "sgd", "rmsprop")),
+        *((tfaccel.passes.FusedOptimizer(), name) for name in ("adam", "sgd")),
+        pytest.param(tfaccel.passes.FusedOptimizer(), "rmsprop", marks=pytest.mark.slow),
         (tfaccel.passes.XLA(), "adam"),
         pytest.param(tfaccel.passes.XLA(), "sgd", marks=pytest.mark.slow),
         pytest.param(tfaccel.passes.XLA(), "rmsprop", marks=pytest.mark.slow),
@@ -209,7 +210,7 @@ stock_fitted = functools.cache(fitted)
 @pytest.mark.parametrize(
     ("make", "plan", "traces"),
     [
-        (_single, "auto", 1),
+        pytest.param(_single, "auto", 1, marks=pytest.mark.slow),
         (_several, "auto", 1),
         (_several, ["nothing_of_test_state"], 1),
         (_single, "baseline", 2),

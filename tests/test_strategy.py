@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from crossed import crossed
 
 from tfaccel.distribute import AccelStrategy, accel_strategy
 from tfaccel.distribute.checkpoints import CheckpointPaths, packed, unpack
@@ -129,8 +130,7 @@ def shares_of(dataset, replicas, fill=True):
     return [list(even_shares(dataset, replicas, range(i, i + 1), fill)) for i in range(replicas)]
 
 
-@pytest.mark.parametrize("replicas", [2, 3, 4])
-@pytest.mark.parametrize("samples", [24, 25, 28, 31])
+@crossed(("replicas", "samples"), [2, 3, 4], [24, 25, 28, 31])
 def test_shares_are_even_and_whole(samples, replicas):
     dataset = tf.data.Dataset.range(samples).batch(12)
     shares = shares_of(dataset, replicas, fill=False)

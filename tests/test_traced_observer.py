@@ -117,7 +117,7 @@ class Mistaken(tfaccel.Pass):
 
 
 # Their slots are kept and put back as those of the others.
-SLOW_OPTIMIZERS = ("adamax", "nadam", "nesterov", "scheduled")
+SLOW_OPTIMIZERS = ("adam", "adamax", "lion", "nadam", "nesterov", "scheduled")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from crossed import crossed
 
 from tfaccel.core.plan import Plan, Unsupported
 from tfaccel.core.step_context import StepContext
@@ -60,8 +61,7 @@ def test_value_and_derivatives(chain, own, jit_compile, rng):
 
 
 # They go through elements one by one, whichever the activation.
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("shape", [(7,), (0, 4), ()], ids=str)
+@crossed(("shape", "jit_compile"), [(7,), (0, 4), ()], [False, True])
 def test_tensors_of_any_shape(shape, jit_compile, rng):
     assert_derivatives_are_keras_own(GELU, keras.activations.gelu, jit_compile, shape, rng)
 

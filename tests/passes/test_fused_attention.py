@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from crossed import crossed
 
 from tfaccel.core.plan import Plan, Unsupported
 from tfaccel.core.step_context import StepContext
@@ -224,9 +225,9 @@ def test_by_xla(rng):
     assert_same_as_keras(LAYERS["plain"], rng, jit_compile=True, use_causal_mask=True)
 
 
-@pytest.mark.parametrize(("dtype", "unit"), [("bfloat16", 2**-8), ("float16", 2**-11)])
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_16_bits(dtype, unit, dropout, rng):
+@crossed(("kind", "dropout"), [("bfloat16", 2**-8), ("float16", 2**-11)], [0.0, 0.4])
+def test_16_bits(kind, dropout, rng):
+    dtype, unit = kind
     assert_same_as_keras(
         lambda: MultiHeadAttention(3, 4, dropout=dropout, seed=1, dtype=f"mixed_{dtype}"),
         rng,

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from crossed import crossed
 from norms import (
     BY_LOOPS,
     BY_OP,
@@ -185,8 +186,7 @@ def test_nan_and_infinity_spread_as_in_keras(by, known, training, rng):
 
 
 @BOTH_WAYS
-@pytest.mark.parametrize("shape", [(0, 3), (0, 2, 2, 3), (2, 0, 2, 3)], ids=str)
-@pytest.mark.parametrize("training", [True, False])
+@crossed(("shape", "training"), [(0, 3), (0, 2, 2, 3), (2, 0, 2, 3)], [True, False])
 def test_an_empty_batch_is_what_it_is_in_keras(by, known, shape, training, rng):
     own, layer = twins(BatchNormalization, shape, rng)
     x = np.zeros(shape, "float32")
@@ -226,9 +226,9 @@ def test_xla(training, trainable, rng):
     assert_same_as_keras(make, (4, 3, 3, 2), rng, {"training": training}, jit_compile=True)
 
 
-@pytest.mark.parametrize("by", [BY_OP, BY_LOOPS], ids=["op", "loops"])
-@pytest.mark.parametrize("shape, jit_compile", [((6, 3), False), ((3, 2, 2, 3), True)], ids=str)
-def test_second_order_gradients_of_batch_norm_are_those_of_keras(shape, jit_compile, by, rng):
+@crossed(("by", "case"), {"op": BY_OP, "loops": BY_LOOPS}, [((6, 3), False), ((3, 2, 2, 3), True)])
+def test_second_order_gradients_of_batch_norm_are_those_of_keras(case, by, rng):
+    shape, jit_compile = case
     own, layer = twins(BatchNormalization, shape, rng)
     x = tf.cast(rng.normal(size=shape), tf.float32)
     expected = second_order(lambda x: own(x, training=True), x, own.gamma.value)

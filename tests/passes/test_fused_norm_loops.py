@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from crossed import with_slow
 from norms import (
     BY_LOOPS,
     CPU,
@@ -38,9 +39,13 @@ def assert_loops_same_as_keras(make, shape, rng, kwargs, **options):
 
 
 # What the batch's sums go over is a matter of training; without it channels stand alone.
-@pytest.mark.parametrize("shape", [*SHAPES, (3, 37, 1, 2), (2, 64, 33, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    with_slow([*SHAPES, (3, 37, 1, 2), (2, 64, 33, 2)], [(2, 3, 4, 5, 2), (3, 1, 1, 2)]),
+    ids=str,
+)
 def test_every_rank_and_size(shape, rng):
-    for training in (True, False) if shape in SHAPES[:3] else (True,):
+    for training in (True, False) if shape in SHAPES[:1] else (True,):
         assert_loops_same_as_keras(BatchNormalization, shape, rng, {"training": training})
 
 

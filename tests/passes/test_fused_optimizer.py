@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from crossed import crossed, with_slow
 
 from tfaccel.core.plan import Plan, Unsupported
 from tfaccel.core.step_context import StepContext
@@ -206,17 +207,15 @@ OPTIONS = {
 }
 
 
-# It is Keras's code for all optimizers: each option meets one that updates by each of its slots.
-@pytest.mark.parametrize("option", OPTIONS)
-def test_options_outside_update_step_stay_right(option, rng):
-    others = ("momentum", "rmsprop")
-    for name in ("adam", others[list(OPTIONS).index(option) % 2]):
-        make, op = SERVED[name]
-        batches = batches_of(rng, dtype="float64")
-        fused = assert_same_as_keras(
-            lambda make=make: dense_model(make(**OPTIONS[option]), "float64"), batches, **EXACT
-        )
-        assert fused.ops() == {op: 2}
+# It is Keras's code for all optimizers.
+@crossed(("option", "name"), [*OPTIONS], ["adam", "momentum", "rmsprop"])
+def test_options_outside_update_step_stay_right(option, name, rng):
+    make, op = SERVED[name]
+    batches = batches_of(rng, dtype="float64")
+    fused = assert_same_as_keras(
+        lambda: dense_model(make(**OPTIONS[option]), "float64"), batches, **EXACT
+    )
+    assert fused.ops() == {op: 2}
     # The option does something, or the comparison would prove nothing; an average
     # that is kept and a scale that is undone leave the weights as they were.
     if option not in ("use_ema", "loss_scale_factor"):
@@ -364,7 +363,10 @@ def test_two_applies_in_one_step_are_two_iterations(rng):
     assert fused.ops() == {"ResourceApplyAdam": 4}
 
 
-@pytest.mark.parametrize("name", ["nesterov", "adam", "rmsprop_centered", "adadelta"])
+@pytest.mark.parametrize(
+    "name",
+    with_slow(["nesterov", "adam", "rmsprop_centered", "adadelta"], ("nesterov", "adadelta")),
+)
 def test_xla(name, rng):
     make, op = SERVED[name]
     batches = batches_of(rng, count=3)

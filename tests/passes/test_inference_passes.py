@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from crossed import crossed
 from inference_models import image_model, numbers, spread
 
 import tfaccel
@@ -130,8 +131,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
-@pytest.mark.parametrize("items", [(FoldedNorm(),), (FoldedNorm(), FrozenWeights())], ids=str)
+@crossed(("make", "items"), OTHERS, [(FoldedNorm(),), (FoldedNorm(), FrozenWeights())])
 def test_whatever_is_between_is_right(make, items):
     model, x = spread(make()), numbers(7, 6, 3)
     found, _ = traced(model, x, *items)

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from crossed import with_slow
 
 import tfaccel
 from tfaccel.compat.patching import instance_attribute
@@ -225,7 +226,15 @@ if hasattr(layers, "AdaptiveAveragePooling2D"):  # since Keras 3.14
 NO_FLOAT64 = ("MaxPooling3D", "AveragePooling3D")
 
 
-@pytest.mark.parametrize("name", SPATIAL)
+# The code for one and three dimensions is that for two.
+IN_OTHER_DIMENSIONS = (
+    *("Conv1D causal", "Conv3DTranspose", "DepthwiseConv1D", "SeparableConv1D", "MaxPooling1D"),
+    *("AveragePooling1D", "AveragePooling3D", "GlobalMaxPooling1D", "GlobalAveragePooling1D"),
+    *("UpSampling3D", "Cropping3D", "ZeroPadding1D", "ZeroPadding3D"),
+)
+
+
+@pytest.mark.parametrize("name", with_slow(SPATIAL, IN_OTHER_DIMENSIONS))
 def test_spatial_layers_are_their_channels_last_twins(name, rng):
     make, shape = SPATIAL[name]
     dtype, tolerance = ("float32", 1e-6) if name in NO_FLOAT64 else ("float64", 1e-13)

@@ -83,7 +83,7 @@ def compiled(model, optimizer=None, **kwargs):
 def conv_blocks(regularizer="l2", **compiling):
     """Statistics, masks drawn, losses added, and a sum over a shortcut, in every block."""
     x = inputs = keras.Input((6, 6, 3))
-    for _ in range(3):
+    for _ in range(2):
         y = layers.Conv2D(4, 3, padding="same")(x)
         y = layers.Dropout(0.3)(layers.ReLU()(layers.BatchNormalization()(y)))
         y = layers.Dense(4, activation="gelu", activity_regularizer=regularizer)(y)
@@ -121,7 +121,7 @@ def several_ends():
 
 def nested_backbone():
     x = inputs = keras.Input((6, 6, 3))
-    for _ in range(4):
+    for _ in range(3):
         x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(x)))
     backbone = keras.Model(inputs, x, name="backbone")
     head = [layers.GlobalAveragePooling2D(), layers.Dropout(0.5), layers.Dense(2)]
@@ -168,7 +168,7 @@ class Block(layers.Layer):
 class Subclassed(keras.Model):
     def __init__(self):
         super().__init__()
-        self.blocks = [Block(4) for _ in range(3)]
+        self.blocks = [Block(4) for _ in range(2)]
         self.head = layers.Dense(2)
 
     def call(self, x, training=False):

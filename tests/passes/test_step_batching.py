@@ -241,7 +241,10 @@ def stock_stopped(row):
     return stopped(row)
 
 
-@pytest.mark.parametrize(("row", "guard"), [(0, True), (33, True), (33, False), (74, True)])
+@pytest.mark.parametrize(
+    ("row", "guard"),
+    [(0, True), (33, False), (74, True), pytest.param(33, True, marks=pytest.mark.slow)],
+)
 def test_terminate_on_nan_comes_in_time(row, guard):
     assert stopped(row, accelerated(guard=guard)) == stock_stopped(row)
 
@@ -264,13 +267,12 @@ def test_a_failing_pipeline_fails_with_the_same_state():
 
 def files(folder):
     """What callbacks have left, with TensorBoard's scalars in place of its files."""
-    found = {}
+    found, model = {}, make_model()
     for path in sorted(pathlib.Path(folder).rglob("*")):
         name = str(path.relative_to(folder))
         if path.suffix == ".csv":
             found[name] = list(csv.reader(path.open(encoding="utf-8")))
         elif path.suffix == ".h5":
-            model = make_model()
             model.load_weights(path)
             found[name] = [w.tolist() for w in model.get_weights()]
         elif "tfevents" in path.name:
@@ -570,7 +572,7 @@ def test_one_pass_is_tried_where_the_budget_is_short_of_all():
     """All three would cost 96 s, two at least 30, one 12."""
     x, y = make_data(32)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
-    with offline_trials(make_model(), data) as bench:
+    with offline_trials(make_model(), data, clock=FakeClock(step=1e-3)) as bench:
         bench.workload = dataclasses.replace(
             bench.workload, first_step_seconds=10.0, step_seconds=0.001
         )
@@ -580,7 +582,7 @@ def test_one_pass_is_tried_where_the_budget_is_short_of_all():
     assert not report.complete
 
 
-@pytest.mark.parametrize("compare_every", [2, None])
+@pytest.mark.parametrize("compare_every", [2, pytest.param(None, marks=pytest.mark.slow)])
 def test_the_profiler_watches_without_a_change(compare_every):
     profiler = tfaccel.ProfilerCallback(compare_every=compare_every, verbose=0)
     accel = accelerated()
