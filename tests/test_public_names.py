@@ -58,7 +58,4 @@ print({{"tfaccel.callbacks.profiler", "tfaccel.cli", "jinja2", "psutil"}} & set(
 print("tfaccel.launch" in sys.modules, tfaccel.launch.__name__, hasattr(tfaccel, "_launch"))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "fused_norm
-set()
-False tfaccel.launch False
-"
+    assert done.stdout == "fused_norm\nset()\nFalse tfaccel.launch False\n"
