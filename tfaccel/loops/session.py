@@ -118,6 +118,7 @@ class LoopSession:
             return made.returned if made.call is call else self._dispatcher.own(Handed((call,)))
         finally:
             made.forget()  # holds a batch
+            self._dispatcher.taken.clear()  # each call has its own
 
     def _look_into(self, call: Call) -> None:
         """The function was traced: it may call what no plan can reach."""
