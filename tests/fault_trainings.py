@@ -216,6 +216,8 @@ def problems_with(name, code, nth=1, error=None, is_told=True) -> list[str]:
             happened.extend(raised)
 
     trained, other = TRAININGS[name].run(inside=inside), stock(name)
+    # It may be raised again, and would keep all frames, and what they hold, of every time.
+    error.__traceback__ = error.__context__ = None
     # After an interruption Keras tells no callback: the next fit takes what is left away.
     found = [f"left {left}" for left in trained.left if isinstance(error, Exception)]
     if not happened:

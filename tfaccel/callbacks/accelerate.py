@@ -149,13 +149,13 @@ class AccelCallback(keras.callbacks.Callback):
         """Takes the place of the model's train function."""
         if self._settings.plan is not None and self._settings.plan.is_baseline:
             return
-        if not keras_private.uses_train_function(self.model):
-            self._stay_idle()
-            return
         self._told_after = None
         earlier, self._session = self._session, None
         with self._own_work():
-            self._begin(earlier)
+            if keras_private.uses_train_function(self.model):
+                self._begin(earlier)
+            else:
+                self._stay_idle()
 
     def _begin(self, earlier: FitSession | None) -> None:
         params = self.params or {}

@@ -96,8 +96,9 @@ class LoopSession:
         Raises:
             Exception: whatever the function itself raises.
         """
-        call = _frozen(call)
-        self._course.look_again()
+        with self._course.own_work():
+            call = _frozen(call)
+            self._course.look_again()
         returned = self._made_step(call)
         self._dispatcher.calls += 1
         if not self._is_known:

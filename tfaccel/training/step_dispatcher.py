@@ -156,8 +156,8 @@ class StepDispatcher:
 
     @property
     def step(self) -> StepFunction:
-        """What runs now; `own` unless an acceleration has taken over."""
-        return self.own if self._replacement is None else self._replacement
+        """What runs now; the user's own step unless an acceleration has taken over."""
+        return self.run_own if self._replacement is None else self._replacement
 
     @property
     def is_watched(self) -> bool:

@@ -80,6 +80,8 @@ class Validation:
         self._on_wait = on_wait
         self._prepared = prepared
         self._original = workload.model.test_function
+        self._user: Any = None  # until it is installed
+        self._installed: Any = None
         self.turn = Turn.TIMED
         self._fast: StepFunction | None = None
         self._race = Race()
@@ -103,7 +105,7 @@ class Validation:
     def remove(self) -> None:
         """Gives the place back."""
         model: keras.Model = self._workload.model
-        if model.test_function is self._installed:
+        if self._installed is not None and model.test_function is self._installed:
             model.test_function = self._user if self.was_used else self._original
 
     @property
