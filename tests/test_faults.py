@@ -1,52 +1,32 @@
 """A fault at every point at which tfaccel runs inside a fit: the training is Keras's own."""
 
 import dataclasses
-import errno
 import inspect
 
 import fault_trainings
 import numpy as np
 import pytest
-import tensorflow as tf
 from crossed import crossed
-from fault_points import PACKAGE, name_of
+from fault_grid import FAULTS, rotation, survey
+from fault_points import PACKAGE
 from fault_trainings import TRAININGS, Same, problems_with, recorded
 
 from tfaccel.autotune.plan_cache import PlanCache
-from tfaccel.callbacks.accelerate import AccelCallback
+from tfaccel.core import workload
 from tfaccel.core.plan import Pass
 from tfaccel.measure import timing
 from tfaccel.steps.snapshot import Snapshot
+from tfaccel.steps.taken_batches import TakenBatches
 from tfaccel.system import json_files
 from tfaccel.training.nan_guard import NaNGuard
+from tfaccel.training.observed import Observed
 from tfaccel.training.phases import Phase, Phases
+from tfaccel.training.run import PlanRun
+from tfaccel.training.validation import Validation
 
 # Hooks of a pass that no fit calls: `explain`, the fallback of a first step that fails, repairs
 # and predictions ask for them. A new one must be called by a training here, or stand here.
 NOT_IN_A_FIT = {"layers", "describe", "findings", "fallback_reason", "sparing"}
-# What catches faults, and what Keras calls: nothing stands above these.
-LAST_LINES = {
-    *(name for name in vars(AccelCallback) if name.startswith("on_")),
-    *(
-        "note",
-        "run_own",
-        "_own_work",
-        "_give_up",
-        "leave",
-        "_remove",
-        "_leave_unless_needed",
-        "_history",
-        "__call__",
-    ),
-}
-# Where these fail a batch is in hand that can't be fed again: the next one is trained on instead.
-IN_HAND = {"feed", "_timed_step", "_tried", "<genexpr>"}
-FAULTS = [
-    RuntimeError("a fault"),
-    tf.errors.ResourceExhaustedError(None, None, "out of memory"),
-    MemoryError(),
-    OSError(errno.ENOSPC, "No space left on device"),
-]
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -61,14 +41,6 @@ def hooks():
             if inspect.isfunction(function) and not name.startswith("_"):
                 found[name] = function.__code__
     return found
-
-
-def points(name, *folders):
-    """Functions of tfaccel that run in a training, with the entries that are made to fail."""
-    for code, count in recorded(name)[1].items():
-        module = name_of(code)
-        if code.co_name not in LAST_LINES | IN_HAND and module.startswith(folders):
-            yield from ((code, nth) for nth in sorted({1, count}))
 
 
 @pytest.mark.parametrize(
@@ -113,6 +85,20 @@ def test_a_hook_that_fails(name):
     assert problems_with("given", hooks()[name]) == []
 
 
+@pytest.mark.parametrize(
+    "function", [Observed.feed, TakenBatches.take, TakenBatches.fed, workload.shapes]
+)
+def test_no_batch_is_lost(function):
+    assert problems_with("trials", function.__code__) == []
+
+
+@pytest.mark.parametrize(
+    "function", [PlanRun.begin_validation, Validation._first_user, Validation._timed]
+)
+def test_a_fault_beside_a_validation(function):
+    assert problems_with("given", function.__code__) == []
+
+
 def test_an_interruption_is_the_user_s():
     code = timing.wait_for.__code__
     assert problems_with("given", code, error=KeyboardInterrupt()) == []
@@ -128,13 +114,7 @@ def test_a_cache_that_fails(function, error):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_fault_at_every_point(name):
-    folders = ("training", "fit", "callbacks")
-    found = {
-        f"{name_of(code)}#{nth}": problems
-        for code, nth in points(name, *folders)
-        if (problems := problems_with(name, code, nth))
-    }
-    assert not found
+    assert not survey(name, rotation(name))
 
 
 @pytest.mark.slow

@@ -25,7 +25,8 @@ def in_one_thread(dataset):
 class Stub:
     """A model as far as TrainFunction looks at it."""
 
-    history = None
+    history = distribute_strategy = None
+    steps_per_execution = 1
 
     def __init__(self, clock, step_seconds):
         def step(iterator):
@@ -41,7 +42,7 @@ def told(wait_seconds, step_seconds, calls=40, epochs=1):
     clock, said = FakeClock(), []
     model = Stub(clock, step_seconds)
     own, function = model.train_function, StepDispatcher.of(model)
-    watch = InputWatch(function, 1, clock, said.append)
+    watch = InputWatch(function, clock, said.append)
 
     def wait(i):
         clock.advance(wait_seconds)

@@ -19,8 +19,8 @@ from tfaccel.autotune.options import COLLECTED_STEPS
 from tfaccel.compat import keras_private
 from tfaccel.measure import racing, timing
 from tfaccel.profiling import profile
-from tfaccel.steps import letting_go
-from tfaccel.training import guarded_step, observed
+from tfaccel.steps import letting_go, taken_batches
+from tfaccel.training import guarded_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,10 +153,10 @@ def test_after_a_fit_a_callback_holds_no_data_and_no_copy_of_the_state():
 
 
 def forbid_collecting(monkeypatch):
-    def pull(iterator, count):
+    def pull(iterator, count, into=None):
         raise AssertionError("a batch was taken out of the iterator")
 
-    monkeypatch.setattr(observed, "pull", pull)
+    monkeypatch.setattr(taken_batches, "pull", pull)
 
 
 @pytest.mark.parametrize("fits", [1, 2])

@@ -149,13 +149,13 @@ class AccelCallback(keras.callbacks.Callback):
         """Takes the place of the model's train function."""
         if self._settings.plan is not None and self._settings.plan.is_baseline:
             return
-        if not keras_private.uses_train_function(self.model):
-            self._stay_idle()
-            return
         self._told_after = None
         earlier, self._session = self._session, None
         with self._own_work():
-            self._begin(earlier)
+            if keras_private.uses_train_function(self.model):
+                self._begin(earlier)
+            else:
+                self._stay_idle()
 
     def _begin(self, earlier: FitSession | None) -> None:
         params = self.params or {}
@@ -215,8 +215,7 @@ class AccelCallback(keras.callbacks.Callback):
         function = StepDispatcher.of(self.model)
         if function.is_watched:  # ProfilerCallback says it itself
             return None
-        per_call = int(self.model.steps_per_execution)
-        return InputWatch(function, per_call, self._settings.clock, self._tell_input)
+        return InputWatch(function, self._settings.clock, self._tell_input)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Tells the session how far the training is."""
@@ -231,6 +230,8 @@ class AccelCallback(keras.callbacks.Callback):
         if self._session is not None:
             with self._own_work():
                 self._session.begin_validation()
+            if self.model.test_function is None:  # tfaccel gave up, and Keras is about to call it
+                self.model.make_test_function()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Gives the train function back."""

@@ -1,8 +1,10 @@
 """ProfilerCallback: what a training does with its time."""
 
+import contextlib
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import keras
@@ -13,6 +15,7 @@ from tfaccel.profiling.live import Every
 from tfaccel.profiling.profile import Profile
 from tfaccel.system import notices
 from tfaccel.system.arguments import is_positive
+from tfaccel.training.step_dispatcher import StepDispatcher
 
 
 class ProfilerCallback(keras.callbacks.Callback):
@@ -72,6 +75,7 @@ class ProfilerCallback(keras.callbacks.Callback):
             "clock": clock,
         }
         self._profile: Profile | None = None
+        self._is_over = False  # whether nothing is to be measured any longer
         self._said_idle = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,35 +94,51 @@ class ProfilerCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Starts afresh."""
-        if not keras_private.uses_train_function(self.model):
-            self._stay_idle()
-            return
-        params = self.params or {}
-        self._profile = Profile(
-            self.model, params.get("epochs"), params.get("steps"), **self._settings
-        )
+        self._profile, self._is_over = None, False
+        with self._own_work():
+            if not keras_private.uses_train_function(self.model):
+                return self._stay_idle()
+            params = self.params or {}
+            self._profile = Profile(
+                self.model, params.get("epochs"), params.get("steps"), **self._settings
+            )
+
+    @contextlib.contextmanager
+    def _own_work(self) -> Iterator[None]:
+        """Whatever fails in here, the training goes on, and is measured no longer."""
+        try:
+            yield
+        except Exception as error:
+            self._is_over = True
+            function = self.model.train_function
+            if isinstance(function, StepDispatcher):
+                function.watch(None)
+            why = f"{type(error).__name__}: {error}"
+            notices.warn(f"tfaccel measures this training no longer: {why}", stacklevel=4)
 
     def _stay_idle(self) -> None:
         """In a loop of the user's own no step can be seen, which is said once."""
-        self._profile = None
         if self._settings["verbose"] and not self._said_idle:
             notices.say("\ntfaccel: this loop is not `model.fit`'s, so nothing is measured in it.")
         self._said_idle = True
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Tells the profile that an epoch begins."""
-        if self._profile is not None:
-            self._profile.begin_epoch(epoch)
+        if self._profile is not None and not self._is_over:
+            with self._own_work():
+                self._profile.begin_epoch(epoch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Closes the epoch's record."""
-        if self._profile is not None:
-            self._profile.end_epoch()
+        if self._profile is not None and not self._is_over:
+            with self._own_work():
+                self._profile.end_epoch()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Gives the train function back and says what was measured."""
-        if self._profile is not None:
-            self._profile.end()
+        if self._profile is not None and not self._is_over:
+            with self._own_work():
+                self._profile.end()
 
 
 def _check_counts(compare_every: Any, update_freq: Any) -> None:

@@ -1,6 +1,7 @@
 """AcceleratedModel: a model's predictions under a plan."""
 
 import collections
+import contextlib
 import os
 import threading
 from typing import Any
@@ -98,11 +99,8 @@ class AcceleratedModel:
         >>> fast.predict(x, verbose=0, validate=True).shape, fast.findings.ok
         ((8, 1), True)
         """
-        if not validate and is_plain(self.model, x, batch_size, verbose, steps, callbacks):
-            return predict_arrays(self._predict_batch, x, batch_size, verbose)
         if not validate:
-            with self._in_place:
-                return self.model.predict(x, batch_size, verbose, steps, callbacks)
+            return self._predict(x, batch_size, verbose, steps, callbacks)
         watch = Watch()
 
         def watched(data: Any) -> Any:
@@ -114,6 +112,26 @@ class AcceleratedModel:
         with self._watching, self._in_place, place:
             predicted = self.model.predict(x, batch_size, verbose, steps, callbacks)
         self.findings = watch.tell()
+        return predicted
+
+    def _predict(self, x: Any, batch_size: Any, verbose: Any, steps: Any, callbacks: Any) -> Any:
+        """Keras's own `predict` where it must be, and where anything fails beside the model."""
+        why, asked = None, (x, batch_size, verbose, steps, callbacks)
+        with contextlib.ExitStack() as stack:
+            try:
+                if is_plain(self.model, *asked):
+                    return predict_arrays(self._predict_batch, x, batch_size, verbose)
+                stack.enter_context(self._in_place)
+            except Exception as error:
+                why = error
+            # Raises what the user would see anyway, if the input is at fault.
+            predicted = self.model.predict(*asked)
+        if why is not None:
+            notices.warn(
+                f"tfaccel leaves a prediction to Keras: {type(why).__name__}: {why}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
         return predicted
 
     def __call__(self, x: Any) -> Any:
@@ -175,15 +193,17 @@ class AcceleratedModel:
     def _run(self, data: Any) -> Any:
         """A list of batches as Keras hands them over, by the plan where it serves them."""
         function = self._function
-        if function is None or not self._serves(function, data):
+        if function is None:
             return self._run_own(data)
         try:
-            return function(data)
+            if self._serves(function, data):
+                return function(data)
         except Exception as error:
             # Raises what the user would see anyway, if the batch is at fault.
             outputs = self._run_own(data)
             self._abandon(function, error)
             return outputs
+        return self._run_own(data)
 
     def _run_own(self, data: Any) -> Any:
         if not getattr(self._function, "takes_arrays", False):

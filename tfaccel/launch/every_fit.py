@@ -62,7 +62,7 @@ def every_fit(begin: Begin) -> contextlib.AbstractContextManager[None]:
             raised = type(error).__name__
             raise
         finally:
-            parted(given, beside.callbacks)
+            _guarded(lambda: parted(given, beside.callbacks))
             _guarded(lambda: beside.end(raised))
 
     return class_attribute(trainer, "fit", fit)

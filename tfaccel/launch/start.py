@@ -118,7 +118,10 @@ class Watch:
         if os.getpid() != self._process or not is_first(os.environ):
             return
         if self._fits is not None:
-            self._fits.show(self._added)
+            try:
+                self._fits.show(self._added)
+            except Exception as error:
+                print(f"tfaccel: there is no closing table: {error}", file=sys.stderr)
         elif self._has_keras and self.has_run:
             print(_NO_FIT, file=sys.stderr)
 

@@ -59,13 +59,26 @@ class Stepper:
 
     def __call__(self, call: Call) -> Any:
         """Makes a step; what the function raises is raised."""
-        if not self._has_begun and not tf.inside_function():
+        session = None
+        try:
+            # While the user traces, the original is what is to be traced.
+            if not tf.inside_function():
+                session = self._present(call)
+        except Exception as error:
+            self._leave(error)
+        return self._original(*call.args, **call.kwargs) if session is None else session(call)
+
+    def _present(self, call: Call) -> LoopSession | None:
+        """What makes this step; None for the original."""
+        if not self._has_begun:
             self._begin(call)
-        session = self.session
-        # While the user traces, the original is what is to be traced.
-        if session is None or session.is_over or tf.inside_function():
-            return self._original(*call.args, **call.kwargs)
-        return session(call)
+        return None if self.session is None or self.session.is_over else self.session
+
+    def _leave(self, error: Exception) -> None:
+        """tfaccel's own work failed: the original makes all steps from now on."""
+        self.session, self._has_begun = None, True
+        self._note = f"It could not be accelerated: {error_line(error)}."
+        notices.warn(f"tfaccel leaves the loop as it is: {self._note}", stacklevel=4)
 
     @property
     def plan(self) -> Plan:
@@ -81,22 +94,21 @@ class Stepper:
 
     def finish(self) -> None:
         """The loop has ended."""
-        if self.session is not None:
-            self.session.finish()
+        try:
+            if self.session is not None:
+                self.session.finish()
+        except Exception as error:
+            self._leave(error)
 
     def _begin(self, call: Call) -> None:
         self._has_begun = True
         if self._settings.plan is not None and self._settings.plan.is_baseline:
             return
         self._note = self._note or _ineligibility(self._models, call)
-        if not self._note:
-            try:
-                self.session = self._started()
-                return
-            except Exception as error:
-                self._note = f"It could not be accelerated: {error_line(error)}."
-                notices.warn(f"tfaccel leaves the loop as it is: {self._note}", stacklevel=4)
-        self._tell(self.report)
+        if self._note:
+            self._tell(self.report)
+        else:
+            self.session = self._started()
 
     def _started(self) -> LoopSession:
         looped = LoopedModel(self._models, self._optimizers, self._function)

@@ -96,8 +96,9 @@ class LoopSession:
         Raises:
             Exception: whatever the function itself raises.
         """
-        call = _frozen(call)
-        self._course.look_again()
+        with self._course.own_work():
+            call = _frozen(call)
+            self._course.look_again()
         returned = self._made_step(call)
         self._dispatcher.calls += 1
         if not self._is_known:
@@ -118,6 +119,7 @@ class LoopSession:
             return made.returned if made.call is call else self._dispatcher.own(Handed((call,)))
         finally:
             made.forget()  # holds a batch
+            self._dispatcher.taken.clear()  # each call has its own
 
     def _look_into(self, call: Call) -> None:
         """The function was traced: it may call what no plan can reach."""

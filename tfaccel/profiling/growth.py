@@ -100,8 +100,9 @@ class Growth:
         """`step` steps are done; reads where it is time to."""
         if self._steps and step - self._steps[-1] < self._stride:
             return
+        reading = self._reader()  # which may fail: both lists have one of each
         self._steps.append(step)
-        self._readings.append(self._reader())
+        self._readings.append(reading)
         if len(self._steps) > MOST:
             self._steps, self._readings = self._steps[::2], self._readings[::2]
             self._stride *= 2

@@ -33,7 +33,6 @@ class InputWatch:
 
     Args:
         function: the fit's train function; nobody else may watch it.
-        steps_per_execution: batches of a call.
         clock: seconds.
         tell: is told once, in a few sentences, that the input is the bottleneck.
     """
@@ -41,11 +40,10 @@ class InputWatch:
     def __init__(
         self,
         function: StepDispatcher,
-        steps_per_execution: int,
         clock: Clock,
         tell: Callable[[str], None],
     ):
-        self._function, self._batches = function, steps_per_execution
+        self._function = function
         self._clock, self._tell = clock, tell
         self._sampling = Sampling(clock)
         self._start = clock()
@@ -71,10 +69,11 @@ class InputWatch:
             return self._function.step(iterator)
         self._calls += 1
         due = self._calls > _SKIPPED_STEPS and is_plain(iterator)
+        due = due and not self._function.taken.has_more
         if not due or not self._sampling.is_due(self._clock() - self._start):
             return self._function.step(iterator)
         report = self._function.report
-        sample, feeding = self._sampling.take(iterator, self._batches)
+        sample, feeding = self._sampling.take(iterator, self._function.taken)
         start = self._clock()
         logs = self._function.step(feeding)
         wait_for(logs)

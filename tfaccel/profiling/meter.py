@@ -167,9 +167,10 @@ class Meter:
         last = length is not None and self.steps_in_epoch + per_call >= length
         due = self._is_alone and self.sampling.is_due(self._ledger.elapsed_seconds)
         free = is_plain(iterator) and not self._function.is_racing
+        free = free and not self._function.taken.has_more
         if not free or not (first or last or due):
             return None, iterator
-        sample, feeding = self.sampling.take(iterator, per_call, self._strategy)
+        sample, feeding = self.sampling.take(iterator, self._function.taken, self._strategy)
         if self.batch_size is None:
             self.batch_size = sample.samples // sample.batches
             self.first_batch, self.element_spec = sample.first, iterator.element_spec

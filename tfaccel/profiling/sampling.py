@@ -5,7 +5,8 @@ from typing import Any
 
 from tfaccel.core.workload import global_batch_size, shapes
 from tfaccel.measure.timing import Clock
-from tfaccel.steps.replay import feed, pull
+from tfaccel.steps.replay import feed
+from tfaccel.steps.taken_batches import TakenBatches
 
 # The share of the training's time that handing batches on may take.
 SHARE = 0.005
@@ -42,14 +43,19 @@ class Sampling:
         """Whether one more sample keeps the cost below `SHARE` of the time so far."""
         return self.cost_seconds + self._last_cost <= SHARE * elapsed_seconds
 
-    def take(self, iterator: Any, count: int, strategy: Any = None) -> tuple[Sample, Any]:
+    def take(self, iterator: Any, taken: TakenBatches, strategy: Any = None) -> tuple[Sample, Any]:
         """The batches of one call, and an iterator that gives them again.
+
+        Args:
+            iterator: the fit's.
+            taken: holds what is out of it.
+            strategy: what it was distributed by; None where it was not.
 
         Raises:
             StopIteration: there are none.
         """
         start = self._clock()
-        batches = pull(iterator, count)
+        batches = taken.pull(iterator)
         waited = self._clock() - start
         feeding = feed(batches, iterator, strategy)
         self._last_cost = self._clock() - start - waited

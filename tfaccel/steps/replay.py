@@ -41,22 +41,33 @@ class Handed:
         return tf.nest.map_structure(open_spec, self.batches[0])
 
 
+# What batches can be taken out of one by one.
+ITERATORS = (tf.data.Iterator, tf.distribute.DistributedIterator, Handed)
+
+
 def is_plain(iterator: Any) -> bool:
     """Whether batches can be taken out of the iterator one by one."""
-    return isinstance(iterator, tf.data.Iterator | tf.distribute.DistributedIterator | Handed)
+    return isinstance(iterator, ITERATORS)
 
 
-def pull(iterator: Any, count: int) -> tuple[Any, ...]:
-    """Up to `count` batches, fewer at the end of the data; StopIteration where there are none."""
-    batches: list[Any] = []
-    while len(batches) < count:
+def pull(iterator: Any, count: int, into: list[Any] | None = None) -> tuple[Any, ...]:
+    """Up to `count` batches, fewer at the end of the data; StopIteration where there are none.
+
+    Args:
+        iterator: to take them out of.
+        count: how many.
+        into: has each as soon as it is taken out, whatever fails then.
+    """
+    into = [] if into is None else into
+    begun = len(into)
+    for _ in range(count):
         try:
-            batches.append(next(iterator))
+            into.append(next(iterator))
         except END_OF_DATA:
-            if not batches:
+            if len(into) == begun:
                 raise
             break
-    return tuple(batches)
+    return tuple(into[begun:])
 
 
 def feed(batches: tuple[Any, ...], like: Any, strategy: Any = None) -> Any:

@@ -81,7 +81,7 @@ class Course:
         self.clock = clock = agreement.clock(settings.clock)
         self.memory = memory = Memory.of(model, dispatcher.own)
         self.observed = observed = Observed(
-            model, dispatcher.own, memory, progress, agreement, callbacks
+            model, dispatcher.own, memory, dispatcher.taken, progress, agreement, callbacks
         )
         self.announcer = Announcer(dispatcher, on_report)
         self.waiting = Waiting(clock)

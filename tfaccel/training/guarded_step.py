@@ -15,8 +15,9 @@ from tfaccel.measure.timing import Clock, wait_for
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction, build_step, unheard_traces
 from tfaccel.steps.held_batches import HeldBatches
 from tfaccel.steps.logs import not_finite, tells_loss
-from tfaccel.steps.replay import END_OF_DATA, Handed, feed, pull
+from tfaccel.steps.replay import END_OF_DATA, Handed, feed
 from tfaccel.steps.snapshot import Snapshot
+from tfaccel.steps.taken_batches import TakenBatches
 from tfaccel.steps.worker_agreement import WorkerAgreement
 from tfaccel.training.nan_guard import NaNGuard, weights_are_finite
 
@@ -63,6 +64,7 @@ class GuardedStep:
             batches, and something else is to run; None for the user's own step.
         prepared: what the plan's passes found out before.
         on_step: told the logs of a step under the plan as soon as it was made.
+        taken: the batches that are out of the training's iterator; None where nobody else asks.
 
     Attributes:
         function: the plan's step.
@@ -85,6 +87,7 @@ class GuardedStep:
         on_many_sizes: Callable[[], None] | None = None,
         prepared: Prepared | None = None,
         on_step: Callable[[Any], None] = lambda logs: None,
+        taken: TakenBatches | None = None,
     ):
         self.function = traced or build_step(workload, plan, holds=guard, prepared=prepared)
         self._held = self.function.held or HeldBatches()
@@ -102,6 +105,7 @@ class GuardedStep:
         self._agreement = agreement or WorkerAgreement()
         self.room = room
         self._on_step = on_step
+        self._taken = taken or TakenBatches(workload.model)
         self._on_many_sizes = on_many_sizes
         self._calls = 0
         self._last_logs: Any = None
@@ -162,7 +166,7 @@ class GuardedStep:
     def _first(self, iterator: tf.data.Iterator) -> Any:
         """The first step of a plan that was not tried here: whatever happens, nothing is lost."""
         before = Snapshot.of(self._workload)  # while the batch is where it was: it needs memory
-        batches = pull(iterator, self._workload.model.steps_per_execution)
+        batches = self._taken.pull(iterator)
         self._before = before
         broken: frozenset[str] = frozenset()
         try:

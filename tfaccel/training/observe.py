@@ -141,15 +141,15 @@ class Observing:
             if not observed.seconds:
                 saved = FirstStepFallback.of(observed.workload(), course.settings, batches[0])
             observed.begin_step()
-        if feeding is None:  # the batches can't be fed, so the next ones are trained on
-            return self._dispatch(iterator)
+        if feeding is None:
+            return self._dispatch(observed.fed_again(iterator))
         start = course.clock()
         logs, error = self._tried(feeding)
         seconds = course.clock() - start
         report = None if saved is None else saved.agree_on_report(error, course.agreement)
         if saved is not None and report is not None:
             self._start_fallback(saved, report)
-            return self._dispatch(observed.feed(batches, iterator))
+            return self._dispatch(observed.fed_again(iterator))
         if error is not None:
             raise error
         if course.phase is Phase.OBSERVE:

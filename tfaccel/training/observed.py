@@ -1,6 +1,5 @@
 """What the first steps of a fit show: batches and their sizes, times, what is to come."""
 
-import collections
 from typing import Any
 
 import keras
@@ -14,7 +13,8 @@ from tfaccel.core.workload import Workload, shapes, sizes_vary
 from tfaccel.steps.compiled_step import StepFunction
 from tfaccel.steps.logs import not_finite
 from tfaccel.steps.remembered import Memory
-from tfaccel.steps.replay import feed, kept, pull
+from tfaccel.steps.replay import feed, kept
+from tfaccel.steps.taken_batches import TakenBatches
 from tfaccel.steps.worker_agreement import WorkerAgreement
 from tfaccel.training.progress import Progress
 
@@ -29,6 +29,7 @@ class Observed:
         model: whose fit it is.
         baseline: the original step.
         memory: what earlier fits of the compiled model left.
+        taken: batches that are out of the fit's iterator.
         progress: of the fit.
         agreement: of the processes that train together.
         callbacks: those of the fit; None where they can't be seen.
@@ -48,6 +49,7 @@ class Observed:
         model: keras.Model,
         baseline: StepFunction,
         memory: Memory,
+        taken: TakenBatches,
         progress: Progress,
         agreement: WorkerAgreement,
         callbacks: tuple[keras.callbacks.Callback, ...] | None,
@@ -67,7 +69,7 @@ class Observed:
         self._agreement = agreement
         self._batches: list[Any] = []
         self._sizes: list[Any] = []  # of all batches that were looked at
-        self._taken: collections.deque[tuple[Any, ...]] = collections.deque()  # to be fed
+        self._taken = taken
 
     @property
     def usual_seconds(self) -> float:
@@ -77,12 +79,12 @@ class Observed:
     @property
     def holds_data(self) -> bool:
         """Whether any batch is kept."""
-        return bool(self._batches or self._taken)
+        return bool(self._batches) or self._taken.has_more
 
     @property
     def has_taken(self) -> bool:
         """Whether batches were taken out of the iterator that are still to be fed."""
-        return bool(self._taken)
+        return self._taken.has_more
 
     def agree_on_steps_to_come(self) -> int | None:
         """The chief's count, as workers may have fewer batches. All must ask together."""
@@ -109,25 +111,30 @@ class Observed:
         trials = (baseline_trial(self.workload()),) if self.seconds else ()
         return Report(trials=trials, plan=Plan(), note=note)
 
-    def pull(self, iterator: Any, calls: int = 1) -> tuple[Any, ...]:
-        """Takes the batches of the next calls out, and notes their sizes.
+    def pull(self, iterator: Any) -> tuple[Any, ...]:
+        """Takes the batches of this call out, and notes their sizes.
 
         Raises:
             StopIteration: there are none.
         """
-        batches = pull(iterator, calls * self._model.steps_per_execution)
+        batches = self._taken.pull(iterator)
         self._sizes.extend(map(shapes, batches))
         return batches
 
     def take(self, iterator: Any, calls: int) -> None:
         """Takes the batches of the next calls out, to look at them; each is fed in its turn."""
-        batches, stride = self.pull(iterator, calls), self._model.steps_per_execution
+        batches = self._taken.take(iterator, calls)
+        self._sizes.extend(map(shapes, batches))
         self._batches.extend(batches)
-        self._taken.extend(batches[i : i + stride] for i in range(0, len(batches), stride))
 
     def fed(self, iterator: Any) -> Any:
-        """The iterator of the next call: over batches that were taken out, while there are any."""
-        return self.feed(self._taken.popleft(), iterator) if self._taken else iterator
+        """The iterator of this call: over batches that were taken out, while there are any."""
+        return self._taken.fed(iterator)
+
+    def fed_again(self, iterator: Any) -> Any:
+        """The same for another step on the batches of this call, which was not made."""
+        self._taken.take_back()
+        return self._taken.fed(iterator)
 
     def feed(self, batches: tuple[Any, ...], like: Any) -> Any:
         """An iterator over batches that the step can't tell from the one they came from."""

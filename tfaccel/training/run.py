@@ -137,6 +137,7 @@ class PlanRun:
             None if self.settings.plan is None else self.on_many_sizes,
             self.observed.prepared,
             self.dispatcher.note,
+            self.dispatcher.taken,
         )
 
     def _accelerate_validation(self, workload: Workload, gain: float) -> None:

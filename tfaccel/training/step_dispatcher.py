@@ -5,14 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import error_line
 from tfaccel.compat.keras_private import running_list
 from tfaccel.core.plan import Plan
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction
-from tfaccel.steps.replay import END_OF_DATA, is_plain
+from tfaccel.steps.replay import END_OF_DATA, ITERATORS
+from tfaccel.steps.taken_batches import TakenBatches
 from tfaccel.system import notices
 from tfaccel.training.phases import IllegalTransitionError
 
@@ -38,6 +38,7 @@ class StepDispatcher:
         logs: of the step that is being made, as soon as it was; what fails then fails beside it.
         is_racing: whether a candidate takes turns with the step that ran so far; `built` is
             then that of the latest turn, and nobody may take batches out or run `own`.
+        taken: the batches that are out of the fit's iterator and not trained on yet.
     """
 
     def __init__(self, model: keras.Model):
@@ -48,6 +49,7 @@ class StepDispatcher:
         self.calls = 0
         self.logs: Any = None
         self.is_racing = False
+        self.taken = TakenBatches(model)
         self._raised: BaseException | None = None  # by the user's own step
         self._model = model
         self._history = _history(model)
@@ -91,7 +93,7 @@ class StepDispatcher:
         if _history(self._model) is not self._history:
             self._remove()
             return self._model.train_function(iterator)
-        if not (is_plain(iterator) or isinstance(iterator, tf.distribute.DistributedIterator)):
+        if not isinstance(iterator, ITERATORS):
             return self.own(iterator)  # train_on_batch, from some other callback
         self.logs = self._raised = None
         try:
@@ -106,6 +108,7 @@ class StepDispatcher:
         except BaseException:
             self._remove()
             raise
+        self.taken.done()
         self.calls += 1
         return logs
 
@@ -130,6 +133,8 @@ class StepDispatcher:
         """The step's logs, although tfaccel failed beside it."""
         self._meter = None
         try:
+            if self.logs is None:
+                self.taken.take_back()
             self._on_fault(error)
             if self.logs is None and self.is_replaced:  # batches were taken out
                 return self.step(iterator)
@@ -139,7 +144,10 @@ class StepDispatcher:
             self._remove()
             if self._is_users(again):
                 raise
-        return self.run_own(iterator) if self.logs is None else self.logs
+        if self.logs is not None:
+            return self.logs
+        self.taken.take_back()
+        return self.run_own(self.taken.fed(iterator))
 
     @property
     def is_replaced(self) -> bool:
@@ -148,8 +156,8 @@ class StepDispatcher:
 
     @property
     def step(self) -> StepFunction:
-        """What runs now; `own` unless an acceleration has taken over."""
-        return self.own if self._replacement is None else self._replacement
+        """What runs now; the user's own step unless an acceleration has taken over."""
+        return self.run_own if self._replacement is None else self._replacement
 
     @property
     def is_watched(self) -> bool:

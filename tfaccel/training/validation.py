@@ -18,8 +18,9 @@ from tfaccel.measure.racing import Race
 from tfaccel.measure.timing import Clock
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction, build_step
 from tfaccel.steps.repeatable import unrepeatable
-from tfaccel.steps.replay import feed, pull
+from tfaccel.steps.replay import END_OF_DATA, feed
 from tfaccel.steps.snapshot import Snapshot
+from tfaccel.steps.taken_batches import TakenBatches
 from tfaccel.system import notices
 
 
@@ -79,11 +80,16 @@ class Validation:
         self._on_wait = on_wait
         self._prepared = prepared
         self._original = workload.model.test_function
+        self._user: Any = None  # until it is installed
+        self._installed: Any = None
         self.turn = Turn.TIMED
         self._fast: StepFunction | None = None
         self._race = Race()
         self._first_seconds: list[float] = []
         self._validations = 0
+        self._taken = TakenBatches(workload.model)
+        self._logs: Any = None  # of the step that is being made, as soon as it was
+        self._raised: Exception | None = None  # by the user's own step
 
     def install(self) -> None:
         """Takes the place of the model's test function."""
@@ -99,7 +105,7 @@ class Validation:
     def remove(self) -> None:
         """Gives the place back."""
         model: keras.Model = self._workload.model
-        if model.test_function is self._installed:
+        if self._installed is not None and model.test_function is self._installed:
             model.test_function = self._user if self.was_used else self._original
 
     @property
@@ -124,29 +130,60 @@ class Validation:
             self.turn = Turn.ALTERNATING if saved > trace else Turn.ORIGINAL
 
     def _run(self, iterator: Any) -> Any:
+        """One step of a validation; whatever fails beside the user's step, that goes on."""
+        self._logs = self._raised = None
+        try:
+            logs = self._step(iterator)
+        except END_OF_DATA:
+            raise
+        except Exception as error:
+            if error is self._raised or "IteratorGetNext" in str(error):
+                raise
+            logs = self._rescued(error, iterator)
+        self._taken.done()
+        return logs
+
+    def _rescued(self, error: Exception, iterator: Any) -> Any:
+        self.turn = Turn.ORIGINAL
+        _tell(error)
+        if self._logs is not None:
+            return self._logs
+        self._taken.take_back()
+        return self._own(self._taken.fed(iterator))
+
+    def _own(self, iterator: Any) -> Any:
+        """One step of the user's; what it raises is the user's."""
+        try:
+            self._logs = logs = self._user(iterator)
+        except Exception as error:
+            self._raised = error
+            raise
+        return logs
+
+    def _step(self, iterator: Any) -> Any:
         can_be_fed = isinstance(iterator, tf.data.Iterator)
         if self.turn is Turn.ACCELERATED and self._fast is not None:
             return self._accelerated(self._fast, iterator)
         if self.turn is Turn.ORIGINAL:
-            return self._user(iterator)
+            return self._own(iterator)
         if can_be_fed and not self._first_seconds:
             return self._first_user(iterator)
         if can_be_fed and self.turn is Turn.ALTERNATING:
             return self._alternate(iterator)
-        return self._timed(self._user, iterator, self._first_seconds.append)
+        return self._timed(self._own, iterator, self._first_seconds.append)
 
     def _accelerated(self, step: StepFunction, iterator: Any) -> Any:
-        logs = step(iterator)
+        self._logs = logs = step(iterator)
         if isinstance(step, BuiltStep) and step.sizes is not None and step.sizes.too_many():
             self.turn = Turn.ORIGINAL  # XLA would compile for ever more sizes
         return logs
 
     def _first_user(self, iterator: tf.data.Iterator) -> Any:
         """The user's own step for the first time: there may be none that runs here."""
-        batches = pull(iterator, self._workload.model.steps_per_execution)
+        batches = self._taken.pull(iterator)
         metrics = Snapshot(v for m in self._workload.model.metrics for v in m.variables)
         try:
-            return self._timed(self._user, feed(batches, iterator), self._first_seconds.append)
+            return self._timed(self._own, feed(batches, iterator), self._first_seconds.append)
         except tf.errors.OpError as error:
             if not any(item.fallback_reason(error) for item in self._plan.passes):
                 raise
@@ -157,7 +194,7 @@ class Validation:
 
     def _timed(self, step: StepFunction, iterator: Any, note: Callable[[float], None]) -> Any:
         start = self._clock()
-        logs = step(iterator)
+        self._logs = logs = step(iterator)
         timing.wait_for(logs)
         note(self._clock() - start)
         return logs
@@ -165,7 +202,7 @@ class Validation:
     def _alternate(self, iterator: tf.data.Iterator) -> Any:
         if self._fast is None:
             return self._first_fast(iterator)
-        step = self._fast if self._race.candidate_is_next else self._user
+        step = self._fast if self._race.candidate_is_next else self._own
         logs = self._timed(step, iterator, self._race.note)
         if self._race.is_decided:
             won = self._race.gain.low > 1.0
@@ -174,13 +211,13 @@ class Validation:
 
     def _first_fast(self, iterator: tf.data.Iterator) -> Any:
         """Compares the two steps on one batch; the user's own step counts."""
-        batches = pull(iterator, self._workload.model.steps_per_execution)
+        batches = self._taken.pull(iterator)
         start = self._clock()
         metrics = Snapshot(v for m in self._workload.model.metrics for v in m.variables)
         try:
             if unrepeatable(self._user, feed(batches, iterator)):
                 self.turn = Turn.ORIGINAL
-                return self._user(feed(batches, iterator))
+                return self._own(feed(batches, iterator))
             self._fast = build_step(
                 self._workload,
                 self._plan,
@@ -191,12 +228,13 @@ class Validation:
             if not self._alike(batches, iterator, self._fast):
                 self.turn = Turn.ORIGINAL
         except Exception as error:
-            why = error_line(error)
-            notices.warn(f"tfaccel leaves validation as it is: {why}", stacklevel=2)
+            if error is self._raised:
+                raise
+            _tell(error)
             self.turn = Turn.ORIGINAL
         metrics.restore()
         self._on_wait(self._clock() - start)
-        return self._user(feed(batches, iterator))
+        return self._own(feed(batches, iterator))
 
     def _alike(self, batches: Any, iterator: tf.data.Iterator, fast: StepFunction) -> bool:
         losses: list[Any] = []
@@ -208,6 +246,10 @@ class Validation:
             return True
         error = numerics.relative_error(losses[1].numpy(), losses[0].numpy())
         return error <= self._tolerance.loss
+
+
+def _tell(error: Exception) -> None:
+    notices.warn(f"tfaccel leaves validation as it is: {error_line(error)}", stacklevel=3)
 
 
 def serves_validation(plan: Plan, workload: Workload) -> bool:
