@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tfaccel.core.plan import Pass as Pass
     from tfaccel.core.plan import Plan as Plan
     from tfaccel.core.plan import Unsupported as Unsupported
+    from tfaccel.core.unsupported import Refusal as Refusal
     from tfaccel.core.workload import Workload as Workload
     from tfaccel.distribute import AccelStrategy as AccelStrategy
     from tfaccel.inference import AcceleratedModel as AcceleratedModel
@@ -52,6 +53,7 @@ _HOMES = {
     "Pass": "tfaccel.core.plan",
     "Plan": "tfaccel.core.plan",
     "ProfilerCallback": "tfaccel.callbacks",
+    "Refusal": "tfaccel.core.unsupported",
     "Report": "tfaccel.autotune.report",
     "Speedup": "tfaccel.measure.timing",
     "Tolerance": "tfaccel.measure.numerics",

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.compat import keras_graphs, keras_private
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 
 _REMEDY = "let another model make numbers of them first"
 
@@ -34,7 +34,7 @@ class Split:
         """A model's split; why there is none, where that is so."""
         graph = keras_graphs.graph_of(model)
         if graph is None:
-            return Unsupported("an input holds strings, and no graph of layers shows", _REMEDY)
+            return Refusal.OWN_CODE("an input holds strings, and no graph of layers shows", _REMEDY)
         nodes = keras_graphs.graph_nodes(graph)
         head = _with_words(nodes)
         tail = [node for node in nodes if node not in head]
