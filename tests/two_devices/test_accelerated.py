@@ -233,6 +233,14 @@ def test_several_replicas_are_refused(mirrored, item):
     assert item.unsupported(Workload(mlp(mirrored))).kind is Refusal.REPLICAS
 
 
+def test_fit_may_be_called_within_the_scope(mirrored):
+    """Where every variable that is made has a copy on each device."""
+    callback = accel(["fused_norm"])
+    with mirrored.scope():
+        fit(mlp(mirrored), callback)
+    assert callback.plan.names == ("fused_norm",)
+
+
 def test_a_nan_of_the_users_own_data_is_passed_on(mirrored):
     x, y = images(64)
     x[50] = np.nan  # in one replica's share
