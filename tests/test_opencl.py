@@ -359,10 +359,10 @@ def test_memory_that_is_not_shared_is_copied(device, monkeypatch):
     monkeypatch.setattr(at, "device", devices.dataclasses.replace(at.device, shares_memory=False))
     for call in (CALLS[1], CALLS[7], CALLS[9]):
         test_values_and_gradients_are_tensorflows(*call, device)
-    held = at._pool.managed_bytes
+    held = at.pool.managed_bytes
     for call in (CALLS[1], CALLS[7], CALLS[9]):
         test_values_and_gradients_are_tensorflows(*call, device)
-    assert at._pool.managed_bytes == held
+    assert at.pool.managed_bytes == held
 
 
 @ON_DEVICE

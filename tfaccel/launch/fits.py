@@ -29,7 +29,7 @@ class Fits:
 
     def __init__(self, options: Options):
         self._options = options
-        self._ended: list[Fit] = []
+        self.ended: list[Fit] = []
         self._elsewhere = False
         self._backups = 0
 
@@ -49,7 +49,7 @@ class Fits:
         if folder is not None and not any(isinstance(c, ProfilerCallback) for c in given):
             added.append(ProfilerCallback(folder, verbose=int(self._options.verbose)))
         added += self._backup(model, given)
-        return _Beside(model, accel, added, self._ended)
+        return _Beside(model, accel, added, self.ended)
 
     def _folder(self) -> str | None:
         """Where profiles go: each process has a file of its own."""
@@ -90,7 +90,7 @@ class Fits:
             notes.append(f"Keras runs on {backend}: its fits are left as they are.")
         if self._options.profile is not None:
             notes.append(f"`tfaccel report {self._options.profile}` makes a page of the profile.")
-        notices.show(closing(self._ended, notes), stderr=True)
+        notices.show(closing(self.ended, notes), stderr=True)
 
 
 fits = Fits
