@@ -8,6 +8,7 @@ tests could not be run.
     python conformance/run.py -k swap_ema         # unknown arguments go to pytest
     python conformance/run.py --reuse-plain       # the plain half as it was last time
     python conformance/run.py --plan fused_norm,fused_optimizer    # this, not the fastest
+    python conformance/run.py --tests src/optimizers,src/losses    # others than the trainer's
 """
 
 import argparse
@@ -26,7 +27,7 @@ from typing import Any
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 # Relative to the keras package.
-TESTS = ("src/trainers/trainer_test.py", "src/callbacks")
+TESTS = "src/trainers/trainer_test.py,src/callbacks"
 REGRESSION, UNUSABLE = 1, 2
 # Characters of a warning or reason, which may quote a whole TensorFlow error.
 _SHOWN = 200
@@ -67,28 +68,30 @@ class Run:
         return ", ".join(f"{n} {outcome}" for outcome, n in counts.most_common())
 
 
-def keras_folder() -> pathlib.Path:
-    """The installed keras package, which must hold its tests."""
+def keras_folder(tests: Sequence[str]) -> pathlib.Path:
+    """The installed keras package, which must hold these tests."""
     spec = importlib.util.find_spec("keras")
     if spec is None or spec.origin is None:
         raise CannotRunError("keras is not installed; `make conformance` installs what is needed")
     folder = pathlib.Path(spec.origin).parent
-    missing = [test for test in TESTS if not (folder / test).exists()]
-    if missing or not list((folder / TESTS[1]).glob("*_test.py")):
-        raise CannotRunError(f"this keras has no tests in its wheel ({folder / TESTS[0]})")
+    for test in map(folder.joinpath, tests):
+        if not (test.is_file() or any(test.rglob("*_test.py"))):
+            raise CannotRunError(f"this keras has no such tests in its wheel ({test})")
     return folder
 
 
-def run_tests(name: str, arguments: Sequence[str], output: pathlib.Path) -> Run:
+def run_tests(
+    name: str, tests: Sequence[str], arguments: Sequence[str], output: pathlib.Path
+) -> Run:
     """Runs the tests in a process of their own; pytest's progress goes to the terminal."""
-    folder = keras_folder()
+    folder = keras_folder(tests)
     record = output / f"{name}.json"
     record.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-p", "every_fit", "--record", str(record)]
     # Keras's folder as root, and no configuration file: neither ours nor one found above it.
     command += ["-c", os.devnull, "--rootdir", str(folder), "-p", "no:cacheprovider"]
     command += ["--quiet", "--no-header", "--no-summary", "--continue-on-collection-errors"]
-    command += [*arguments, *(str(folder / test) for test in TESTS)]
+    command += [*arguments, *(str(folder / test) for test in tests)]
     environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, "KERAS_BACKEND": "tensorflow"}
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(HERE), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -98,7 +101,7 @@ def run_tests(name: str, arguments: Sequence[str], output: pathlib.Path) -> Run:
     if not record.exists():
         raise CannotRunError(f"pytest ended with status {status} and without a record ({name})")
     data = json.loads(record.read_text(encoding="utf-8"))
-    data |= {"arguments": list(arguments), "seconds": time.monotonic() - start}
+    data |= {"arguments": [*arguments, *tests], "seconds": time.monotonic() - start}
     record.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return Run(**data)
 
@@ -166,7 +169,7 @@ def describe_fits(run: Run) -> str:
 
 def compare(plain: Run, accelerated: Run, allowed: Mapping[str, str]) -> int:
     """Prints the comparison; returns the exit status."""
-    print(f"Keras {plain.keras}, tests of {', '.join(TESTS)}")
+    print(f"Keras {plain.keras}, {' '.join(plain.arguments)}")
     print(f"plain: {plain} in {plain.seconds:.0f} s")
     print(f"accelerated: {accelerated} in {accelerated.seconds:.0f} s")
     print(describe_fits(accelerated))
@@ -191,19 +194,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--max-tuning-seconds", type=float, default=30.0, help="for each fit")
     parser.add_argument("--plan", help="names of passes, with commas, instead of tuning")
+    parser.add_argument("--tests", default=TESTS, help="of Keras's package, with commas")
     parser.add_argument("--reuse-plain", action="store_true", help="if it was the same run")
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "build" / "conformance")
     options, arguments = parser.parse_known_args()
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
+    tests = options.tests.split(",")
     try:
         allowed = read_allowed(HERE / "allowed.txt")
-        plain = kept_run("plain", arguments, output) if options.reuse_plain else None
-        plain = plain or run_tests("plain", arguments, output)
+        plain = kept_run("plain", [*arguments, *tests], output) if options.reuse_plain else None
+        plain = plain or run_tests("plain", tests, arguments, output)
         accelerate = ["--accelerate", "--max-tuning-seconds", str(options.max_tuning_seconds)]
         if options.plan:
             accelerate += ["--plan", options.plan]
-        accelerated = run_tests("accelerated", [*arguments, *accelerate], output)
+        accelerated = run_tests("accelerated", tests, [*arguments, *accelerate], output)
     except CannotRunError as error:
         print(f"conformance: {error}", file=sys.stderr)
         return UNUSABLE

@@ -98,7 +98,6 @@ def test_timing_ends_in_time(bench):
     start = bench.clock()
     trial = bench.try_plan(Plan((Slower(seconds=0.01, steps=8),)), start + 3.0)
     assert (trial.outcome, trial.speedup) == (Outcome.UNDECIDED, None)
-    assert "no time left" in trial.reason
     assert bench.clock() - start <= 3.0
 
 

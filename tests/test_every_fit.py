@@ -91,7 +91,7 @@ def test_a_fit_keeps_its_own_callback(fits):
     make().fit(X, Y, verbose=0, callbacks=[mine, probe])
     assert probe.found == [[mine]]
     make().fit(X, Y, verbose=0)  # and no callbacks at all are some, too
-    assert len(rows(fits._ended)) == 1
+    assert len(rows(fits.ended)) == 1
 
 
 def test_a_list_of_keras_s_own_is_as_it_was(fits):
@@ -244,7 +244,7 @@ def test_what_fit_raises_is_raised(fits):
     stop = keras.callbacks.LambdaCallback(on_epoch_end=fail)
     with pytest.raises(RuntimeError, match="no callback today"):
         make().fit(X, Y, verbose=0, callbacks=[stop])
-    assert [fit.raised for fit in fits._ended] == ["RuntimeError"]
+    assert [fit.raised for fit in fits.ended] == ["RuntimeError"]
 
 
 def test_fit_is_keras_s_own_afterwards():

@@ -106,7 +106,7 @@ def test_an_interruption_is_the_user_s():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", FAULTS[2:], ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("function", [json_files.replace_text, PlanCache.load, PlanCache._path])
+@pytest.mark.parametrize("function", [json_files.replace_text, PlanCache.load, PlanCache.path_of])
 def test_a_cache_that_fails(function, error):
     assert problems_with("trials", function.__code__, error=error) == []
 

@@ -179,7 +179,7 @@ def folder_with(name, text):
 
 EXPORTED = {
     "schema": portable.SCHEMA,
-    "machine": portable._machine(),
+    "machine": portable.this_machine(),
     "plans": {"k.json": CACHED},
     "rankings": [RANKING.to_dict()],
 }

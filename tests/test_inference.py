@@ -72,14 +72,14 @@ def test_what_serves_a_model(case, winning):
     """The plan is used wherever it can be, and the report says why not."""
     model, x = case.make()
     fast = accelerate(model, x, ["frozen_weights"])
-    reason = fast.report.trials[1].reason
+    trial = fast.report.trials[1]
     if case.name == "stateful":
-        assert "is stateful" in reason
+        assert trial.outcome is tfaccel.Outcome.REFUSED
     elif case.name == "random":
-        assert "writes to" in reason and fast.report.trials[1].outcome is tfaccel.Outcome.FAILED
+        assert trial.outcome is tfaccel.Outcome.FAILED
     else:
-        assert fast.plan.names == ("frozen_weights",), reason
-        assert fast.report.trials[1].drift.output < 1e-2
+        assert fast.plan.names == ("frozen_weights",), trial.reason
+        assert trial.drift.output < 1e-2
     assert fast.report.predicts
 
 
@@ -313,7 +313,6 @@ def test_outputs_that_differ_are_found(tolerance, used, winning):
     assert (fast.plan.names == ("skewed_predictions",)) == used
     if not used:
         assert tried.outcome is tfaccel.Outcome.UNFAITHFUL
-        assert "output off by 0.01 (output)" in tried.reason
     assert "1.0e-02" in fast.report.to_markdown()
 
 
@@ -355,7 +354,7 @@ def test_outputs_that_turn_nan_are_found(winning):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     fast = accelerate(model, numbers(4), [Skewed(1.0, limit=0.5)])
     assert fast.report.trials[1].outcome is tfaccel.Outcome.UNFAITHFUL
-    assert "not finite" in fast.report.trials[1].reason
+    assert not math.isfinite(fast.report.trials[1].drift.output)
 
 
 class FailingFunction(PredictFunction):

@@ -17,6 +17,7 @@ from test_engines import REFUSED, check_threads
 from test_saved_predictions import dense_model, run_recipe
 
 import tfaccel
+from tfaccel.core.unsupported import Refusal
 from tfaccel.inference.engines import ONNXRuntime
 
 for needed in ("onnxruntime", "tf2onnx"):
@@ -24,7 +25,7 @@ for needed in ("onnxruntime", "tf2onnx"):
 layers = keras.layers
 winning = inference_models.winning
 # Its converter has no MatMul in the dtype.
-REFUSED = REFUSED | {"mixed_policy": "computes in bfloat16"}
+REFUSED = REFUSED | {"mixed_policy": Refusal.DTYPE}
 CONFIGURED = pytest.mark.parametrize("hint", ["latency", "throughput"])
 
 
@@ -81,8 +82,7 @@ def test_without_its_converter_it_is_not_tried(monkeypatch):
     monkeypatch.setattr("tfaccel.inference.engines.onnxruntime._CONVERTER", "no_such_module")
     fast = accelerate(dense_model(), numbers(4), includes=["onnxruntime"])
     (trial,) = fast.report.trials[1:]
-    assert trial.outcome is tfaccel.Outcome.REFUSED
-    assert "pip install 'tfaccel[onnx]'" in trial.reason
+    assert trial.refusal is Refusal.MISSING and "tfaccel[onnx]" in trial.reason
 
 
 @CONFIGURED

@@ -250,7 +250,7 @@ def test_a_kernel_of_one_direction_is_forced_in_that_one():
 @ON_DEVICE
 def test_what_can_not_be_served_says_why(monkeypatch):
     wide = numbers(2, 2, dtype="float64")
-    with pytest.raises(ValueError, match="it is for float32 and float16, not float64"):
+    with pytest.raises(ValueError, match="float64"):
         ops.matmul(wide, wide, kernel="opencl")
     two = tf.distribute.MirroredStrategy(["CPU:0"])
     monkeypatch.setattr(type(two), "num_replicas_in_sync", 2)
@@ -279,7 +279,7 @@ def test_it_is_tried_where_asked_for_or_on_a_gpu(device, monkeypatch):
     monkeypatch.setattr(kernel, "has_gpu", lambda: True)
     assert opencl_of(measure(SPEC, time.perf_counter, likely=("opencl",))).seconds
     small = matmul_spec((8, 8), (8, 8), "float32")
-    assert "too small" in opencl_of(measure(small, time.perf_counter)).reason
+    assert opencl_of(measure(small, time.perf_counter)).verdict is Outcome.REFUSED
 
 
 @ON_DEVICE
@@ -359,10 +359,10 @@ def test_memory_that_is_not_shared_is_copied(device, monkeypatch):
     monkeypatch.setattr(at, "device", devices.dataclasses.replace(at.device, shares_memory=False))
     for call in (CALLS[1], CALLS[7], CALLS[9]):
         test_values_and_gradients_are_tensorflows(*call, device)
-    held = at._pool.managed_bytes
+    held = at.pool.managed_bytes
     for call in (CALLS[1], CALLS[7], CALLS[9]):
         test_values_and_gradients_are_tensorflows(*call, device)
-    assert at._pool.managed_bytes == held
+    assert at.pool.managed_bytes == held
 
 
 @ON_DEVICE

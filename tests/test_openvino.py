@@ -16,13 +16,14 @@ from test_saved_predictions import dense_model, run_recipe
 
 import tfaccel
 from tfaccel.autotune import portable
+from tfaccel.core.unsupported import Refusal
 from tfaccel.inference.engines import OpenVINO
 
 openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
 layers = keras.layers
 winning = inference_models.winning
 # Its converter does not know the dtype.
-REFUSED = REFUSED | {"mixed_policy": "computes in bfloat16"}
+REFUSED = REFUSED | {"mixed_policy": Refusal.DTYPE}
 CONFIGURATIONS = [OpenVINO(), OpenVINO(hint="throughput"), OpenVINO(precision="bfloat16")]
 CONFIGURED = pytest.mark.parametrize("engine", CONFIGURATIONS, ids=str)
 

@@ -1,11 +1,12 @@
 import dataclasses
+import json
 
 import pytest
 
 from tfaccel.autotune.report import Report, show
 from tfaccel.autotune.trial import Trial
 from tfaccel.core.plan import Plan
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal
 from tfaccel.measure.numerics import Drift
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
@@ -86,7 +87,7 @@ def test_names_of_passes_are_not_broken_on_a_terminal(report, capsys):
 
 
 def test_what_does_not_concern_the_model_is_one_line(report, capsys):
-    nothing = Unsupported("the model has none", irrelevant=True)
+    nothing = Refusal.NOTHING("the model has none", "add one")
     trials = [Trial.refused(Plan((item(),)), nothing) for item in (FusedOptimizer, FusedActivation)]
     report = dataclasses.replace(report, trials=(*report.trials, *trials))
     assert not {"fused_optimizer", "fused_activation"} & {row[0] for row in report.rows()}
@@ -94,8 +95,12 @@ def test_what_does_not_concern_the_model_is_one_line(report, capsys):
     assert capsys.readouterr().out.count("fused_optimizer, fused_activation") == 1
     show(report, verbose=2)
     shown = capsys.readouterr().out
-    assert shown.count("the model has none") == 2
+    assert shown.count("the model has none; add one") == 2
     assert Report.from_json(report.to_json()) == report
+    data = report.to_dict()
+    for trial in data["trials"]:
+        del trial["refusal"]  # as older reports have it
+    assert {trial.refusal for trial in Report.from_json(json.dumps(data)).trials} == {None}
 
 
 def test_a_pass_and_its_options_are_broken_between_them(report, capsys):

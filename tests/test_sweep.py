@@ -203,7 +203,7 @@ def test_xla_s_flags(tmp_path, flags, count):
 def test_xla_s_flags_are_tried_where_xla_compiles(monkeypatch, compiles, tried):
     children = Children(Program("a.py"), {})
     found = []
-    for factor in sweep._factors(children, {}):
+    for factor in sweep.factors_of(children, {}):
         children.compiles = compiles  # as its turns have told
         found += [name for setting in factor for name in setting.environ]
     assert ("XLA_FLAGS" in found) is tried

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tfaccel.core.plan import Pass as Pass
     from tfaccel.core.plan import Plan as Plan
     from tfaccel.core.plan import Unsupported as Unsupported
+    from tfaccel.core.unsupported import Refusal as Refusal
     from tfaccel.core.workload import Workload as Workload
     from tfaccel.distribute import AccelStrategy as AccelStrategy
     from tfaccel.inference import AcceleratedModel as AcceleratedModel
@@ -53,6 +54,7 @@ _HOMES = {
     "Pass": "tfaccel.core.plan",
     "Plan": "tfaccel.core.plan",
     "ProfilerCallback": "tfaccel.callbacks.profiler",
+    "Refusal": "tfaccel.core.unsupported",
     "Report": "tfaccel.autotune.report",
     "Speedup": "tfaccel.measure.timing",
     "Tolerance": "tfaccel.measure.numerics",

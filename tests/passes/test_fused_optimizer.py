@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 from crossed import crossed, with_slow
 
-from tfaccel.core.plan import Plan, Unsupported
+from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Refusal
 from tfaccel.core.workload import Workload
 from tfaccel.passes.optimizer.fused_optimizer import FusedOptimizer
 from tfaccel.system.device import Device
@@ -325,9 +326,8 @@ def test_16_bit_variables_keep_keras(name, dtype, rng):
     batches = batches_of(rng, count=3, dtype=dtype)
     fused = assert_same_as_keras(lambda: dense_model(make(), dtype), batches, rtol=0.0, atol=0.0)
     assert not fused.ops()
-    assert FusedOptimizer().unsupported(fused.context.workload) == Unsupported(
-        f"all weights are {dtype}", "keep them in float32"
-    )
+    unsupported = FusedOptimizer().unsupported(fused.context.workload)
+    assert unsupported.kind is Refusal.DTYPE and dtype in unsupported.cause
 
 
 def test_16_bit_gradients_of_float32_variables(rng):
@@ -384,9 +384,8 @@ def test_xla_has_no_op_for_amsgrad(rng):
 
     fused = assert_same_as_keras(model, batches_of(rng, count=3), jit_compile=True)
     assert not fused.ops()
-    assert FusedOptimizer().unsupported(fused.context.workload) == Unsupported(
-        "XLA lacks the op for Adam(amsgrad=True)", "compile without jit_compile"
-    )
+    unsupported = FusedOptimizer().unsupported(fused.context.workload)
+    assert "amsgrad" in unsupported.cause and "jit_compile" in unsupported.remedy
 
 
 @pytest.mark.parametrize("name", ["adam", "rmsprop"])
@@ -513,7 +512,7 @@ def test_others_are_refused_by_name():
     for kind in UNSERVED:
         for optimizer in (kind(0.01), opt.LossScaleOptimizer(kind(0.01))):
             unsupported = FusedOptimizer().unsupported(Workload(dense_model(optimizer), device=CPU))
-            assert unsupported.cause == f"no fused op has the maths of {kind.__name__}"
+            assert unsupported.kind is Refusal.CASE and kind.__name__ in unsupported.cause
             assert "Adam" in unsupported.remedy
 
 
@@ -530,12 +529,12 @@ def test_an_update_step_that_the_user_replaced_is_left_alone():
     workload = Workload(model, device=CPU)
     with FusedOptimizer().applied(StepContext(workload)):
         assert model.optimizer.update_step is mine
-    assert FusedOptimizer().unsupported(workload).cause == "no fused op has the maths of Adam"
+    assert FusedOptimizer().unsupported(workload).kind is Refusal.CASE
 
 
 def test_a_model_without_an_optimizer_is_refused():
     unsupported = FusedOptimizer().unsupported(Workload(dense_model(None), device=CPU))
-    assert unsupported == Unsupported("the model has no optimizer", "compile it with one")
+    assert unsupported.kind is Refusal.CASE and "optimizer" in unsupported.cause
 
 
 def test_one_optimizer_that_can_be_served_is_enough():

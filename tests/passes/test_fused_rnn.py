@@ -9,6 +9,7 @@ from early import built_early
 import tfaccel
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Refusal
 from tfaccel.core.workload import Workload
 from tfaccel.explain.api import explain
 from tfaccel.passes import FusedRNN, MixedPrecision
@@ -347,25 +348,25 @@ class OwnCell(L.GRUCell):
 
 
 OBSTACLES = [
-    (lambda: OwnLoop(2), "has a `inner_loop` of its own"),
-    (lambda: L.RNN(OwnCell(2)), "has a cell with a `call` of its own"),
-    (lambda: L.SimpleRNN(2), "has a SimpleRNNCell; use an LSTM or a GRU"),
-    (lambda: L.RNN([L.LSTMCell(2), L.LSTMCell(2)]), "has a StackedRNNCells"),
-    (lambda: L.LSTM(2, dtype="float64"), "computes in float64; use float32 or less"),
-    (lambda: L.LSTM(2, activation="relu"), "has an activation other than tanh"),
-    (lambda: L.GRU(2, recurrent_activation="relu"), "a recurrent_activation other than sigmoid"),
-    (lambda: L.LSTM(2, recurrent_dropout=0.25), "has recurrent_dropout=0.25"),
-    (lambda: L.RNN(L.LSTMCell(2, activity_regularizer="l2")), "with an activity_regularizer"),
-    (lambda: L.GRU(2, use_cudnn=True), "has use_cudnn=True, which fails on a CPU"),
+    (lambda: OwnLoop(2), Refusal.OWN_CODE, "`inner_loop`"),
+    (lambda: L.RNN(OwnCell(2)), Refusal.OWN_CODE, "`call`"),
+    (lambda: L.SimpleRNN(2), Refusal.CASE, "SimpleRNNCell"),
+    (lambda: L.RNN([L.LSTMCell(2), L.LSTMCell(2)]), Refusal.CASE, "StackedRNNCells"),
+    (lambda: L.LSTM(2, dtype="float64"), Refusal.DTYPE, "float64"),
+    (lambda: L.LSTM(2, activation="relu"), Refusal.CASE, " activation"),
+    (lambda: L.GRU(2, recurrent_activation="relu"), Refusal.CASE, "recurrent_activation"),
+    (lambda: L.LSTM(2, recurrent_dropout=0.25), Refusal.CASE, "recurrent_dropout=0.25"),
+    (lambda: L.RNN(L.LSTMCell(2, activity_regularizer="l2")), Refusal.CASE, "activity_regularizer"),
+    (lambda: L.GRU(2, use_cudnn=True), Refusal.CASE, "use_cudnn=True"),
 ]
 
 
-@pytest.mark.parametrize("make, words", OBSTACLES, ids=[words for _, words in OBSTACLES])
-def test_what_keeps_keras_own_loop(make, words):
+@pytest.mark.parametrize("make, refusal, named", OBSTACLES, ids=[row[-1] for row in OBSTACLES])
+def test_what_keeps_keras_own_loop(make, refusal, named):
     layer = make()
     workload = workload_of(layer)
     (found,) = [o for item, o in FusedRNN().layers(workload) if item is layer]
-    assert words in str(found) and repr(layer.name) in str(found)
+    assert found.kind is refusal and named in found.cause and repr(layer.name) in found.cause
     assert FusedRNN().unsupported(workload) == found
     with FusedRNN().applied(StepContext(workload)):
         assert "inner_loop" not in vars(layer)
@@ -378,21 +379,21 @@ def test_one_layer_that_it_serves_is_enough():
 
 def test_refusals():
     varying = (tf.TensorSpec([None, None, 4]), tf.TensorSpec([None, 1]))
-    causes = {
-        "no recurrent layer": workload_of(L.Dense(2)),
-        "runs recurrent layers by cuDNN": workload_of(L.LSTM(2), device=Device("GPU", "test")),
-        "pad them to one length": workload_of(L.LSTM(2), element_spec=varying),
+    workloads = {
+        Refusal.NOTHING: workload_of(L.Dense(2)),
+        Refusal.NO_USE: workload_of(L.LSTM(2), device=Device("GPU", "test")),
+        Refusal.SIZES: workload_of(L.LSTM(2), element_spec=varying),
     }
-    for words, workload in causes.items():
-        assert words in str(FusedRNN().unsupported(workload))
+    for refusal, workload in workloads.items():
+        assert FusedRNN().unsupported(workload).kind is refusal
 
 
 def test_the_length_that_keras_keeps_to_itself_can_be_said():
     """Windows of a time series are of one length, and the dataset does not say so."""
     x = np.zeros((20, 4), "float32")
     data = keras.utils.timeseries_dataset_from_array(x, x[:, :1], sequence_length=5, batch_size=4)
-    said = str(FusedRNN().unsupported(workload_of(L.LSTM(2), element_spec=data.element_spec)))
-    assert "tf.ensure_shape" in said
+    found = FusedRNN().unsupported(workload_of(L.LSTM(2), element_spec=data.element_spec))
+    assert found.kind is Refusal.SIZES and "tf.ensure_shape" in found.remedy
     data = data.map(lambda x, y: (tf.ensure_shape(x, (None, 5, 4)), y))
     data = data.map(lambda x, y: (x, tf.ensure_shape(y, (None, 1))))
     assert FusedRNN().unsupported(workload_of(L.LSTM(2), element_spec=data.element_spec)) is None
@@ -400,7 +401,7 @@ def test_the_length_that_keras_keeps_to_itself_can_be_said():
 
 def test_several_replicas_are_refused(monkeypatch):
     monkeypatch.setattr(Workload, "num_replicas", 2)
-    assert "several replicas" in str(FusedRNN().unsupported(workload_of(L.LSTM(2))))
+    assert FusedRNN().unsupported(workload_of(L.LSTM(2))).kind is Refusal.REPLICAS
 
 
 def test_an_unknown_number_of_steps_keeps_keras_own_loop(rng):

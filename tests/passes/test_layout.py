@@ -21,6 +21,7 @@ from tfaccel.compat.patching import instance_attribute
 from tfaccel.compat.tensorflow_private import onednn_is_on
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import StepContext
+from tfaccel.core.unsupported import Refusal
 from tfaccel.core.workload import Workload
 from tfaccel.passes import FusedNorm, FusedOptimizer, Layout, MixedPrecision
 from tfaccel.system.device import Device
@@ -726,17 +727,18 @@ class OwnOperation(layers.Conv2D):
 
 
 def test_refusals_name_the_layer():
-    assert "no layer" in str(Layout().unsupported(workload_of(layers.Conv2D(1, 1))))
-    assert "no layer" in str(Layout().unsupported(workload_of(layers.Flatten(**FIRST))))
-    for parts, cause in (
-        ([OwnCall(1, 1, name="mine", **FIRST)], "layer 'mine' (OwnCall) has a `call` of its own"),
-        ([OwnOperation(1, 1, name="op", **FIRST)], "'op' (OwnOperation) has a `convolution_op`"),
-        ([layers.ConvLSTM2D(1, 1, name="rnn", **FIRST)], "'rnn' (ConvLSTM2D) is of a kind"),
+    for layer in (layers.Conv2D(1, 1), layers.Flatten(**FIRST)):
+        assert Layout().unsupported(workload_of(layer)).kind is Refusal.NOTHING
+    for layer, refusal, named in (
+        (OwnCall(1, 1, name="mine", **FIRST), Refusal.OWN_CODE, "`call`"),
+        (OwnOperation(1, 1, name="op", **FIRST), Refusal.OWN_CODE, "`convolution_op`"),
+        (layers.ConvLSTM2D(1, 1, name="rnn", **FIRST), Refusal.CASE, "ConvLSTM2D"),
     ):
-        unsupported = Layout().unsupported(workload_of(*parts))
-        assert cause in unsupported.cause
+        unsupported = Layout().unsupported(workload_of(layer))
+        assert unsupported.kind is refusal
+        assert repr(layer.name) in unsupported.cause and named in unsupported.cause
         assert "channels_last" in unsupported.remedy
-        assert Layout().unsupported(workload_of(*parts, conv())) is None
+        assert Layout().unsupported(workload_of(layer, conv())) is None
     shadowed = conv(name="patched")
     shadowed.call = lambda inputs: inputs
     assert "'patched'" in Layout().unsupported(workload_of(shadowed)).cause
@@ -757,7 +759,7 @@ def test_several_replicas_are_refused():
     unsupported = Layout().unsupported(
         Workload(types.SimpleNamespace(distribute_strategy=strategy))
     )
-    assert "replicas" in unsupported.cause
+    assert unsupported.kind is Refusal.REPLICAS
 
 
 @pytest.mark.parametrize(

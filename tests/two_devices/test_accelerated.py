@@ -14,6 +14,7 @@ from tfaccel.autotune.expected.expectation import Candidate
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.plan import Pass
 from tfaccel.core.replicas import replica_id
+from tfaccel.core.unsupported import Refusal
 from tfaccel.core.workload import Workload
 from tfaccel.measure import racing
 from tfaccel.passes import XLA, Layout, MixedPrecision
@@ -227,21 +228,17 @@ def test_a_float16_model_trains_as_in_float32(mirrored):
     np.testing.assert_allclose(found, fit(model("float32"), epochs=2)["loss"], rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("item", "cause"),
-    [
-        (XLA(), "XLA can't use variables that are mirrored on several devices"),
-        (
-            Layout(),
-            "replicas are traced in threads that take turns inside a layer, and this pass changes "
-            "the layer's axis meanwhile",
-        ),
-        (MixedPrecision("float16"), "each replica would have a loss scale of its own for float16"),
-    ],
-    ids=["xla", "layout", "float16"],
-)
-def test_refusals_say_why(mirrored, item, cause):
-    assert item.unsupported(Workload(mlp(mirrored))).cause == cause
+@pytest.mark.parametrize("item", [XLA(), Layout(), MixedPrecision("float16")])
+def test_several_replicas_are_refused(mirrored, item):
+    assert item.unsupported(Workload(mlp(mirrored))).kind is Refusal.REPLICAS
+
+
+def test_fit_may_be_called_within_the_scope(mirrored):
+    """Where every variable that is made has a copy on each device."""
+    callback = accel(["fused_norm"])
+    with mirrored.scope():
+        fit(mlp(mirrored), callback)
+    assert callback.plan.names == ("fused_norm",)
 
 
 def test_a_nan_of_the_users_own_data_is_passed_on(mirrored):

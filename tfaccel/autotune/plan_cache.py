@@ -44,7 +44,7 @@ class PlanCache:
 
     def load(self, key: str) -> Report | None:
         """The report kept for a key; all but a whole, current file is ignored with a warning."""
-        path = self._path(key)
+        path = self.path_of(key)
         warn_if_open(self.directory)
         try:
             with parsed(read_text(path), SCHEMA, "a plan of the cache") as data:
@@ -69,7 +69,7 @@ class PlanCache:
         kept = {"key": key, "report": report.to_dict(), "evidence": seen}
         text = to_text(SCHEMA, kept, indent=None)
         try:
-            replace_text(self._path(key), text)
+            replace_text(self.path_of(key), text)
         except OSError as error:
             notices.warn(
                 f"tfaccel could not keep the plan in {self.directory}: {error}", stacklevel=2
@@ -88,7 +88,8 @@ class PlanCache:
                     found += [Evidence.from_dict(one) for one in data.get("evidence", ())]
         return found
 
-    def _path(self, key: str) -> pathlib.Path:
+    def path_of(self, key: str) -> pathlib.Path:
+        """The file of a workload's plan, which need not exist."""
         return self.directory / f"{key}.json"
 
 

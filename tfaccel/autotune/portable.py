@@ -64,7 +64,7 @@ def export_cache(path: pathlib.Path, found: Contents) -> None:
         OSError: the file can't be written.
     """
     kept = {
-        "machine": _machine(),
+        "machine": this_machine(),
         "plans": found.plans,
         "rankings": [ranking.to_dict() for ranking in found.rankings],
     }
@@ -94,10 +94,10 @@ def import_cache(path: pathlib.Path, found: Contents) -> tuple[int, int]:
             raise ValueError("a plan's name is no name of a file")
         for plan in plans.values():
             Report.from_json(json.dumps(plan["report"]))
-    if machine != _machine():
+    if machine != this_machine():
         raise ValueError(
             f"{path} comes from another class of machine: {_words(machine)}; this one is "
-            f"{_words(_machine())}"
+            f"{_words(this_machine())}"
         )
     new = {name: plan for name, plan in plans.items() if name not in found.plans}
     found.folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def _plan(path: pathlib.Path) -> dict[str, Any] | None:
     return data if isinstance(data, dict) and {"key", "report"} <= data.keys() else None
 
 
-def _machine() -> dict[str, Any]:
+def this_machine() -> dict[str, Any]:
     """What must be the same for times to hold, as JSON values."""
     device = current_device()
     machine = dataclasses.asdict(MachineClass.of(device))

@@ -12,6 +12,7 @@ from rich.markup import escape
 from tfaccel import passes as passes  # plans are read by the names of their passes
 from tfaccel.autotune.trial import Trial
 from tfaccel.core.plan import Plan
+from tfaccel.core.unsupported import Refusal
 from tfaccel.measure.numerics import Drift
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.tables import markdown_table, terminal_table
@@ -300,6 +301,7 @@ def _trial_to_dict(trial: Trial) -> dict[str, Any]:
     return data | {
         "plan": json.loads(trial.plan.to_json()),
         "outcome": trial.outcome.value,
+        "refusal": None if trial.refusal is None else trial.refusal.value,
         "speedup": None if trial.speedup is None else dataclasses.asdict(trial.speedup),
         "drift": None if trial.drift is None else dataclasses.asdict(trial.drift),
     }
@@ -312,6 +314,7 @@ def _trial_from_dict(data: dict[str, Any]) -> Trial:
             | {
                 "plan": Plan.from_json(json.dumps(data["plan"])),
                 "outcome": Outcome(data["outcome"]),
+                "refusal": Refusal(data["refusal"]) if data.get("refusal") else None,
                 "speedup": None if data["speedup"] is None else typed(Speedup(**data["speedup"])),
                 "drift": None if data["drift"] is None else typed(Drift(**data["drift"])),
                 "findings": tuple(data.get("findings", ())),

@@ -6,7 +6,7 @@ import re
 import keras
 
 from tfaccel.core.plan import Plan
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.measure import numerics
 from tfaccel.measure.numerics import SIXTEEN_BITS, Drift
@@ -45,6 +45,7 @@ class Trial:
         top1_agreement: of classifiers, the share of samples with the untouched model's class.
         disk_bytes: what it takes on disk; None where it was not saved.
         metric: of predictions, the user's metric on labelled samples; None without labels.
+        refusal: what kind of thing is in the way of a plan that can't serve; None of others.
     """
 
     plan: Plan
@@ -61,12 +62,13 @@ class Trial:
     top1_agreement: float | None = None
     disk_bytes: int | None = None
     metric: float | None = None
+    refusal: Refusal | None = None
 
     @classmethod
     def refused(cls, plan: Plan, why: Unsupported) -> "Trial":
         """That of a plan which can't serve, and was not tried."""
-        outcome = Outcome.IRRELEVANT if why.irrelevant else Outcome.REFUSED
-        return cls(plan, outcome, str(why))
+        outcome = Outcome.IRRELEVANT if why.kind is Refusal.NOTHING else Outcome.REFUSED
+        return cls(plan, outcome, str(why), refusal=why.kind)
 
     @property
     def was_tried(self) -> bool:

@@ -170,7 +170,8 @@ class TrialRunner(abc.ABC):
         for item in plan.passes:
             unsupported = item.unsupported(self.workload)
             if unsupported is not None:
-                return Trial(plan, Outcome.REFUSED, f"{item.name}: {unsupported}")
+                reason = f"{item.name}: {unsupported}"
+                return Trial(plan, Outcome.REFUSED, reason, refusal=unsupported.kind)
         return None
 
     def _agreed(self, trial: Trial) -> Trial:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from tfaccel.compat.patching import instance_attribute, set_attribute
 from tfaccel.core.plan import Pass
 from tfaccel.core.step_context import StepContext
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.core.workload import Workload
 
 
@@ -64,7 +64,7 @@ class LayerPass(Pass, is_base=True):
     def unsupported(self, workload: Workload) -> Unsupported | None:
         reasons = [reason for _, reason in self.layers(workload)]
         if not reasons:
-            return Unsupported(self.no_layer, irrelevant=True)
+            return Refusal.NOTHING(self.no_layer)
         return self.unsupported_step(workload) or (reasons[0] if all(reasons) else None)
 
     @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Why a pass or a kernel can't serve, and what passes often say of a layer."""
 
 import dataclasses
+import enum
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -11,6 +12,27 @@ from tfaccel.measure.numerics import SIXTEEN_BITS
 FLOAT32_OR_LESS = ("float32", *SIXTEEN_BITS)
 
 
+class Refusal(enum.Enum):
+    """What kind of thing keeps a pass or a kernel off; an `Unsupported` says which one it is."""
+
+    CASE = "case"  # an argument, a kind of layer or a shape that it does not serve
+    NOTHING = "nothing"  # the model has nothing that it is for, so that there is nothing to regret
+    NO_USE = "no use"  # what it does is done already, or would win nothing
+    OWN_CODE = "own code"  # code of the user's stands where Keras's would be replaced
+    SETTING = "setting"  # the user has set it otherwise
+    DTYPE = "dtype"
+    RANDOM = "random"  # it would draw other random numbers
+    SIZES = "sizes"  # batches differ in their sizes
+    DEVICE = "device"
+    REPLICAS = "replicas"
+    TASK = "task"  # it is for training, for predictions, or for `fit` alone
+    MISSING = "missing"  # something is not installed
+
+    def __call__(self, cause: str, remedy: str = "") -> "Unsupported":
+        """A refusal of this kind."""
+        return Unsupported(cause, remedy, self)
+
+
 @dataclasses.dataclass(frozen=True)
 class Unsupported:
     """Why a pass cannot serve a workload, and what the user could do about it.
@@ -18,13 +40,12 @@ class Unsupported:
     Attributes:
         cause: one clause that names the layer, argument or device in the way.
         remedy: one clause that says what would let the pass in; may be empty.
-        irrelevant: whether the model has nothing that the pass is for, so that nothing is
-            lost by the refusal.
+        kind: what kind of thing the cause is.
     """
 
     cause: str
     remedy: str = ""
-    irrelevant: bool = False
+    kind: Refusal = Refusal.CASE
 
     def __str__(self) -> str:
         return f"{self.cause}; {self.remedy}" if self.remedy else self.cause
@@ -43,7 +64,7 @@ def kind_of(layer: Any, kinds: Iterable[type]) -> type | None:
 def own_method(layer: Any, kind: type, *names: str) -> Unsupported | None:
     """Says which of a layer's methods are not `kind`'s, whose maths the pass knows."""
     own = keras_private.overridden(layer, kind, *names)
-    return None if own is None else Unsupported(f"{named(layer)} has a `{own}` of its own")
+    return None if own is None else Refusal.OWN_CODE(f"{named(layer)} has a `{own}` of its own")
 
 
 def is_reduced(layer: Any) -> bool:
@@ -57,4 +78,4 @@ def other_dtype(
     """Says what a layer computes in, where that is none of the dtypes that are allowed."""
     if str(layer.compute_dtype) in allowed:
         return None
-    return Unsupported(f"{named(layer)} computes in {layer.compute_dtype}", remedy)
+    return Refusal.DTYPE(f"{named(layer)} computes in {layer.compute_dtype}", remedy)

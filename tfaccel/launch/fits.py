@@ -33,7 +33,7 @@ class Fits:
 
     def __init__(self, options: Options):
         self._options = options
-        self._ended: list[Fit] = []
+        self.ended: list[Fit] = []
         self._elsewhere = False
         self._backups = 0
         self._batches: weakref.WeakSet[Batches] = weakref.WeakSet()
@@ -52,7 +52,7 @@ class Fits:
             added.append(accel)
         added += self._profiler(given)
         added += self._backup(model, given)
-        return _Beside(model, accel, added, self._ended)
+        return _Beside(model, accel, added, self.ended)
 
     def begin_batches(self, model: Any) -> Batches | None:
         """What goes along with `train_on_batch` and its like; None under other backends."""
@@ -64,7 +64,7 @@ class Fits:
         return found
 
     def _end_batches(self, batches: Batches) -> None:
-        self._ended.append(
+        self.ended.append(
             Fit(
                 model=f"{type(batches.model).__name__}.train_on_batch",
                 parameters=_parameters(batches.model),
@@ -128,7 +128,7 @@ class Fits:
             notes.append(f"Keras runs on {backend}: its fits are left as they are.")
         if self._options.profile is not None:
             notes.append(f"`tfaccel report {self._options.profile}` makes a page of the profile.")
-        notices.show(closing(self._ended, notes), stderr=True)
+        notices.show(closing(self.ended, notes), stderr=True)
 
 
 fits = Fits
@@ -154,7 +154,7 @@ class _Beside:
     def end(self, raised: str) -> None:
         """Notes what became of the fit, and leaves the callback to the next one of this model."""
         report = self._accel.report
-        self._ended.append(
+        self.ended.append(
             Fit(
                 model=type(self._model).__name__,
                 parameters=_parameters(self._model),

@@ -12,7 +12,7 @@ from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.layer_pass import LayerPass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
-from tfaccel.core.unsupported import FLOAT32_OR_LESS, Unsupported, named, other_dtype
+from tfaccel.core.unsupported import FLOAT32_OR_LESS, Refusal, Unsupported, named, other_dtype
 from tfaccel.core.workload import Workload
 from tfaccel.ops.activations import GELU, SILU, formula_of
 
@@ -42,7 +42,7 @@ class FusedActivation(LayerPass):
 
     def unsupported_step(self, workload: Workload) -> Unsupported | None:
         if workload.model.jit_compile:
-            return Unsupported("the model uses XLA, which fuses activations already")
+            return Refusal.NO_USE("the model uses XLA, which fuses activations already")
         return None
 
     def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
@@ -85,7 +85,7 @@ def _obstacle(layer: Any) -> Unsupported | None:
     if isinstance(layer, _LOOPS):
         return Unsupported(f"{named(layer)} runs its activation in a loop")
     if not keras_private.is_from_keras(layer):
-        return Unsupported(
+        return Refusal.OWN_CODE(
             f"{named(layer)} may use its activation in other ways than by calling it"
         )
     return other_dtype(layer)

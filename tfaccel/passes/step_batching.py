@@ -12,7 +12,7 @@ from tfaccel.compat import keras_private
 from tfaccel.core.plan import Pass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.measure.units import milliseconds
 from tfaccel.system.arguments import is_whole
@@ -78,17 +78,18 @@ class StepBatching(Pass):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.in_loop:
-            return Unsupported("a loop hands over one batch at a time", "use `fit`")
+            return Refusal.TASK("a loop hands over one batch at a time", "use `fit`")
         model = workload.model
         maker = keras_private.overridden(model, keras.Model, "make_train_function")
         if maker is not None:
-            return Unsupported(f"{type(model).__name__} has a {maker} of its own")
+            return Refusal.OWN_CODE(f"{type(model).__name__} has a {maker} of its own")
         strategy = model.distribute_strategy
         if tf.distribute.has_strategy() or strategy is not tf.distribute.get_strategy():
-            name = type(strategy).__name__
-            return Unsupported(f"under {name} each step must be a call of its own")
+            return Refusal.REPLICAS(
+                f"under {type(strategy).__name__} each step must be a call of its own"
+            )
         if workload.step_seconds * CHOICES[0] > CALL_SECONDS:
-            return Unsupported(
+            return Refusal.NO_USE(
                 f"a step takes {milliseconds(workload.step_seconds)}, so the time between "
                 "steps hardly counts"
             )
@@ -122,12 +123,14 @@ def is_watched(workload: Workload) -> bool:
 def _watched(workload: Workload) -> Unsupported | None:
     remedy = "or allow it with StepBatching(allow_batch_hooks=True)"
     if workload.callbacks is None:
-        return Unsupported("the callbacks of this training can't be seen", f"use `fit`, {remedy}")
+        return Refusal.OWN_CODE(
+            "the callbacks of this training can't be seen", f"use `fit`, {remedy}"
+        )
     for callback in workload.callbacks:
         hook = acts_per_batch(callback)
         if hook is not None:
             name = type(callback).__name__
-            return Unsupported(f"{name}.{hook} acts at every batch", f"leave it out, {remedy}")
+            return Refusal.OWN_CODE(f"{name}.{hook} acts at every batch", f"leave it out, {remedy}")
     return None
 
 

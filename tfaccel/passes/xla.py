@@ -12,7 +12,7 @@ from tfaccel.compat.patching import set_attribute
 from tfaccel.core.plan import Pass
 from tfaccel.core.prior import CONVOLUTIONS, Prior
 from tfaccel.core.step_context import StepContext
-from tfaccel.core.unsupported import Unsupported, named
+from tfaccel.core.unsupported import Refusal, Unsupported, named
 from tfaccel.core.workload import Workload, varies
 
 
@@ -39,13 +39,15 @@ class XLA(Pass):
     def unsupported(self, workload: Workload) -> Unsupported | None:
         model = workload.model
         if self.jit_compile and workload.num_replicas > 1:
-            return Unsupported("XLA can't use variables that are mirrored on several devices")
+            return Refusal.REPLICAS("XLA can't use variables that are mirrored on several devices")
         if bool(model.jit_compile) == self.jit_compile:
             state = "already uses" if self.jit_compile else "does not use"
-            return Unsupported(f"the model {state} XLA")
+            return Refusal.NO_USE(f"the model {state} XLA")
         if not self.jit_compile and workload.device.kind == "CPU":
             # On a CPU Keras never turns XLA on by itself, so the user did.
-            return Unsupported("the model was compiled with jit_compile=True", "compile without it")
+            return Refusal.SETTING(
+                "the model was compiled with jit_compile=True", "compile without it"
+            )
         return _obstacle(workload) if self.jit_compile else None
 
     def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
@@ -80,14 +82,16 @@ def _obstacle(workload: Workload) -> Unsupported | None:
         return blocked
     if workload.device.kind == "GPU":
         # On a GPU Keras turns XLA on wherever it can, so the user turned it off.
-        return Unsupported("the model was compiled with jit_compile=False", "compile without it")
+        return Refusal.SETTING(
+            "the model was compiled with jit_compile=False", "compile without it"
+        )
     if any(varies(spec) for spec in tf.nest.flatten(workload.element_spec)):
-        return Unsupported(
+        return Refusal.SIZES(
             "batches differ in more than their number of samples, and XLA compiles each shape anew",
             "pad them to one shape",
         )
     if workload.sizes_vary:
-        return Unsupported(
+        return Refusal.SIZES(
             "batches come in many sizes, and XLA compiles the step anew for each",
             "make batches of one size, such as by `batch(size, drop_remainder=True)`",
         )

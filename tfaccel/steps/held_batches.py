@@ -103,7 +103,7 @@ class HeldBatches:
         return [list(item) if isinstance(item, list | tuple) else [item] for item in found]
 
     def _steps(self) -> int:
-        return int(self._count)
+        return int(self._count.numpy())  # a variable of several replicas is no number
 
 
 def _bytes(batch: Any) -> int:

@@ -16,7 +16,7 @@ from tfaccel.compat import keras_private
 from tfaccel.core.prior import Prior
 from tfaccel.core.standalone import StandalonePass
 from tfaccel.core.step_context import StepContext
-from tfaccel.core.unsupported import Unsupported, named
+from tfaccel.core.unsupported import Refusal, Unsupported, named
 from tfaccel.core.workload import Workload
 from tfaccel.inference.engines.eight_bits import EightBits
 from tfaccel.inference.engines.forward import Forward
@@ -126,7 +126,9 @@ class Engine(StandalonePass, is_base=True):
         """What has to be installed; None where everything is."""
         if importlib.util.find_spec(cls.module) is not None:
             return None
-        return Unsupported(f"{cls.title} is not installed", f"pip install 'tfaccel[{cls.extra}]'")
+        return Refusal.MISSING(
+            f"{cls.title} is not installed", f"pip install 'tfaccel[{cls.extra}]'"
+        )
 
     @classmethod
     def version(cls) -> str:
@@ -138,11 +140,11 @@ class Engine(StandalonePass, is_base=True):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.training:
-            return Unsupported("an engine trains nothing", "it is for tfaccel.accelerate")
+            return Refusal.TASK("an engine trains nothing", "it is for tfaccel.accelerate")
         found = self.missing() or self._no_eight_bits(workload) or _inconvertible(workload)
         for layer in () if found or self.converts_bfloat16 else workload.layers:
             if str(getattr(layer, "compute_dtype", "")) == "bfloat16":
-                return Unsupported(
+                return Refusal.DTYPE(
                     f"{named(layer)} computes in bfloat16, which {self.title} can't convert",
                     "an engine takes a model of float32 layers, and rounds it itself if that pays",
                 )
@@ -152,14 +154,14 @@ class Engine(StandalonePass, is_base=True):
         if self.precision != EIGHT_BITS:
             return None
         if EIGHT_BITS not in workload.allow:
-            return Unsupported(
+            return Refusal.SETTING(
                 "8 bits are used only where they are asked for",
                 "tfaccel.accelerate(model, x, y=labels, allow=('int8',))",
             )
         if importlib.util.find_spec(self.quantizer) is not None:
             return None
         extras = ",".join(dict.fromkeys((self.extra, self.quantizer_extra)))
-        return Unsupported(
+        return Refusal.MISSING(
             f"{self.quantizer} is not installed, which makes 8 bits for {self.title}",
             f"pip install 'tfaccel[{extras}]'",
         )
@@ -208,10 +210,10 @@ def _samples(workload: Workload) -> int:
 def _inconvertible(workload: Workload) -> Unsupported | None:
     """What no engine can take over; None where there is nothing."""
     if workload.device.kind != "CPU":
-        return Unsupported("the model runs on a GPU, and the engine runs on CPUs")
+        return Refusal.DEVICE("the model runs on a GPU, and the engine runs on CPUs")
     own = keras_private.overridden(workload.model, keras.Model, "predict_step")
     if own is not None:
-        return Unsupported(f"{type(workload.model).__name__} has a {own} of its own")
+        return Refusal.OWN_CODE(f"{type(workload.model).__name__} has a {own} of its own")
     for spec in tf.nest.flatten(workload.element_spec):
         if not isinstance(spec, tf.TensorSpec):
             return Unsupported(f"an input is no plain tensor ({type(spec).__name__})")
@@ -221,5 +223,5 @@ def _inconvertible(workload: Workload) -> Unsupported | None:
             return split
     for layer in workload.layers:
         if str(getattr(layer, "compute_dtype", "")) == "float64":
-            return Unsupported(f"{named(layer)} computes in float64")
+            return Refusal.DTYPE(f"{named(layer)} computes in float64")
     return FrozenWeights().unsupported(workload) if workload.model.variables else None

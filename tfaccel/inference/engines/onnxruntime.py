@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tfaccel.autotune.trial import error_line
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.inference.engines.eight_bits import EightBits
 from tfaccel.inference.engines.engine import Engine, Runner, unknown_ops
@@ -53,7 +53,7 @@ class ONNXRuntime(Engine):
     def unsupported(self, workload: Workload) -> Unsupported | None:
         found = super().unsupported(workload)
         if found is None and importlib.util.find_spec(_CONVERTER) is None:
-            return Unsupported(
+            return Refusal.MISSING(
                 f"{_CONVERTER} is not installed, which converts models for {self.title}",
                 f"pip install 'tfaccel[{self.extra}]'",
             )

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.compat import keras_graphs, keras_private
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 
 _REMEDY = "let another model make numbers of them first"
 
@@ -35,7 +35,7 @@ class Split:
         graph = keras_graphs.graph_of(model)
         if graph is None:
             why = "an input holds strings, and the model has no graph of layers"
-            return Unsupported(why, _REMEDY)
+            return Refusal.OWN_CODE(why, _REMEDY)
         nodes = keras_graphs.graph_nodes(graph)
         head = _with_words(nodes)
         tail = [node for node in nodes if node not in head]

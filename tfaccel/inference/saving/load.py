@@ -107,7 +107,7 @@ class _Loaded(AcceleratedModel):
         function = _LoadedFunction(found, served)
         model = _Stub(found.model, function)
         super().__init__(model, None, found.report, function.or_told, function)
-        self._folder, self._manifest = folder, found
+        self._folder = folder
 
     def export(self, path: str | os.PathLike[str]) -> None:
         raise ValueError(_no_model("export"))

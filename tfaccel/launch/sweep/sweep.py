@@ -31,7 +31,10 @@ def sweep(program: Program, max_seconds: float) -> Swept:
     environ = {**os.environ, **preset}
     children = Children(program, environ)
     found = race(
-        _factors(children, environ), _told(children), clock=time.monotonic, max_seconds=max_seconds
+        factors_of(children, environ),
+        _told(children),
+        clock=time.monotonic,
+        max_seconds=max_seconds,
     )
     try:
         file = str(kept.keep(program, found.best.environ))
@@ -40,7 +43,7 @@ def sweep(program: Program, max_seconds: float) -> Swept:
     return Swept(found, file)
 
 
-def _factors(children: Children, environ: Mapping[str, str]) -> Iterator[Factor]:
+def factors_of(children: Children, environ: Mapping[str, str]) -> Iterator[Factor]:
     """What to try; XLA's flags not where the turns before have told that XLA compiles nothing."""
     yield from factors(
         os.environ,

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfaccel.compat import keras_private
 from tfaccel.compat.keras_private import ATTENTION_PRODUCTS
 from tfaccel.compat.patching import instance_attributes
-from tfaccel.core.unsupported import Unsupported, kind_of, named, other_dtype, own_method
+from tfaccel.core.unsupported import Refusal, Unsupported, kind_of, named, other_dtype, own_method
 from tfaccel.ops.attention import ChosenProducts, Products, attend
 from tfaccel.ops.kernels import Chooser
 
@@ -31,7 +31,9 @@ def obstacle(layer: Any) -> Unsupported | None:
 
 def _obstacle_in_options(layer: Any) -> Unsupported | None:
     if keras_private.wants_flash_attention(layer):
-        return Unsupported(f"{named(layer)} uses flash_attention", "Keras has none on TensorFlow")
+        return Refusal.SETTING(
+            f"{named(layer)} uses flash_attention", "Keras has none on TensorFlow"
+        )
     axes = getattr(layer, "attention_axes", None)
     if axes is not None and tuple(axes) != (1,):
         cause = f"{named(layer)} attends along axes {tuple(axes)}"
@@ -46,15 +48,15 @@ def _obstacle_in_parts(layer: Any) -> Unsupported | None:
     for part in (parts.query, parts.key, parts.value, parts.output):
         inside = f"{named(layer)} has a part {part.name!r}"
         if not isinstance(part, keras.layers.EinsumDense):
-            return Unsupported(f"{inside} of another class, {type(part).__name__}")
+            return Refusal.OWN_CODE(f"{inside} of another class, {type(part).__name__}")
         if keras_private.overridden(part, keras.layers.EinsumDense, "call") is not None:
-            return Unsupported(f"{inside} with a `call` of its own")
+            return Refusal.OWN_CODE(f"{inside} with a `call` of its own")
         if getattr(part, "quantization_mode", None):
             return Unsupported(f"{inside} that is quantized to {part.quantization_mode}")
         if part.activity_regularizer is not None:
             return Unsupported(f"{inside} with an activity_regularizer")
         if part.compute_dtype != layer.compute_dtype:
-            return Unsupported(f"{inside} that computes in {part.compute_dtype}")
+            return Refusal.DTYPE(f"{inside} that computes in {part.compute_dtype}")
     return None
 
 

@@ -12,7 +12,7 @@ from tfaccel.compat import keras_private
 from tfaccel.core.layer_pass import LayerPass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
-from tfaccel.core.unsupported import Unsupported, kind_of
+from tfaccel.core.unsupported import Refusal, Unsupported, kind_of
 from tfaccel.core.workload import Workload
 
 # On a tensor that a product made: the product.
@@ -51,11 +51,11 @@ class FoldedNorm(LayerPass):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.training:
-            return Unsupported("in training the statistics change", "it is for tfaccel.accelerate")
+            return Refusal.TASK("in training the statistics change", "it is for tfaccel.accelerate")
         if not any(isinstance(x, keras.layers.BatchNormalization) for x in workload.layers):
-            return Unsupported("the model has no BatchNormalization layer", irrelevant=True)
+            return Refusal.NOTHING("the model has no BatchNormalization layer")
         if not any(map(_is_product, workload.layers)):
-            return Unsupported("the model has no layer that BatchNormalization could be part of")
+            return Refusal.NO_USE("the model has no layer that BatchNormalization could be part of")
         return None
 
     def prior(self, workload: Workload) -> Prior:

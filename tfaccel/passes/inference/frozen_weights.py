@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfaccel.core.plan import Pass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
-from tfaccel.core.unsupported import Unsupported, named
+from tfaccel.core.unsupported import Refusal, Unsupported, named
 from tfaccel.core.workload import Workload
 from tfaccel.measure.units import size
 
@@ -44,9 +44,9 @@ class FrozenWeights(Pass):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.training:
-            return Unsupported("constants can't be trained", "it is for tfaccel.accelerate")
+            return Refusal.TASK("constants can't be trained", "it is for tfaccel.accelerate")
         if not workload.model.variables:
-            return Unsupported("the model has no weights")
+            return Refusal.NO_USE("the model has no weights")
         for layer in workload.layers:
             if getattr(layer, "stateful", False):
                 return Unsupported(f"{named(layer)} is stateful")

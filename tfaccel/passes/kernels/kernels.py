@@ -16,7 +16,7 @@ from tfaccel.core.plan import Plan
 from tfaccel.core.prior import CONVOLUTIONS, Prior
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.tracing import trace_forward, trace_step
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.measure.timing import Clock
 from tfaccel.ops.kernels import DIRECTIONS, FAMILIES, CallSpec, Chooser
@@ -80,12 +80,12 @@ class Kernels(LayerPass):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.num_replicas > 1:
-            return Unsupported("it measures on one replica, and all must run the same kernels")
+            return Refusal.REPLICAS("it measures on one replica, and all must run the same kernels")
         return super().unsupported(workload)
 
     def unsupported_step(self, workload: Workload) -> Unsupported | None:
         if workload.model.jit_compile:
-            return Unsupported("the model uses XLA, which has kernels of its own")
+            return Refusal.NO_USE("the model uses XLA, which has kernels of its own")
         return None
 
     def obstacle(self, layer: Any, workload: Workload) -> Unsupported | None:

@@ -14,7 +14,7 @@ from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.plan import Pass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
-from tfaccel.core.unsupported import Unsupported, named
+from tfaccel.core.unsupported import Refusal, Unsupported, named
 from tfaccel.core.workload import Workload
 from tfaccel.passes.layout import _follow, _rules
 from tfaccel.passes.layout._flow import Flow
@@ -74,16 +74,14 @@ class Layout(Pass):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.num_replicas > 1:
-            return Unsupported(
+            return Refusal.REPLICAS(
                 "replicas are traced in threads that take turns inside a layer, and this pass "
                 "changes the layer's axis meanwhile",
                 'AccelStrategy("one_device") for this model, or write it channels_last',
             )
         obstacles = [obstacle for _, obstacle in self.layers(workload)]
         if not obstacles:
-            return Unsupported(
-                "no layer of the model has data_format='channels_first'", irrelevant=True
-            )
+            return Refusal.NOTHING("no layer of the model has data_format='channels_first'")
         return obstacles[0] if all(obstacles) else None
 
     def prior(self, workload: Workload) -> Prior:
@@ -144,7 +142,7 @@ def _obstacle(layer: keras.layers.Layer, rule: Rule | None) -> Unsupported | Non
         return Unsupported(f"{who} is of a kind that can't be followed", "write it channels_last")
     own = _own_method(layer, rule)
     if own is not None:
-        return Unsupported(
+        return Refusal.OWN_CODE(
             f"{who} has a `{own}` of its own, which may rely on where the channels are",
             "write it channels_last",
         )

@@ -12,7 +12,7 @@ from tfaccel.compat.patching import instance_attributes
 from tfaccel.core.plan import Pass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.passes.optimizer._updates import (
     Update,
@@ -61,7 +61,7 @@ class FusedOptimizer(Pass):
             return Unsupported("the model has no optimizer", "compile it with one")
         dtypes = {v.dtype for v in workload.model.trainable_variables}
         if dtypes and not any(tf.as_dtype(dtype) in _DTYPES for dtype in dtypes):
-            return Unsupported(
+            return Refusal.DTYPE(
                 f"all weights are {' or '.join(sorted(dtypes))}", "keep them in float32"
             )
         obstacles = [obstacle for _, obstacle in self.optimizers(workload)]

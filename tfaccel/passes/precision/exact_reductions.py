@@ -7,7 +7,7 @@ from typing import ClassVar
 from tfaccel.core.plan import Pass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.passes.precision._exact_sums import exact_sums
 
@@ -34,9 +34,9 @@ class ExactReductions(Pass):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.device.kind != "CPU":
-            return Unsupported(f"{workload.device.name} adds up 16 bits in float32 by itself")
+            return Refusal.NO_USE(f"{workload.device.name} adds up 16 bits in float32 by itself")
         if not any(str(layer.compute_dtype) == "bfloat16" for layer in workload.layers):
-            return Unsupported("no layer of the model computes in bfloat16", irrelevant=True)
+            return Refusal.NOTHING("no layer of the model computes in bfloat16")
         return None
 
     def prior(self, workload: Workload) -> Prior:

@@ -12,7 +12,7 @@ from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.layer_pass import LayerPass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
-from tfaccel.core.unsupported import Unsupported, is_reduced, named
+from tfaccel.core.unsupported import Refusal, Unsupported, is_reduced, named
 from tfaccel.core.workload import Workload
 
 # By these attributes layers say how much they draw.
@@ -46,7 +46,7 @@ class FullPrecision(LayerPass):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if not any(is_reduced(layer) for layer in workload.layers):
-            return Unsupported("no layer of the model computes in 16 bits", irrelevant=True)
+            return Refusal.NOTHING("no layer of the model computes in 16 bits")
         told = ((obstacle, is_reduced(layer)) for layer, obstacle in self.layers(workload))
         kept = [obstacle for obstacle, reduced in told if reduced]
         return None if None in kept else kept[0]
@@ -79,15 +79,15 @@ class FullPrecision(LayerPass):
 def _obstacle(layer: keras.layers.Layer, fast_dtype: str | None) -> Unsupported | None:
     who = named(layer)
     if not is_reduced(layer):
-        return Unsupported(f"{who} computes in {layer.compute_dtype}")
+        return Refusal.NO_USE(f"{who} computes in {layer.compute_dtype}")
     if type(layer.dtype_policy) is not type(keras.DTypePolicy("float32")):
-        return Unsupported(f"{who} has a {type(layer.dtype_policy).__name__}")
+        return Refusal.SETTING(f"{who} has a {type(layer.dtype_policy).__name__}")
     if layer.compute_dtype == fast_dtype:
-        return Unsupported(f"{who} computes in {fast_dtype}, which this device multiplies fast")
+        return Refusal.NO_USE(f"{who} computes in {fast_dtype}, which this device multiplies fast")
     if str(layer.variable_dtype) != "float32":
-        return Unsupported(f"{who} has weights in {layer.variable_dtype}")
+        return Refusal.DTYPE(f"{who} has weights in {layer.variable_dtype}")
     if _draws(layer):
-        return Unsupported(f"{who} draws random numbers, and would draw others in float32")
+        return Refusal.RANDOM(f"{who} draws random numbers, and would draw others in float32")
     return None
 
 

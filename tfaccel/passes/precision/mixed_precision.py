@@ -14,7 +14,7 @@ from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.layer_pass import LayerPass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
-from tfaccel.core.unsupported import Unsupported, is_reduced, named
+from tfaccel.core.unsupported import Refusal, Unsupported, is_reduced, named
 from tfaccel.core.workload import Workload
 from tfaccel.passes.precision._exact_sums import exact_sums
 from tfaccel.passes.precision.loss_scale import LossScale
@@ -71,22 +71,26 @@ class MixedPrecision(LayerPass):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if self.dtype == "auto" and workload.device.fast_dtype is None:
-            return Unsupported(_no_hardware(workload), 'MixedPrecision(dtype="bfloat16") insists')
+            return Refusal.DEVICE(
+                _no_hardware(workload), 'MixedPrecision(dtype="bfloat16") insists'
+            )
         for layer in workload.layers:
             if is_reduced(layer):
                 policy = getattr(layer.dtype_policy, "name", layer.dtype_policy)
-                return Unsupported(f"layer {layer.name!r} has the policy {policy!r} already")
+                return Refusal.SETTING(f"layer {layer.name!r} has the policy {policy!r} already")
         if self.compute_dtype(workload) == "float16":
             if workload.num_replicas > 1:
-                return Unsupported(
+                return Refusal.REPLICAS(
                     "each replica would have a loss scale of its own for float16",
                     "the policy mixed_float16 for the model, or bfloat16",
                 )
             for optimizer in workload.optimizers:
                 if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-                    return Unsupported(f"the optimizer {optimizer.name!r} scales the loss already")
+                    return Refusal.SETTING(
+                        f"the optimizer {optimizer.name!r} scales the loss already"
+                    )
         if all(reason for _, reason in self.layers(workload)):
-            return Unsupported("no layer in float32 could compute in 16 bits")
+            return Refusal.DTYPE("no layer in float32 could compute in 16 bits")
         return None
 
     def prior(self, workload: Workload) -> Prior:
@@ -131,7 +135,7 @@ class MixedPrecision(LayerPass):
             if id(layer) in kept:
                 yield layer, Unsupported(f"layer {layer.name!r} makes an output of the model")
             elif layer.name in self.keep:
-                yield layer, Unsupported(f"layer {layer.name!r} is named in `keep`")
+                yield layer, Refusal.SETTING(f"layer {layer.name!r} is named in `keep`")
             else:
                 yield layer, _obstacle(layer)
 
@@ -153,9 +157,9 @@ def _obstacle(layer: keras.layers.Layer) -> Unsupported | None:
     who = named(layer)
     if type(layer.dtype_policy) is not type(keras.DTypePolicy("float32")):
         # A quantized layer, or a map of policies: the user's own choice.
-        return Unsupported(f"{who} has a {type(layer.dtype_policy).__name__}")
+        return Refusal.SETTING(f"{who} has a {type(layer.dtype_policy).__name__}")
     if layer.dtype_policy.name != "float32":
-        return Unsupported(f"{who} has the policy {layer.dtype_policy.name!r}")
+        return Refusal.SETTING(f"{who} has the policy {layer.dtype_policy.name!r}")
     if isinstance(layer, _FLOAT32_LAYERS):
         return Unsupported(f"{who} is of a kind that stays in float32")
     if not _is_one_softmax(layer):
@@ -164,7 +168,7 @@ def _obstacle(layer: keras.layers.Layer) -> Unsupported | None:
         # Draws in its compute dtype; recurrent cells draw through a method of their own.
         if isinstance(getattr(layer, "recurrent_dropout", None), float):
             return None
-        return Unsupported(f"{who} draws random numbers, and would draw others in 16 bits")
+        return Refusal.RANDOM(f"{who} draws random numbers, and would draw others in 16 bits")
     if getattr(layer, "activation", None) in _SOFTMAX:
         return Unsupported(f"{who} ends in a softmax, which stays in float32")
     return None

@@ -12,7 +12,7 @@ from tfaccel.compat.patching import instance_attributes
 from tfaccel.core.plan import Pass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.passes.recompute import _partition
 from tfaccel.passes.recompute._partition import DOMINANT
@@ -72,7 +72,7 @@ class Recompute(Pass):
         if not workload.model.built:
             return Unsupported("the model is not built, so its layers are not known")
         if not any(True for _ in self._sites(workload, Recomputer())):
-            return Unsupported("the model has no part of several layers before its last")
+            return Refusal.NO_USE("the model has no part of several layers before its last")
         return None
 
     def prior(self, workload: Workload) -> Prior:

@@ -7,7 +7,14 @@ import keras
 import tensorflow as tf
 
 from tfaccel.compat import keras_private
-from tfaccel.core.unsupported import FLOAT32_OR_LESS, Unsupported, kind_of, named, own_method
+from tfaccel.core.unsupported import (
+    FLOAT32_OR_LESS,
+    Refusal,
+    Unsupported,
+    kind_of,
+    named,
+    own_method,
+)
 from tfaccel.passes.recurrent import _loop
 from tfaccel.passes.recurrent._cells import GRU, LSTM, Cell, GRUResetBefore, Tensors
 
@@ -31,7 +38,7 @@ def obstacle(layer: Any) -> Unsupported | None:
         return Unsupported(f"{who} has a {type(cell).__name__}", "use an LSTM or a GRU")
     own = keras_private.overridden(cell, kind, "call", "get_dropout_mask")
     if own is not None:
-        return Unsupported(f"{who} has a cell with a `{own}` of its own")
+        return Refusal.OWN_CODE(f"{who} has a cell with a `{own}` of its own")
     base = kind_of(layer, _LAYERS) or type(layer)
     return own_method(layer, base, "call", "inner_loop") or _other_maths(who, layer)
 
@@ -40,7 +47,7 @@ def _other_maths(who: str, layer: Any) -> Unsupported | None:
     """What the arguments of a layer ask for that the loop does not do."""
     cell = layer.cell
     if cell.compute_dtype not in FLOAT32_OR_LESS:
-        return Unsupported(f"{who} computes in {cell.compute_dtype}", "use float32 or less")
+        return Refusal.DTYPE(f"{who} computes in {cell.compute_dtype}", "use float32 or less")
     if getattr(layer, "use_cudnn", None) is True:
         return Unsupported(f"{who} has use_cudnn=True, which fails on a CPU", "leave it at 'auto'")
     others = {

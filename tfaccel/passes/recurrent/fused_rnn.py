@@ -11,7 +11,7 @@ from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.layer_pass import LayerPass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.core.workload import Workload, batch_size, varies
 from tfaccel.passes.recurrent import _layers
 
@@ -50,20 +50,20 @@ class FusedRNN(LayerPass):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.device.kind == "GPU":
-            return Unsupported("on a GPU Keras runs recurrent layers by cuDNN")
+            return Refusal.NO_USE("on a GPU Keras runs recurrent layers by cuDNN")
         return super().unsupported(workload)
 
     def unsupported_step(self, workload: Workload) -> Unsupported | None:
         if workload.num_replicas > 1:
-            return Unsupported("XLA can't compile a part of a step that several replicas run")
+            return Refusal.REPLICAS("XLA can't compile a part of a step that several replicas run")
         if any(varies(spec) for spec in tf.nest.flatten(workload.element_spec)):
-            return Unsupported(
+            return Refusal.SIZES(
                 "the dataset does not say how long sequences are, and XLA compiles each anew",
                 "pad them to one length, and say it with `tf.ensure_shape` in a `map`, as for "
                 "`keras.utils.timeseries_dataset_from_array`",
             )
         if workload.sizes_vary:
-            return Unsupported(
+            return Refusal.SIZES(
                 "batches come in many sizes, and XLA compiles the loops anew for each",
                 "make batches of one size, such as by `batch(size, drop_remainder=True)`",
             )

@@ -5,7 +5,7 @@ import functools
 import importlib.util
 from typing import Any
 
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 
 # What brings a platform: https://wiki.debian.org/OpenCL, https://portablecl.org
 _DRIVERS = (
@@ -60,12 +60,14 @@ def opencl_devices() -> tuple[OpenCLDevice, ...]:
 def missing() -> Unsupported | None:
     """Why there is no OpenCL device; None where there is one."""
     if importlib.util.find_spec("pyopencl") is None:
-        return Unsupported("OpenCL needs pyopencl, which is not installed", _INSTALL)
+        return Refusal.MISSING("OpenCL needs pyopencl, which is not installed", _INSTALL)
     try:
         found = _found()
     except Exception as error:  # whatever a driver does while it starts
-        return Unsupported(f"pyopencl can't be used ({type(error).__name__}: {error})", _INSTALL)
-    return None if found else Unsupported("OpenCL has no platform with a device here", _DRIVERS)
+        return Refusal.MISSING(
+            f"pyopencl can't be used ({type(error).__name__}: {error})", _INSTALL
+        )
+    return None if found else Refusal.DEVICE("OpenCL has no platform with a device here", _DRIVERS)
 
 
 def used_device() -> str | None:

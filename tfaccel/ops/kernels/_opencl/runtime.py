@@ -33,7 +33,7 @@ class Runtime:
         self._cl = cl
         self._context = cl.Context([device.handle])
         self._queue = cl.CommandQueue(self._context)
-        self._pool = cl.tools.MemoryPool(cl.tools.ImmediateAllocator(self._queue))
+        self.pool = cl.tools.MemoryPool(cl.tools.ImmediateAllocator(self._queue))
         self._programs: dict[str, Any] = {}
         self._kernels: dict[tuple[str, str], Any] = {}
         # A kernel's arguments are set before it is queued, and TensorFlow calls from any thread.
@@ -93,7 +93,7 @@ class Runtime:
             return self._cl.Buffer(
                 self._context, flags.READ_ONLY | flags.USE_HOST_PTR, hostbuf=array
             )
-        buffer = self._pool.allocate(array.nbytes)
+        buffer = self.pool.allocate(array.nbytes)
         self._cl.enqueue_copy(self._queue, buffer, array, is_blocking=False)
         return buffer
 
@@ -103,7 +103,7 @@ class Runtime:
             return self._cl.Buffer(
                 self._context, flags.WRITE_ONLY | flags.USE_HOST_PTR, hostbuf=made
             )
-        return self._pool.allocate(made.nbytes)
+        return self.pool.allocate(made.nbytes)
 
     def _finish(self, out: Any, made: np.ndarray) -> None:
         """Waits until the result is in the host's memory."""

@@ -4,7 +4,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.ops.kernels import _reference
 from tfaccel.ops.kernels._geometry import paddings, spatial_sizes
 from tfaccel.ops.kernels._kernel import kernels_of
@@ -17,7 +17,7 @@ def _refusal(spec: CallSpec) -> Unsupported | None:
     if set(spec.dilation) != {1}:
         return Unsupported("it has dilation")
     if set(spec.kernel_size) == {1}:
-        return Unsupported("its window is one pixel: matmul_1x1 is the same product")
+        return Refusal.NO_USE("its window is one pixel: matmul_1x1 is the same product")
     return Unsupported("it has groups") if spec.groups > 1 else None
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.ops.kernels._geometry import (
     padded,
     paddings,
@@ -25,7 +25,7 @@ def _refusal(spec: CallSpec) -> Unsupported | None:
     if max(spec.dilation) > 1:
         return Unsupported("it has dilation")
     if max(spec.strides) > 1 and spec.padding == "same" and None in spec.x[1:-1]:
-        return Unsupported("its padding depends on sizes that are not known")
+        return Refusal.SIZES("its padding depends on sizes that are not known")
     return None
 
 

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from tfaccel.compat import onednn
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.ops.kernels import _reference
 from tfaccel.ops.kernels._kernel import kernels_of
 from tfaccel.ops.kernels._spec import DIRECTIONS, OPS, CallSpec
@@ -25,19 +25,19 @@ _NAMES: dict[str, dict[str, str]] = {
 
 def _refusal(spec: CallSpec) -> Unsupported | None:
     if spec.device.kind != "CPU":
-        return Unsupported("oneDNN's kernels are for CPUs")
+        return Refusal.DEVICE("oneDNN's kernels are for CPUs")
     if spec.dtype == "float64":
-        return Unsupported("oneDNN has no float64 on CPUs")
+        return Refusal.DTYPE("oneDNN has no float64 on CPUs")
     if spec.groups > 1:
         return Unsupported("it has groups")
     if 0 in (*spec.x, *spec.w):
-        return Unsupported(
+        return Refusal.SIZES(
             "it has nothing to compute, for which oneDNN's results have other shapes"
         )
     if spec.op == "depthwise_conv2d" and (len(set(spec.strides)) > 1 or set(spec.dilation) != {1}):
         return Unsupported("the depthwise operations take neither dilation nor strides that differ")
     cause = onednn.obstacle()
-    return Unsupported(cause) if cause else None
+    return Refusal.DEVICE(cause) if cause else None
 
 
 @_reference.as_images

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.ops.kernels import _reference
 from tfaccel.ops.kernels._kernel import kernels_of
 from tfaccel.ops.kernels._opencl import has_gpu, missing, products
@@ -23,19 +23,19 @@ _LEAST_FLOPS = 2e7
 
 def _refusal(spec: CallSpec) -> Unsupported | None:
     if spec.dtype not in _DTYPES:
-        return Unsupported(f"it is for float32 and float16, not {spec.dtype}")
+        return Refusal.DTYPE(f"it is for float32 and float16, not {spec.dtype}")
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-        return Unsupported("replicas would take turns on one OpenCL device", "use one replica")
+        return Refusal.REPLICAS("replicas would take turns on one OpenCL device", "use one replica")
     return missing()
 
 
 def _unasked(spec: CallSpec) -> Unsupported | None:
     if spec.device.kind == "GPU":
-        return Unsupported("TensorFlow has a GPU of its own")
+        return Refusal.NO_USE("TensorFlow has a GPU of its own")
     if not has_gpu():
-        return Unsupported("no OpenCL device is a GPU", 'Kernels(families=("opencl",)) tries it')
+        return Refusal.DEVICE("no OpenCL device is a GPU", 'Kernels(families=("opencl",)) tries it')
     if spec.flops < _LEAST_FLOPS:
-        return Unsupported("it is too small to be worth the way to the device")
+        return Refusal.NO_USE("it is too small to be worth the way to the device")
     return None
 
 

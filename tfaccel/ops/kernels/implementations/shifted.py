@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.ops.kernels._geometry import folded, padded, rows, seen_by, sizes, window_offsets
 from tfaccel.ops.kernels._kernel import kernels_of
 from tfaccel.ops.kernels._spec import CallSpec
@@ -10,7 +10,7 @@ from tfaccel.ops.kernels._spec import CallSpec
 
 def _refusal(spec: CallSpec) -> Unsupported | None:
     if set(spec.kernel_size) == {1}:
-        return Unsupported("its window is one pixel: matmul_1x1 is the same product")
+        return Refusal.NO_USE("its window is one pixel: matmul_1x1 is the same product")
     return Unsupported("it has groups") if spec.groups > 1 else None
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.ops.kernels import _reference
 from tfaccel.ops.kernels._kernel import kernels_of
 from tfaccel.ops.kernels._spec import DIRECTIONS, CallSpec
@@ -15,7 +15,7 @@ _MOST_GROUPS = 32
 
 def _refusal(spec: CallSpec) -> Unsupported | None:
     if spec.groups == 1:
-        return Unsupported("it has one group")
+        return Refusal.NO_USE("it has one group")
     if spec.groups > _MOST_GROUPS:
         return Unsupported(f"it has {spec.groups} groups, more than {_MOST_GROUPS}")
     return None

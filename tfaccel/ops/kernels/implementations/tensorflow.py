@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.ops.kernels import _reference
 from tfaccel.ops.kernels._kernel import TOLERANCES, kernels_of
 from tfaccel.ops.kernels._spec import CONVOLUTIONS, DIRECTIONS, OPS, CallSpec
@@ -12,21 +12,21 @@ _WITHOUT_DEPTHWISE = (*CONVOLUTIONS, "matmul")
 
 def _not_by_xla(spec: CallSpec) -> Unsupported | None:
     if spec.groups > 1:
-        return Unsupported("a grouped convolution is compiled by XLA already")
+        return Refusal.NO_USE("a grouped convolution is compiled by XLA already")
     return None
 
 
 def _not_in_float32(spec: CallSpec) -> Unsupported | None:
     if spec.dtype in ("bfloat16", "float16"):
         return None
-    return Unsupported(f"it computes in {spec.dtype} already")
+    return Refusal.NO_USE(f"it computes in {spec.dtype} already")
 
 
 def _not_in_bfloat16(spec: CallSpec) -> Unsupported | None:
     if spec.dtype != "float32":
-        return Unsupported(f"it is for float32, not {spec.dtype}")
+        return Refusal.DTYPE(f"it is for float32, not {spec.dtype}")
     if spec.device.fast_dtype != "bfloat16":
-        return Unsupported(f"{spec.device.name} has no fast bfloat16 products")
+        return Refusal.DEVICE(f"{spec.device.name} has no fast bfloat16 products")
     if spec.direction == "weight_gradient" and _strides_over_all(spec):
         # TensorFlow 2.21 leaves what memory held in taps that meet no input, in bfloat16 alone.
         return Unsupported("oneDNN's bfloat16 gradient is wrong where a stride exceeds the image")
