@@ -17,6 +17,7 @@ from typing import Any
 
 import _common
 import _engines
+import _random_nets
 import keras
 import models
 import numpy as np
@@ -44,8 +45,8 @@ _RESUME = flags.DEFINE_bool("resume", False, "go on with the file that is there"
 
 # Turns before the first that counts.
 _WARM = 2
-# Samples by which statistics are taken, and stripes of each.
-_CALIBRATION, _PATCHES = 8, 7
+# Samples by which statistics are taken.
+_CALIBRATION = 8
 
 
 def _image() -> tuple[int, int, int]:
@@ -64,39 +65,19 @@ class _Row:
         keras.utils.set_random_seed(0)
         model = self.benchmark.build(shape, 1000 if self.is_imagenet else self.benchmark.classes)
         model.layers[-1].activation = keras.activations.linear
-        return _calibrated(model, self.batch(seed=2, batch_size=_CALIBRATION))
+        return _random_nets.calibrated(model, self.batch(seed=2, batch_size=_CALIBRATION))
 
     @property
     def is_imagenet(self) -> bool:
         return self.benchmark.name in ("resnet50", "mobilenet_v2", "efficientnet_b0")
 
     def batch(self, seed: int = 0, batch_size: int | None = None) -> np.ndarray:
-        random = np.random.default_rng(seed)
         sample = _image() if self.is_imagenet else self.benchmark.input_shape
         shape = (batch_size or self.batch_size, *sample)
         if self.benchmark.vocabulary:
+            random = np.random.default_rng(seed)
             return random.integers(0, self.benchmark.vocabulary, shape, dtype=np.int32)
-        noise = random.random(shape, dtype=np.float32)
-        # Noise alone looks the same everywhere: a few large patches make samples differ.
-        patches = random.random((shape[0], _PATCHES, *[1] * (len(shape) - 2)), dtype=np.float32)
-        patches = np.repeat(patches, -(-shape[1] // _PATCHES), axis=1)[:, : shape[1]]
-        return noise * patches * np.float32(self.benchmark.input_high)
-
-
-def _calibrated(model: keras.Model, x: np.ndarray) -> keras.Model:
-    """Gives BatchNormalization the statistics of a batch, and weights of some spread."""
-    random = np.random.default_rng(1)
-    norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.gamma.assign(random.uniform(0.8, 1.3, norm.gamma.shape))
-        norm.beta.assign(random.uniform(-0.2, 0.2, norm.beta.shape))
-        norm.momentum = 0.0
-    if norms:
-        model(x, training=True)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return model
+        return _random_nets.images(shape, seed, self.benchmark.input_high)
 
 
 def _measure(row: _Row) -> dict[str, Any]:
@@ -129,15 +110,9 @@ def _measure(row: _Row) -> dict[str, Any]:
         "median_seconds": {name: statistics.median(own) for name, own in seconds.items()},
         "speedup": median_interval(ratios),
         "drift": relative_error(expected, fast(tf.constant(other)).numpy()),
-        "spread": _spread_of(expected),
+        "spread": _random_nets.spread(expected),
         "report": fast.report.to_dict(),
     }
-
-
-def _spread_of(logits: np.ndarray) -> float:
-    """How much outputs differ, relatively: from sample to sample, of one from class to class."""
-    centred = logits - logits.mean(axis=0 if len(logits) > 1 else -1, keepdims=True)
-    return float(np.linalg.norm(centred) / np.linalg.norm(logits))
 
 
 def _interval(values: tuple[float, float, float]) -> str:
