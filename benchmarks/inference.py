@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py --models mobilenet_v2 --batch_sizes 8,1
     python benchmarks/inference.py --engines openvino --models resnet50,mobilenet_v2
+    python benchmarks/inference.py --int8 --models resnet50 --batch_sizes 8
 
 Weights are random. With fresh statistics of BatchNormalization all outputs of a deep net are
 alike, and a difference of 0 would prove nothing: they are taken from a batch, images are
@@ -25,6 +26,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import tfaccel
+from tfaccel.inference.engines import OpenVINO
 from tfaccel.inference.predict_function import own_function
 from tfaccel.measure.numerics import relative_error
 from tfaccel.measure.timing import median_interval, timed
@@ -39,6 +41,11 @@ _PLAN = flags.DEFINE_list("plan", None, "names of passes, in place of choosing")
 _ENGINES = flags.DEFINE_list(
     "engines", [], "engines to measure in turns with predict_on_batch, and called by hand"
 )
+_INT8 = flags.DEFINE_bool(
+    "int8", False, "OpenVINO in 8 bits, held to the classes that the float model gives"
+)
+_LABELLED = flags.DEFINE_integer("labelled", 128, "samples for --int8", lower_bound=8)
+_MAX_DROP = flags.DEFINE_float("max_drop", 0.05, "of the classes, for --int8", lower_bound=0)
 _SIZE = flags.DEFINE_integer("size", 224, "pixels of a side of ImageNet's models", lower_bound=32)
 _OUTPUT = flags.DEFINE_string("output", str(_common.RESULTS), "the folder for the results")
 _RESUME = flags.DEFINE_bool("resume", False, "go on with the file that is there")
@@ -80,6 +87,17 @@ class _Row:
         return _random_nets.images(shape, seed, self.benchmark.input_high)
 
 
+def _in_turns(sides: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """The seconds of each side, by turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(_WARM + _TURNS.value):
+        for name in sides if turn % 2 else reversed(sides):
+            taken = timed(sides[name], time.perf_counter)
+            if turn >= _WARM:
+                seconds[name].append(taken)
+    return seconds
+
+
 def _measure(row: _Row) -> dict[str, Any]:
     model, x = row.model(), row.batch()
     if _ENGINES.value:
@@ -95,12 +113,7 @@ def _measure(row: _Row) -> dict[str, Any]:
         "tfaccel": lambda: fast(x_tensor),
     }
     x_tensor = data[0]
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(_WARM + _TURNS.value):
-        for name in sides if turn % 2 else reversed(sides):
-            taken = timed(sides[name], time.perf_counter)
-            if turn >= _WARM:
-                seconds[name].append(taken)
+    seconds = _in_turns(sides)
     ratios = [a / b for a, b in zip(seconds["stock"], seconds["tfaccel"], strict=True)]
     expected = own([tf.constant(other)]).numpy()
     return {
@@ -111,6 +124,41 @@ def _measure(row: _Row) -> dict[str, Any]:
         "speedup": median_interval(ratios),
         "drift": relative_error(expected, fast(tf.constant(other)).numpy()),
         "spread": _random_nets.spread(expected),
+        "report": fast.report.to_dict(),
+    }
+
+
+def _measure_int8(row: _Row) -> dict[str, Any]:
+    """Predictions in 8 bits, in turns with `predict_on_batch`; labels are the model's classes."""
+    model, x = row.model(), row.batch()
+    samples = row.batch(seed=3, batch_size=_LABELLED.value)
+    labels = model.predict(samples, row.batch_size, verbose=0).argmax(-1)
+    fast = tfaccel.accelerate(
+        model,
+        samples,
+        [OpenVINO("int8", "throughput")],
+        y=labels,
+        allow=("int8",),
+        max_drop=_MAX_DROP.value,
+        batch_size=row.batch_size,
+        max_tuning_seconds=_SECONDS.value,
+        cache_dir=False,
+    )
+    trial = fast.report.trials[-1]
+    seconds = _in_turns(
+        {"stock": lambda: model.predict_on_batch(x), "tfaccel": lambda: fast(x).numpy()}
+    )
+    ratios = [a / b for a, b in zip(seconds["stock"], seconds["tfaccel"], strict=True)]
+    return {
+        "batch_size": row.batch_size,
+        "plan": str(fast.plan),
+        "reason": trial.reason,
+        "seconds": seconds,
+        "median_seconds": {name: statistics.median(own) for name, own in seconds.items()},
+        "speedup": median_interval(ratios),
+        "same_class": trial.metric,
+        "drift": relative_error(model.predict_on_batch(x), fast(x).numpy()),
+        "spread": _random_nets.spread(model.predict_on_batch(x)),
         "report": fast.report.to_dict(),
     }
 
@@ -163,6 +211,17 @@ ENGINE_COLUMNS = (
 )
 
 
+INT8_COLUMNS = (
+    *COLUMNS[:4],
+    _common.Column(
+        "same class",
+        _cell(lambda r: "-" if r["same_class"] is None else f"{r['same_class']:.1%}"),
+    ),
+    *COLUMNS[4:],
+    _common.Column("refused because", lambda row: row.get("reason", ""), is_number=False),
+)
+
+
 def _rows() -> list[_Row]:
     sizes = [int(size) for size in _BATCH_SIZES.value]
     return [_Row(model, size) for model in models.chosen(_MODELS.value) for size in sizes]
@@ -173,12 +232,15 @@ def main(argv: list[str]) -> None:
     title = "Predictions: Keras's predict function and tfaccel.accelerate in turns, float32"
     name = "inference-with-plan" if _PLAN.value else "inference"
     folder = pathlib.Path(_OUTPUT.value)
-    columns = COLUMNS
-    if _ENGINES.value:
+    columns, measure = COLUMNS, _measure
+    if _INT8.value:
+        title = "Predictions in 8 bits by OpenVINO, in turns with predict_on_batch"
+        name, columns, measure = "inference-int8", INT8_COLUMNS, _measure_int8
+    elif _ENGINES.value:
         title = "Predictions in turns with predict_on_batch: tfaccel, and engines by hand"
         name, columns = "inference-engines", ENGINE_COLUMNS
     results = _common.Results(name, title, columns, folder, _RESUME.value)
-    _common.measure_each(results, _rows(), _measure)
+    _common.measure_each(results, _rows(), measure)
 
 
 if __name__ == "__main__":

@@ -196,6 +196,7 @@ def measure(model: _Family | _Trained) -> _common.Row:
         for name, plan in _WAYS.items():
             if samples is None and name.endswith(EIGHT_BITS):
                 continue  # of random weights no labels say what 8 bits lose
+            plan = _able(plan, workload)
             trial = bench.check(plan, float("inf"))
             sides[name] = {
                 "accepted": trial.outcome is Outcome.FASTER,
@@ -211,6 +212,12 @@ def measure(model: _Family | _Trained) -> _common.Row:
         "accuracy": None if samples is None else samples.accuracy_of(own),
         "sides": sides,
     }
+
+
+def _able(plan: Plan, workload: Workload) -> Plan:
+    """A plan less the passes of `_TRACED` that have nothing to do for the model."""
+    idle = [item for item in _TRACED if item.unsupported(workload) is not None]
+    return Plan(tuple(item for item in plan.passes if item not in idle))
 
 
 def _cell(name: str) -> Callable[[_common.Row], str]:
