@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py --models mobilenet_v2 --batch_sizes 8,1
     python benchmarks/inference.py --engines openvino --models resnet50,mobilenet_v2
+    python benchmarks/inference.py --int8 --models resnet50 --batch_sizes 8
 
 Weights are random. With fresh statistics of BatchNormalization all outputs of a deep net are
 alike, and a difference of 0 would prove nothing: they are taken from a batch, images are
@@ -17,6 +18,7 @@ from typing import Any
 
 import _common
 import _engines
+import _random_nets
 import keras
 import models
 import numpy as np
@@ -24,6 +26,7 @@ import tensorflow as tf
 from absl import app, flags
 
 import tfaccel
+from tfaccel.inference.engines import OpenVINO
 from tfaccel.inference.predict_function import own_function
 from tfaccel.measure.numerics import relative_error
 from tfaccel.measure.timing import median_interval, timed
@@ -38,14 +41,19 @@ _PLAN = flags.DEFINE_list("plan", None, "names of passes, in place of choosing")
 _ENGINES = flags.DEFINE_list(
     "engines", [], "engines to measure in turns with predict_on_batch, and called by hand"
 )
+_INT8 = flags.DEFINE_bool(
+    "int8", False, "OpenVINO in 8 bits, held to the classes that the float model gives"
+)
+_LABELLED = flags.DEFINE_integer("labelled", 128, "samples for --int8", lower_bound=8)
+_MAX_DROP = flags.DEFINE_float("max_drop", 0.05, "of the classes, for --int8", lower_bound=0)
 _SIZE = flags.DEFINE_integer("size", 224, "pixels of a side of ImageNet's models", lower_bound=32)
 _OUTPUT = flags.DEFINE_string("output", str(_common.RESULTS), "the folder for the results")
 _RESUME = flags.DEFINE_bool("resume", False, "go on with the file that is there")
 
 # Turns before the first that counts.
 _WARM = 2
-# Samples by which statistics are taken, and stripes of each.
-_CALIBRATION, _PATCHES = 8, 7
+# Samples by which statistics are taken.
+_CALIBRATION = 8
 
 
 def _image() -> tuple[int, int, int]:
@@ -64,39 +72,30 @@ class _Row:
         keras.utils.set_random_seed(0)
         model = self.benchmark.build(shape, 1000 if self.is_imagenet else self.benchmark.classes)
         model.layers[-1].activation = keras.activations.linear
-        return _calibrated(model, self.batch(seed=2, batch_size=_CALIBRATION))
+        return _random_nets.calibrated(model, self.batch(seed=2, batch_size=_CALIBRATION))
 
     @property
     def is_imagenet(self) -> bool:
         return self.benchmark.name in ("resnet50", "mobilenet_v2", "efficientnet_b0")
 
     def batch(self, seed: int = 0, batch_size: int | None = None) -> np.ndarray:
-        random = np.random.default_rng(seed)
         sample = _image() if self.is_imagenet else self.benchmark.input_shape
         shape = (batch_size or self.batch_size, *sample)
         if self.benchmark.vocabulary:
+            random = np.random.default_rng(seed)
             return random.integers(0, self.benchmark.vocabulary, shape, dtype=np.int32)
-        noise = random.random(shape, dtype=np.float32)
-        # Noise alone looks the same everywhere: a few large patches make samples differ.
-        patches = random.random((shape[0], _PATCHES, *[1] * (len(shape) - 2)), dtype=np.float32)
-        patches = np.repeat(patches, -(-shape[1] // _PATCHES), axis=1)[:, : shape[1]]
-        return noise * patches * np.float32(self.benchmark.input_high)
+        return _random_nets.images(shape, seed, self.benchmark.input_high)
 
 
-def _calibrated(model: keras.Model, x: np.ndarray) -> keras.Model:
-    """Gives BatchNormalization the statistics of a batch, and weights of some spread."""
-    random = np.random.default_rng(1)
-    norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.gamma.assign(random.uniform(0.8, 1.3, norm.gamma.shape))
-        norm.beta.assign(random.uniform(-0.2, 0.2, norm.beta.shape))
-        norm.momentum = 0.0
-    if norms:
-        model(x, training=True)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return model
+def _in_turns(sides: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """The seconds of each side, by turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(_WARM + _TURNS.value):
+        for name in sides if turn % 2 else reversed(sides):
+            taken = timed(sides[name], time.perf_counter)
+            if turn >= _WARM:
+                seconds[name].append(taken)
+    return seconds
 
 
 def _measure(row: _Row) -> dict[str, Any]:
@@ -114,12 +113,7 @@ def _measure(row: _Row) -> dict[str, Any]:
         "tfaccel": lambda: fast(x_tensor),
     }
     x_tensor = data[0]
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(_WARM + _TURNS.value):
-        for name in sides if turn % 2 else reversed(sides):
-            taken = timed(sides[name], time.perf_counter)
-            if turn >= _WARM:
-                seconds[name].append(taken)
+    seconds = _in_turns(sides)
     ratios = [a / b for a, b in zip(seconds["stock"], seconds["tfaccel"], strict=True)]
     expected = own([tf.constant(other)]).numpy()
     return {
@@ -129,15 +123,44 @@ def _measure(row: _Row) -> dict[str, Any]:
         "median_seconds": {name: statistics.median(own) for name, own in seconds.items()},
         "speedup": median_interval(ratios),
         "drift": relative_error(expected, fast(tf.constant(other)).numpy()),
-        "spread": _spread_of(expected),
+        "spread": _random_nets.spread(expected),
         "report": fast.report.to_dict(),
     }
 
 
-def _spread_of(logits: np.ndarray) -> float:
-    """How much outputs differ, relatively: from sample to sample, of one from class to class."""
-    centred = logits - logits.mean(axis=0 if len(logits) > 1 else -1, keepdims=True)
-    return float(np.linalg.norm(centred) / np.linalg.norm(logits))
+def _measure_int8(row: _Row) -> dict[str, Any]:
+    """Predictions in 8 bits, in turns with `predict_on_batch`; labels are the model's classes."""
+    model, x = row.model(), row.batch()
+    samples = row.batch(seed=3, batch_size=_LABELLED.value)
+    labels = model.predict(samples, row.batch_size, verbose=0).argmax(-1)
+    fast = tfaccel.accelerate(
+        model,
+        samples,
+        [OpenVINO("int8", "throughput")],
+        y=labels,
+        allow=("int8",),
+        max_drop=_MAX_DROP.value,
+        batch_size=row.batch_size,
+        max_tuning_seconds=_SECONDS.value,
+        cache_dir=False,
+    )
+    trial = fast.report.trials[-1]
+    seconds = _in_turns(
+        {"stock": lambda: model.predict_on_batch(x), "tfaccel": lambda: fast(x).numpy()}
+    )
+    ratios = [a / b for a, b in zip(seconds["stock"], seconds["tfaccel"], strict=True)]
+    return {
+        "batch_size": row.batch_size,
+        "plan": str(fast.plan),
+        "reason": trial.reason,
+        "seconds": seconds,
+        "median_seconds": {name: statistics.median(own) for name, own in seconds.items()},
+        "speedup": median_interval(ratios),
+        "same_class": trial.metric,
+        "drift": relative_error(model.predict_on_batch(x), fast(x).numpy()),
+        "spread": _random_nets.spread(model.predict_on_batch(x)),
+        "report": fast.report.to_dict(),
+    }
 
 
 def _interval(values: tuple[float, float, float]) -> str:
@@ -188,6 +211,17 @@ ENGINE_COLUMNS = (
 )
 
 
+INT8_COLUMNS = (
+    *COLUMNS[:4],
+    _common.Column(
+        "same class",
+        _cell(lambda r: "-" if r["same_class"] is None else f"{r['same_class']:.1%}"),
+    ),
+    *COLUMNS[4:],
+    _common.Column("refused because", lambda row: row.get("reason", ""), is_number=False),
+)
+
+
 def _rows() -> list[_Row]:
     sizes = [int(size) for size in _BATCH_SIZES.value]
     return [_Row(model, size) for model in models.chosen(_MODELS.value) for size in sizes]
@@ -198,12 +232,15 @@ def main(argv: list[str]) -> None:
     title = "Predictions: Keras's predict function and tfaccel.accelerate in turns, float32"
     name = "inference-with-plan" if _PLAN.value else "inference"
     folder = pathlib.Path(_OUTPUT.value)
-    columns = COLUMNS
-    if _ENGINES.value:
+    columns, measure = COLUMNS, _measure
+    if _INT8.value:
+        title = "Predictions in 8 bits by OpenVINO, in turns with predict_on_batch"
+        name, columns, measure = "inference-int8", INT8_COLUMNS, _measure_int8
+    elif _ENGINES.value:
         title = "Predictions in turns with predict_on_batch: tfaccel, and engines by hand"
         name, columns = "inference-engines", ENGINE_COLUMNS
     results = _common.Results(name, title, columns, folder, _RESUME.value)
-    _common.measure_each(results, _rows(), _measure)
+    _common.measure_each(results, _rows(), measure)
 
 
 if __name__ == "__main__":

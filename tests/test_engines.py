@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import sys
 import threading
 import warnings
+from typing import ClassVar
 
 import inference_models
 import keras
@@ -19,6 +21,7 @@ from tfaccel.autotune.report import Report
 from tfaccel.core.plan import Plan, make_pass
 from tfaccel.core.unsupported import Refusal
 from tfaccel.core.workload import Workload
+from tfaccel.inference import trials
 from tfaccel.inference.engines import ENGINES
 from tfaccel.inference.sample import spec_of
 from tfaccel.system.device import Device
@@ -256,10 +259,44 @@ def test_the_table_of_predictions(winning):
     assert fast.report.trials[0].latency_seconds is not None
     headings, rows = fast.report.table()
     expected = ("plan", "batch", "speedup", "error", "top-1", "p50", "p90", "p99", "set-up")
-    assert headings == (*expected, "verdict")
+    told = () if trial.peak_memory_bytes is None else ("memory",)  # Linux tells it
+    assert headings == (*expected, *told, "verdict")
     assert rows[1][0] == "fake_engine" and rows[1][-1] == "chosen" and rows[1][4] == "100.0 %"
     assert "| p99 |" in fast.report.to_markdown()
     assert Report.from_json(fast.report.to_json()) == fast.report
+
+
+@dataclasses.dataclass(frozen=True)
+class Large(FakeEngine):
+    """An engine that takes memory and holds it."""
+
+    name = "large_engine"
+    held: ClassVar[list] = []
+
+    def build(self, *given):
+        Large.held.append(np.ones(2**26, np.uint8))
+        return super().build(*given)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak")
+def test_the_table_tells_what_each_candidate_takes(winning):
+    fast = accelerate(dense_model(3), numbers(4), [Large()])
+    Large.held.clear()
+    baseline, trial = fast.report.trials
+    assert baseline.peak_memory_bytes is None
+    assert trial.peak_memory_bytes > 0.8 * 2**26
+    headings, rows = fast.report.table()
+    assert rows[1][headings.index("memory")].endswith("MiB")
+
+
+def test_memory_that_a_system_does_not_tell_is_left_out(winning, monkeypatch):
+    def untold(device):
+        raise OSError("no /proc")
+
+    monkeypatch.setattr(trials, "meter_for", untold)
+    fast = accelerate(dense_model(3), numbers(4), FAKE)
+    assert fast.report.trials[1].peak_memory_bytes is None
+    assert "memory" not in fast.report.table()[0]
 
 
 def test_what_is_no_classifier_has_no_classes(winning):

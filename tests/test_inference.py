@@ -110,6 +110,30 @@ def test_the_clock_decides(clock, monkeypatch):
     assert_alike(model.predict(x, verbose=0), fast.predict(x, verbose=0), 0, 0)
 
 
+@pytest.mark.parametrize("optimize", ["throughput", "latency"])
+def test_where_nothing_wins_a_call_is_one_call_of_the_model_s_own(optimize, clock, monkeypatch):
+    """So a single sample is never slower than Keras has it."""
+    model, x = image_model(), numbers(8, 8, 3)[:1]
+    clock.step = 0.01
+    timed = functools.partial(accelerating.make_options, clock=clock)
+    monkeypatch.setattr(accelerating, "make_options", timed)
+    made, calls = accelerating.own_function, []
+
+    def counted(model):
+        own = made(model)
+        return lambda data: (calls.append(len(data)), own(data))[1]
+
+    monkeypatch.setattr(accelerating, "own_function", counted)
+    fast = accelerate(model, x, includes=PLAN, optimize=optimize)
+    assert fast.plan.is_baseline
+    calls.clear()
+    found = fast(x)
+    assert calls == [1]
+    assert_alike(model.predict_on_batch(x), found, 0, 0)
+    fast.predict(x, verbose=0)
+    assert calls == [1, 1]
+
+
 def test_the_table_is_printed(capsys):
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
     accelerate(model, numbers(3), ["frozen_weights"], verbose=1)

@@ -99,3 +99,14 @@ def test_the_recipe_for_onnx(winning, tmp_path):
 
 def test_inputs_are_told_apart_by_name(winning, tmp_path):
     check_inputs_are_told_apart("onnxruntime", tmp_path / "saved")
+
+
+def test_grouped_convolutions_and_gelu(winning):
+    inputs = keras.Input((8, 8, 4))
+    x = keras.layers.Conv2D(8, 3, groups=4, padding="same")(inputs)
+    x = keras.layers.Conv2D(4, 1, activation="gelu")(x)
+    model = keras.Model(inputs, keras.layers.Flatten()(x))
+    x = numbers(8, 8, 4)
+    fast = accelerate(model, x, ["onnxruntime"])
+    assert fast.plan.names == ("onnxruntime",), fast.report.reasons()
+    assert_alike(model.predict(x, verbose=0), fast.predict(x, verbose=0), 1e-4, 1e-5)

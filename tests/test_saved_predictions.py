@@ -30,6 +30,7 @@ NAMED = [
     ("list_of_inputs", "plan"),
     ("masked_tokens", "engine"),
     ("words", "baseline"),
+    ("words", "engine"),
     ("own_step", "plan"),
     ("preprocessing", "baseline"),
 ]

@@ -88,12 +88,27 @@ def test_8_bits_are_calibrated_on_the_numbers(winning):
     assert fast.report.trials[1].metric == 1.0
 
 
-def test_what_can_not_be_saved_is_told(winning, tmp_path):
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_both_halves_are_saved(kind, make, winning, tmp_path):
+    pytest.importorskip(kind.module, reason=f"the extra {kind.extra} is not installed")
+    model, x = make()
+    accelerate(model, x, [kind.name]).save(tmp_path / "saved")
+    loaded = tfaccel.load(tmp_path / "saved")
+    assert loaded.plan.names == (kind.name,)
+    expected = model.predict(x, batch_size=5, verbose=0)
+    assert_alike(expected, loaded.predict(x, batch_size=5, verbose=0), 1e-4, 1e-4)
+    some = tf.nest.map_structure(lambda leaf: leaf[:3], x)
+    found = tf.nest.map_structure(np.asarray, loaded(some))
+    assert_alike(model.predict(some, verbose=0), found, 1e-4, 1e-4)
+
+
+def test_half_of_what_was_saved_is_refused(winning, tmp_path):
     model, x = sequential()
-    fast = accelerate(model, x, ["fake_engine"])
-    with pytest.raises(ValueError, match="reads strings can't be saved"):
-        fast.save(tmp_path / "saved")
-    assert not (tmp_path / "saved").exists()
+    accelerate(model, x, ["fake_engine"]).save(tmp_path / "saved")
+    (tmp_path / "saved/words/saved_model/saved_model.pb").unlink()
+    with pytest.raises(ValueError, match="damaged: words/saved_model/saved_model.pb is missing"):
+        tfaccel.load(tmp_path / "saved")
 
 
 class Own(keras.Model):

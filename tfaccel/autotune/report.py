@@ -30,7 +30,9 @@ _NUMBERS = ("step", "predicted", "speedup", "drift", "compile")
 HEADINGS = ("plan", *_NUMBERS, "verdict")
 # Of predictions. A column that says nothing is left out.
 _TIMES = ("p50", "p90", "p99")
-_OF_PREDICTIONS = ("batch", "speedup", "error", "top-1", "metric", *_TIMES, "set-up", "on disk")
+_MEMORY = "memory"
+_COSTS = ("set-up", _MEMORY, "on disk")
+_OF_PREDICTIONS = ("batch", "speedup", "error", "top-1", "metric", *_TIMES, *_COSTS)
 _PREDICTION_HEADINGS = ("plan", *_OF_PREDICTIONS, "verdict")
 
 
@@ -196,7 +198,7 @@ class Report:
     def _narrow(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """The table as a terminal has room for it: what was predicted, or what it compiled."""
         if self.predicts:
-            return _without(_TIMES, *self.table())
+            return _without((*_TIMES, _MEMORY), *self.table())
         predicts = any(trial.predicted_gain is not None for trial in self.trials)
         left_out = HEADINGS.index("compile" if predicts else "predicted")
         # A pass and its options are two words, so that neither is broken.
@@ -204,12 +206,15 @@ class Report:
         return _without(HEADINGS[left_out : left_out + 1], HEADINGS, rows)
 
     def _latencies(self) -> Iterator[str]:
-        """The percentiles of the baseline and the chosen plan, which a terminal's table lacks."""
+        """Percentiles and memory of the baseline and the chosen plan, which a terminal lacks."""
         for trial in self.tried():
             chosen = trial.plan.is_baseline or trial.plan == self.plan
             if chosen and trial.latency_seconds is not None:
                 times = zip(_TIMES, map(milliseconds, trial.latency_seconds), strict=True)
-                yield f"{trial.plan}: {', '.join(f'{name} {time}' for name, time in times)}"
+                told = [f"{name} {time}" for name, time in times]
+                if trial.peak_memory_bytes is not None:
+                    told.append(f"{_MEMORY} {size(trial.peak_memory_bytes)}")
+                yield f"{trial.plan}: {', '.join(told)}"
 
     def __rich__(self) -> rich.console.Group:
         return self.shown()
@@ -284,7 +289,9 @@ def _prediction_row(trial: Trial, chosen: bool) -> tuple[str, ...]:
     metric = "" if trial.metric is None else f"{trial.metric:.4f}"
     times = [milliseconds(seconds) for seconds in trial.latency_seconds or ()]
     on_disk = "" if trial.disk_bytes is None else size(trial.disk_bytes)
-    return plan, batch, gain, error, same, metric, *(times or [""] * 3), compiling, on_disk, verdict
+    peak = "" if trial.peak_memory_bytes is None else size(trial.peak_memory_bytes)
+    costs = (compiling, peak, on_disk)
+    return plan, batch, gain, error, same, metric, *(times or [""] * 3), *costs, verdict
 
 
 def _without(

@@ -38,7 +38,8 @@ class Trial:
         step_seconds: the median step once traced; None where it was not timed.
         speedup: against baseline steps timed in between; None where not timed.
         drift: the differences from the untouched step; None where not compared.
-        peak_memory_bytes: the device's peak during the trial; None on a CPU.
+        peak_memory_bytes: the device's peak during the trial; on a CPU, of predictions, how far
+            the process grew for it above what it was; None where that was not measured.
         findings: what the passes found out about the layers before the trace, a line each.
         predicted_gain: the speedup that was expected of the plan; None where nothing was.
         latency_seconds: of predictions, the times that 50, 90 and 99 of 100 calls keep within.

@@ -187,7 +187,7 @@ class TrialRunner(abc.ABC):
     def _tried(self, plan: Plan, deadline: float) -> Trial:
         compile_seconds = 0.0
         try:
-            with self._restored(), _peak_memory(self.workload) as peak:
+            with self._restored(), self._peak_memory() as peak:
                 # Half of the time that is left, as the trial needs some too.
                 now = self.clock()
                 plan.prepare(self._context(), self.clock, now + (deadline - now) / 2)
@@ -282,6 +282,15 @@ class TrialRunner(abc.ABC):
         median = statistics.median(race.candidate_seconds) / plan.steps_per_call
         return Trial(plan, outcome, reason, compile_seconds, median, race.gain)
 
+    @contextlib.contextmanager
+    def _peak_memory(self) -> Iterator[Callable[[], int | None]]:
+        """Gives a function that tells the device's peak since entering; None on a CPU."""
+        if self.workload.device.kind != "GPU":
+            yield lambda: None
+            return
+        tf.config.experimental.reset_memory_stats("GPU:0")
+        yield lambda: int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+
     def _first_seconds(self, plan: Plan, usual: float) -> float:
         """What a step takes, from as few steps as show it.
 
@@ -302,16 +311,6 @@ class TrialRunner(abc.ABC):
 def _stopped(plan: Plan, usual: float, first: float, compile_seconds: float) -> Trial:
     reason = f"its first traced step took {first / usual:.1f} times the baseline's"
     return Trial(plan, Outcome.STOPPED, reason, compile_seconds, first)
-
-
-@contextlib.contextmanager
-def _peak_memory(workload: Workload) -> Iterator[Callable[[], int | None]]:
-    """Gives a function that tells the device's peak since entering; None on a CPU."""
-    if workload.device.kind != "GPU":
-        yield lambda: None
-        return
-    tf.config.experimental.reset_memory_stats("GPU:0")
-    yield lambda: int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
 
 
 def _less_memory(plan: Plan) -> str:

@@ -36,6 +36,7 @@ from tfaccel.measure.finite import finite_where
 from tfaccel.measure.numerics import Drift, Tolerance
 from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Clock, percentiles
+from tfaccel.system.memory import Peak, meter_for
 
 Outputs = dict[str, np.ndarray]
 _FLOATS = "fcV"  # V: bfloat16 and its kin
@@ -185,6 +186,16 @@ class PredictionTrials(TrialRunner):
         self._seconds[Plan()] += race.baseline_seconds
         self._seconds[plan] += race.candidate_seconds
         return race
+
+    @contextlib.contextmanager
+    def _peak_memory(self) -> Iterator[Callable[[], int | None]]:
+        """On a CPU: how far the process grew, as engines are beside TensorFlow's allocator."""
+        with contextlib.ExitStack() as measuring:
+            try:
+                peak = measuring.enter_context(meter_for(self.workload.device).measured())
+            except OSError:  # this system doesn't tell
+                peak = Peak()
+            yield lambda: peak.bytes
 
     def time_calls(self, plan: Plan) -> None:
         """Times calls of the model's own function and of a plan in turns."""

@@ -154,7 +154,7 @@ class _Beside:
     def end(self, raised: str) -> None:
         """Notes what became of the fit, and leaves the callback to the next one of this model."""
         report = self._accel.report
-        self.ended.append(
+        self._ended.append(
             Fit(
                 model=type(self._model).__name__,
                 parameters=_parameters(self._model),

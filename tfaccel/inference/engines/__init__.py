@@ -7,7 +7,7 @@ from tfaccel.inference.engines.forward import Forward
 from tfaccel.inference.engines.onnxruntime import ONNXRuntime
 from tfaccel.inference.engines.openvino import OpenVINO
 from tfaccel.inference.engines.words import has_words
-from tfaccel.inference.engines.words_function import WordsFunction
+from tfaccel.inference.engines.words_function import WordsFunction, WordsRunner
 
 ENGINES: tuple[type[Engine], ...] = (OpenVINO, ONNXRuntime)
 
@@ -22,6 +22,7 @@ __all__ = [
     "Runner",
     "ServedFunction",
     "WordsFunction",
+    "WordsRunner",
     "engine_of",
     "has_words",
 ]

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import logging
 import math
 import os
@@ -160,7 +161,10 @@ def _converted(forward: Forward) -> bytes:
 
         given = types.SimpleNamespace(get_concrete_function=lambda: forward.function)
         try:
-            model, _ = tf2onnx.convert.from_function(given, input_signature=())
+            with _without_xla(forward.function.graph):
+                model, _ = tf2onnx.convert.from_function(
+                    given, input_signature=(), custom_op_handlers={"Erfc": (_erfc, [])}
+                )
         except Exception as error:
             raise ValueError(f"tf2onnx can't convert it: {error_line(error)}") from error
     # What tf2onnx does not know it leaves as it is.
@@ -169,6 +173,43 @@ def _converted(forward: Forward) -> bytes:
         raise ValueError(unknown_ops(ONNXRuntime.title, sorted(unknown), forward))
     _keep_captured(model.graph, forward.function)
     return model.SerializeToString()
+
+
+@contextlib.contextmanager
+def _without_xla(graph: Any) -> Iterator[None]:
+    """Has a graph written with nothing that is XLA's to compile (Keras's grouped convolutions are).
+
+    TensorFlow moves no such call into the graph that calls it, and ONNX has no calls.
+    """
+    write = graph.as_graph_def
+
+    def written(*args: Any, **kwargs: Any) -> Any:
+        definition = write(*args, **kwargs)
+        functions = definition.library.function
+        for node in itertools.chain(definition.node, functions, *(f.node_def for f in functions)):
+            node.attr.pop("_XlaMustCompile", None)
+        return definition
+
+    graph.as_graph_def = written
+    try:
+        yield
+    finally:
+        del graph.as_graph_def  # the class's own is seen again
+
+
+def _erfc(context: Any, node: Any, name: str, args: Any) -> None:
+    """`Erfc`, which GELU is made of in TensorFlow, as 1 - `Erf`; tf2onnx knows the latter."""
+    import tf2onnx
+
+    (output,) = node.output
+    shape, dtype = context.get_shape(output), context.get_dtype(output)
+    one = np.ones((), tf2onnx.utils.map_onnx_to_numpy_type(dtype))
+    constant = context.make_const(tf2onnx.utils.make_name("one"), one)
+    kinds = {"shapes": [shape], "dtypes": [dtype]}
+    erf = context.make_node("Erf", node.input, **kinds)
+    context.remove_node(node.name)
+    parts = [constant.output[0], erf.output[0]]
+    context.make_node("Sub", parts, name=node.name, outputs=[output], **kinds)
 
 
 def _keep_captured(graph: Any, function: Any) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -18,10 +18,9 @@ from tfaccel.inference.engines.engine_function import (
     EngineFunction,
     Served,
     ServedFunction,
-    each_batch,
     inputs_of,
 )
-from tfaccel.inference.engines.forward import Forward
+from tfaccel.inference.engines.forward import Forward, flat_forward, input_names
 from tfaccel.inference.engines.words import Split, Tail
 from tfaccel.inference.predict_function import signature
 from tfaccel.inference.quality import Quality
@@ -33,6 +32,9 @@ class WordsFunction(ServedFunction):
 
     Args:
         workload, plan, prepared, cache, forwards, quality: as for `EngineFunction`.
+
+    Attributes:
+        split: the model's.
 
     Raises:
         ValueError: the model can't be split.
@@ -49,10 +51,14 @@ class WordsFunction(ServedFunction):
         quality: Quality | None = None,
     ):
         x = inputs_of(workload.batches[0])
-        super().__init__(plan, keras.tree.flatten(signature(workload.model, x)))
+        self._spec = signature(workload.model, x)
+        names = input_names(workload.model, x)
+        super().__init__(plan, map(_named, keras.tree.flatten(self._spec), names))
         split = Split.of(workload.model)
         if isinstance(split, Unsupported):
             raise ValueError(str(split))
+        self.split, self._x = split, x
+        self._sizes = tuple(tuple(map(int, leaf.shape)) for leaf in keras.tree.flatten(x))
         self._given = workload, plan, prepared, cache, quality
         self._numbers = tf.function(split.numbers, autograph=False, reduce_retracing=True)
         batch = (tuple(self._numbers(x)),)
@@ -68,12 +74,6 @@ class WordsFunction(ServedFunction):
             rest, plan, prepared, cache=cache, forwards=forwards, quality=quality
         )
 
-    def __call__(self, data: Any) -> Any:
-        return each_batch(lambda x: self._rest.served()(self._numbers(x)), data)
-
-    def any_size(self, data: Any) -> Any:
-        return each_batch(lambda x: self._rest.served()(self._numbers(x), any_size=True), data)
-
     def again(self) -> "WordsFunction":
         workload, plan, prepared, cache, quality = self._given
         workload = dataclasses.replace(workload)
@@ -81,20 +81,43 @@ class WordsFunction(ServedFunction):
 
     def served(self) -> Served:
         inner = self._rest.served()
-        return Served(_Unsaved(inner.runner), inner.signature)
+        outer = dataclasses.replace(inner.signature, inputs=self.specs, sizes=self._sizes)
+        return Served(WordsRunner(self._numbers_of, inner.runner), outer)
+
+    @property
+    def rest(self) -> Served:
+        """What the engine runs, from numbers on."""
+        return self._rest.served()
+
+    def words(self) -> Forward:
+        """What TensorFlow runs, from the model's inputs to the numbers, as one flat graph."""
+        model = self._given[0].model
+        return flat_forward(lambda batch: self.split.numbers(*batch), self._x, self._spec, model)
+
+    def _numbers_of(self, arrays: Sequence[Any]) -> Sequence[Any]:
+        return self._numbers(keras.tree.pack_sequence_as(self._x, list(arrays)))
 
 
-class _Unsaved(Runner):
-    """Says why what runs can't be written."""
+class WordsRunner(Runner):
+    """Strings become numbers in one way, and predictions are made of these by a runner.
 
-    def __init__(self, runner: Runner):
-        self._runner = runner
+    Args:
+        numbers: takes the model's inputs, gives what the rest reads, in its order.
+        rest: takes that.
+    """
+
+    def __init__(self, numbers: Callable[[Sequence[Any]], Sequence[Any]], rest: Runner):
+        self._numbers, self._rest = numbers, rest
 
     def run(self, arrays: Sequence[Any]) -> list[np.ndarray]:
-        return self._runner.run(arrays)
+        return self._rest.run(self._numbers(arrays))
+
+    def run_any_size(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+        return self._rest.run_any_size(self._numbers(arrays))
 
     def save(self, folder: pathlib.Path) -> None:
-        raise ValueError(
-            "an engine's part of a model that reads strings can't be saved; "
-            "accelerate with `excludes` naming the engine, and save that"
-        )
+        self._rest.save(folder)  # strings are TensorFlow's: `WordsFunction.words`
+
+
+def _named(spec: tf.TensorSpec, name: str) -> tf.TensorSpec:
+    return tf.TensorSpec(spec.shape, spec.dtype, name)

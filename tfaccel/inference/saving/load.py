@@ -9,11 +9,11 @@ import keras
 import tensorflow as tf
 
 from tfaccel.inference.accelerated_model import AcceleratedModel
-from tfaccel.inference.engines import ServedFunction, engine_of
+from tfaccel.inference.engines import ServedFunction, WordsRunner, engine_of
 from tfaccel.inference.engines.engine import Runner
 from tfaccel.inference.engines.engine_function import Served, inputs_of
 from tfaccel.inference.engines.forward import Signature
-from tfaccel.inference.saving.manifest import Manifest
+from tfaccel.inference.saving.manifest import WORDS, Manifest
 from tfaccel.inference.saving.saved_model import SavedModel
 
 
@@ -61,7 +61,12 @@ def _runner(folder: pathlib.Path, found: Manifest) -> Runner:
     try:
         if engine is None:
             return SavedModel(folder, inputs, outputs)
-        return engine.load(folder, [*inputs, *outputs], found.sizes)
+        if found.between is None:
+            return engine.load(folder, [*inputs, *outputs], found.sizes)
+        words = SavedModel(folder / WORDS, inputs, found.between.names)
+        names = [str(spec.name) for spec in found.between.inputs]
+        rest = engine.load(folder, [*names, *outputs], found.between.sizes)
+        return WordsRunner(words.run, rest)
     except Exception as error:  # whatever a file that is not what it should be leads to
         raise ValueError(f"{folder} can't be loaded: {type(error).__name__}: {error}") from error
 

@@ -16,8 +16,39 @@ from tfaccel.system.json_files import parsed, read_text, replace_text, to_text
 
 SCHEMA = 1
 MANIFEST = "tfaccel.json"
+# The folder of what makes numbers of strings, where an engine does the rest.
+WORDS = "words"
 _WHAT = "a model that tfaccel saved"
 _BLOCK_BYTES = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Between:
+    """What an engine is handed of a model that reads strings.
+
+    Attributes:
+        names: what TensorFlow's part calls it.
+        inputs: what the engine calls it, in the same order.
+        sizes: the shapes of the sample's.
+    """
+
+    names: tuple[str, ...]
+    inputs: tuple[tf.TensorSpec, ...]
+    sizes: tuple[tuple[int, ...], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object as JSON has it."""
+        inputs = [_spec_to_json(spec) for spec in self.inputs]
+        return {"names": self.names, "inputs": inputs, "sizes": self.sizes}
+
+    @classmethod
+    def from_json(cls, data: Any) -> "Between":
+        """The object that `to_json` gave."""
+        inputs = tuple(map(_spec_from_json, data["inputs"]))
+        names = tuple(map(str, data["names"]))
+        if len(names) != len(inputs):
+            raise ValueError(f"{len(names)} names for {len(inputs)} tensors")
+        return cls(names, inputs, _sizes_from_json(data["sizes"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +63,7 @@ class Manifest:
         inputs, outputs: what these are.
         sizes: the shapes of the sample.
         files: the SHA-256 of every other file, by its path within the folder.
+        between: what an engine is handed by TensorFlow; None where it takes the inputs.
     """
 
     model: str
@@ -43,6 +75,7 @@ class Manifest:
     outputs: tuple[tf.TensorSpec, ...]
     sizes: tuple[tuple[int, ...], ...]
     files: dict[str, str]
+    between: Between | None = None
 
     @property
     def names(self) -> list[str]:
@@ -51,7 +84,13 @@ class Manifest:
 
     @classmethod
     def of(
-        cls, folder: pathlib.Path, model: str, report: Report, x: Any, signature: Signature
+        cls,
+        folder: pathlib.Path,
+        model: str,
+        report: Report,
+        x: Any,
+        signature: Signature,
+        between: Between | None = None,
     ) -> "Manifest":
         """The manifest of a folder whose other files are written.
 
@@ -61,6 +100,7 @@ class Manifest:
             report: with the plan.
             x: inputs, in the user's structure.
             signature: of what was written.
+            between: what an engine is handed of it, where TensorFlow reads the inputs.
         """
         places = keras.tree.pack_sequence_as(x, list(range(len(signature.inputs))))
         digests = {str(path.relative_to(folder)): digest(path) for path in files_of(folder)}
@@ -74,6 +114,7 @@ class Manifest:
             signature.outputs,
             signature.sizes,
             digests,
+            between,
         )
 
     def write(self, folder: pathlib.Path) -> None:
@@ -87,6 +128,7 @@ class Manifest:
             "outputs": [_spec_to_json(spec) for spec in self.outputs],
             "sizes": self.sizes,
             "files": self.files,
+            "between": None if self.between is None else self.between.to_json(),
             "report": self.report.to_dict(),
         }
         replace_text(folder / MANIFEST, to_text(SCHEMA, fields) + "\n")
@@ -111,8 +153,9 @@ class Manifest:
                 _structure_from_json(data["y"]),
                 tuple(map(_spec_from_json, data["inputs"])),
                 tuple(map(_spec_from_json, data["outputs"])),
-                tuple(tuple(map(int, size)) for size in data["sizes"]),
+                _sizes_from_json(data["sizes"]),
                 {str(path): str(sha) for path, sha in data["files"].items()},
+                Between.from_json(data["between"]) if data.get("between") else None,
             )
             _check_places(found)
         _check_files(folder, found.files)
@@ -189,3 +232,7 @@ def _spec_to_json(spec: tf.TensorSpec) -> dict[str, Any]:
 
 def _spec_from_json(data: Any) -> tf.TensorSpec:
     return tf.TensorSpec(data["shape"], data["dtype"], str(data["name"]))
+
+
+def _sizes_from_json(data: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(map(int, size)) for size in data)

@@ -9,10 +9,10 @@ from typing import Any
 import keras
 
 from tfaccel.autotune.report import Report
-from tfaccel.inference.engines import ServedFunction
+from tfaccel.inference.engines import ServedFunction, WordsFunction
 from tfaccel.inference.predict_function import PredictFunction
-from tfaccel.inference.saving.manifest import MANIFEST, Manifest
-from tfaccel.inference.saving.saved_model import write_saved_model
+from tfaccel.inference.saving.manifest import MANIFEST, WORDS, Between, Manifest
+from tfaccel.inference.saving.saved_model import write_forward, write_saved_model
 
 
 def save(
@@ -47,17 +47,30 @@ def save(
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as beside:
         written = pathlib.Path(beside) / "written"
         written.mkdir()
+        between = None
+        if isinstance(function, WordsFunction):
+            between = _write_words(function, written)
         if isinstance(function, ServedFunction):
             served = function.served()
             served.runner.save(written)
             signature = served.signature
         else:
             signature = write_saved_model(model, function, sample, written)
-        Manifest.of(written, model.name, report, sample, signature).write(written)
+        found = Manifest.of(written, model.name, report, sample, signature, between)
+        found.write(written)
         if place.exists():
             shutil.rmtree(place)
         written.rename(place)
     return bytes_of(place)
+
+
+def _write_words(function: WordsFunction, folder: pathlib.Path) -> Between:
+    """Writes what makes numbers of strings; gives what the engine takes of it."""
+    forward, inner = function.words(), function.rest.signature
+    operations = dict.fromkeys(node.operation for node in function.split.head)
+    layers = [one for one in operations if isinstance(one, keras.Layer)]
+    write_forward(forward, layers, folder / WORDS)
+    return Between(tuple(forward.output_names), inner.inputs, inner.sizes)
 
 
 def bytes_of(folder: pathlib.Path) -> int:

@@ -1,7 +1,7 @@
 """A SavedModel whose signature has the names of the model's inputs and outputs."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
 from tfaccel.inference.engines.engine import Runner
-from tfaccel.inference.engines.forward import Signature, flat_forward
+from tfaccel.inference.engines.forward import Forward, Signature, flat_forward
 from tfaccel.inference.predict_function import PredictFunction, signature, tracked
 
 FOLDER = "saved_model"
@@ -35,14 +35,25 @@ def write_saved_model(
     """
     step = (function or PredictFunction(Workload(model, training=False), Plan())).step
     forward = flat_forward(step, sample, signature(model, sample), model)
+    write_forward(forward, tracked(model, function), folder)
+    return Signature.of(forward, sample)
+
+
+def write_forward(forward: Forward, layers: Iterable[Any], folder: pathlib.Path) -> None:
+    """Writes a graph as the SavedModel that `SavedModel` reads.
+
+    Args:
+        forward: the graph.
+        layers: that hold its variables and tables.
+        folder: the SavedModel is made in it, under `FOLDER`.
+    """
     archive = keras.export.ExportArchive()
-    for layer in tracked(model, function):
+    for layer in layers:
         archive.track(layer)
     archive.add_endpoint(SIGNATURE, forward.traced)
     # Nobody trains it, and gradients of what XLA compiled can't be traced by themselves.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     archive.write_out(str(folder / FOLDER), options=options, verbose=False)
-    return Signature.of(forward, sample)
 
 
 class SavedModel(Runner):
