@@ -144,7 +144,7 @@ def test_steps_on_batches_are_those_without_and_traced_once(kind):
     assert getattr(model, "calls", len(SIZES)) == len(SIZES)
     assert model.train_function is None  # it is as it was
     found.show({})
-    (row,) = rows(found._ended)
+    (row,) = rows(found.ended)
     expected = (f"{kind.__name__}.train_on_batch, 4 parameters", "1", "6", "baseline", "")
     assert row[:5] == expected
 
@@ -170,7 +170,7 @@ def test_a_program_s_own_step_stays_the_only_one():
             step.train_on_batch(X, Y)
     assert step.plan.names == ("fused_optimizer",)
     found.show({})
-    assert found._ended == []
+    assert found.ended == []
 
 
 def test_a_model_that_is_gone_has_its_row_and_is_not_kept():
@@ -186,7 +186,7 @@ def test_a_model_that_is_gone_has_its_row_and_is_not_kept():
         assert gone() is None
         uncompiled = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
         assert uncompiled.predict_on_batch(X).shape == (8, 1)
-    assert [fit.steps for fit in found._ended] == [1]
+    assert [fit.steps for fit in found.ended] == [1]
 
 
 def test_a_failure_leaves_the_batch_as_it_is():

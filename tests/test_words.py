@@ -8,6 +8,7 @@ import tensorflow as tf
 from fake_engine import FakeEngine
 from inference_models import COUNT, accelerate, assert_alike, numbers
 
+import tfaccel
 from tfaccel.core.unsupported import Refusal
 from tfaccel.inference.engines import ENGINES
 
