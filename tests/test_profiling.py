@@ -21,6 +21,7 @@ from tfaccel.profiling.records import Records
 from tfaccel.profiling.tally import Tally, percentile
 from tfaccel.profiling.words import sentence, verdict
 from tfaccel.profiling.work import Work
+from tfaccel.steps.taken_batches import TakenBatches
 
 FAST = tfaccel.Plan((tfaccel.passes.FusedNorm(),))
 
@@ -278,6 +279,7 @@ class TestMeter:
             jit_compile=False,
             distribute_strategy=tf.distribute.get_strategy(),
         )
+        function.taken = TakenBatches(model)
         ledger = Ledger(LiveComparison("auto"), lambda record: None)
         meter = Meter(function, model, ledger, None, clock)
         return meter, ledger, function

@@ -354,7 +354,7 @@ def test_flags_that_do_not_go_together(tmp_path, capsys, flags, said):
         (Request(rendezvous="a:1", workers=2, worker_index=2), "from 0 to 1. Received: 2"),
         (Request(rendezvous="a", workers=2, worker_index=1), "takes HOST:PORT"),
         (Request(rendezvous="a:99999", workers=2, worker_index=1), "takes HOST:PORT"),
-        (Request(rendezvous="a:1", hosts="b"), "two ways"),
+        (Request(rendezvous="a:1", hosts="b"), "exclude each other"),
         (Request(hosts="/no/such/file"), "can't be read"),
     ],
 )

@@ -171,9 +171,10 @@ class Report:
             goes_on = "Predictions are made under" if self.predicts else "Training goes on with"
             # Nothing is known of a plan that was given, and tried by nobody.
             gain = f": a {one} is {self.gain} as fast" if self.gain.pairs else ""
-            even = self.break_even_steps
-            paid = f"; tuning is paid back after {even:,} {one}{'s' if one == 'step' else 'es'}"
-            said = f"{goes_on} {self.plan}{gain}{paid if even and not self.cached else ''}."
+            paid, even = "", self.break_even_steps
+            if even and not self.cached:
+                paid = f"; tuning is paid back after {even:,} {one}{'s' if one == 'step' else 'es'}"
+            said = f"{goes_on} {self.plan}{gain}{paid}."
         told = self.tuning_seconds >= _LEAST_TOLD_SECONDS
         what = "Its trace took" if self.cached else "Tuning took"
         cost = f" {what} {self.tuning_seconds:.1f} s." if told else ""
