@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pathlib
 import shlex
 import subprocess
 import sys
@@ -16,17 +17,21 @@ from tfaccel.autotune.eligibility import ineligibility
 from tfaccel.cli._bench_inference import measure_predictions
 from tfaccel.cli._bench_measure import Wanted, measure
 from tfaccel.cli._bench_result import BenchResult, BenchRow, machine_line
-from tfaccel.cli._command import Command, UsageError, comma_list, seconds
+from tfaccel.cli._command import Command, Handover, UsageError, comma_list, seconds
 from tfaccel.cli._progress import progress
 from tfaccel.cli.explain import load_plan
 from tfaccel.cli.inputs.feeds import define_feed_flags, make_feed
 from tfaccel.cli.inputs.models import define_model_arguments, load_model
+from tfaccel.cli.scaling.measuring import bench_workers
+from tfaccel.cli.scaling.result import ScalingResult
+from tfaccel.cli.scaling.worker import measure_here
 from tfaccel.cli.tune import Tuned
 from tfaccel.core.plan import Plan, make_pass
 from tfaccel.inference.accelerating import AIMS
 from tfaccel.system.machine import machine_facts
 
 _AUTO, _EACH = "auto", "each"
+_PLANS = (_EACH, _AUTO)
 _TRAINING, _INFERENCE = _MODES = ("training", "inference")
 _FLAGS = (
     *("batch_size", "data", "input_shape", "classes", "optimizer", "loss"),
@@ -48,7 +53,7 @@ def _define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plans",
         type=comma_list,
-        default=[_EACH, _AUTO],
+        default=list(_PLANS),
         help=f"what to measure: {_AUTO} (the tuner's choice), {_EACH} (each pass alone), names of "
         "passes such as fused_norm+xla, files of saved plans",
     )
@@ -59,9 +64,28 @@ def _define(parser: argparse.ArgumentParser) -> None:
         default=_AUTO,
         help="where to train; auto: the CPU and, where there is one, the GPU",
     )
+    parser.add_argument(
+        "--workers",
+        type=comma_list,
+        metavar="1,2,3,4",
+        help="how stock Keras's step scales: so many workers on this machine, one after the other, "
+        "with a batch for each worker",
+    )
+    parser.add_argument("--launched", help=argparse.SUPPRESS)  # of a worker: the folder to write to
 
 
-def _run(args: argparse.Namespace) -> BenchResult | Tuned:
+def _run(args: argparse.Namespace) -> BenchResult | Tuned | ScalingResult | Handover:
+    if args.launched is not None:
+        keras.utils.set_random_seed(0)
+        measure_here(args, pathlib.Path(args.launched))
+        return Handover(lambda: 0)
+    if args.workers is not None:
+        if args.mode != _TRAINING or args.plans != list(_PLANS) or args.devices != _AUTO:
+            raise UsageError(
+                "--workers times stock Keras's training step on the devices that it finds: leave "
+                "out --mode, --plans and --devices"
+            )
+        return bench_workers(args, _words)
     return _predictions(args) if args.mode == _INFERENCE else _training(args)
 
 

@@ -1,0 +1,1 @@
+"""`tfaccel bench --workers`: how a training step scales, measured here and predicted elsewhere."""
