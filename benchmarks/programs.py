@@ -109,7 +109,7 @@ def _summary(found: dict[str, list[dict[str, Any]]]) -> _common.Row:
     return row | {
         "loss_error": _loss_error(found),
         "has_fit": _NO_FIT not in told,
-        "told": told,
+        "told": _closing(told),
         "last_losses": {kind: [one["losses"][-1] for one in runs] for kind, runs in found.items()},
     }
 
@@ -163,7 +163,7 @@ def _summarize(rows: list[_common.Row]) -> tuple[dict[str, Any], tuple[str, ...]
         f"{numbers['least_cpu_speedup']:.2f}x).",
         "Medians of whole processes, with the least and the most. Runs of one program as it is "
         f"differ by {noise:.0%} (the most over the least, median over programs).",
-        *(f"{row['model']}:\n\n```\n{_closing(row['told'])}\n```" for row in whole),
+        *(f"{row['model']}:\n\n```\n{row['told']}\n```" for row in whole),
     )
 
 
