@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfaccel.autotune.report import Report
@@ -186,8 +187,8 @@ class AcceleratedModel:
 
     def _predict_batch(self, x: Any) -> Any:
         """One batch, in whatever `predict` takes; arrays are copied only for TensorFlow."""
-        takes_arrays = getattr(self._function, "takes_arrays", False)
-        made = as_arrays if takes_arrays else as_tensors
+        function = self._function
+        made = as_arrays if function is not None and function.takes_arrays else as_tensors
         return self._run([keras.utils.pack_x_y_sample_weight(made(x))])
 
     def _run(self, data: Any) -> Any:
@@ -206,9 +207,10 @@ class AcceleratedModel:
         return self._run_own(data)
 
     def _run_own(self, data: Any) -> Any:
-        if not getattr(self._function, "takes_arrays", False):
-            return self._own(data)
-        return self._own([as_tensors(batch) for batch in data])
+        """The model's own predictions; arrays were for an engine, which others may have left."""
+        if any(isinstance(leaf, np.ndarray) for leaf in tf.nest.flatten(data)):
+            data = [as_tensors(batch) for batch in data]
+        return self._own(data)
 
     def _serves(self, function: PredictFunction | ServedFunction, data: Any) -> bool:
         if isinstance(function, ServedFunction):

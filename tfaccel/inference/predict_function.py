@@ -34,7 +34,10 @@ class PredictFunction:
     Attributes:
         plan: what it was made for.
         compiles_sizes: whether XLA compiles some of it anew for each size; known once it ran.
+        takes_arrays: False, as TensorFlow would copy them at each call.
     """
+
+    takes_arrays = False
 
     def __init__(self, workload: Workload, plan: Plan, prepared: Prepared | None = None):
         self.plan = plan

@@ -50,6 +50,11 @@ def is_plain(iterator: Any) -> bool:
     return isinstance(iterator, ITERATORS)
 
 
+def is_of_input(error: BaseException) -> bool:
+    """Whether the input pipeline raised it within a step, so that it is the user's."""
+    return "IteratorGetNext" in str(error)
+
+
 def pull(iterator: Any, count: int, into: list[Any] | None = None) -> tuple[Any, ...]:
     """Up to `count` batches, fewer at the end of the data; StopIteration where there are none.
 

@@ -15,7 +15,7 @@ from tfaccel.measure.timing import Clock, wait_for
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction, build_step, unheard_traces
 from tfaccel.steps.held_batches import HeldBatches
 from tfaccel.steps.logs import not_finite, tells_loss
-from tfaccel.steps.replay import END_OF_DATA, Handed, feed
+from tfaccel.steps.replay import END_OF_DATA, Handed, feed, is_of_input
 from tfaccel.steps.snapshot import Snapshot
 from tfaccel.steps.taken_batches import TakenBatches
 from tfaccel.steps.worker_agreement import WorkerAgreement
@@ -212,7 +212,7 @@ class GuardedStep:
             # Keras's own step finds the end after it has drawn random numbers, at times.
             return self._baseline(iterator)
         except tf.errors.OpError as error:
-            if "IteratorGetNext" in str(error):
+            if is_of_input(error):
                 raise  # the user's own input pipeline failed, as it would have anyway
             logs = self._fall_back(f"a step failed: {error_line(error)}", iterator)
             return self._baseline(iterator) if logs is None else logs

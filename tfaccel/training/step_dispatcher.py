@@ -11,7 +11,7 @@ from tfaccel.autotune.trial import error_line
 from tfaccel.compat.keras_private import running_list
 from tfaccel.core.plan import Plan
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction
-from tfaccel.steps.replay import END_OF_DATA, ITERATORS
+from tfaccel.steps.replay import END_OF_DATA, ITERATORS, is_of_input
 from tfaccel.steps.taken_batches import TakenBatches
 from tfaccel.system import notices
 from tfaccel.training.phases import IllegalTransitionError
@@ -127,7 +127,7 @@ class StepDispatcher:
 
     def _is_users(self, error: Exception) -> bool:
         """Whether the user's own step, or the data, would have raised it without tfaccel."""
-        return error is self._raised or "IteratorGetNext" in str(error)
+        return error is self._raised or is_of_input(error)
 
     def _rescued(self, error: Exception, iterator: Any) -> Any:
         """The step's logs, although tfaccel failed beside it."""

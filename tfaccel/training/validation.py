@@ -18,7 +18,7 @@ from tfaccel.measure.racing import Race
 from tfaccel.measure.timing import Clock
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction, build_step
 from tfaccel.steps.repeatable import unrepeatable
-from tfaccel.steps.replay import END_OF_DATA, feed
+from tfaccel.steps.replay import END_OF_DATA, feed, is_of_input
 from tfaccel.steps.snapshot import Snapshot
 from tfaccel.steps.taken_batches import TakenBatches
 from tfaccel.system import notices
@@ -137,7 +137,7 @@ class Validation:
         except END_OF_DATA:
             raise
         except Exception as error:
-            if error is self._raised or "IteratorGetNext" in str(error):
+            if error is self._raised or is_of_input(error):
                 raise
             logs = self._rescued(error, iterator)
         self._taken.done()
