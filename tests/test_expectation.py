@@ -210,6 +210,33 @@ def test_a_layer_that_is_off_is_repaired_next(workload):
     assert found.next(100_000).plan.passes[0].keep == (layer.name,)
 
 
+@dataclasses.dataclass(frozen=True)
+class Update(tfaccel.Pass):
+    """Changes how weights are updated, and nothing before."""
+
+    name = "update_expected"
+    serves_validation = False
+
+    def unsupported(self, workload):
+        return None
+
+    def applied(self, context):
+        return contextlib.nullcontext()
+
+    def prior(self, workload):
+        return Prior(gain=1.3)
+
+
+@pytest.mark.parametrize(("worst", "next_plan"), [("loss", Plan((Update(),))), ("", Plan((A,)))])
+def test_what_leaves_losses_alone_can_not_mend_them(workload, worst, next_plan):
+    """Without the other update a plan has the same loss, which would be off again."""
+    found = Candidates(workload, [A.name, Update.name], (), 1e6)
+    assert found.next(1000).plan == Plan((A, Update()))
+    drift = dataclasses.replace(tfaccel.measure.numerics.Drift(), worst=worst)
+    found.take(Trial(Plan((A, Update())), Outcome.UNFAITHFUL, "", 1.0, drift=drift))
+    assert found.next(1000).plan == next_plan
+
+
 def test_every_pass_has_a_gain(workload):
     for kind in PASSES:
         prior = kind.suited(workload).prior(workload)

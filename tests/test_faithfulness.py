@@ -182,6 +182,25 @@ def test_a_wrong_loss_is_refused(dtype, seen):
     assert found.verdict(dataclasses.replace(candidate, losses=wrong), dtype).kind == "loss"
 
 
+def test_a_net_that_rounding_turns_around_is_no_steadier_in_its_loss(seen):
+    """A single number may be left alone by a rounding, and moved by the next."""
+    found = seen(convolutional)
+    off = {name: 1.06 * value for name, value in found.sixteen.losses.items()}
+    candidate = dataclasses.replace(found.sixteen, losses=off)
+    assert found.verdict(candidate, "bfloat16").kind == "loss"
+    rng = np.random.default_rng(0)
+    turned = {
+        name: rng.permutation(value.ravel()).reshape(value.shape)
+        for name, value in found.reference.gradients.items()
+    }
+    near = dataclasses.replace(found.near["bfloat16"], gradients=turned)
+    found = dataclasses.replace(found, near={"bfloat16": near})
+    assert found.verdict(candidate, "bfloat16") is None
+    off = {name: 1.2 * value for name, value in found.sixteen.losses.items()}
+    candidate = dataclasses.replace(found.sixteen, losses=off)
+    assert found.verdict(candidate, "bfloat16").kind == "loss"
+
+
 def test_what_turns_non_finite_is_refused(seen):
     found = seen(attending)
     name = next(iter(found.exact.gradients))

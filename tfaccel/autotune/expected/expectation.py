@@ -24,6 +24,7 @@ from tfaccel.core.machine_class import MachineClass
 from tfaccel.core.plan import Pass, Plan
 from tfaccel.core.prior import Prior
 from tfaccel.core.workload import Workload
+from tfaccel.measure.outcome import Outcome
 
 # How much a pass's prior counts, in measurements of the same model on the same machine; and a
 # trial in this very training.
@@ -89,12 +90,15 @@ class Expectation:
         self._usable = list(usable)
         self._machine, self._mix = MachineClass.of(workload.device), layer_mix(workload)
         self._evidence = [(one, one.weight(self._machine, self._mix)) for one in evidence]
+        self._unfaithful: set[Plan] = set()
         self._fit()
 
     def note(self, baseline: Trial, trial: Trial) -> None:
         """Takes a trial of this training into account."""
         for one in evidence_of(Report((baseline, trial), Plan()), self._machine, self._mix):
             self._evidence.append((one, _OWN_WEIGHT))
+        if trial.outcome is Outcome.UNFAITHFUL and trial.drift and trial.drift.worst:
+            self._unfaithful.add(_computed(trial.plan))
         self._fit()
 
     def gain(self, plan: Plan) -> float:
@@ -164,7 +168,9 @@ class Expectation:
         items = [item for item, _ in self._usable]
         for count in range(1, len(items) + 1):
             for chosen in itertools.combinations(items, count):
-                yield Plan(chosen)
+                plan = Plan(chosen)
+                if _computed(plan) not in self._unfaithful:
+                    yield plan
 
     def _fit(self) -> None:
         # Asked for once, and not for each of some hundred plans.
@@ -183,6 +189,11 @@ class Expectation:
             ],
             traces,
         )
+
+
+def _computed(plan: Plan) -> Plan:
+    """The passes that decide losses and gradients: the others cannot mend what is off in these."""
+    return Plan(tuple(item for item in plan.passes if item.serves_validation))
 
 
 def _terms(names: Sequence[str]) -> list[str]:
