@@ -35,10 +35,9 @@ PARALLEL = --numprocesses 3 --dist worksteal
 # Which steps share a call, what an optimizer computes element by element and what is computed
 # twice are the same by both.
 KERNEL_TESTS = tests/test_attention.py tests/test_empty_batch.py tests/test_kernels*.py \
-	tests/test_multi_worker.py tests/test_onednn.py tests/test_op_trace.py tests/test_ops.py \
-	tests/test_profiler.py tests/test_strategy.py tests/passes \
-	--ignore tests/passes/test_step_batching.py --ignore tests/passes/test_fused_optimizer.py \
-	--ignore tests/passes/test_recompute.py
+	tests/test_multi_worker.py tests/test_onednn.py tests/profiling/test_op_*.py tests/test_ops.py \
+	tests/test_profiler.py tests/test_strategy*.py tests/passes --ignore tests/passes/recompute \
+	--ignore tests/passes/step_batching --ignore tests/passes/fused_optimizer
 TWO_KERNEL_TESTS = -k "bfloat16 or float16 or biases or without_data or uneven"
 # Which tests, where it is not for ARGS to say.
 MARKED =

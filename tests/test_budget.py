@@ -125,12 +125,12 @@ def test_a_plan_that_can_t_be_compared_in_time_is_not_chosen(bench, monkeypatch)
 def test_several_steps_in_a_call_are_judged_by_many_where_one_alone_is_slow(bench):
     """What lies around a call takes as long as five steps here."""
     plan = Plan((Slower(steps=32),))
-    run = bench._calls
+    run = bench.calls
 
     def calls(plan, count):
         return lambda: (bench.clock.advance(5 * OWN_SECONDS), run(plan, count)())[1]
 
-    bench._calls = calls
+    bench.calls = calls
     assert bench.try_plan(plan).outcome is Outcome.SLOWER  # timed, and not stopped
 
 

@@ -9,8 +9,8 @@ import _datasets
 import demo
 import numpy as np
 import pytest
+from programs_run import ROOT
 from rich.console import Console
-from test_run import ROOT
 
 PNG = b"\x89PNG"
 

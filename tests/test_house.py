@@ -9,10 +9,12 @@ import re
 
 import pytest
 
-PACKAGE = pathlib.Path(__file__).parent.parent / "tfaccel"
+TESTS = pathlib.Path(__file__).parent
+PACKAGE = TESTS.parent / "tfaccel"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 MOST_FILES = 20
 MOST_LINES = 350
+MOST_LINES_OF_TESTS = 400
 MOST_LINES_OF_A_FUNCTION = 60
 # What only tfaccel/compat may name: modules that are not public.
 PRIVATE_MODULES = re.compile(r"keras\.src|tensorflow\.(python|core|tsl|compiler)\b")
@@ -70,6 +72,57 @@ def test_private_api_has_one_home():
 def test_files_can_be_read_at_a_sitting():
     for path in SOURCES:
         assert path.read_text(encoding="utf-8").count("\n") <= MOST_LINES, path
+
+
+def test_files_of_tests_are_about_one_subject():
+    """What several of them need has a module or, as fixtures, a `conftest.py` beside them."""
+    for path in sorted(TESTS.rglob("*.py")):
+        assert path.read_text(encoding="utf-8").count("\n") <= MOST_LINES_OF_TESTS, path
+
+
+# Where a fault is to happen can be said of any function; these are not called by others.
+MADE_TO_FAIL = {
+    "_first_user",
+    "_timed",
+    "_rows",
+    "_ineligibility",
+    "_measured",
+    "_history",
+}
+OF_KERAS = {"_losses"}
+
+
+def private_names(paths):
+    """What modules, classes and instances call by a name with an underscore."""
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                name = node.name
+            elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+                name = getattr(node, "attr", getattr(node, "id", ""))
+            else:
+                continue
+            if name.startswith("_") and not name.endswith("__"):
+                yield name
+
+
+def attributes_used(path):
+    """The names of attributes of others that a module reads or sets."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") not in ("self", "cls"):
+            yield node.attr
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "setattr":
+            named = [word.value for word in node.args[:2] if isinstance(word, ast.Constant)]
+            yield from (str(name).rpartition(".")[2] for name in named)
+
+
+def test_tests_use_no_private_attribute():
+    """A module's name may begin with an underscore: it is its folder's own, and tested so."""
+    private = set(private_names(SOURCES))
+    for path in sorted(TESTS.rglob("*.py")):
+        own = set(private_names([path]))
+        used = private & set(attributes_used(path)) - own - MADE_TO_FAIL - OF_KERAS
+        assert not used, f"{path}: {used}"
 
 
 def test_functions_can_be_seen_at_once():

@@ -118,7 +118,7 @@ def doubled(x):
 
 def test_gradients_are_let_go_with_their_graph_and_no_others():
     nested = tf.function(lambda x: doubled(x) + 1.0)
-    registry = tensorflow_private._gradient_registry()
+    registry = tensorflow_private.gradient_registry()
     before = set(registry)
 
     @tf.function

@@ -40,7 +40,7 @@ def test_who_asks_for_none_gets_none(monkeypatch):
 
 
 def test_a_build_without_them_is_told_from_one_with(monkeypatch):
-    monkeypatch.setattr(onednn, "_SAMPLE", "_NoSuchOperation")
+    monkeypatch.setattr(onednn, "SAMPLE", "_NoSuchOperation")
     assert "has no kernels" in onednn.missing.__wrapped__()
 
 

@@ -79,7 +79,7 @@ def test_the_environment_stays(winning, monkeypatch):
 
 
 def test_without_its_converter_it_is_not_tried(monkeypatch):
-    monkeypatch.setattr("tfaccel.inference.engines.onnxruntime._CONVERTER", "no_such_module")
+    monkeypatch.setattr("tfaccel.inference.engines.onnxruntime.CONVERTER", "no_such_module")
     fast = accelerate(dense_model(), numbers(4), includes=["onnxruntime"])
     (trial,) = fast.report.trials[1:]
     assert trial.refusal is Refusal.MISSING and "tfaccel[onnx]" in trial.reason

@@ -119,7 +119,7 @@ def under_run() -> contextlib.AbstractContextManager[None]:
     def everywhere():
         watch = Watch(Options(tuning="off"), {})
         watch.begin(keras)
-        with watch._patches:
+        with watch.patches:
             yield
         watch.end()
 

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_run import ROOT, RUN, ended
+from programs_run import ROOT, RUN, ended
 
 PROGRAMS = sorted((pathlib.Path(__file__).parent / "programs").glob("*.py"))
 # Programs that train without `fit`.

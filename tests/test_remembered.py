@@ -16,9 +16,11 @@ from keras import layers
 
 import tfaccel
 from tfaccel.autotune.options import COLLECTED_STEPS
+from tfaccel.callbacks import accelerate
 from tfaccel.compat import keras_private
 from tfaccel.measure import racing, timing
 from tfaccel.profiling import profile
+from tfaccel.profiling.input_watch import InputWatch
 from tfaccel.steps import letting_go, taken_batches
 from tfaccel.training import guarded_step
 
@@ -146,10 +148,20 @@ def test_nothing_outlives_its_model(make):
     assert [ref() for ref in alive] == [None] * 4
 
 
-def test_after_a_fit_a_callback_holds_no_data_and_no_copy_of_the_state():
-    callback = fit(make_model(), given(), batches=6)
+def test_after_a_fit_a_callback_holds_no_data_and_no_copy_of_the_state(monkeypatch):
+    watches = []
+
+    class Noted(InputWatch):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            watches.append(weakref.ref(self))
+
+    monkeypatch.setattr(accelerate, "InputWatch", Noted)
+    callback = fit(make_model(), given(), batches=16)
     assert callback.session.built is not None
-    assert not callback.session.holds_data and callback._watch is None
+    assert not callback.session.holds_data
+    gc.collect()
+    assert [ref() for ref in watches] == [None]
 
 
 def forbid_collecting(monkeypatch):

@@ -12,6 +12,7 @@ from keras import layers
 
 import tfaccel
 from tfaccel.autotune.training_trials import TrainingTrials
+from tfaccel.callbacks import accelerate
 from tfaccel.measure import racing, timing
 from tfaccel.steps import letting_go
 from tfaccel.training import guarded_step, observed, validation
@@ -71,11 +72,11 @@ def clock():
     return FakeClock()
 
 
-def fit(clock, *others, epochs=1, cache_dir=False, validated=False, **settings):
+def fit(clock, *others, epochs=1, cache_dir=False, validated=False, verbose=0, **settings):
     settings = (
         {"includes": ["idle_here"]} | {"tuning_share": None, "max_tuning_seconds": 1e6} | settings
     )
-    accel = tfaccel.AccelCallback(cache_dir=cache_dir, verbose=0, clock=clock, **settings)
+    accel = tfaccel.AccelCallback(cache_dir=cache_dir, verbose=verbose, clock=clock, **settings)
     model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
     model.compile("sgd", "mse")
     x, y = np.ones((24, 2), "float32"), np.ones((24, 1), "float32")
@@ -118,8 +119,8 @@ def test_it_counts_where_the_step_stays_as_it_was_too(clock, slow):
 @pytest.mark.slow
 def test_what_is_told_is_the_whole(clock, slow, wins, monkeypatch):
     told = []
-    monkeypatch.setattr(tfaccel.AccelCallback, "_tell", lambda self, report: told.append(report))
-    fit(clock)
+    monkeypatch.setattr(accelerate, "show", lambda report, verbose: told.append(report))
+    fit(clock, verbose=1)
     assert [report.tuning_seconds for report in told] == [12.0]
 
 
@@ -178,7 +179,7 @@ def test_only_what_is_later_than_usual_counts(clock):
 
 
 def test_iterators_are_destroyed_where_nobody_waits(monkeypatch):
-    monkeypatch.setattr(letting_go, "_SECONDS", 0.0)
+    monkeypatch.setattr(letting_go, "HELD_SECONDS", 0.0)
     gone = {name: threading.Event() for name in ("first", "second")}
     threads = {}
 

@@ -1,4 +1,4 @@
-"""ExactReductions on models whose own policy is bfloat16; test_mixed_precision.py has the sums."""
+"""ExactReductions on models whose own policy is bfloat16; test_sums_in_16_bits.py has the sums."""
 
 import keras
 import numpy as np

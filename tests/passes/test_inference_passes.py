@@ -202,7 +202,7 @@ def test_refusals(kind, make, refusal):
 
 
 def test_too_many_weights_are_refused(monkeypatch):
-    monkeypatch.setattr("tfaccel.passes.inference.frozen_weights._MOST_BYTES", 100)
+    monkeypatch.setattr("tfaccel.passes.inference.frozen_weights.MOST_BYTES", 100)
     assert FrozenWeights().unsupported(workload(image_model())).kind is Refusal.CASE
 
 

@@ -7,7 +7,7 @@ from tfaccel.compat import keras_private
 from tfaccel.core.workload import Workload
 
 # Not synchronous, or not TensorFlow's kernels.
-_UNSERVED = (tf.distribute.experimental.ParameterServerStrategy, tf.distribute.TPUStrategy)
+UNSERVED = (tf.distribute.experimental.ParameterServerStrategy, tf.distribute.TPUStrategy)
 
 
 def ineligibility(model: keras.Model) -> str:
@@ -28,7 +28,7 @@ def ineligibility(model: keras.Model) -> str:
             "under a plan."
         )
     strategy = model.distribute_strategy
-    if isinstance(strategy, _UNSERVED):
+    if isinstance(strategy, UNSERVED):
         return f"Training under {type(strategy).__name__} is left as it is."
     if strategy.num_replicas_in_sync > 1 and model.steps_per_execution > 1:
         return "Under several replicas Keras can't run several steps in one execution."

@@ -140,7 +140,7 @@ class TrainingTrials(TrialRunner):
         self._iterator = iter(self._dataset)
         return functools.partial(self._functions[plan], self._iterator)
 
-    def _calls(self, plan: Plan, count: int) -> Callable[[], Any]:
+    def calls(self, plan: Plan, count: int) -> Callable[[], Any]:
         """Makes so many steps under a plan in one call, and hands out their logs."""
         return functools.partial(self._functions[plan].run, self._iterator, count)
 
@@ -153,7 +153,7 @@ class TrainingTrials(TrialRunner):
         first = max(self.workload.first_step_seconds, self.workload.trace_seconds)
         return trial.compile_seconds + (0.0 if self._recorded.has_reference else first)
 
-    def _own_calls(self, count: int) -> Callable[[], Any]:
+    def own_calls(self, count: int) -> Callable[[], Any]:
         """As many of the user's own steps, each called from Python as Keras does."""
 
         def call() -> Any:

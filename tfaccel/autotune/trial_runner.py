@@ -74,11 +74,11 @@ class TrialRunner(abc.ABC):
         """Makes one step under a plan, by the function that was built for it."""
 
     @abc.abstractmethod
-    def _calls(self, plan: Plan, count: int) -> Callable[[], Any]:
+    def calls(self, plan: Plan, count: int) -> Callable[[], Any]:
         """Makes so many steps under a plan in one call; `count` is what it runs in one at most."""
 
     @abc.abstractmethod
-    def _own_calls(self, count: int) -> Callable[[], Any]:
+    def own_calls(self, count: int) -> Callable[[], Any]:
         """Makes as many of the user's own steps, each called from Python as Keras does."""
 
     @abc.abstractmethod
@@ -140,7 +140,7 @@ class TrialRunner(abc.ABC):
         try:
             with self._restored():
                 plan.prepare(self._context(), self.clock, deadline)
-                step = self._built(plan)
+                step = self.begin(plan)
                 compile_seconds = max(0.0, self._timed(step) - self.workload.step_seconds)
                 usual, first = self._first_look(plan, math.inf)
             if racing.seems_hopeless(usual, first):
@@ -153,7 +153,7 @@ class TrialRunner(abc.ABC):
     def _first_look(self, plan: Plan, deadline: float) -> tuple[float, float]:
         return racing.first_look(
             self.workload.step_seconds,
-            lambda: self._timed(self._own_calls(1)),
+            lambda: self._timed(self.own_calls(1)),
             lambda: self._first_seconds(plan, self.workload.step_seconds),
             self.clock,
             deadline,
@@ -191,7 +191,7 @@ class TrialRunner(abc.ABC):
                 # Half of the time that is left, as the trial needs some too.
                 now = self.clock()
                 plan.prepare(self._context(), self.clock, now + (deadline - now) / 2)
-                one = self._built(plan)
+                one = self.begin(plan)
                 compile_seconds = max(0.0, self._timed(one) - self.workload.step_seconds)
                 trial = self._timed_trial(plan, compile_seconds, deadline)
             trial = dataclasses.replace(
@@ -210,7 +210,7 @@ class TrialRunner(abc.ABC):
         """A fresh measurement of a plan that was tried, free of the luck that made it win."""
         with self._restored():
             # It is known to be fast, so that these few cost little.
-            return self._race(plan, deadline, racing.FEWEST).gain
+            return self.race(plan, deadline, racing.FEWEST).gain
 
     def _judging_seconds(self, trial: Trial) -> float:
         """What comparing a plan that was timed is expected to take; by default nothing."""
@@ -231,7 +231,7 @@ class TrialRunner(abc.ABC):
         context = self._context()
         return tuple(line for item in plan.passes for line in item.findings(context))
 
-    def _built(self, plan: Plan) -> Callable[[], Any]:
+    def begin(self, plan: Plan) -> Callable[[], Any]:
         """Builds a plan's function; gives its first step."""
         failure: Exception | None = None
         try:
@@ -246,7 +246,7 @@ class TrialRunner(abc.ABC):
     def _timed(self, step: Callable[[], Any]) -> float:
         return timing.timed(step, self.clock)
 
-    def _race(
+    def race(
         self, plan: Plan, deadline: float, fewest: int = 0, step_seconds: float = 0.0
     ) -> racing.Race:
         """The user's own steps against the plan's.
@@ -262,8 +262,8 @@ class TrialRunner(abc.ABC):
         """
         steps = plan.steps_per_call
         return racing.race(
-            self._own_calls(steps),
-            self._calls(plan, steps),
+            self.own_calls(steps),
+            self.calls(plan, steps),
             self.clock,
             deadline,
             fewest=fewest,
@@ -274,7 +274,7 @@ class TrialRunner(abc.ABC):
         usual, first = self._first_look(plan, deadline)
         if racing.seems_hopeless(usual, first):
             return _stopped(plan, usual, first, compile_seconds)
-        race = self._race(plan, deadline, step_seconds=first)
+        race = self.race(plan, deadline, step_seconds=first)
         if race.pairs < racing.FEWEST:
             reason = "there was no time left to measure it"
             return Trial(plan, Outcome.UNDECIDED, reason, compile_seconds, first)
@@ -299,12 +299,12 @@ class TrialRunner(abc.ABC):
         as long as the call takes no longer than that many clearly slower steps would.
         """
         count, most = 1, racing.CLEARLY_SLOWER * usual * plan.steps_per_call
-        seconds = self._timed(self._calls(plan, count))
+        seconds = self._timed(self.calls(plan, count))
         while count < plan.steps_per_call and seconds / count > racing.CLEARLY_SLOWER * usual:
             if 2 * seconds > most:
                 break
             count = min(2 * count, plan.steps_per_call)
-            seconds = self._timed(self._calls(plan, count))
+            seconds = self._timed(self.calls(plan, count))
         return seconds / count
 
 

@@ -22,7 +22,7 @@ from tfaccel.measure.racing import Race
 from tfaccel.measure.timing import Clock, Speedup, median_interval
 from tfaccel.passes import PASSES
 
-_NAMES = tuple(item.name for item in PASSES)
+NAMES = tuple(item.name for item in PASSES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +56,8 @@ class RecordingBench(TrainingTrials):
         self.seconds[plan] = self._latest
         return gain
 
-    def _race(
-        self, plan: Plan, deadline: float, fewest: int = 0, step_seconds: float = 0.0
-    ) -> Race:
-        race, steps = super()._race(plan, deadline, fewest, step_seconds), plan.steps_per_call
+    def race(self, plan: Plan, deadline: float, fewest: int = 0, step_seconds: float = 0.0) -> Race:
+        race, steps = super().race(plan, deadline, fewest, step_seconds), plan.steps_per_call
         self.baseline_seconds += [turn / steps for turn in race.baseline_seconds]
         self._latest = [turn / steps for turn in race.candidate_seconds]
         return race
@@ -96,7 +94,7 @@ def measure(
         told.stage("Trying plans", max_seconds)
         report = None
         if wanted.search:
-            report = tune_workload(bench.workload, bench, _NAMES, max_seconds, told.trial)
+            report = tune_workload(bench.workload, bench, NAMES, max_seconds, told.trial)
         trials = list(report.trials) if report else [baseline_trial(bench.workload)]
         notes = [_chosen_sentence(report)] if report else []
         for plan in _others(wanted, bench, {trial.plan for trial in trials}):
@@ -117,7 +115,7 @@ def measure(
 
 def _others(wanted: Wanted, bench: TrainingTrials, tried: set[Plan]) -> Iterator[Plan]:
     """The plans that the tuner did not try."""
-    alone = [Plan((item,)) for item, _ in priors.expected(bench.workload, _NAMES)]
+    alone = [Plan((item,)) for item, _ in priors.expected(bench.workload, NAMES)]
     for plan in (*wanted.plans, *(alone if wanted.each else ())):
         if plan not in tried:
             tried.add(plan)

@@ -21,7 +21,7 @@ from tfaccel.compat.tensorflow_private import onednn_is_on
 _LABEL = "MklNameChangeOp"
 _VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
 # What a build has if it has any, on inputs as small as can be.
-_SAMPLE = "_MklMatMul"
+SAMPLE = "_MklMatMul"
 
 
 def obstacle() -> str | None:
@@ -41,7 +41,7 @@ def missing() -> str | None:
     """Why this build has no such kernels that run; None if it has."""
     one = tf.ones((1, 1))
     try:
-        right = call(_SAMPLE, (one, one), T=tf.float32).numpy().item() == 1.0
+        right = call(SAMPLE, (one, one), T=tf.float32).numpy().item() == 1.0
     # What fails where they are missing depends on what is: an op, a kernel, an instruction.
     except Exception as error:
         return f"this TensorFlow has no kernels of oneDNN's that run ({type(error).__name__})"

@@ -102,7 +102,7 @@ def gradients_let_go(graph: tf.Graph, is_alone: bool = True) -> Iterator[None]:
         graph: the graph that is traced in the block.
         is_alone: whether nothing else is traced in that graph beside; else nothing is forgotten.
     """
-    registry = _gradient_registry() if is_alone else {}
+    registry = gradient_registry() if is_alone else {}
     before = set(registry)
     try:
         yield
@@ -119,7 +119,7 @@ _CUSTOM = "CustomGradient-"
 _PARTS = ("CondBranchFuncGraph", "WhileBodyFuncGraph", "WhileCondFuncGraph")
 
 
-def _gradient_registry() -> dict[str, Any]:
+def gradient_registry() -> dict[str, Any]:
     """The gradient functions by name; an empty stand-in where a TensorFlow keeps them elsewhere."""
     ops = importlib.import_module("tensorflow.python.framework.ops")
     found = getattr(getattr(ops, "gradient_registry", None), "_registry", None)

@@ -173,16 +173,16 @@ class PredictionTrials(TrialRunner):
     def _first(self, plan: Plan) -> Callable[[], Any]:
         return functools.partial(self._functions[plan], self._data)
 
-    def _calls(self, plan: Plan, count: int) -> Callable[[], Any]:
+    def calls(self, plan: Plan, count: int) -> Callable[[], Any]:
         return self._first(plan)
 
-    def _own_calls(self, count: int) -> Callable[[], Any]:
+    def own_calls(self, count: int) -> Callable[[], Any]:
         return lambda: [self._own(self._data) for _ in range(count)][-1]
 
-    def _race(
+    def race(
         self, plan: Plan, deadline: float, fewest: int = 0, step_seconds: float = 0.0
     ) -> racing.Race:
-        race = super()._race(plan, deadline, fewest, step_seconds)
+        race = super().race(plan, deadline, fewest, step_seconds)
         self._seconds[Plan()] += race.baseline_seconds
         self._seconds[plan] += race.candidate_seconds
         return race
@@ -199,7 +199,7 @@ class PredictionTrials(TrialRunner):
 
     def time_calls(self, plan: Plan) -> None:
         """Times calls of the model's own function and of a plan in turns."""
-        calls = {Plan(): self._own_calls(1)}
+        calls = {Plan(): self.own_calls(1)}
         if not plan.is_baseline:
             calls[plan] = self._first(plan)
         end = self.clock() + _CALLS_SECONDS

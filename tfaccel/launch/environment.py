@@ -17,10 +17,10 @@ _X86 = ("x86_64", "AMD64")
 
 def has_onednn(machine: str = "", system: str = "") -> bool:
     """Whether TensorFlow's builds for such a machine have oneDNN's kernels beside Eigen's."""
-    return (machine or _machine()) in _X86 and (system or sys.platform).lower() != "darwin"
+    return (machine or machine_type()) in _X86 and (system or sys.platform).lower() != "darwin"
 
 
-def _machine() -> str:
+def machine_type() -> str:
     """As `platform.machine()`, which a program under `tfaccel run` need not wait for."""
     uname = getattr(os, "uname", None)
     return uname().machine if uname else os.environ.get("PROCESSOR_ARCHITECTURE", "")

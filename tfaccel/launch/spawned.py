@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     # Holds itself what it needs further.
     Begin = Callable[[Any], None]
 # The process that has begun already.
-_begun_in: list[int] = []
+begun_in: list[int] = []
 
 
 def first_in_workers(begin: Begin, given: Any) -> None:
@@ -31,7 +31,7 @@ def first_in_workers(begin: Begin, given: Any) -> None:
         begin: a module's function, which may raise: then the process goes on without.
         given: what to hand it; can be pickled.
     """
-    _begun_in[:] = [os.getpid()]
+    begun_in[:] = [os.getpid()]
     after_import("multiprocessing", lambda module: _patch(module, begin, given))
 
 
@@ -44,14 +44,14 @@ def _patch(module: types.ModuleType, begin: Begin, given: Any) -> None:
 
     def reduce(self: Any, protocol: Any) -> Any:
         made = pickled(self, protocol)
-        if not isinstance(made, tuple) or not _is_found():
+        if not isinstance(made, tuple) or not is_found():
             return made
         return (unpickled, (begin, given, *made[:2]), *made[2:])
 
     process.__reduce_ex__ = reduce
 
 
-def _is_found() -> bool:
+def is_found() -> bool:
     """Whether another Python with this one's path finds tfaccel; else it could unpickle nothing."""
     package = __name__.partition(".")[0]
     finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
@@ -60,7 +60,7 @@ def _is_found() -> bool:
 
 def unpickled(begin: Begin, given: Any, make: Callable[..., Any], words: tuple[Any, ...]) -> Any:
     """The process object, made as it would have been, in a process that has begun."""
-    if os.getpid() not in _begun_in:
+    if os.getpid() not in begun_in:
         try:
             begin(given)
         except Exception as error:

@@ -84,7 +84,7 @@ class Watch:
         self._has_keras = False
         self.has_run = False  # to its end, and not to an exception or a status other than 0
         # Holds the patch: a context that nobody holds would be left.
-        self._patches = contextlib.ExitStack()
+        self.patches = contextlib.ExitStack()
         self._process = os.getpid()
 
     def begin(self, keras: types.ModuleType) -> None:
@@ -92,10 +92,10 @@ class Watch:
         self._has_keras = True
         try:
             every_fit = importlib.import_module("tfaccel.launch.every_fit")
-            self._patches.enter_context(every_fit.every_fit(self._begin_fit))
+            self.patches.enter_context(every_fit.every_fit(self._begin_fit))
             if self._options.on_batch and self._options.measure_into is None:
                 every = importlib.import_module("tfaccel.launch.every_batch")
-                self._patches.enter_context(every.every_batch(self._begin_batches))
+                self.patches.enter_context(every.every_batch(self._begin_batches))
         except Exception as error:  # in the middle of the user's `import keras`
             print(f"tfaccel: fits are left as they are: {error}", file=sys.stderr)
 

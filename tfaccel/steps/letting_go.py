@@ -8,7 +8,7 @@ from tfaccel.measure.timing import Clock
 
 # After so long Keras has let go of an iterator itself: when the next epoch has begun, or `fit`
 # has returned.
-_SECONDS = 1.0
+HELD_SECONDS = 1.0
 # The thread's sleep is no longer than it has lived: what lived shorter is not worth one.
 _LEAST_SECONDS = 1.0
 # Of the threads.
@@ -49,5 +49,5 @@ class LettingGo:
 
 
 def _emptied(held: list[Any]) -> None:
-    time.sleep(_SECONDS)
+    time.sleep(HELD_SECONDS)
     held.clear()

@@ -25,7 +25,7 @@ from tfaccel.inference.engines.onnx_quantization import quantized
 from tfaccel.system.cpu import usable_cores
 
 _FILE = "model.onnx"
-_CONVERTER = "tf2onnx"
+CONVERTER = "tf2onnx"
 # Importing tf2onnx sets it, for this process and all that it starts.
 _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
@@ -53,9 +53,9 @@ class ONNXRuntime(Engine):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         found = super().unsupported(workload)
-        if found is None and importlib.util.find_spec(_CONVERTER) is None:
+        if found is None and importlib.util.find_spec(CONVERTER) is None:
             return Refusal.MISSING(
-                f"{_CONVERTER} is not installed, which converts models for {self.title}",
+                f"{CONVERTER} is not installed, which converts models for {self.title}",
                 f"pip install 'tfaccel[{self.extra}]'",
             )
         return found
@@ -239,7 +239,7 @@ def _read_by(graph: Any) -> Iterator[str]:
 @contextlib.contextmanager
 def _unheard() -> Iterator[None]:
     """Keeps tf2onnx from logging what is raised anyway, and from changing the environment."""
-    level, said = os.environ.get(_LOG_LEVEL), logging.getLogger(_CONVERTER)
+    level, said = os.environ.get(_LOG_LEVEL), logging.getLogger(CONVERTER)
     before = said.level
     said.setLevel(logging.CRITICAL + 1)
     try:

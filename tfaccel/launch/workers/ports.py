@@ -8,7 +8,7 @@ from tfaccel.launch.workers.errors import LaunchError
 # Below 32768, where Linux's short-lived ports start: no outgoing connection takes one between
 # this check and TensorFlow's use of it, some seconds later.
 # https://docs.kernel.org/networking/ip-sysctl.html (ip_local_port_range)
-_PORTS = range(12000, 32000)
+PORTS = range(12000, 32000)
 _ATTEMPTS = 1000
 
 
@@ -30,12 +30,12 @@ def free_ports(count: int, draws: random.Random | None = None) -> list[int]:
                 break
             one = socket.socket()
             try:
-                one.bind(("", draws.choice(_PORTS)))
+                one.bind(("", draws.choice(PORTS)))
                 held.append(one)
             except OSError:  # taken
                 one.close()
         else:
-            raise LaunchError(f"{count} free ports from {_PORTS.start} on were not found")
+            raise LaunchError(f"{count} free ports from {PORTS.start} on were not found")
         return [one.getsockname()[1] for one in held]
     finally:
         for one in held:

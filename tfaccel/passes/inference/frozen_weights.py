@@ -18,7 +18,7 @@ from tfaccel.measure.units import size
 
 # A graph is one protocol buffer, which must stay below 2 GiB, and optimizing it makes copies.
 # Source: https://protobuf.dev/programming-guides/proto-limits/
-_MOST_BYTES = 2**30
+MOST_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class FrozenWeights(Pass):
             if getattr(layer, "stateful", False):
                 return Unsupported(f"{named(layer)} is stateful")
         total = sum(_bytes(variable) for variable in workload.model.variables)
-        if total > _MOST_BYTES:
+        if total > MOST_BYTES:
             return Unsupported(f"{size(total)} of weights are too much for a graph")
         return None
 

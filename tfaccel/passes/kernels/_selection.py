@@ -26,7 +26,7 @@ from tfaccel.ops.kernels import (
 from tfaccel.system.device import current_device
 
 # Calls on which less of a step than this may be saved are left to TensorFlow unmeasured.
-_LEAST_SHARE = 1e-3
+LEAST_SHARE = 1e-3
 
 
 class Selection:
@@ -103,7 +103,7 @@ class Selection:
         found = 0
         try:
             for saved_seconds, spec, expected in self._worth_measuring(store):
-                if saved_seconds < _LEAST_SHARE * step_seconds:
+                if saved_seconds < LEAST_SHARE * step_seconds:
                     break
                 found += self._measure(spec, expected, store, clock, deadline)
         finally:

@@ -11,7 +11,7 @@ from tfaccel.compat.patching import instance_attributes
 from tfaccel.measure.finite import all_finite_in_graph
 
 _INITIAL_SCALE = 2.0**15
-_GROWTH_STEPS = 2000
+GROWTH_STEPS = 2000
 
 
 class LossScale:
@@ -71,7 +71,7 @@ class LossScale:
 
     def _good_step(self, apply: Callable[[], None]) -> tf.Tensor:
         apply()
-        grown = tf.equal(self.good_steps, _GROWTH_STEPS - 1)
+        grown = tf.equal(self.good_steps, GROWTH_STEPS - 1)
         self.value.assign(tf.where(grown, self.value * 2, self.value))
         self.good_steps.assign(tf.where(grown, tf.zeros_like(self.good_steps), self.good_steps + 1))
         return tf.constant(True)
