@@ -44,6 +44,7 @@ from tfaccel.measure.numerics import (
     changes,
     compare,
     floors,
+    loss_error,
     relative_error,
     rounding_of,
     state_scales,
@@ -139,7 +140,7 @@ def _losses(
 ) -> list[Violation]:
     found = []
     for name, value in reference.losses.items():
-        error = relative_error(value, candidate.losses[name])
+        error = loss_error(value, candidate.losses[name])
         owns = (relative_error(value, near.losses[name]) for near in yardsticks.nears)
         own = max(owns, default=0.0)
         allowed = _room(1.0, tolerance.loss, own, yardsticks, "loss")
