@@ -16,6 +16,7 @@ from fault_points import name_of
 from fault_trainings import TRAININGS, problems_with, recorded
 
 from tfaccel.callbacks.accelerate import AccelCallback
+from tfaccel.steps.own_step import OwnStep
 from tfaccel.steps.taken_batches import TakenBatches
 from tfaccel.training import step_dispatcher
 from tfaccel.training.step_dispatcher import StepDispatcher
@@ -33,8 +34,9 @@ FAULTS = [
 _LAST_LINES = {
     AccelCallback: ("_own_work", "_give_up"),
     TakenBatches: ("done",),
-    StepDispatcher: ("__call__", "run_own", "note", "leave", "_remove", "_leave_unless_needed"),
-    Validation: ("_run", "_rescued"),
+    OwnStep: ("__call__", "made", "note"),
+    StepDispatcher: ("__call__", "note", "leave", "_end", "_remove", "_leave_unless_needed"),
+    Validation: ("_run", "_fault"),
 }
 LAST_LINES = {
     *(f.__code__ for name, f in vars(AccelCallback).items() if name.startswith("on_")),

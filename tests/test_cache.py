@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.autotune.plan_cache import PlanCache, default_directory, workload_key
+from tfaccel.autotune.plan_cache import PlanCache, workload_key
 from tfaccel.autotune.report import Report
 from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
 from tfaccel.measure.timing import Speedup
 from tfaccel.passes import FusedNorm
+from tfaccel.system.cache_dir import default_directory
 
 REPORT = Report(trials=(), plan=Plan((FusedNorm(),)), gain=Speedup(1.5, 1.4, 1.6, 6))
 

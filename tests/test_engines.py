@@ -31,7 +31,7 @@ winning = inference_models.winning
 FAKE = ["fake_engine"]
 # The names of the cases that no engine takes over; None is one that fails as it is traced.
 REFUSED = {
-    "stateful": Refusal.CASE,
+    "stateful": Refusal.STATE,
     "own_step": Refusal.OWN_CODE,
     "double_precision": Refusal.DTYPE,
     "random": None,

@@ -130,7 +130,9 @@ def words_out():
     )
 
 
-@pytest.mark.parametrize(("make", "refusal"), [(Own, Refusal.OWN_CODE), (words_out, Refusal.CASE)])
+@pytest.mark.parametrize(
+    ("make", "refusal"), [(Own, Refusal.OWN_CODE), (words_out, Refusal.INPUTS)]
+)
 def test_what_can_not_be_split_is_told(make, refusal, winning):
     model = make()
     fast = accelerate(model, WORDS, ["fake_engine"])

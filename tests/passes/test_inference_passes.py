@@ -190,7 +190,7 @@ REFUSED = [
     (
         FrozenWeights,
         lambda: keras.Sequential([keras.Input((3, 2), batch_size=2), layers.GRU(2, stateful=True)]),
-        Refusal.CASE,
+        Refusal.STATE,
     ),
     (FrozenWeights, lambda: keras.Sequential([keras.Input((3,)), layers.ReLU()]), Refusal.NO_USE),
 ]
@@ -203,7 +203,7 @@ def test_refusals(kind, make, refusal):
 
 def test_too_many_weights_are_refused(monkeypatch):
     monkeypatch.setattr("tfaccel.passes.inference.frozen_weights.MOST_BYTES", 100)
-    assert FrozenWeights().unsupported(workload(image_model())).kind is Refusal.CASE
+    assert FrozenWeights().unsupported(workload(image_model())).kind is Refusal.LIMIT
 
 
 @ITEMS

@@ -19,7 +19,7 @@ from tfaccel.core.plan import suited_pass
 from tfaccel.core.workload import Workload, shapes
 from tfaccel.measure.numerics import Tolerance
 from tfaccel.system import notices
-from tfaccel.system.cache_dir import default_directory
+from tfaccel.system.cache_dir import directory_at
 from tfaccel.system.json_files import parsed, read_text, replace_text, to_text
 from tfaccel.system.open_folders import warn_if_open
 
@@ -40,7 +40,7 @@ class PlanCache:
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None):
-        self.directory = pathlib.Path(directory) if directory is not None else default_directory()
+        self.directory = directory_at(directory)
 
     def load(self, key: str) -> Report | None:
         """The report kept for a key; all but a whole, current file is ignored with a warning."""

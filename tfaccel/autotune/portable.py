@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfaccel.autotune.report import Report
 from tfaccel.core.machine_class import MachineClass
 from tfaccel.ops.kernels import Ranking, Store
-from tfaccel.system.cache_dir import compiled_directory, default_directory, sweeps_directory
+from tfaccel.system.cache_dir import compiled_directory, directory_at, sweeps_directory
 from tfaccel.system.device import current_device
 from tfaccel.system.json_files import parsed, read_text, replace_text, to_text
 
@@ -46,7 +46,7 @@ def contents(directory: str | os.PathLike[str] | None = None) -> Contents:
     Args:
         directory: the folder; None for the default one.
     """
-    folder = default_directory() if directory is None else pathlib.Path(directory)
+    folder = directory_at(directory)
     plans, foreign, store = {}, [], Store(folder)
     for path in sorted(folder.glob("*.json")):
         data = _plan(path)

@@ -15,12 +15,17 @@ FLOAT32_OR_LESS = ("float32", *SIXTEEN_BITS)
 class Refusal(enum.Enum):
     """What kind of thing keeps a pass or a kernel off; an `Unsupported` says which one it is."""
 
-    CASE = "case"  # an argument, a kind of layer or a shape that it does not serve
+    CASE = "case"  # an argument or a kind of layer that it does not serve
+    SHAPE = "shape"  # groups, strides, dilation or a window that it has no code for
     NOTHING = "nothing"  # the model has nothing that it is for, so that there is nothing to regret
     NO_USE = "no use"  # what it does is done already, or would win nothing
     OWN_CODE = "own code"  # code of the user's stands where Keras's would be replaced
     SETTING = "setting"  # the user has set it otherwise
     DTYPE = "dtype"
+    INPUTS = "inputs"  # what the model reads or gives is more than arrays of numbers
+    STATE = "state"  # a layer keeps something from one call to the next
+    LIMIT = "limit"  # it is more than can be held
+    WRONG = "wrong"  # a library computes it wrong there
     RANDOM = "random"  # it would draw other random numbers
     SIZES = "sizes"  # batches differ in their sizes
     DEVICE = "device"

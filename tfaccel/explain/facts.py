@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.compat import keras_private
+from tfaccel.compat import keras_graphs, keras_private
 from tfaccel.core.layer_note import CONVOLUTION, PRODUCT, Runs, library
 from tfaccel.system.device import Device
 
@@ -66,6 +66,14 @@ _SPATIAL = {CONVOLUTION, _POOLING, "depthwise convolution", "transposed convolut
 _TENSOR_CORE_MULTIPLE = 8
 # A Dense layer is called large when it has as many weights as this, and half of the model's.
 _LARGE_DENSE = 1_000_000
+# Layers that often stand between a Flatten and a Dense layer.
+_KEEPING_SIZES = (
+    keras.layers.Activation,
+    keras.layers.BatchNormalization,
+    keras.layers.Dropout,
+    keras.layers.LayerNormalization,
+    keras.layers.ReLU,
+)
 
 
 def runs(layer: keras.layers.Layer, device: Device) -> Runs:
@@ -195,10 +203,19 @@ def _large_dense(layer: keras.layers.Layer, model_weights: int) -> str:
     own = layer.count_params()
     if own < _LARGE_DENSE or 2 * own < model_weights:
         return ""
+    how = " (pooling in place of Flatten)" if _reads_flattened(layer) else " or units"
     return (
         f"holds {own / model_weights:.0%} of the model's weights, which each step reads and "
-        "updates; fewer inputs (pooling in place of Flatten) make it smaller"
+        f"updates; fewer inputs{how} make it smaller"
     )
+
+
+def _reads_flattened(layer: keras.layers.Layer) -> bool:
+    """Whether a layer's input comes from a Flatten, as far as that is known."""
+    maker = keras_graphs.maker_of(layer)
+    while isinstance(maker, _KEEPING_SIZES):
+        maker = keras_graphs.maker_of(maker)
+    return isinstance(maker, keras.layers.Flatten)
 
 
 _RULES: tuple[Callable[[Any, Device], str], ...] = (

@@ -134,9 +134,13 @@ class FitSession:
         self._dispatcher.run(self._run, on_end=self._end, on_fault=self.give_up)
 
     def _end(self) -> None:
-        """No step is tfaccel's any longer."""
+        """No step is tfaccel's any longer, nor is any batch or copy of the state kept for one."""
+        course = self._course
         self._letting_go.release()
-        self._course.plan_run.end_validation()
+        course.plan_run.end_validation()
+        course.plan_run.finish()
+        course.observed.forget_batches()
+        course.chooser.candidates = course.races.contest = None
 
     def resume(self, earlier: "FitSession") -> bool:
         """Goes on with what an earlier fit of the same compiled model decided, if it did."""
@@ -184,8 +188,10 @@ class FitSession:
 
     def finish(self) -> None:
         """The fit has ended."""
-        self.stop()
-        self._course.finish()
+        try:
+            self._course.finish()
+        finally:
+            self.stop()
 
     def _run(self, iterator: tf.data.Iterator) -> Any:
         if not is_plain(iterator):

@@ -140,8 +140,17 @@ class AcceleratedModel:
 
         Args:
             x: inputs of the sample's structure, of any number of samples.
+
+        Raises:
+            ValueError: they do not fit the model, in Keras's own words.
         """
-        return self._predict_batch(x)
+        try:
+            return self._predict_batch(x)
+        except Exception:
+            if not tf.inside_function():
+                # Says what is wrong with the inputs, where something is: TensorFlow names an op.
+                self.model(as_tensors(x), training=False)
+            raise
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Writes a SavedModel that predicts under the plan.

@@ -214,12 +214,22 @@ def compare(reference: Observation, candidate: Observation) -> Drift:
         gradient=_overall(reference.gradients, candidate.gradients),
         variable=relative,
         cosine=cosine,
-        loss=_largest(reference.losses, candidate.losses),
+        loss=_largest_loss(reference.losses, candidate.losses),
         update=_largest_update(reference, candidate) if same_counters else float("inf"),
         state=_largest_state(reference, candidate),
         finite=all(finite_where(a[name], b[name]) for a, b in pairs for name in a),
         worst=worst,
     )
+
+
+def loss_error(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """The relative error of a loss; none where it is what rounding the loss itself may do.
+
+    Keras logs losses in float32 also where a model computes in float64.
+    """
+    off = np.asarray(candidate, np.float64) - np.asarray(reference, np.float64)
+    is_rounding = _norm(off) <= rounding_of(np.asarray(reference))
+    return 0.0 if is_rounding else relative_error(reference, candidate)
 
 
 def relative_error(reference: np.ndarray, candidate: np.ndarray, floor: float = 0.0) -> float:
@@ -254,8 +264,10 @@ def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.zeros(0), *flat])
 
 
-def _largest(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> float:
-    return max((relative_error(v, candidate[k]) for k, v in reference.items()), default=0.0)
+def _largest_loss(
+    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]
+) -> float:
+    return max((loss_error(v, candidate[k]) for k, v in reference.items()), default=0.0)
 
 
 def _largest_update(reference: Observation, candidate: Observation) -> float:

@@ -60,11 +60,16 @@ class HeldBatches:
         for _ in range(count):
             self._queue.enqueue([tf.zeros([0], dtype) for dtype in self._queue.dtypes])
 
-    def widen(self, batch: Any) -> None:
+    @property
+    def length(self) -> int:
+        """How many batches it holds; 0 where it can't, or no step was traced yet."""
+        return self._length if self.is_whole and self._queue is not None else 0
+
+    def widen(self, batch: Any, most: int = _MOST) -> None:
         """Holds as many batches like this one as may be, from now on."""
         if not self.is_whole:
             return  # a batch is no tensors alone, or not the same ones
-        length = max(1, min(_MOST, _MOST_BYTES // max(1, _bytes(batch))))
+        length = max(1, min(most, _MOST_BYTES // max(1, _bytes(batch))))
         if self._queue is not None and length > self._length:
             held = self._drained()
             self._fill(length - self._length)

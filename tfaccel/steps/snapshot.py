@@ -58,6 +58,12 @@ class Snapshot:
         if value is not None:  # else made by this very trace, and given its value when it ends
             self._values[id(resource.handle)] = resource, value
 
+    def take_anew(self) -> None:
+        """Holds the present values in place of those that it held."""
+        held = [resource for resource, _ in self._values.values()]
+        self._values.clear()
+        self.include(held)
+
     def restore(self) -> None:
         """Puts everything back, bit for bit."""
         for resource, value in self._values.values():

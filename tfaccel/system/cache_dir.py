@@ -1,13 +1,35 @@
 """Where tfaccel keeps files between runs."""
 
+import functools
+import os
 import pathlib
 
-from tfaccel.system.cache_place import cache_place, sweeps_place
+from tfaccel.system import notices
+from tfaccel.system.cache_place import cache_place, has_home, sweeps_place
 
 
 def default_directory() -> pathlib.Path:
-    """Where all of it is (`cache_place`)."""
-    return pathlib.Path(cache_place())
+    """Where all of it is (`cache_place`); where that goes with the process, a warning says so."""
+    place = cache_place()
+    if not has_home() and not os.environ.get("TFACCEL_CACHE_DIR"):
+        _warn(place)
+    return pathlib.Path(place)
+
+
+@functools.cache
+def _warn(place: str) -> None:
+    notices.warn(
+        f"tfaccel: there is no home folder, so what is learned is kept in {place}, for this "
+        "process alone. Set TFACCEL_CACHE_DIR to a folder of your own to keep it.",
+        stacklevel=4,
+    )
+
+
+def directory_at(directory: str | os.PathLike[str] | None) -> pathlib.Path:
+    """A folder that the user names; None stands for `default_directory()`."""
+    if directory is None:
+        return default_directory()
+    return pathlib.Path(os.path.expanduser(directory))
 
 
 def sweeps_directory(cache: pathlib.Path) -> pathlib.Path:

@@ -302,14 +302,14 @@ class Course:
     def finish(self) -> None:
         """The fit has ended: what the next ones may use stays, no data and no copies do."""
         observed, memory = self.observed, self.memory
-        seconds = observed.seconds
         if self.races.contest is not None:
             self._break_off(self.races.contest)
         elif self.announcer.report is None and self.settings.plan is None:
-            self.stay_for(f"{len(seconds)} steps are too few to try anything.")
-        if seconds:
-            memory.trace_seconds = max(memory.trace_seconds, seconds[0])
+            self.stay_for(f"{len(observed.seconds)} steps are too few to try anything.")
+        if observed.seconds:
+            memory.trace_seconds = max(memory.trace_seconds, observed.seconds[0])
         self.plan_run.finish()
+        self.chooser.candidates = None
         observed.callbacks = ()
         observed.forget_batches()
 

@@ -11,7 +11,8 @@ from tfaccel.autotune.trial import error_line
 from tfaccel.compat.keras_private import running_list
 from tfaccel.core.plan import Plan
 from tfaccel.steps.compiled_step import BuiltStep, StepFunction
-from tfaccel.steps.replay import END_OF_DATA, ITERATORS, is_of_input
+from tfaccel.steps.own_step import OwnStep
+from tfaccel.steps.replay import END_OF_DATA, ITERATORS
 from tfaccel.steps.taken_batches import TakenBatches
 from tfaccel.system import notices
 from tfaccel.training.phases import IllegalTransitionError
@@ -31,11 +32,11 @@ class StepDispatcher:
 
     Attributes:
         own: the user's own step function.
+        run_own: makes one step of it.
         plan: the plan that `step` runs under.
         built: the accelerated function behind `step`, if there is one.
         report: what tuning found in this fit; None before.
         calls: how often Keras has called so far, whichever step ran.
-        logs: of the step that is being made, as soon as it was; what fails then fails beside it.
         is_racing: whether a candidate takes turns with the step that ran so far; `built` is
             then that of the latest turn, and nobody may take batches out or run `own`.
         taken: the batches that are out of the fit's iterator and not trained on yet.
@@ -43,14 +44,13 @@ class StepDispatcher:
 
     def __init__(self, model: keras.Model):
         self.own: StepFunction = model.train_function
+        self.run_own = OwnStep(self.own, model)
         self.plan = Plan()
         self.built: BuiltStep | None = None
         self.report: Report | None = None
         self.calls = 0
-        self.logs: Any = None
         self.is_racing = False
-        self.taken = TakenBatches(model)
-        self._raised: BaseException | None = None  # by the user's own step
+        self.taken: TakenBatches = self.run_own.taken
         self._model = model
         self._history = _history(model)
         self._meter: Meter | None = None
@@ -67,7 +67,7 @@ class StepDispatcher:
         callbacks = running_list()
         if callbacks is None:
             return None
-        found = weakref.finalize(callbacks, self._remove)
+        found = weakref.finalize(callbacks, self._end)
         found.atexit = False
         return found
 
@@ -85,69 +85,44 @@ class StepDispatcher:
         if isinstance(present, cls):
             if present._history is _history(model):
                 return present
-            present._remove()  # a fit before this one ended by an exception outside any step
+            present._end()  # a fit before this one ended by an exception outside any step
         model.train_function = made = cls(model)
         return made
 
     def __call__(self, iterator: Any) -> Any:
         if _history(self._model) is not self._history:
-            self._remove()
+            self._end()
             return self._model.train_function(iterator)
         if not isinstance(iterator, ITERATORS):
             return self.own(iterator)  # train_on_batch, from some other callback
-        self.logs = self._raised = None
         try:
-            logs = (self._meter or self.step)(iterator)
+            logs = self.run_own.made(self._meter or self.step, iterator, self._fault)
         except END_OF_DATA:
             raise
-        except Exception as error:
-            if self._is_users(error):
-                self._remove()
-                raise
-            logs = self._rescued(error, iterator)
         except BaseException:
             self._remove()
             raise
-        self.taken.done()
         self.calls += 1
-        return logs
-
-    def run_own(self, iterator: Any) -> Any:
-        """One step of the user's own; what it raises is the user's."""
-        try:
-            self.logs = logs = self.own(iterator)
-        except BaseException as error:
-            self._raised = error
-            raise
         return logs
 
     def note(self, logs: Any) -> None:
         """A step under a plan was made."""
-        self.logs = logs
+        self.run_own.note(logs)
 
-    def _is_users(self, error: Exception) -> bool:
-        """Whether the user's own step, or the data, would have raised it without tfaccel."""
-        return error is self._raised or is_of_input(error)
-
-    def _rescued(self, error: Exception, iterator: Any) -> Any:
-        """The step's logs, although tfaccel failed beside it."""
+    def _fault(self, error: Exception, iterator: Any) -> Any:
+        """tfaccel failed beside the step, which may be made by what runs from now on."""
         self._meter = None
         try:
-            if self.logs is None:
-                self.taken.take_back()
             self._on_fault(error)
-            if self.logs is None and self.is_replaced:  # batches were taken out
+            if self.run_own.logs is None and self.is_replaced:  # batches were taken out
                 return self.step(iterator)
         except IllegalTransitionError:  # of tests
             raise
         except Exception as again:
             self._remove()
-            if self._is_users(again):
+            if self.run_own.is_users(again):
                 raise
-        if self.logs is not None:
-            return self.logs
-        self.taken.take_back()
-        return self.run_own(self.taken.fed(iterator))
+        return None
 
     @property
     def is_replaced(self) -> bool:
@@ -208,6 +183,11 @@ class StepDispatcher:
             self._abandoned.detach()
         if self._model.train_function is self:
             self._model.train_function = self.own
+
+    def _end(self) -> None:
+        """The fit is over, and no step will be made on what was taken out of its iterator."""
+        self._remove()
+        self.taken.clear()
 
     def _remove(self) -> None:
         self._meter = None

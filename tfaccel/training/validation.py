@@ -16,11 +16,12 @@ from tfaccel.measure import numerics, timing
 from tfaccel.measure.numerics import Tolerance
 from tfaccel.measure.racing import Race
 from tfaccel.measure.timing import Clock
-from tfaccel.steps.compiled_step import BuiltStep, StepFunction, build_step
+from tfaccel.steps.compiled_step import BuiltStep, OnTrace, StepFunction, build_step
+from tfaccel.steps.own_step import OwnStep
 from tfaccel.steps.repeatable import unrepeatable
-from tfaccel.steps.replay import END_OF_DATA, feed, is_of_input
+from tfaccel.steps.replay import feed
 from tfaccel.steps.snapshot import Snapshot
-from tfaccel.steps.taken_batches import TakenBatches
+from tfaccel.steps.undoable_step import UndoableStep
 from tfaccel.system import notices
 
 
@@ -80,22 +81,19 @@ class Validation:
         self._on_wait = on_wait
         self._prepared = prepared
         self._original = workload.model.test_function
-        self._user: Any = None  # until it is installed
+        self._own = OwnStep(self._original, workload.model)  # there is none yet, at times
         self._installed: Any = None
         self.turn = Turn.TIMED
-        self._fast: StepFunction | None = None
+        self._fast: UndoableStep | None = None
         self._race = Race()
         self._first_seconds: list[float] = []
         self._validations = 0
-        self._taken = TakenBatches(workload.model)
-        self._logs: Any = None  # of the step that is being made, as soon as it was
-        self._raised: Exception | None = None  # by the user's own step
 
     def install(self) -> None:
         """Takes the place of the model's test function."""
         model = self._workload.model
         model.make_test_function()
-        self._user = model.test_function
+        self._own.function = model.test_function
 
         def test_function(iterator: Any) -> Any:
             return self._run(iterator)
@@ -106,16 +104,16 @@ class Validation:
         """Gives the place back."""
         model: keras.Model = self._workload.model
         if self._installed is not None and model.test_function is self._installed:
-            model.test_function = self._user if self.was_used else self._original
+            model.test_function = self._own.function if self.was_used else self._original
 
     @property
     def was_used(self) -> bool:
         """Whether there was a validation in this fit, or an `evaluate` in a callback."""
         return bool(self._validations or self._first_seconds)
 
-    def accelerate(self, step: StepFunction) -> None:
+    def accelerate(self, step: BuiltStep) -> None:
         """From now on this step validates."""
-        self._fast, self.turn = step, Turn.ACCELERATED
+        self._fast, self.turn = UndoableStep(step, self._own.taken), Turn.ACCELERATED
 
     def begin(self, epochs_to_come: int) -> None:
         """A validation begins.
@@ -124,6 +122,8 @@ class Validation:
             epochs_to_come: epochs still to be validated, this one included.
         """
         self._validations += 1
+        if self._fast is not None:
+            self._fast.others_run()
         if self._validations == 2 and self.turn is Turn.TIMED:
             trace, *steps = self._first_seconds or [0.0]
             saved = sum(steps) * epochs_to_come * (1 - 1 / self._gain)
@@ -131,56 +131,38 @@ class Validation:
 
     def _run(self, iterator: Any) -> Any:
         """One step of a validation; whatever fails beside the user's step, that goes on."""
-        self._logs = self._raised = None
-        try:
-            logs = self._step(iterator)
-        except END_OF_DATA:
-            raise
-        except Exception as error:
-            if error is self._raised or is_of_input(error):
-                raise
-            logs = self._rescued(error, iterator)
-        self._taken.done()
-        return logs
+        return self._own.made(self._step, iterator, self._fault)
 
-    def _rescued(self, error: Exception, iterator: Any) -> Any:
+    def _fault(self, error: Exception, iterator: Any) -> Any:
+        """Goes on with the user's own step, from where it would be."""
         self.turn = Turn.ORIGINAL
         _tell(error)
-        if self._logs is not None:
-            return self._logs
-        self._taken.take_back()
-        return self._own(self._taken.fed(iterator))
-
-    def _own(self, iterator: Any) -> Any:
-        """One step of the user's; what it raises is the user's."""
-        try:
-            self._logs = logs = self._user(iterator)
-        except Exception as error:
-            self._raised = error
-            raise
-        return logs
+        if self._own.logs is not None or self._fast is None:
+            return None
+        return self._fast.redone(self._own.function, iterator)
 
     def _step(self, iterator: Any) -> Any:
-        can_be_fed = isinstance(iterator, tf.data.Iterator)
+        if self.turn is Turn.ORIGINAL or not isinstance(iterator, tf.data.Iterator):
+            return self._own(iterator)  # test_on_batch, from some other callback
         if self.turn is Turn.ACCELERATED and self._fast is not None:
             return self._accelerated(self._fast, iterator)
-        if self.turn is Turn.ORIGINAL:
-            return self._own(iterator)
-        if can_be_fed and not self._first_seconds:
+        if not self._first_seconds:
             return self._first_user(iterator)
-        if can_be_fed and self.turn is Turn.ALTERNATING:
+        if self.turn is Turn.ALTERNATING:
             return self._alternate(iterator)
         return self._timed(self._own, iterator, self._first_seconds.append)
 
-    def _accelerated(self, step: StepFunction, iterator: Any) -> Any:
-        self._logs = logs = step(iterator)
-        if isinstance(step, BuiltStep) and step.sizes is not None and step.sizes.too_many():
+    def _accelerated(self, step: UndoableStep, iterator: Any) -> Any:
+        logs = step(iterator)
+        self._own.note(logs)
+        sizes = step.built.sizes
+        if sizes is not None and sizes.too_many():
             self.turn = Turn.ORIGINAL  # XLA would compile for ever more sizes
         return logs
 
     def _first_user(self, iterator: tf.data.Iterator) -> Any:
         """The user's own step for the first time: there may be none that runs here."""
-        batches = self._taken.pull(iterator)
+        batches = self._own.taken.pull(iterator)
         metrics = Snapshot(v for m in self._workload.model.metrics for v in m.variables)
         try:
             return self._timed(self._own, feed(batches, iterator), self._first_seconds.append)
@@ -188,13 +170,24 @@ class Validation:
             if not any(item.fallback_reason(error) for item in self._plan.passes):
                 raise
         metrics.restore()
-        step = build_step(self._workload, self._plan, kind="test", prepared=self._prepared)
+        step = self._built()
         self.accelerate(step)
         return step(feed(batches, iterator))
 
+    def _built(self, on_trace: OnTrace | None = None) -> BuiltStep:
+        return build_step(
+            self._workload,
+            self._plan,
+            kind="test",
+            on_trace=on_trace,
+            holds=self._workload.model.steps_per_execution == 1,
+            prepared=self._prepared,
+        )
+
     def _timed(self, step: StepFunction, iterator: Any, note: Callable[[float], None]) -> Any:
         start = self._clock()
-        self._logs = logs = step(iterator)
+        logs = step(iterator)
+        self._own.note(logs)
         timing.wait_for(logs)
         note(self._clock() - start)
         return logs
@@ -204,6 +197,7 @@ class Validation:
             return self._first_fast(iterator)
         step = self._fast if self._race.candidate_is_next else self._own
         logs = self._timed(step, iterator, self._race.note)
+        self._fast.others_run()
         if self._race.is_decided:
             won = self._race.gain.low > 1.0
             self.turn = Turn.ACCELERATED if won else Turn.ORIGINAL
@@ -211,24 +205,21 @@ class Validation:
 
     def _first_fast(self, iterator: tf.data.Iterator) -> Any:
         """Compares the two steps on one batch; the user's own step counts."""
-        batches = self._taken.pull(iterator)
+        batches = self._own.taken.pull(iterator)
         start = self._clock()
         metrics = Snapshot(v for m in self._workload.model.metrics for v in m.variables)
         try:
-            if unrepeatable(self._user, feed(batches, iterator)):
+            if unrepeatable(self._own.function, feed(batches, iterator)):
                 self.turn = Turn.ORIGINAL
                 return self._own(feed(batches, iterator))
-            self._fast = build_step(
-                self._workload,
-                self._plan,
-                kind="test",
-                on_trace=metrics.include_graph,
-                prepared=self._prepared,
-            )
-            if not self._alike(batches, iterator, self._fast):
+            built = self._built(metrics.include_graph)
+            if self._alike(batches, iterator, built):
+                self._fast = UndoableStep(built, self._own.taken)
+                self._fast.widen(batches[0])
+            else:
                 self.turn = Turn.ORIGINAL
         except Exception as error:
-            if error is self._raised:
+            if error is self._own.raised:
                 raise
             _tell(error)
             self.turn = Turn.ORIGINAL
@@ -238,13 +229,13 @@ class Validation:
 
     def _alike(self, batches: Any, iterator: tf.data.Iterator, fast: StepFunction) -> bool:
         losses: list[Any] = []
-        for step in (fast, self._user):
+        for step in (fast, self._own.function):
             self._workload.model.reset_metrics()
             logs = step(feed(batches, iterator))
             losses.append(logs.get("loss") if isinstance(logs, dict) else logs)
         if losses[0] is None:
             return True
-        error = numerics.relative_error(losses[1].numpy(), losses[0].numpy())
+        error = numerics.loss_error(losses[1].numpy(), losses[0].numpy())
         return error <= self._tolerance.loss
 
 

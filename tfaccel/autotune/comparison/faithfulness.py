@@ -49,6 +49,7 @@ from tfaccel.measure.numerics import (
     changes,
     compare,
     floors,
+    loss_error,
     relative_error,
     rounding_of,
     state_scales,
@@ -149,7 +150,7 @@ def _losses(
     if yardsticks.in_16_bits:
         free = _LOSS_SHARE * min(1.0, _turned(reference, yardsticks.nears))
     for name, value in reference.losses.items():
-        error = relative_error(value, candidate.losses[name])
+        error = loss_error(value, candidate.losses[name])
         owns = (relative_error(value, near.losses[name]) for near in yardsticks.nears)
         own = max(owns, default=0.0)
         allowed = max(free, _room(1.0, tolerance.loss, own, yardsticks, "loss"))

@@ -16,10 +16,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.autotune.plan_cache import default_directory
 from tfaccel.compat.tensorflow_private import onednn_is_on
 from tfaccel.measure.timing import Clock
 from tfaccel.ops.kernels import OpenCLDevice, opencl_devices
+from tfaccel.system.cache_dir import default_directory
 from tfaccel.system.machine import Gpu, Run, run_program, tensorflow_gpus
 
 # Edges of the square matrices that products are timed with: large enough that the

@@ -216,7 +216,7 @@ def _inconvertible(workload: Workload) -> Unsupported | None:
         return Refusal.OWN_CODE(f"{type(workload.model).__name__} has a {own} of its own")
     for spec in tf.nest.flatten(workload.element_spec):
         if not isinstance(spec, tf.TensorSpec):
-            return Unsupported(f"an input is no plain tensor ({type(spec).__name__})")
+            return Refusal.INPUTS(f"an input is no plain tensor ({type(spec).__name__})")
     if has_words(workload.element_spec):
         split = Split.of(workload.model)
         if isinstance(split, Unsupported):

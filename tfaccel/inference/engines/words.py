@@ -43,7 +43,7 @@ class Split:
         words = [x.name for x in graph.outputs if id(x) not in made]
         if words or not tail:
             why = "an input holds strings, and an output is made before they are numbers"
-            return Unsupported(why, _REMEDY)
+            return Refusal.INPUTS(why, _REMEDY)
         read = {id(x): x for node in tail for x in node.input_tensors if id(x) not in made}
         return cls(graph, tuple(head), tuple(tail), tuple(read.values()))
 

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.core.compiled_sizes import note
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.ops.kernels._spec import CONVOLUTIONS, CallSpec
 
 # The norm of the error over the norm of the result, against TensorFlow's op on the same
@@ -64,7 +64,7 @@ class Kernel:
         `families` are the names that are asked for; None where what uses it may be saved.
         """
         if families is None:
-            return Unsupported("no SavedModel can hold it") if self.in_python else None
+            return Refusal.TASK("no SavedModel can hold it") if self.in_python else None
         return None if self.name in families else self.unasked(spec)
 
     def function(self, spec: CallSpec) -> Callable[..., tf.Tensor]:

@@ -21,7 +21,7 @@ from tfaccel.ops.kernels._ranking import Ranking
 from tfaccel.ops.kernels._registry import kernels
 from tfaccel.ops.kernels._spec import CallSpec
 from tfaccel.system import notices
-from tfaccel.system.cache_dir import default_directory
+from tfaccel.system.cache_dir import directory_at
 from tfaccel.system.device import current_device
 from tfaccel.system.json_files import parsed, read_text, replace_text, to_text
 
@@ -38,8 +38,7 @@ class Store:
     @staticmethod
     def at(directory: str | os.PathLike[str] | None = None) -> "Store":
         """The store in a folder, read once in a process; None for the default folder."""
-        chosen = default_directory() if directory is None else pathlib.Path(directory)
-        return _store(chosen.absolute())
+        return _store(directory_at(directory).absolute())
 
     def ranking(self, spec: CallSpec) -> Ranking | None:
         """What is known of a call; None where it was not measured, or other kernels were.

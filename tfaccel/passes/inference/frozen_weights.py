@@ -49,10 +49,10 @@ class FrozenWeights(Pass):
             return Refusal.NO_USE("the model has no weights")
         for layer in workload.layers:
             if getattr(layer, "stateful", False):
-                return Unsupported(f"{named(layer)} is stateful")
+                return Refusal.STATE(f"{named(layer)} is stateful")
         total = sum(_bytes(variable) for variable in workload.model.variables)
         if total > MOST_BYTES:
-            return Unsupported(f"{size(total)} of weights are too much for a graph")
+            return Refusal.LIMIT(f"{size(total)} of weights are too much for a graph")
         return None
 
     def prior(self, workload: Workload) -> Prior:

@@ -13,12 +13,12 @@ from tfaccel.ops.kernels._spec import CallSpec
 
 def _refusal(spec: CallSpec) -> Unsupported | None:
     if set(spec.strides) != {1}:
-        return Unsupported("its strides would put zeros between the pixels")
+        return Refusal.SHAPE("its strides would put zeros between the pixels")
     if set(spec.dilation) != {1}:
-        return Unsupported("it has dilation")
+        return Refusal.SHAPE("it has dilation")
     if set(spec.kernel_size) == {1}:
         return Refusal.NO_USE("its window is one pixel: matmul_1x1 is the same product")
-    return Unsupported("it has groups") if spec.groups > 1 else None
+    return Refusal.SHAPE("it has groups") if spec.groups > 1 else None
 
 
 def _input_gradient(spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:

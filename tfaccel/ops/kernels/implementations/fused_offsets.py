@@ -19,11 +19,11 @@ from tfaccel.ops.kernels._spec import CallSpec
 
 def _refusal(spec: CallSpec) -> Unsupported | None:
     if spec.w[-1] != 1:
-        return Unsupported(f"each channel has {spec.w[-1]} filters, not one")
+        return Refusal.SHAPE(f"each channel has {spec.w[-1]} filters, not one")
     if spec.direction == "forward":
         return None
     if max(spec.dilation) > 1:
-        return Unsupported("it has dilation")
+        return Refusal.SHAPE("it has dilation")
     if max(spec.strides) > 1 and spec.padding == "same" and None in spec.x[1:-1]:
         return Refusal.SIZES("its padding depends on sizes that are not known")
     return None

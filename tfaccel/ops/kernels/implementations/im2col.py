@@ -11,7 +11,7 @@ from tfaccel.ops.kernels._spec import CallSpec
 def _refusal(spec: CallSpec) -> Unsupported | None:
     if set(spec.kernel_size) == {1}:
         return Refusal.NO_USE("its window is one pixel, so there is nothing to gather")
-    return Unsupported("it has groups") if spec.groups > 1 else None
+    return Refusal.SHAPE("it has groups") if spec.groups > 1 else None
 
 
 def _columns(spec: CallSpec, x: tf.Tensor) -> tf.Tensor:

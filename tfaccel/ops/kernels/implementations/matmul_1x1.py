@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfaccel.core.unsupported import Unsupported
+from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.ops.kernels._geometry import fitted, rows, sizes, spatial_sizes, spread
 from tfaccel.ops.kernels._kernel import kernels_of
 from tfaccel.ops.kernels._spec import CallSpec
@@ -10,8 +10,8 @@ from tfaccel.ops.kernels._spec import CallSpec
 
 def _refusal(spec: CallSpec) -> Unsupported | None:
     if set(spec.kernel_size) != {1}:
-        return Unsupported("its window is more than one pixel")
-    return Unsupported("it has groups") if spec.groups > 1 else None
+        return Refusal.SHAPE("its window is more than one pixel")
+    return Refusal.SHAPE("it has groups") if spec.groups > 1 else None
 
 
 def _seen(spec: CallSpec, x: tf.Tensor) -> tf.Tensor:

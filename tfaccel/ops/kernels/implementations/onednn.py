@@ -29,13 +29,13 @@ def _refusal(spec: CallSpec) -> Unsupported | None:
     if spec.dtype == "float64":
         return Refusal.DTYPE("oneDNN has no float64 on CPUs")
     if spec.groups > 1:
-        return Unsupported("it has groups")
+        return Refusal.SHAPE("it has groups")
     if 0 in (*spec.x, *spec.w):
         return Refusal.SIZES(
             "it has nothing to compute, for which oneDNN's results have other shapes"
         )
     if spec.op == "depthwise_conv2d" and (len(set(spec.strides)) > 1 or set(spec.dilation) != {1}):
-        return Unsupported("the depthwise operations take neither dilation nor strides that differ")
+        return Refusal.SHAPE("depthwise operations take neither dilation nor strides that differ")
     cause = onednn.obstacle()
     return Refusal.DEVICE(cause) if cause else None
 

@@ -17,7 +17,7 @@ def _refusal(spec: CallSpec) -> Unsupported | None:
     if spec.groups == 1:
         return Refusal.NO_USE("it has one group")
     if spec.groups > _MOST_GROUPS:
-        return Unsupported(f"it has {spec.groups} groups, more than {_MOST_GROUPS}")
+        return Refusal.SHAPE(f"it has {spec.groups} groups, more than {_MOST_GROUPS}")
     return None
 
 
