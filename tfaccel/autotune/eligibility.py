@@ -30,8 +30,6 @@ def ineligibility(model: keras.Model) -> str:
     strategy = model.distribute_strategy
     if isinstance(strategy, UNSERVED):
         return f"Training under {type(strategy).__name__} is left as it is."
-    if strategy.num_replicas_in_sync > 1 and model.steps_per_execution > 1:
-        return "Under several replicas Keras can't run several steps in one execution."
     return ""
 
 

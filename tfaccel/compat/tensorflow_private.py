@@ -84,6 +84,37 @@ def untraced_copy(function: Any, python_function: Any = None) -> Any:
     return clone(python_function)
 
 
+@functools.cache
+def feeds_captures_in_loops() -> bool:
+    """From now on values that a function gets when it is called reach calls in loops and branches.
+
+    Collective operations have such a value: the number that tells them apart. A function that is
+    called while another is traced has that one ask for it, which is asked in turn. But in the
+    body of a `tf.while_loop` TensorFlow makes a placeholder that nobody feeds ("You must feed a
+    value for placeholder tensor"), so that a step of several replicas could stand in no loop. Here
+    the function around asks, and the body captures the answer. What worked without stays as it was.
+
+    Returns:
+        False where this TensorFlow does that in another way.
+    """
+    graphs = importlib.import_module("tensorflow.python.framework.func_graph")
+    kind: Any = getattr(graphs, "FuncGraph", None)
+    own = getattr(kind, "capture_call_time_value", None)
+    if own is None:
+        return False
+
+    @functools.wraps(own)
+    def capture(graph: Any, *args: Any, **kwargs: Any) -> Any:
+        around = _around(graph)
+        if around is graph:
+            return own(graph, *args, **kwargs)
+        with around.as_default():
+            return own(around, *args, **kwargs)
+
+    kind.capture_call_time_value = capture  # for good: there is no end to what is traced
+    return True
+
+
 def compiles_with_xla(function: Any) -> bool:
     """Whether a `tf.function` was made with `jit_compile=True`."""
     return bool(getattr(function, "_jit_compile", False))

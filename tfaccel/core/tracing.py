@@ -1,6 +1,7 @@
 """Tracing a model's forward pass to look at it, without running it and without a mark."""
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 from tfaccel.compat import keras_private
 from tfaccel.core.looped import Call
+from tfaccel.core.replicas import on_replicas
 from tfaccel.core.workload import Workload
 
 
@@ -18,12 +20,14 @@ class UntraceableError(ValueError):
     """Tracing would change the model, or what is fed has no shape."""
 
 
-def trace_forward(model: keras.Model, inputs: Any, training: bool = True) -> Any:
+def trace_forward(
+    model: keras.Model, inputs: Any, training: bool = True, strategy: Any = None
+) -> Any:
     """The graph of one forward pass of a built model, losses of layers included.
 
     Nothing is executed. The model keeps no mark of it: weights, random state, metrics, losses and
     attributes are what they were. `inputs` are arrays, tensors or `tf.TensorSpec`s, alone or in
-    dicts, lists or tuples.
+    dicts, lists or tuples; under a `strategy` those of one replica.
 
     Raises:
         UntraceableError: an input has no shape of its own, or the pass makes variables.
@@ -38,7 +42,7 @@ def trace_forward(model: keras.Model, inputs: Any, training: bool = True) -> Any
     def forward(inputs: Any) -> Any:
         return model(inputs, **named), model.losses  # losses: products in add_loss count
 
-    return _graph(forward, model, inputs)
+    return _graph(functools.partial(on_replicas, strategy, forward), model, inputs)
 
 
 def trace_step(model: keras.Model, batch: Any) -> Any:

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.compat.no_data import mended
+from tfaccel.compat.tensorflow_private import feeds_captures_in_loops
 from tfaccel.distribute.splitting import can_split, even_shares
 
 # Running statistics, by the names that Keras's normalisation layers give them.
@@ -40,6 +41,7 @@ class SynchronizedReplicas:
 
     def run(self, fn: Callable[..., Any], args: Any = (), kwargs: Any = None, options: Any = None):
         """Runs `fn` on every replica, as `tf.distribute.Strategy.run` does."""
+        feeds_captures_in_loops()  # `steps_per_execution` calls this step in a loop
         devices = self.extended.worker_devices  # type: ignore[attr-defined]
         with mended(on_cpu=any("CPU" in device for device in devices)):
             return super().run(fn, args, kwargs, options)  # type: ignore[misc]

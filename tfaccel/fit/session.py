@@ -150,8 +150,8 @@ class FitSession:
             return False
         workload = before.plan_run.workload or before.observed.workload()
         workload = dataclasses.replace(workload, callbacks=course.observed.callbacks)
-        if any(item.unsupported(workload) for item in earlier.plan.passes):
-            return False  # a plan that can't serve among this fit's callbacks
+        if course.agreement.any(any(p.unsupported(workload) for p in earlier.plan.passes)):
+            return False  # a plan that can't serve among this fit's callbacks, on some worker
         self.report, course.is_decided = earlier.report, True
         course.observed.element_spec = before.observed.element_spec
         with course.own_work():

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
-import tensorflow as tf
 
 from tfaccel.compat import keras_private
+from tfaccel.compat.tensorflow_private import feeds_captures_in_loops
 from tfaccel.core.plan import Pass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
@@ -83,11 +83,8 @@ class StepBatching(Pass):
         maker = keras_private.overridden(model, keras.Model, "make_train_function")
         if maker is not None:
             return Refusal.OWN_CODE(f"{type(model).__name__} has a {maker} of its own")
-        strategy = model.distribute_strategy
-        if tf.distribute.has_strategy() or strategy is not tf.distribute.get_strategy():
-            return Refusal.REPLICAS(
-                f"under {type(strategy).__name__} each step must be a call of its own"
-            )
+        if workload.num_replicas > 1 and not feeds_captures_in_loops():
+            return Refusal.REPLICAS("this TensorFlow can't run a step of several in a loop")
         if workload.step_seconds * CHOICES[0] > CALL_SECONDS:
             return Refusal.NO_USE(
                 f"a step takes {milliseconds(workload.step_seconds)}, so the time between "

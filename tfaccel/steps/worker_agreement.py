@@ -28,7 +28,11 @@ class WorkerAgreement:
         return clock
 
     def same(self, value: T) -> T:
-        """The chief's value. All processes must ask for it together."""
+        """The chief's value. All processes must ask for it together.
+
+        One that can't be handed over (of a class that is known by no name) is an error in all of
+        them: who alone went on to the next question would break the answers of all.
+        """
         return value
 
     def any(self, flag: bool) -> bool:
@@ -47,9 +51,21 @@ class _Workers(WorkerAgreement):
         return lambda: self._strategy.share_number(clock())
 
     def same(self, value: Any) -> Any:
-        # What comes in comes from another process of this very program.
-        data = pickle.dumps(value) if self.is_chief else b""
-        return pickle.loads(self._strategy.share_bytes(data))
+        found = error = None
+        data = b""
+        try:
+            data = pickle.dumps(value) if self.is_chief else b""
+        except Exception as raised:
+            error = raised
+        data = self._strategy.share_bytes(data)
+        try:
+            # What comes in comes from another process of this very program.
+            found = pickle.loads(data)
+        except Exception as raised:
+            error = error or raised
+        if self.any(error is not None):
+            raise error or RuntimeError("it could not be handed to another worker")
+        return found
 
     def any(self, flag: bool) -> bool:
         return bool(self._strategy.reduce("SUM", tf.constant(int(flag)), None) > 0)

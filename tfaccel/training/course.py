@@ -136,7 +136,7 @@ class Course:
         """Enough is known to choose how the training goes on; all processes go on in one way."""
         choice = error = None
         try:
-            self.observed.agree_on_steps_to_come()
+            self.observed.agree()
             if self.settings.plan is None:
                 choice = self.chooser.choose()
         except Exception as raised:

@@ -10,6 +10,7 @@ from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import Prepared
 from tfaccel.core.workload import Workload, shapes, sizes_vary
+from tfaccel.passes.step_batching import is_watched
 from tfaccel.steps.compiled_step import StepFunction
 from tfaccel.steps.logs import not_finite
 from tfaccel.steps.remembered import Memory
@@ -90,6 +91,18 @@ class Observed:
         """The chief's count, as workers may have fewer batches. All must ask together."""
         self.steps_to_come = self._agreement.same(self._progress.steps_to_come)
         return self.steps_to_come
+
+    def agree(self) -> None:
+        """What is to be the same before anything is chosen. All must ask together.
+
+        Where one worker's callbacks look at every batch, none may run ahead.
+        """
+        self.agree_on_steps_to_come()
+        if self._agreement.is_alone:
+            return
+        watched = is_watched(self.workload())
+        if self._agreement.any(watched) and not watched:
+            self.callbacks = None
 
     def workload(self) -> Workload:
         """What is known of the training by now. No process need wait for another."""

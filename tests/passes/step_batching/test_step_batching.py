@@ -258,9 +258,6 @@ def test_what_else_is_refused():
     own.compile("sgd", "mse")
     unsupported = item.unsupported(Workload(own))
     assert unsupported.kind is Refusal.OWN_CODE and "make_train_function" in unsupported.cause
-    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
-        spread = make_model()
-    assert item.unsupported(Workload(spread)).kind is Refusal.REPLICAS
 
 
 @pytest.mark.parametrize(

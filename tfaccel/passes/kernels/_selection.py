@@ -43,6 +43,7 @@ class Selection:
         seen: the calls of each layer, forward, by the layer's name.
         looked_at: the kinds of plan under which all calls have been noted.
         recording: whether calls are noted, and Keras's own code is wanted for all of them.
+        rankings: what was measured for this workload.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Selection:
         self._directions = tuple(directions)
         self._exhaustive = exhaustive
         self._families = families
-        self._rankings: dict[CallSpec, Ranking] = {}
+        self.rankings: dict[CallSpec, Ranking] = {}
         self.looked_at: set[object] = set()
         self.recording = False
 
@@ -87,7 +88,7 @@ class Selection:
 
     def ranking(self, spec: CallSpec) -> Ranking | None:
         """What is known of a call; None where nothing is."""
-        fitting = (r for s, r in self._rankings.items() if s.fits(spec))
+        fitting = (r for s, r in self.rankings.items() if s.fits(spec))
         return next(fitting, None) or Store.at().ranking(spec)
 
     def measure(self, step_seconds: float, clock: Clock, deadline: float) -> None:
@@ -139,7 +140,7 @@ class Selection:
             known = measure(spec, clock, deadline, expected.kernels, self._families)
             store.add(known)
         assert known is not None
-        self._rankings[spec] = known
+        self.rankings[spec] = known
         return is_new
 
     def _newly_tried(self, spec: CallSpec, expected: Guess) -> list[str]:

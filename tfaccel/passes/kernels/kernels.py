@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.layer_pass import LayerPass
 from tfaccel.core.plan import Plan
 from tfaccel.core.prior import CONVOLUTIONS, Prior
+from tfaccel.core.replicas import local_batches
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.tracing import trace_forward, trace_step
 from tfaccel.core.unsupported import Refusal, Unsupported
@@ -22,6 +24,7 @@ from tfaccel.measure.timing import Clock
 from tfaccel.ops.kernels import DIRECTIONS, FAMILIES, CallSpec, Chooser
 from tfaccel.passes.kernels import _layers
 from tfaccel.passes.kernels._selection import Selection
+from tfaccel.steps.worker_agreement import agreement_of
 from tfaccel.system.arguments import one_of
 
 # What measuring may take of a training, and at least: the largest products come first.
@@ -78,11 +81,6 @@ class Kernels(LayerPass):
         if not self.max_seconds > 0:
             raise ValueError(f"`max_seconds` must be positive. Received: {self.max_seconds!r}")
 
-    def unsupported(self, workload: Workload) -> Unsupported | None:
-        if workload.num_replicas > 1:
-            return Refusal.REPLICAS("it measures on one replica, and all must run the same kernels")
-        return super().unsupported(workload)
-
     def unsupported_step(self, workload: Workload) -> Unsupported | None:
         if workload.model.jit_compile:
             return Refusal.NO_USE("the model uses XLA, which has kernels of its own")
@@ -113,13 +111,26 @@ class Kernels(LayerPass):
         key = tuple(item.compute_dtype(workload) for item in plan.passes)
         if not workload.batches or key in selection.looked_at:
             return
-        with plan.applied(context), instance_attribute(selection, "recording", True):
-            _trace(workload)
-        selection.looked_at.add(key)
-        selection.measure(workload.step_seconds, clock, deadline)
+        agreement = agreement_of(workload.model.distribute_strategy)
+        # Each reading is one of all processes, and only one of them measures.
+        left = deadline - clock()
+        own = clock if agreement.is_alone else time.perf_counter
+        error = None
+        try:
+            with plan.applied(context), instance_attribute(selection, "recording", True):
+                _trace(workload)
+            selection.looked_at.add(key)
+            if agreement.is_chief:
+                selection.measure(workload.step_seconds, own, own() + left)
+        except Exception as raised:
+            error = raised
+        if agreement.any(error is not None):
+            raise error or RuntimeError("another worker could not measure kernels")
+        selection.rankings = agreement.same(selection.rankings)
 
     def compiles_sizes(self, workload: Workload) -> bool:
-        return not workload.sizes_vary
+        # XLA can't compile a part of a step that several replicas run.
+        return not workload.sizes_vary and workload.num_replicas == 1
 
     @contextlib.contextmanager
     def applied(self, context: StepContext) -> Iterator[None]:
@@ -132,7 +143,7 @@ class Kernels(LayerPass):
 
     def _chooser(self, context: StepContext) -> Chooser:
         model, selection = context.workload.model, self._selection(context)
-        compiled = not context.workload.sizes_vary
+        compiled = self.compiles_sizes(context.workload)
 
         def wanted(layer: str, specs: list[CallSpec]) -> bool:
             # Read while tracing: the pass `xla` may be entered after this one.
@@ -174,9 +185,11 @@ class Kernels(LayerPass):
 def _trace(workload: Workload) -> None:
     """Has the layers be called as a step calls them; nothing is run."""
     model, batch = workload.model, workload.batches[0]
+    if workload.strategy is not None:
+        batch = local_batches(batch)[0]
     has_own_step = keras_private.overridden(model, keras.Model, "train_step", "compute_loss")
     if workload.training and has_own_step and workload.strategy is None:
         trace_step(model, batch)
     else:
         x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        trace_forward(model, x, workload.training)
+        trace_forward(model, x, workload.training, workload.strategy)
