@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.mark.slow
 def test_trainings_share_a_cache_and_one_is_killed(tmp_path, recwarn):
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, sharing.__file__, str(tmp_path), "6"]
+    words = [sys.executable, sharing.__file__, str(tmp_path), "4"]
     running = [
         subprocess.Popen([*words, *more], env=environ, stderr=subprocess.PIPE, text=True)
         for more in ([], [], ["killed"])
