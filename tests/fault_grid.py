@@ -1,10 +1,12 @@
 """Which points of which trainings are made to fail, and by what: a rotation, or the full product.
 
-python tests/fault_grid.py trials      # the rotation's points of one training, as it goes
-python tests/fault_grid.py trials all  # every point of it, with its first and last entry
+python tests/fault_grid.py trials             # the rotation's points of one training, as it goes
+python tests/fault_grid.py trials all         # every point of it, with its first and last entry
+python tests/fault_grid.py trials interrupts  # every point of it, interrupted by the user
 """
 
 import errno
+import inspect
 import sys
 import time
 import types
@@ -91,6 +93,17 @@ def everything(name: str) -> Iterator[Point]:
                 yield from ((code, nth, error) for error in _kinds(code))
 
 
+def interrupts(name: str) -> Iterator[Point]:
+    """Every function that runs in a training, where the user's Ctrl-C comes at one of its entries.
+
+    That is by turns the first and the last.
+    """
+    for code, count in recorded(name)[1].items():
+        # A generator may be entered last to be closed, where Python drops what it raises.
+        last = 1 if code.co_flags & inspect.CO_GENERATOR else count
+        yield code, (1, last)[_turn(code) % 2], KeyboardInterrupt()
+
+
 def survey(name: str, points: Iterator[Point]) -> dict[str, list[str]]:
     """Makes the points fail one by one, and says what is wrong; tells of each as it goes."""
     found, begun = {}, time.perf_counter()
@@ -106,7 +119,7 @@ def survey(name: str, points: Iterator[Point]) -> dict[str, list[str]]:
 
 if __name__ == "__main__":
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    chosen = everything if "all" in sys.argv[2:] else rotation
+    chosen = {"all": everything, "interrupts": interrupts}.get(sys.argv[-1], rotation)
     wrong = survey(sys.argv[1], chosen(sys.argv[1]))
     print(f"{len(wrong)} points are not survived", *wrong, sep="\n")
     sys.exit(bool(wrong))

@@ -5,6 +5,7 @@ import contextlib
 import pathlib
 import sys
 import types
+from collections.abc import Callable
 
 PACKAGE = str(pathlib.Path(__file__).parent.parent / "tfaccel")
 
@@ -43,6 +44,21 @@ def failing(code: types.CodeType, error: BaseException, nth: int = 1):
     Yields:
         A list, which is empty until that has happened.
     """
+
+    def fail():
+        raise error
+
+    with doing(code, fail, nth) as happened:
+        yield happened
+
+
+@contextlib.contextmanager
+def doing(code: types.CodeType, action: Callable[[], object], nth: int = 1):
+    """In this block something is done at the nth entry of a function, before its first line.
+
+    Yields:
+        A list, which is empty until that has happened.
+    """
     happened: list[types.CodeType] = []
     entries = 0
 
@@ -53,7 +69,7 @@ def failing(code: types.CodeType, error: BaseException, nth: int = 1):
         entries += 1
         if entries == nth:
             happened.append(code)
-            raise error
+            action()
 
     before = sys.gettrace()
     sys.settrace(trace)

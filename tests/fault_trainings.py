@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import gc
 import pathlib
 import tempfile
 import time
@@ -75,6 +76,8 @@ class Trained:
         warnings: what was said on the way.
         error: what `fit` raised.
         left: marks of tfaccel on the model, and files that nobody will read.
+        weights: those of the variables that metrics don't have.
+        steps_made: calls of the train function that were over.
     """
 
     state: list[np.ndarray]
@@ -85,6 +88,23 @@ class Trained:
     path: list[str] = dataclasses.field(default_factory=list)
     plan: str = ""
     seconds: float = 0.0
+    weights: list[np.ndarray] = dataclasses.field(default_factory=list)
+    steps_made: int = 0
+
+
+def values_of(model: keras.Model) -> list[np.ndarray]:
+    """What a training is about: without metrics, which epochs and validations set back."""
+    return [v.numpy() for v in [*model.weights, *model.optimizer.variables]]
+
+
+@contextlib.contextmanager
+def as_measured():
+    """Plans win that take as long as the original step, and nothing is an error but what is."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(timing, "speedup", lambda *_: WINS))
+        stack.enter_context(mock.patch.object(racing, "CLEARLY_SLOWER", float("inf")))
+        stack.enter_context(mock.patch.object(phases, "RAISES", False))
+        yield
 
 
 def left_on(model: keras.Model, folder: pathlib.Path) -> list[str]:
@@ -126,9 +146,7 @@ class Training:
             folder = pathlib.Path(name)
             caught = stack.enter_context(warnings.catch_warnings(record=True))
             warnings.simplefilter("always")
-            stack.enter_context(mock.patch.object(timing, "speedup", lambda *_: WINS))
-            stack.enter_context(mock.patch.object(racing, "CLEARLY_SLOWER", float("inf")))
-            stack.enter_context(mock.patch.object(phases, "RAISES", False))
+            stack.enter_context(as_measured())
             error = None
             for index in range(1 if stock else self.runs):
                 model = make_model()
@@ -142,14 +160,20 @@ class Training:
                         model.fit(**self.arguments(), callbacks=[accel] if accel else [])
                     except BaseException as raised:
                         error = raised
+            if error is not None and not isinstance(error, Exception):
+                # As where somebody catches an interruption: the frames of the fit are gone.
+                error.__traceback__ = error.__context__ = None
+                gc.collect()
             trained = Trained(
                 [v.numpy() for v in [*model.variables, *model.optimizer.variables]],
                 dict(model.history.history),
                 [w for w in caught if str(w.message).startswith("tfaccel")],
                 error,
                 left_on(model, folder),
+                weights=values_of(model),
             )
             if accel is not None and accel.session is not None:
+                trained.steps_made = accel.session.steps_made
                 trained.path = [phase.name for phase in accel.session.path]
                 trained.plan = str(accel.plan)
         trained.seconds = time.perf_counter() - begun
@@ -196,6 +220,26 @@ def stock(name: str) -> Trained:
     return TRAININGS[name].run(stock=True)
 
 
+class _Noted(keras.callbacks.Callback):
+    """The values after each step, by the count of steps."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.values = {0: values_of(model)}
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.values[int(self.model.optimizer.iterations)] = values_of(self.model)
+
+
+@functools.cache
+def stock_steps(name: str) -> dict[int, list[np.ndarray]]:
+    """What the same training without tfaccel has after each of its steps."""
+    model = built_early(make_model())
+    noted = _Noted(model)
+    model.fit(**TRAININGS[name].arguments(), callbacks=[noted])
+    return noted.values
+
+
 @functools.cache
 def recorded(name: str):
     """The training without a fault, and how often each function of tfaccel was entered."""
@@ -218,8 +262,7 @@ def problems_with(name, code, nth=1, error=None, is_told=True) -> list[str]:
     trained, other = TRAININGS[name].run(inside=inside), stock(name)
     # It may be raised again, and would keep all frames, and what they hold, of every time.
     error.__traceback__ = error.__context__ = None
-    # After an interruption Keras tells no callback: the next fit takes what is left away.
-    found = [f"left {left}" for left in trained.left if isinstance(error, Exception)]
+    found = [f"left {left}" for left in trained.left]
     if not happened:
         return [*found, "it did not happen"]
     if isinstance(error, Exception):
@@ -232,6 +275,26 @@ def problems_with(name, code, nth=1, error=None, is_told=True) -> list[str]:
             found.append(f"warns of {[str(w.message)[:80] for w in trained.warnings]}")
         if is_told and not trained.warnings:
             found.append("silent")
-    elif trained.error is not error:
-        found.append(f"ended with {trained.error!r}")
+    else:
+        found += wrong_when_interrupted(trained, error, stock_steps(name))
     return found
+
+
+def wrong_when_interrupted(trained, error, steps) -> list[str]:
+    """What is wrong after an interruption: the values are those after one of stock's steps.
+
+    That is the last that was over, or the one that was interrupted, as TensorFlow ends what it
+    has begun.
+    """
+    if trained.error is not error:
+        return [f"ended with {trained.error!r}"]
+    matching = [
+        count
+        for count, values in steps.items()
+        # Before its first step an optimizer may have no slots yet.
+        if all(np.array_equal(a, b) for a, b in zip(trained.weights, values, strict=False))
+    ]
+    if not matching:
+        return ["values of no step of the original"]
+    late = {count - trained.steps_made for count in matching}
+    return [] if late & {0, 1} else [f"the values are those {late} steps later"]

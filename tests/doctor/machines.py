@@ -49,6 +49,9 @@ class FakeTensorFlow(TensorFlow):
     def onednn(self):
         return self.said.get("onednn", True)
 
+    def lacks(self):
+        return self.said.get("lacks", {})
+
     def threads(self):
         return self.said.get("threads", (0, 0))
 

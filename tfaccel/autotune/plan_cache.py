@@ -41,6 +41,7 @@ class PlanCache:
 
     def __init__(self, directory: str | os.PathLike[str] | None = None):
         self.directory = directory_at(directory)
+        self._told = False  # that the folder can't be used: reading and writing fail alike
 
     def load(self, key: str) -> Report | None:
         """The report kept for a key; all but a whole, current file is ignored with a warning."""
@@ -53,9 +54,11 @@ class PlanCache:
                 return Report.from_json(json.dumps(data["report"]))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            self._tell(f"tfaccel ignores the cached plan {path}: {error}")
+        except ValueError as error:
             notices.warn(f"tfaccel ignores the cached plan {path}: {error}", stacklevel=2)
-            return None
+        return None
 
     def save(self, key: str, report: Report, evidence: Iterable[Evidence] = ()) -> None:
         """Keeps a report; a failure (a full disk, a read-only folder) is a warning.
@@ -71,9 +74,12 @@ class PlanCache:
         try:
             replace_text(self.path_of(key), text)
         except OSError as error:
-            notices.warn(
-                f"tfaccel could not keep the plan in {self.directory}: {error}", stacklevel=2
-            )
+            self._tell(f"tfaccel could not keep the plan in {self.directory}: {error}")
+
+    def _tell(self, said: str) -> None:
+        if not self._told:
+            self._told = True
+            notices.warn(said, stacklevel=3)
 
     def evidence(self) -> list[Evidence]:
         """What the latest files tell of other workloads; those that can't be read tell nothing."""

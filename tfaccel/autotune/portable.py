@@ -15,7 +15,7 @@ from tfaccel.core.machine_class import MachineClass
 from tfaccel.ops.kernels import Ranking, Store
 from tfaccel.system.cache_dir import compiled_directory, directory_at, sweeps_directory
 from tfaccel.system.device import current_device
-from tfaccel.system.json_files import parsed, read_text, replace_text, to_text
+from tfaccel.system.json_files import parsed, partial_files, read_text, replace_text, to_text
 
 SCHEMA = 1
 _WHAT = "a tfaccel cache"
@@ -116,19 +116,21 @@ def import_cache(path: pathlib.Path, found: Contents) -> tuple[int, int]:
 def clear_cache(found: Contents) -> int:
     """Removes plans, kernels' times, those of other machines too, and what else is kept.
 
-    That is what sweeps found, and what engines for predictions compiled.
+    That is what sweeps found, what engines for predictions compiled, and what processes left
+    that were killed while they wrote.
 
     Returns:
         How many files there were.
     """
     names = [*found.plans, *found.foreign, Store(found.folder).path.name]
-    sweeps = sweeps_directory(found.folder).glob("*.json")
+    sweeps = sweeps_directory(found.folder)
     compiled = compiled_directory(found.folder)
     made = [path for path in compiled.rglob("*") if path.is_file()]
-    paths = [*(found.folder / name for name in names), *sweeps, *made]
+    partial = [*partial_files(found.folder), *partial_files(sweeps)]
+    paths = [*(found.folder / name for name in names), *sweeps.glob("*.json"), *partial, *made]
     removed = [path for path in paths if path.exists()]
     for path in removed:
-        path.unlink()
+        path.unlink(missing_ok=True)  # another process may write, or clear, at the same time
     shutil.rmtree(compiled, ignore_errors=True)  # the folders
     return len(removed)
 

@@ -62,8 +62,10 @@ class TrialRunner(abc.ABC):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._unheard.close()
-        self._snapshot.restore()
+        try:
+            self._unheard.close()
+        finally:  # the user may interrupt the first
+            self._snapshot.restore()
 
     @abc.abstractmethod
     def _build(self, plan: Plan) -> Any:

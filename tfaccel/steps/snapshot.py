@@ -65,7 +65,16 @@ class Snapshot:
         self.include(held)
 
     def restore(self) -> None:
-        """Puts everything back, bit for bit."""
+        """Puts everything back, bit for bit; all of it also where the user interrupts that."""
+        try:
+            self._put_back()
+        except Exception:
+            raise
+        except BaseException:
+            self._put_back()
+            raise
+
+    def _put_back(self) -> None:
         for resource, value in self._values.values():
             resource.write(value)
 

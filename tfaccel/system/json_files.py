@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import secrets
 import stat
 import types
@@ -18,6 +19,7 @@ T = TypeVar("T")
 _LARGE = 2**63
 # More than tfaccel ever writes to a file that it reads back whole.
 MOST_BYTES = 64 * 2**20
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 # What reading a value of another kind, or one that is too deep or too large, raises.
 _OTHERWISE = (TypeError, AttributeError, LookupError, RecursionError, OverflowError)
 
@@ -105,6 +107,11 @@ def replace_text(path: pathlib.Path, text: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
         raise
+
+
+def partial_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What processes left in a folder that were killed in `replace_text`, or write just now."""
+    return [path for path in folder.glob(".*.tmp") if _PARTIAL.fullmatch(path.name)]
 
 
 def to_text(schema: int, fields: dict[str, Any], indent: int | None = 2) -> str:

@@ -114,13 +114,25 @@ class GuardedStep:
         self.trust = Trust.UNTRIED if traced is None else Trust.TRUSTED
 
     def __call__(self, iterator: tf.data.Iterator) -> Any:
-        match self.trust:
-            case Trust.UNTRIED:
-                return self._first(iterator)
-            case Trust.TRUSTED:
-                return self._run(iterator)
-            case Trust.LEFT:
-                return self._baseline(iterator)
+        try:
+            match self.trust:
+                case Trust.UNTRIED:
+                    return self._first(iterator)
+                case Trust.TRUSTED:
+                    return self._run(iterator)
+                case Trust.LEFT:
+                    return self._baseline(iterator)
+        except Exception:
+            raise
+        except BaseException:
+            self._leave_finite()
+            raise
+
+    def _leave_finite(self) -> None:
+        """The user interrupts, maybe before it was seen that the plan broke the weights."""
+        guard, tried = self._guard, self.trust is not Trust.LEFT and not self._bad_data
+        if guard is not None and tried and not weights_are_finite(self._workload):
+            guard.restore()
 
     @property
     def has_failed(self) -> bool:

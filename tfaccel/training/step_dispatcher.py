@@ -168,13 +168,19 @@ class StepDispatcher:
 
     def give_back(self) -> None:
         """The user's own step takes over again."""
-        on_end, self._on_end = self._on_end, _nothing
         self._replacement, self.plan, self.built = None, Plan(), None
         self.is_racing = False
         try:
-            on_end()
-        finally:
-            self._leave_unless_needed()
+            self._on_end()
+        except Exception:
+            self._ended()
+            raise
+        # Not where the user interrupts it: then it is done again when the fit's callbacks go.
+        self._ended()
+
+    def _ended(self) -> None:
+        self._on_end = _nothing
+        self._leave_unless_needed()
 
     def _leave_unless_needed(self) -> None:
         if self._meter is not None or self.is_replaced:

@@ -9,6 +9,7 @@ from packaging.version import Version
 
 from tfaccel.cli.doctor._finding import Finding, Level
 from tfaccel.cli.doctor._surroundings import Packages, Surroundings, existing
+from tfaccel.compat.lacking import EVERYTHING
 
 # Packages that bring the module `tensorflow`, each overwriting the other's files.
 TENSORFLOWS = (
@@ -88,6 +89,14 @@ def check_versions(here: Surroundings) -> Iterator[Finding]:
         )
         said = f"{listed}; tfaccel needs {name} {least} or newer"
         yield Finding("versions", said, Level.PROBLEM, remedy)
+
+
+def check_private_api(here: Surroundings) -> Iterator[Finding]:
+    """What these versions of TensorFlow and Keras lack of what has no public name."""
+    for name, use in here.tensorflow.lacks().items():
+        level = Level.PROBLEM if use == EVERYTHING else Level.NOTE
+        remedy = "Use a tfaccel release that knows these versions, or older versions of them."
+        yield Finding("versions", f"{name} is not there, which {use} needs", level, remedy)
 
 
 def check_packages(here: Surroundings) -> Iterator[Finding]:

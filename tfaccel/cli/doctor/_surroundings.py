@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.compat.lacking import lacking
 from tfaccel.compat.tensorflow_private import onednn_is_on
 from tfaccel.measure.timing import Clock
 from tfaccel.ops.kernels import OpenCLDevice, opencl_devices
@@ -72,6 +73,10 @@ class TensorFlow:
     def onednn(self) -> bool | None:
         """Whether oneDNN's kernels are used; None if TensorFlow doesn't tell."""
         return onednn_is_on()
+
+    def lacks(self) -> Mapping[str, str]:
+        """What these versions lack of the API that tfaccel uses, and what it serves."""
+        return lacking()
 
     def threads(self) -> tuple[int, int]:
         """Threads within an op and between ops, as set in this process; 0: not set."""

@@ -27,6 +27,7 @@ from tfaccel.cli.doctor._software import (
     check_keras,
     check_onednn,
     check_packages,
+    check_private_api,
     check_versions,
 )
 from tfaccel.cli.doctor._surroundings import Surroundings
@@ -47,6 +48,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("GPU memory", check_memory_growth),
     ("OpenCL", check_opencl),
     ("versions", check_versions),
+    ("private API", check_private_api),
     ("packages", check_packages),
     ("Keras", check_keras),
     ("oneDNN", check_onednn),
