@@ -285,7 +285,7 @@ def test_bad_arguments_are_named(arguments, error, message):
     ("a", "b", "message"),
     [
         ((4,), (4, 2), "must be matrices"),
-        ((3, 4), (3, 4), "columns of `a` must be as many as the rows of `b`"),
+        ((3, 4), (3, 4), "`a` must have as many columns as `b` has rows"),
         ((2, 3, 4), (3, 4, 5), "batch dimensions of `a` and `b` must broadcast"),
     ],
 )

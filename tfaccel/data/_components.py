@@ -11,7 +11,7 @@ import tensorflow as tf
 
 
 class Role(enum.Enum):
-    """What a part is for, as Keras's `fit` reads a tuple."""
+    """What a part of a sample is for, by the name of `fit`'s argument."""
 
     INPUT = "x"
     LABEL = "y"
@@ -29,7 +29,7 @@ class Component:
 
 
 def components(structure: Any) -> list[Component]:
-    """All arrays of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`; None stands for nothing.
+    """All arrays of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`; None is left out.
 
     Source: keras.utils.unpack_x_y_sample_weight.
 
@@ -51,15 +51,15 @@ def _name(role: Role, path: tuple[Any, ...]) -> str:
 
 
 def rule_for(rule: Any, component: Component) -> Any:
-    """A rule, or this component's of rules given by name."""
+    """The component's rule: `rule` itself, or its entry in rules that are given by name."""
     return rule.get(component.key) if isinstance(rule, Mapping) else rule
 
 
 def is_batched(spec: Any) -> bool:
     """Whether elements of this spec look like batches.
 
-    They do where the first size of every part is open (`batch` leaves it so), or where
-    several parts share it.
+    They do where the first size of every part is unknown, as `batch` leaves it, or where
+    several parts have the same.
     """
     shapes = [leaf.shape for leaf in tf.nest.flatten(spec) if hasattr(leaf, "shape")]
     if not shapes or any(shape.rank == 0 for shape in shapes):

@@ -1,4 +1,4 @@
-"""Looking at data: what it may cost, and what it finds."""
+"""The bounds of a check of data, and the log of what it finds."""
 
 import collections
 import dataclasses
@@ -15,12 +15,12 @@ LISTED = 10_000
 
 
 class Log:
-    """Adds faults up."""
+    """Collects the faults of a check; several threads may add to it."""
 
     def __init__(self, source: str, total: int | None = None):
         self.samples = 0  # that were looked at
         self.dropped = 0  # samples that were left out
-        self.seconds = 0.0  # that looking took
+        self.seconds = 0.0  # how long looking took
         self.total = total
         self._source = source
         self._faults: list[Fault] = []
@@ -45,12 +45,12 @@ class Log:
             return not known
 
     def not_looked_at(self, said: str) -> None:
-        """Something was left unseen; said once."""
+        """Notes, once, a clause on what was not looked at."""
         with self._lock:
             self._unseen[said] = None
 
     def count(self, samples: int = 0, dropped: int = 0) -> None:
-        """Samples were looked at, or left out."""
+        """Adds to the numbers of samples that were looked at, and that were left out."""
         with self._lock:
             self.samples += samples
             self.dropped += dropped
@@ -72,16 +72,16 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """How much may be looked at."""
+    """How many samples may be looked at, and for how long."""
 
     max_samples: int | None  # at most so many samples (or files); None for all
-    max_seconds: float | None  # none is begun after so many seconds; None for no such bound
+    max_seconds: float | None  # no sample is begun after these; None for no bound
     clock: Clock  # seconds
     start: float  # when looking began
 
     @classmethod
     def begin(cls, max_samples: int | None, max_seconds: float | None, clock: Clock) -> "Bounds":
-        """Looking begins now.
+        """Bounds of a check that begins now.
 
         Raises:
             ValueError: a bound is not positive.
@@ -99,7 +99,7 @@ class Bounds:
 
     @property
     def seconds(self) -> float:
-        """Since the begin."""
+        """Seconds since the check began."""
         return self.clock() - self.start
 
     def spread(self, count: int) -> np.ndarray:
@@ -109,7 +109,7 @@ class Bounds:
         return np.linspace(0, count - 1, int(self.max_samples)).astype(np.int64)
 
     def left_out(self, seen: int, planned: int, total: int, what: str) -> list[str]:
-        """Sentences on what was not looked at, for data that can be reached anywhere."""
+        """Clauses on what was not looked at, for data with random access."""
         said = []
         if planned < total:
             said.append(

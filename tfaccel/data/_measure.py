@@ -15,11 +15,11 @@ from tfaccel.measure.timing import Clock, speedup
 
 # A layout that costs threads or memory has to be this much faster.
 _WORTHWHILE = 1 / 0.9
-# Each thing is timed so often, in turns: as few as a race believes, as there is little time.
+# Rounds in which all are timed in turns: the fewest that a race accepts, as time is short.
 _ROUNDS = FEWEST
-# What the cache that is tried may take, a batch at least.
+# The most bytes in the trial's cache, which holds one batch at least.
 _KEPT_BYTES = 2**28
-# Batches of a round at most.
+# The most batches in a round.
 _BATCHES = 16
 
 
@@ -46,7 +46,7 @@ class Timings:
         return max(self.parts, key=self.parts.__getitem__, default="")
 
     def fastest(self, layouts: Sequence[Layout]) -> Layout:
-        """The simplest layout that nothing later beats, by the verdict of every race."""
+        """The simplest layout that no later one beats, by the rule of every race."""
         best = layouts[0]
         for layout in layouts[1:]:
             if layout in self.turns and self._beats(layout, best):
@@ -55,7 +55,7 @@ class Timings:
 
     def _beats(self, layout: Layout, best: Layout) -> bool:
         pairs = zip(self.turns[best], self.turns[layout], strict=True)
-        measured = [(one, other) for one, other in pairs if other > 0]  # less than a clock's tick
+        measured = [(one, other) for one, other in pairs if other > 0]  # 0: below a clock's tick
         if not measured:
             return False
         gain = speedup(*zip(*measured, strict=True))
@@ -73,8 +73,8 @@ def measure(
 ) -> Timings:
     """Times a pipeline's parts and layouts on its first batches, within `max_seconds`.
 
-    Everything is made anew from the source, and nothing is shuffled: neither an order nor
-    a cache of the real pipeline is used up.
+    The pipelines that are timed are made anew from the source and never shuffle, so neither
+    the order nor a cache of the real one is used up.
     """
     pipeline = dataclasses.replace(pipeline, shuffle=0, screen=None)
     stages = _stages(pipeline)
@@ -99,17 +99,17 @@ def measure(
 
 
 class _Tried(NamedTuple):
-    """Something to be timed."""
+    """A dataset to be timed."""
 
     dataset: tf.data.Dataset
     per_batch: int  # its elements that make a batch
 
 
 def _alone(tried: _Tried) -> tf.data.Dataset:
-    """One element a batch, in one thread.
+    """The dataset with one element a batch, in one thread.
 
-    Samples are dropped where they are made: handing one to Python costs a fraction of a
-    millisecond, which no batch of a real pipeline pays.
+    Samples are dropped inside tf.data: handing one to Python costs a fraction of a
+    millisecond, which a real pipeline never pays.
     """
     dataset, options = tried.dataset, tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False
@@ -145,7 +145,7 @@ def _stages(pipeline: Pipeline) -> dict[str, _Tried]:
 def _kept(
     mapped: _Tried, max_seconds: float, clock: Clock
 ) -> tuple[float | None, tf.data.Dataset | None]:
-    """The bytes of a mapped sample, and some samples in a cache that is full."""
+    """The mean bytes of a mapped sample, and some samples whose cache is filled."""
     until, total, count = clock() + max_seconds, 0, 0
     for element in mapped.dataset.take(mapped.per_batch * _BATCHES):
         total += sum(_bytes(leaf) for leaf in tf.nest.flatten(element))
@@ -172,7 +172,7 @@ def _bytes(leaf: object) -> int:
 def _in_turns(
     tried: dict[str | Layout, tf.data.Dataset], max_seconds: float, clock: Clock
 ) -> dict[str | Layout, tuple[float, ...]]:
-    """Seconds a batch of each; a slow machine is slow for all of them. The order alternates."""
+    """Seconds a batch of each dataset, timed in turns whose order alternates."""
     share = max_seconds / (_ROUNDS * len(tried))
     seconds: dict[str | Layout, list[float]] = {name: [] for name in tried}
     for turn in range(_ROUNDS):
@@ -182,7 +182,7 @@ def _in_turns(
 
 
 def _seconds(dataset: tf.data.Dataset, share: float, clock: Clock) -> float:
-    """Seconds a batch, the first batch's start-up left out where there are more."""
+    """Seconds a batch; with several batches the first one's start-up is left out."""
     ends = []
     start = clock()
     for _ in dataset:

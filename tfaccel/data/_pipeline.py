@@ -1,4 +1,4 @@
-"""The stages of a pipeline, in the order in which they serve."""
+"""The stages of a pipeline, in their order."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Map = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a pipeline is run; what it gives is the same in any layout."""
+    """How a pipeline runs; it gives the same batches in every layout."""
 
     parallel: bool = False  # whether samples are mapped by several threads
     cached: bool = False  # whether mapped samples are kept in memory after the first pass
@@ -29,14 +29,14 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """What was asked for."""
+    """A pipeline as the user asked for it."""
 
     source: Arrays | tf.data.Dataset  # arrays or a dataset
     batch_size: int | None  # None where the source's elements are batches already
     map: Map | None = None  # makes a sample of what the source has; the same each time
-    augment: Map | None = None  # changes a sample, another way each time
+    augment: Map | None = None  # changes a sample, differently each time
     shuffle: int = 0  # the buffer's size; 0 for the source's order
-    seed: int | None = None  # of the order
+    seed: int | None = None  # of the shuffling
     drop_remainder: bool = False  # whether a last, smaller batch is left out
     rows: np.ndarray | None = None  # the samples of the arrays to give; None for all
     screen: Callable[[tf.data.Dataset], tf.data.Dataset] | None = None  # looks at mapped samples
@@ -57,7 +57,7 @@ class Pipeline:
         return self.batches(layout).prefetch(tf.data.AUTOTUNE).with_options(options)
 
     def batches(self, layout: Layout) -> tf.data.Dataset:
-        """The pipeline, made as it is asked and no batch earlier."""
+        """The pipeline without prefetching: a batch is made when it is asked for."""
         made = self._samples(layout)
         if self.augment is not None:
             made = made.map(called(self.augment), **_parallel(layout))
@@ -67,7 +67,7 @@ class Pipeline:
 
     @property
     def gathers_batches(self) -> bool:
-        """Arrays that nothing is done to are gathered a batch at a time."""
+        """Whether whole batches are taken from arrays, as no sample is mapped or augmented."""
         plain = self.map is None and self.augment is None
         return plain and isinstance(self.source, Arrays)
 
@@ -75,7 +75,7 @@ class Pipeline:
         """Everything before `augment`.
 
         Shuffling before the map or after the cache gives the same order; before the
-        map the buffer has indices in it, not samples.
+        map the buffer holds indices, not samples.
         """
         if isinstance(self.source, tf.data.Dataset):
             made = self.mapped(self.source, layout)
@@ -146,7 +146,7 @@ def taker(arrays: Arrays) -> Callable[[tf.Tensor], Any]:
 
 
 def _read(arrays: Arrays, rows: tf.Tensor) -> Any:
-    """Rows of arrays that are on disk, where they stay."""
+    """Reads rows of arrays that are mapped from disk."""
     leaves = arrays.leaves()
     read = tf.numpy_function(
         lambda at: [np.asarray(leaf[at]) for leaf in leaves],

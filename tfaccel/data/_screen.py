@@ -16,12 +16,12 @@ from tfaccel.system import notices
 class Screen:
     """A stage of a pipeline that lets good samples pass.
 
-    A few operations in the graph tell whether anything is wrong with a batch. Only then
-    Python is asked what it is, by the same code as `check`.
+    A few operations in the graph tell whether a batch may have a fault. Only then does
+    Python look for it, by the same code as `check`.
 
     Args:
         rules: what samples must be like.
-        log: is told each fault, once for each place in the data.
+        log: collects the faults, once for each place in the data.
         drop: whether faulty samples are left out.
         batched: whether elements are batches.
 
@@ -41,11 +41,11 @@ class Screen:
         return int(self._seen.numpy())
 
     def applied(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """The dataset with this stage behind it."""
+        """The dataset, followed by this stage."""
         spec = dataset.element_spec
         self._check_spec(spec)
         zero = tf.constant(0, tf.int64)
-        # Python's own `if` is meant everywhere below.
+        # Each `if` in these functions is Python's, decided while they are traced.
         as_it_is = tf.autograph.experimental.do_not_convert
         marked = dataset.scan((zero, zero), as_it_is(self._count))
         looked = marked.map(as_it_is(self._look))
@@ -98,7 +98,7 @@ class Screen:
         return bad, element
 
     def _is_suspect(self, part: Component, count: tf.Tensor) -> tf.Tensor:
-        """Whether anything may be wrong; more often than it is, never less often."""
+        """Whether a part may have a fault: never False where it has one."""
         value = part.value if self._batched else tf.expand_dims(part.value, 0)
         shape = tf.shape(value, tf.int64)
         doubts = [tf.reduce_any(shape == 0), shape[0] != count]
@@ -133,7 +133,7 @@ class Screen:
     def _record(
         self, parts: list[Component], start: int, number: int, values: tuple[Any, ...]
     ) -> np.ndarray:
-        """Which rows are bad, by `check`'s own code."""
+        """Whether each row has a fault, `(rows,)`, by the same code as `check`."""
         try:
             return self._recorded(parts, start, number, values)
         except Exception as error:  # it must not end the training
@@ -146,7 +146,7 @@ class Screen:
         arrays = [np.asarray(value) for value in values]
         arrays = arrays if self._batched else [array[None] for array in arrays]
         named = [Component(p.name, p.key, p.role, a) for p, a in zip(parts, arrays, strict=True)]
-        # Each pass over the data meets the same places; they are logged in the first.
+        # Every epoch meets the same places; they are logged in the first.
         log = self._log if self._log.first_time(("screen", start, number)) else Log("again")
         indices = range(start, start + len(arrays[0]))
         bad = examine(

@@ -1,4 +1,4 @@
-"""What data may be given as: arrays, or batches one after another."""
+"""The kinds of data: arrays, files, and batches one after another."""
 
 import collections
 import dataclasses
@@ -14,21 +14,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# What is looked at in one go: enough that NumPy's calls don't count, little enough that a
-# bound in seconds is kept.
+# Bytes of a chunk: enough that NumPy's calls cost little beside it, and few enough to keep a
+# bound in seconds.
 _CHUNK_BYTES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """Samples in memory, or mapped: arrays of equal length in any structure."""
+    """Samples in memory, or mapped from disk: arrays of equal length in any structure."""
 
     structure: Any  # the arrays; lists in it have become tuples
     length: int  # how many samples
 
     @classmethod
     def of(cls, data: Any) -> "Arrays":
-        """Takes NumPy arrays, tensors, and whatever NumPy makes an array of.
+        """Takes NumPy arrays, tensors, and all else that NumPy converts to an array.
 
         Raises:
             ValueError: the arrays differ in length, or one has no samples in it.
@@ -62,7 +62,7 @@ class Arrays:
             return tf.nest.map_structure(tf.convert_to_tensor, self.structure)
 
     def chunks(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        """The indices, cut such that a chunk's samples are of a bearable size."""
+        """The indices, cut into chunks whose samples take about `_CHUNK_BYTES`."""
         row_bytes = sum(leaf.nbytes for leaf in self.leaves()) // max(1, self.length)
         mixed = any(leaf.dtype.kind == "O" for leaf in self.leaves())
         # The samples of an object array are compared with one another.
@@ -124,7 +124,7 @@ def as_batches(data: Any) -> Iterable[Any]:
     """Something that gives batches (or samples) one after another.
 
     Raises:
-        TypeError: `data` is of no kind that is known.
+        TypeError: `data` is of an unknown kind.
     """
     if isinstance(data, tf.data.Dataset):
         return data

@@ -32,13 +32,13 @@ def examine(
     Args:
         parts: arrays or tensors, the first dimension of each being samples.
         rules: what they must be like.
-        log: is told each fault.
+        log: collects the faults.
         indices: of the samples in the data; None where unknown.
-        number: of the batch; None where the data is no batches.
-        path: of the file that it is from.
+        number: of the batch; None where the data has no batches.
+        path: of the file that the parts are from.
 
     Returns:
-        The rows with a fault. A fault of the whole batch (its dtype, its length) is in none.
+        The rows with a fault. Faults of the whole batch (its dtype, its length) have no row.
     """
     bad = set[int]()
     sizes = {part.name: rows(part.value) for part in parts}
@@ -51,7 +51,7 @@ def examine(
     for part in parts:
         for row, kind, reason in faults_of(part, rules):
             if row is None:
-                # Every batch has it; it is told once.
+                # Every batch has this fault; it is logged once.
                 if log.first_time((path, part.name, kind, reason)):
                     log.add(Fault(kind, reason, part.name, path=path))
                 continue
@@ -122,7 +122,7 @@ def _of_labels(array: np.ndarray, classes: int) -> Iterator[_Found]:
         whole = np.floor(array.real) == array if array.dtype.kind in "fc" else True
         outside = ~(whole & (array.real >= 0) & (array.real < classes))
         said = f"{{}} is none of the classes 0 to {classes - 1}"
-    # NaN and Inf have been told.
+    # NaN and Inf are logged already.
     yield from _where(outside & np.isfinite(array), FaultKind.LABEL, said, array)
 
 
@@ -161,7 +161,7 @@ def _of_composite(part: Component) -> Iterator[_Found]:
 
 
 def _of_samples(part: Component, array: np.ndarray, rules: Rules) -> Iterator[_Found]:
-    """Samples that are arrays of their own: most of them say what shape and kind is right."""
+    """Faults of samples of several shapes or kinds: right is what most of them are."""
     samples = [_sample(item) for item in array]
     shape = rule_for(rules.shape, part) if part.role is Role.INPUT else None
     shape = tuple(shape) if shape is not None else _most([s.shape for s in samples])
@@ -190,7 +190,7 @@ def _kind(sample: np.ndarray) -> str:
 
 
 def _most(values: list[Any]) -> Any:
-    """The most frequent value; of several the first."""
+    """The most frequent value; the first of several."""
     return collections.Counter(values).most_common(1)[0][0] if values else ()
 
 

@@ -35,7 +35,7 @@ class Stream:
     """The elements of a dataset or iterable, with the samples' indices.
 
     Attributes:
-        source: in words, with whether elements are taken for batches.
+        source: the kind of data, and whether its elements are taken for batches, in words.
         total: how many samples there are; None where unknown.
     """
 
@@ -51,7 +51,7 @@ class Stream:
         self._length = length
 
     def elements(self, bounds: Bounds, log: Log) -> Iterator[Element]:
-        """What is to be looked at; errors become faults, and bounds are kept."""
+        """The elements to look at, within the bounds; errors become faults."""
         iterator, number, failures = iter(self._batches), -1, 0
         start: int | None = 0
         size: int | None = None if self._batched else 1
@@ -122,7 +122,7 @@ def check(
     max_seconds: float | None = 60.0,
     clock: Clock = time.perf_counter,
 ) -> Findings:
-    """Looks for what would poison a model, and says what it is and where.
+    """Looks for faults in data that would spoil a model, and says where they are.
 
     Looked for are NaN and Inf, shapes, dtypes and ranges other than the rules', labels
     outside the classes, negative weights, empty batches and samples, elements that raise an
@@ -134,21 +134,20 @@ def check(
         data: arrays (also dictionaries, `(x, y)`, `(x, y, sample_weight)`, or what
             `predict` returned); a `tf.data.Dataset`, a PyDataset or an iterable of batches,
             which is iterated once; or the path of a folder or file, or a list of paths.
-        rules: what samples must be like; None for what holds in any case.
+        rules: what samples must be like; None for the rules that hold in any case.
         batched: whether a dataset's elements are batches; None to tell by their shapes.
         max_samples: look at no more samples (or files) than these: spread evenly over
             arrays and files, the first ones of anything else. None for all.
         max_seconds: begin with no further batch or file after so many seconds; None for no
-            such bound. A batch that is being made is waited for.
         clock: seconds.
 
     Returns:
         The findings. `.not_looked_at` says what the bounds left out.
 
     Raises:
-        TypeError: `data` is of no kind that is known.
-        ValueError: a bound is not positive, there is no such path, or there is no bound to
-            data without end.
+        TypeError: `data` is of an unknown kind.
+        ValueError: a bound is not positive, a path does not exist, or data without end is
+            given no bound.
 
     Example:
 

@@ -49,7 +49,7 @@ class Fault:
             for all of it.
         index: of the sample in the data (of the file in the folder); None where it
             concerns no single sample.
-        batch: of the batch; None where the data is no batches.
+        batch: of the batch; None where the data has no batches.
         path: of the file; None for data in memory.
     """
 
@@ -83,7 +83,7 @@ class Findings:
         total: how many there are; None where unknown.
         not_looked_at: what was not looked at, and why; a sentence each.
         dropped: how many samples were left out on the way to the model.
-        seconds: what looking took.
+        seconds: how long looking took.
     """
 
     faults: tuple[Fault, ...] = ()
@@ -142,7 +142,7 @@ class Findings:
         """Reads `to_json`'s text.
 
         Raises:
-            ValueError: the text is something else.
+            ValueError: the text is not a report by `to_json`.
         """
         with parsed(text, SCHEMA, "a report of tfaccel.data") as data:
             del data["ok"]

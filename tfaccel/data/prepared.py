@@ -22,7 +22,7 @@ class Account:
     Attributes:
         layout: how the pipeline is run.
         timings: what was measured; empty where nothing was.
-        notes: why it is so; a sentence each.
+        notes: the reasons; a sentence each.
     """
 
     layout: Layout
@@ -53,7 +53,7 @@ class Prepared(tf.data.Dataset):
     """What `prepare` returns: a `tf.data.Dataset` to be given to `fit`, `evaluate`, `predict`.
 
     Attributes:
-        account: how the pipeline is run, what was measured, and why it is so.
+        account: how the pipeline is run, what was measured, and the reasons.
     """
 
     def __init__(self, dataset: tf.data.Dataset, account: Account, found: Callable[[], Findings]):
@@ -69,7 +69,7 @@ class Prepared(tf.data.Dataset):
 
     @property
     def element_spec(self) -> Any:
-        """As of any dataset."""
+        """The specs of an element, as of any `tf.data.Dataset`."""
         return self._dataset.element_spec
 
     def _inputs(self) -> list[tf.data.Dataset]:

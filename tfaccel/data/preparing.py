@@ -60,25 +60,26 @@ def prepare(
 ) -> Prepared:
     """Makes a dataset for `fit` of arrays or a dataset, with each stage where it pays.
 
-    Stages: read, `map`, validate, cache, shuffle, `augment`, batch, prefetch. What they give, and
-    in which order, is what was asked for, whatever is measured: threads, a thread pool of the
-    pipeline's own, a cache. A dataset that one more iteration would change is not measured, nor
-    by itself cached.
+    Stages: read, `map`, validate, cache, shuffle, `augment`, batch, prefetch. Measuring decides
+    only about threads, a thread pool of the pipeline's own and a cache; it never changes samples
+    or their order. A dataset that one more iteration would change is neither measured nor, with
+    `cache="auto"`, cached.
 
     Args:
-        data: arrays (also dictionaries, `(x, y)`, `(x, y, sample_weight)`; what is mapped from
-            disk stays there), or a `tf.data.Dataset`, finite or not.
+        data: arrays (also dictionaries, `(x, y)`, `(x, y, sample_weight)`; arrays mapped from
+            disk stay there), or a `tf.data.Dataset`, finite or not.
         batch_size: samples in a batch. None for a dataset whose elements are batches.
         map: makes a sample of what `data` has, the same each time: decoding, features.
-        augment: changes a sample another way each time; it is not cached.
-        shuffle: True for the whole of data of known length, or the size of the buffer.
-        seed: of the order.
+        augment: changes a sample, differently each time; its results are not cached.
+        shuffle: True to shuffle all samples (of a known number), or the size of the buffer.
+        seed: of the shuffling.
         drop_remainder: leave out the last batch if it is smaller.
         cache: keep mapped samples in memory. `"auto"` where it pays and they fit.
-        max_cache_bytes: what `"auto"` may take; None for a quarter of the free memory.
+        max_cache_bytes: that `"auto"` may take; None for a quarter of the free memory.
         validate, rules: `"report"` (or True) warns of samples that `check` would find, `"drop"`
-            leaves them out, too: arrays' at once, a dataset's as they pass.
-        max_check_seconds: what looking at arrays may take, None for no bound; the rest is kept.
+            also leaves them out: those of arrays at once, those of a dataset as they pass.
+        max_check_seconds: that looking at arrays may take; what is not looked at by then is
+            kept. None for no bound.
         measure_seconds: about what measuring may take; None to measure nothing.
         clock: seconds.
 
@@ -150,7 +151,7 @@ def _layouts(pipeline: Pipeline) -> list[Layout]:
 
 
 def _unmeasured(pipeline: Pipeline) -> Layout:
-    """What is right more often than not."""
+    """The layout that is most often the fastest."""
     return Layout(parallel=not pipeline.gathers_batches)
 
 
@@ -163,13 +164,13 @@ def _timings(
         raise ValueError(f"`measure_seconds` must be positive, or None. Received: {max_seconds!r}")
     why = _reason_not_to_iterate(pipeline)
     if why:
-        notes.append(f"It was not measured, as one more iteration would change it: {why}.")
+        notes.append(f"Nothing was measured, as one more iteration would change the data: {why}.")
         return Timings()
     try:
         return measure(pipeline, _layouts(pipeline), max_seconds, clock)
     except (tf.errors.OpError, ValueError, TypeError) as error:
         # The same error comes, or does not come, when the dataset is used.
-        notes.append(f"It was not measured, as it raised {type(error).__name__}.")
+        notes.append(f"Nothing was measured, as the data raised {type(error).__name__}.")
         return Timings()
 
 
@@ -248,7 +249,7 @@ def _source(data: Any) -> Arrays | tf.data.Dataset:
     if any(leaf is None or leaf.dtype.kind == "O" for leaf in tf.nest.flatten(arrays.structure)):
         raise ValueError(
             "`data` must be arrays of one shape and dtype, without None. "
-            "`tfaccel.data.check` says which samples differ"
+            "Received: others; `tfaccel.data.check` says which samples differ"
         )
     return arrays
 

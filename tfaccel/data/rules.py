@@ -32,13 +32,13 @@ class Rules:
     several inputs or outputs, by their names.
 
     Attributes:
-        shape: of one sample, None for a size that may vary. Of an image: height, width,
-            channels.
+        shape: of one sample, None for a size that may vary; `(height, width, channels)` for
+            an image.
         dtype: the name of a dtype.
         value_range: the least and the greatest value.
         classes: how many classes; labels are whole numbers from 0 below it, or one
             number from 0 to 1 for each class in the last dimension.
-        sample_rate: of WAV files, Hz. None for that of most files.
+        sample_rate: of WAV files, in Hz; None for the rate that most files have.
         max_file_bytes: a WAV file or image that is larger is a fault and is not read.
         max_pixels: an image with more is a fault and is not decoded.
         max_array_bytes: an array in an .npz file that is larger is not looked at.
@@ -77,7 +77,7 @@ class Rules:
 
 
 def dtype_name(value: Any) -> str:
-    """The name of a dtype, whoever's it is.
+    """The name of a dtype of NumPy's, TensorFlow's or Keras's.
 
     >>> dtype_name(np.float32), dtype_name("bfloat16")
     ('float32', 'bfloat16')
@@ -107,7 +107,7 @@ def _each(value: Any) -> list[Any]:
 def _check_shape(value: Any) -> None:
     sizes = value if isinstance(value, tuple | list) else [-1]
     if not all(size is None or (is_whole(size) and size >= 0) for size in sizes):
-        raise ValueError(f"`shape` must be sizes, None for one that may vary. Received: {value!r}")
+        raise ValueError(f"`shape` must be sizes, None for one that varies. Received: {value!r}")
 
 
 def _check_range(value: Any) -> None:

@@ -39,7 +39,7 @@ class Watch:
         self._log.count(samples=end - start)
 
     def repaired(self, inputs: list[Any]) -> None:
-        """What was predicted first was not finite, and something else was handed on."""
+        """Counts samples whose first predictions were not finite, and were replaced."""
         self._repaired += sum(map(_rows, inputs))
 
     def findings(self) -> Findings:
@@ -47,7 +47,7 @@ class Watch:
         return self._log.findings()
 
     def tell(self) -> Findings:
-        """Warns of what was found, and gives it."""
+        """Warns of what was found, and returns it."""
         found = self.findings()
         count = sum(found.counts.values())
         said = []
@@ -55,12 +55,12 @@ class Watch:
             first = found.faults[0]
             said.append(
                 f"{count} fault{'s' * (count > 1)} in inputs and predictions; the first: "
-                f"{first.where}: {first.reason}. `.findings` has all, and nothing was left out"
+                f"{first.where}: {first.reason}. `.findings` has all; no sample was left out"
             )
         if self._repaired:
             said.append(
                 f"the plan's predictions for {self._repaired} samples had NaN or Inf where the "
-                "model's own function has none: its predictions were taken for these batches"
+                "model's own have none: these batches were given the model's own predictions"
             )
         if said:
             notices.warn(f"tfaccel: {'; '.join(said)}.", RuntimeWarning, stacklevel=3)

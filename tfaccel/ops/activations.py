@@ -1,8 +1,8 @@
-"""Activations that are several elementwise ops, with their gradients, as one loop each.
+"""Activations of several elementwise ops, and their gradients, each as one loop.
 
 TensorFlow computes `gelu(x)` by about five ops and its gradient by ten, and each reads and
 writes whole tensors. XLA makes one loop of each, and only `x` is kept in between. Where XLA
-would have to compile anew for every size, the same formulas are TensorFlow's ops.
+would have to compile anew for every size, TensorFlow's ops compute the same formulas.
 """
 
 import dataclasses
@@ -29,12 +29,15 @@ class ActivationFormula:
     source: str
 
     def __call__(self, x: tf.Tensor, jit_compile: bool = True) -> tf.Tensor:
-        """The activation, whose gradients of every order are right.
+        """The activation of `x`, which has gradients of every order.
 
         Args:
-            x: any shape; 16 bits are computed in float32.
-            jit_compile: whether XLA may compile it. It compiles for each size that it meets,
-                so it does where all dimensions but the first are known.
+            x: any shape; 16-bit values are computed in float32.
+            jit_compile: whether XLA may compile it. XLA compiles for each size that it meets, so
+                it is used only where all sizes but the first are known.
+
+        Returns:
+            A tensor of the shape and dtype of `x`.
 
         >>> GELU(tf.constant([-1.0, 0.0, 1.0]), jit_compile=False).numpy().round(4)
         array([-0.1587,  0.    ,  0.8413], dtype=float32)
@@ -70,7 +73,7 @@ def _wide(x: tf.Tensor) -> tf.Tensor:
 
 
 def _normal_cdf(x: tf.Tensor) -> tf.Tensor:
-    # Where x is far below 0, 1 + erf(x) would be what is left of rounding.
+    # Where x is far below 0, 1 + erf(x) would be rounding errors alone.
     return 0.5 * tf.math.erfc(x * -math.sqrt(0.5))
 
 

@@ -4,8 +4,8 @@ The functions mean what their namesakes in `keras.ops` mean, and can be used whe
 can: eagerly, inside `tf.function`, under XLA, `tf.GradientTape` (of any order) and
 `tf.distribute`. Each of the forward pass, the input gradient and the weight gradient is
 computed by the kernel that `find` found fastest for its shapes, and by TensorFlow's own
-where none was measured. The gradients' kernels are no more differentiated than the forward
-one is: the gradient of a product's gradient is a product again.
+where none was measured. No kernel is ever differentiated: the gradients of a product, and
+theirs, are products again.
 """
 
 from collections.abc import Callable
@@ -69,19 +69,19 @@ def conv1d(
     """A convolution over sequences, as `keras.ops.conv`.
 
     Args:
-        x: `(batch, steps, channels)`.
-        filters: `(kernel, channels / groups, filters)`.
+        x: `(batch, steps, channels)`, or `(batch, channels, steps)`, of a floating-point dtype.
+        filters: `(kernel, channels / groups, filters)`, in the dtype of `x`.
         strides, dilation_rate: ints.
         padding: `"valid"`, `"same"`, or `"causal"`, where no output sees later steps.
         groups: how many groups the channels are cut into.
         data_format: `"channels_last"`, `"channels_first"`, or None for Keras's setting.
         bias: `(filters,)`, added to the result.
-        activation: what is applied to it, as Keras's layers take it.
+        activation: applied to the result; a name or a function, as in Keras's layers.
         kernel: the name of a kernel (docs/kernels.md), used in all directions that it has; None
             for those that measuring chose.
 
     Returns:
-        `(batch, new steps, filters)`, in the operands' dtype.
+            `(batch, new steps, filters)`, or with the filters second, in the operands' dtype.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.
@@ -119,7 +119,7 @@ def conv2d(
         groups, data_format, bias, activation, kernel: as for `conv1d`.
 
     Returns:
-        `(batch, new height, new width, filters)`, or with the filters first.
+        `(batch, new height, new width, filters)`, or with the filters second.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.
@@ -157,7 +157,7 @@ def conv3d(
         groups, data_format, bias, activation, kernel: as for `conv1d`.
 
     Returns:
-        The convolved volumes.
+        `(batch, new depth, new height, new width, filters)`, or with the filters second.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.
@@ -224,9 +224,8 @@ def matmul(
         a: `(..., rows, inner)`, or with the last two exchanged if `transpose_a`.
         b: `(..., inner, columns)`, or with the last two exchanged if `transpose_b`.
         transpose_a, transpose_b: whether the last two dimensions are to be exchanged.
-        bias: added to the result, along its last dimension.
-        activation: what is applied to it, as Keras's layers take it.
-        kernel: as for `conv1d`.
+        bias: `(columns,)`, added to the result.
+        activation, kernel: as for `conv1d`.
 
     Returns:
         `(..., rows, columns)`.
@@ -253,7 +252,7 @@ def measured(spec: CallSpec) -> Kernel:
 
 
 def _choice(op: str, kernel: str | None) -> Choose:
-    """Who says which kernel computes a call: measuring, or the caller."""
+    """A function that gives the kernel of a call: the measured one, or the one named `kernel`."""
     if kernel is None:
         return measured
     one_of("kernel", kernel, dict.fromkeys(known.name for known in kernels(op)))
@@ -285,13 +284,13 @@ def convolve(
     activation: Activation = None,
     choose: Choose = measured,
 ) -> tf.Tensor:
-    """Any of the convolutions.
+    """Any of the convolutions, the kernel given by a function.
 
     Args:
-        op: which.
+        op: the convolution, such as `"conv1d"`.
         x, filters, strides, padding, dilation_rate, groups, bias, activation: as for `conv2d`.
-        where: its `data_format`.
-        choose: says which kernel computes what.
+        where: the `data_format`.
+        choose: gives the kernel of a call.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.
@@ -324,7 +323,7 @@ def _moved(rank: int, source: int, target: int) -> list[int]:
 
 
 def _causal(x: tf.Tensor, filters: tf.Tensor, dilation_rate: Any) -> tf.Tensor:
-    """Zeros before the first step, so that each output sees what came before it."""
+    """`x` with zeros before the first step, so that no output sees a later step."""
     rate = dilation_rate[0] if isinstance(dilation_rate, tuple | list) else dilation_rate
     return tf.pad(x, [(0, 0), (rate * (filters.shape[0] - 1), 0), (0, 0)])
 

@@ -70,8 +70,8 @@ def by_keras(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float) 
     """Batch normalization by the ops of Keras's layer, in float32, of `(..., channels)`.
 
     `keras.ops.moments` stops the gradient of the mean in the variance (TensorFlow's
-    `tf.nn.moments` does). That gradient is zero, but its derivative is not: second derivatives
-    lack a term, and with it a step under Keras trains as it does. `scale` and `offset` are
+    `tf.nn.moments` does). That gradient is zero, but its derivative is not: Keras's second
+    derivatives lack a term, and so must those of a plan. `scale` and `offset` are
     `(channels,)`, float32.
     """
     wide = _wide(x)

@@ -92,7 +92,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def _check_end(form: str, data: bytes) -> None:
-    """Decoders forgive some missing ends; the pixels before them are guessed."""
+    """Raises where the end is missing: some decoders then make pixels up, and say nothing."""
     end, tail = _FORMS[form].end, data[-_TAIL_BYTES:]
     if end is None:
         size = struct.unpack_from("<I", data, 2)[0]

@@ -16,7 +16,7 @@ from tfaccel.data.findings import FaultKind
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _NAMES = {_PCM: "PCM", _FLOAT: "float", 6: "A-law", 7: "mu-law", 2: "ADPCM", 17: "ADPCM", 85: "MP3"}
 _BITS = {_PCM: (8, 16, 24, 32), _FLOAT: (32, 64)}
-# No chunk that is not audio is as large; a header that says so is wrong.
+# A file with more chunks before its audio has a wrong header.
 _MOST_CHUNKS = 10_000
 # Audio at 768 kHz is the fastest that recorders make.
 _HIGHEST_RATE = 768_000
@@ -32,7 +32,7 @@ class Wav:
 
 
 class BrokenFileError(ValueError):
-    """A file is not what it says to be.
+    """A file is damaged, or is not of the kind that it claims to be.
 
     Attributes:
         kind: what is wrong.
@@ -47,7 +47,7 @@ def read_wav(file: BinaryIO, size: int) -> Wav:
     """Reads the header, and looks whether the data is all there.
 
     Args:
-        file: opened at its begin.
+        file: opened, at its first byte.
         size: of the file, bytes.
 
     Raises:

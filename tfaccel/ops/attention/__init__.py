@@ -33,7 +33,7 @@ def attend(
     zero_masked: bool = False,
     products: Products = TENSORFLOW,
 ) -> tf.Tensor:
-    """`softmax(query key') value`, which can be differentiated as often as one likes.
+    """`softmax(query key') value`, with gradients of every order.
 
     Args:
         query: `(batch, queries, heads, channels)`, scaled already.
@@ -42,11 +42,11 @@ def attend(
         mask: booleans of four dimensions that broadcast to `(batch, heads, queries, keys)`;
             False hides a key from a query.
         is_causal: whether later keys are hidden from a query.
-        dropped: what the probabilities are multiplied by, `(batch, heads, queries, keys)`:
-            dropout's zeros and inverse rates. As it is whole, they are made in one piece.
+        dropped: dropout's factors of the probabilities, 0 or the inverse of the share kept,
+            `(batch, heads, queries, keys)`. With them the probabilities are made in one piece.
         zero_masked: whether a query that sees no key gets zeros. By default it gets the mean
             of all values, as in `keras.ops.dot_product_attention`.
-        products: compute the products of matrices; by default TensorFlow's ops do.
+        products: computes the products of matrices; by default TensorFlow's ops do.
 
     Returns:
         `(batch, queries, heads, value channels)`, in the query's dtype.

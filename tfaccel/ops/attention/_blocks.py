@@ -68,18 +68,18 @@ class _Blocks:
         return cls(queries, tf.maximum(1, -(-queries // count)), count)
 
     def cut(self, x: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
-        """Gives block after block of `(batch, heads, queries, ...)`."""
+        """A function from a block's index to that block of `(batch, heads, queries, ...)`."""
         x = tf.pad(x, [(0, 0), (0, 0), (0, self.rows * self.count - self.queries), (0, 0)])
         sizes = [_size(x, 0), _size(x, 1), self.count, self.rows, _size(x, 3)]
         x = tf.transpose(tf.reshape(x, sizes), [2, 0, 1, 3, 4])
         return lambda i: x[i]
 
     def cut_visible(self, visible: Visible) -> Callable[[tf.Tensor], Visible]:
-        """Says which keys the queries of a block see."""
+        """A function from a block's index to the keys that its queries see."""
         mask = visible.mask
         if mask is None or mask.shape[2] == 1:
             return lambda i: dataclasses.replace(visible, first=i * self.rows)
-        # Its one row for all queries may be seen only when it runs.
+        # Whether the mask has one row for all queries may be known only when it runs.
         batch, heads, _, keys = tf.unstack(tf.shape(mask))
         masks = self.cut(tf.broadcast_to(mask, [batch, heads, self.queries, keys]))
         return lambda i: dataclasses.replace(visible, first=i * self.rows, mask=masks(i))
@@ -107,7 +107,7 @@ class _Blocks:
             lambda i, *_: i < self.count,
             body,
             (tf.constant(0), tf.TensorArray(like.dtype, self.count), *start),
-            # Several at a time would be in memory at a time.
+            # Blocks that run at once would be in memory at once.
             parallel_iterations=1,
             # XLA makes room for this many where a gradient of the loop is wanted.
             maximum_iterations=self.count,

@@ -33,10 +33,10 @@ class Visible:
 def probabilities(
     q: tf.Tensor, k: tf.Tensor, visible: Visible, products: Products
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What is taken of each value, and the same where a score decides of it; heads second.
+    """`softmax(q k')`, and its part that depends on scores: `(batch, heads, queries, keys)` each.
 
-    Both are in float32 or wider. They differ for a query that sees no key, whose scores have no
-    say.
+    Both are in float32 or wider. They differ for a query that sees no key: its probabilities
+    are constant, and no gradient reaches its scores.
     """
     scores = products.by_rows(q, k)
     scores = tf.cast(scores, wide(scores.dtype))
@@ -62,7 +62,7 @@ def along_channels(dy: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
 
 
 def wide(dtype: tf.DType) -> tf.DType:
-    """Sums and softmax are computed in float32 or wider, as in `keras.ops`."""
+    """The dtype of sums and softmax: float32 or wider, as in `keras.ops`."""
     return tf.float64 if dtype == tf.float64 else tf.float32
 
 

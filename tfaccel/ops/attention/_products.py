@@ -12,7 +12,7 @@ class Products:
     """Products by TensorFlow's ops, of tensors `(batch, heads, rows, columns)`.
 
     Attributes:
-        order: what turns the results of `of_keys` to `(batch, keys, heads, channels)`.
+        order: the permutation of `of_keys`'s results to `(batch, keys, heads, channels)`.
     """
 
     order: ClassVar[tuple[int, ...]] = (0, 3, 1, 2)
@@ -33,7 +33,7 @@ class Products:
         """`a' b`, where `a` is `(batch, heads, queries, keys)`; its dimensions as `order` has them.
 
         Here it is the transpose, `b' a`. Eigen takes half the time where the smaller factor is
-        the one to be turned: 7 ms for 13, 32 x 8 heads, 128 x 128 and 128 x 32, float32, on
+        the one to be transposed: 7 ms for 13, 32 x 8 heads, 128 x 128 and 128 x 32, float32, on
         two cores of a Zen 3.
         """
         return tf.matmul(b, a, transpose_a=True)

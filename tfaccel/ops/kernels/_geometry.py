@@ -1,6 +1,6 @@
-"""Where the taps of a convolution fall: padding, shifted views, and their way back.
+"""What each window offset of a convolution sees: padding, shifted views, and their way back.
 
-Tensors have their channels last. A tap is one position of the window.
+Tensors have their channels last.
 """
 
 import itertools
@@ -62,7 +62,7 @@ def outputs(spec: CallSpec, full: Sequence[Size]) -> list[Size]:
 
 
 def seen_by(spec: CallSpec, full: tf.Tensor, offset: Offset) -> tf.Tensor:
-    """What a tap sees of the padded input: one value for each output."""
+    """What a window offset sees of the padded input: one pixel for each output."""
     counts = outputs(spec, sizes(full)[1:-1])
     cuts = [
         slice(i * d, i * d + (n - 1) * s + 1, s)
@@ -93,7 +93,7 @@ def fitted(x: tf.Tensor, spatial: Sequence[Size]) -> tf.Tensor:
 
 
 def folded(spec: CallSpec, parts: Sequence[tf.Tensor], shape: tf.Tensor) -> tf.Tensor:
-    """The sum of what each tap gives back to the input, the reverse of `seen_by`.
+    """The sum of what each window offset gives back to the input, the reverse of `seen_by`.
 
     `parts` has a tensor of the output's size for each of `window_offsets`; `shape` is the input's.
     """

@@ -25,7 +25,7 @@ TOLERANCES: Mapping[str, float] = {
 
 
 def serves_all(spec: CallSpec) -> Unsupported | None:
-    """No refusal: the kernel of an op that serves every call."""
+    """Refuses nothing: the default of a kernel that serves every call."""
     return None
 
 
@@ -59,7 +59,7 @@ class Kernel:
     unasked: Callable[[CallSpec], Unsupported | None] = serves_all
 
     def left_out(self, spec: CallSpec, families: Collection[str] | None) -> Unsupported | None:
-        """Why it is not tried for a call that it can serve; None where it is.
+        """Why the kernel is not tried for a call that it can serve; None where it is tried.
 
         `families` are the names that are asked for; None where what uses it may be saved.
         """
@@ -78,7 +78,7 @@ class Kernel:
     def __call__(self, spec: CallSpec, *tensors: tf.Tensor) -> tf.Tensor:
         """Computes the product, as a function of its own or as part of one being traced.
 
-        It has no gradient itself: `tfaccel.ops.kernels.product` knows it.
+        It has no gradient itself: `tfaccel.ops.kernels.product` gives it one.
         """
         if tf.executing_eagerly():
             # A tape would have the function make a gradient, which not every op has.

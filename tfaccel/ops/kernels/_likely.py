@@ -22,15 +22,15 @@ from tfaccel.ops.kernels._registry import KERNELS, kernels
 from tfaccel.ops.kernels._spec import CallSpec
 
 _SHIPPED = "measured.json"
-# How many calls a guess is made of, how much less one counts at twice the size, and how alike
-# the nearest one must be for a guess.
+# How many calls a guess is made from, how much less one counts at twice the size, and how
+# alike the nearest one must be.
 _NEAREST, _HALF, _LEAST_ALIKE = 5, 0.5, 0.02
-# What it counts, in doublings, if only one of two calls has a window, a stride, a dilation, groups.
+# How far apart, in doublings, two calls are of which only one has strides (or a window, ...).
 _OTHER_KIND = 4.0
-# Kernels that are worth a look, the speedup that the least of them is expected to have, and what
-# is hoped of a call where none is expected to win: guesses are that far off, at times.
+# The most kernels that are tried, the least speedup expected of each, and the speedup that is
+# hoped for where none is expected to win, as guesses can be that far off.
 _MOST, _LEAST_SPEEDUP, _HOPED_SPEEDUP = 2, 0.8, 1.05
-# What a small machine does a second, where nothing is known of a call.
+# The pace of a small machine, for calls of which nothing is known.
 _FLOPS_PER_SECOND, _BYTES_PER_SECOND = 1e11, 1e10
 
 
@@ -39,9 +39,9 @@ class Measured:
     """One call that was measured.
 
     Attributes:
-        machine: where.
-        spec: the call; its device says nothing.
-        seconds: what TensorFlow's kernel took.
+        machine: that measured it.
+        spec: the call; its device has no meaning.
+        seconds: of TensorFlow's kernel.
         speedups: of the other kernels over it, by name.
     """
 
@@ -51,7 +51,7 @@ class Measured:
     speedups: Mapping[str, float]
 
     def to_list(self) -> list[Any]:
-        """It as JSON values, but for the machine."""
+        """The measurement as JSON values, without its machine."""
         call = [getattr(self.spec, name) for name in _FIELDS]
         return [call, self.seconds, dict(self.speedups)]
 
@@ -72,10 +72,10 @@ class Guess:
     """What is expected of a call.
 
     Attributes:
-        kernels: those worth a look, the best first; None where nothing like it was measured, so
-            that all are.
-        speedup: of the best of them; 1.0 where none is worth a look.
-        seconds: what TensorFlow's kernel takes.
+        kernels: those worth trying, the best first; None for all of them, where nothing like the
+            call was measured.
+        speedup: of the best of them; 1.0 where none is worth trying.
+        seconds: of TensorFlow's kernel.
     """
 
     kernels: tuple[str, ...] | None
@@ -120,7 +120,7 @@ def guess(
     rate = _mean((w, math.log(one.seconds / typical_seconds(one.spec))) for w, one in nearest)
     best = max(_HOPED_SPEEDUP, speedups[chosen[0]]) if chosen else 1.0
     seconds = typical_seconds(spec) * math.exp(rate)
-    # Of what a user registered nothing is known, nor of another device before it was tried.
+    # Nothing is known of kernels that a user registered, nor of a device that was never tried.
     known_names = {kernel.name for kernel in KERNELS if not kernel.in_python} | set(speedups)
     own = [name for name in serving if name not in known_names or name in (families or ())]
     own = [name for name in own if name not in chosen]
@@ -134,7 +134,7 @@ def typical_seconds(spec: CallSpec) -> float:
 
 @functools.cache
 def shipped() -> tuple[Measured, ...]:
-    """What comes with the package: `make priors` reads it out of benchmarks/results."""
+    """The measurements of the package, which `make priors` takes from benchmarks/results."""
     text = importlib.resources.files(__package__).joinpath(_SHIPPED).read_text(encoding="utf-8")
     return tuple(
         Measured.from_list(MachineClass.from_dict(part["machine"]), values)
@@ -187,7 +187,7 @@ def _sizes(spec: CallSpec) -> tuple[float, ...]:
     """What decides how long a product takes: rows, columns, depth, its window."""
     rows = math.prod(size or 1 for size in spec.y[:-1])
     return (
-        max(rows, 1) ** 0.5,  # many are alike sooner than few channels
+        max(rows, 1) ** 0.5,  # doubling the rows changes less than doubling the channels
         max(spec.x[-1] or 1, 1),
         max(spec.y[-1] or 1, 1),
         max(math.prod(spec.kernel_size) if spec.strides else 1, 1),
@@ -195,7 +195,7 @@ def _sizes(spec: CallSpec) -> tuple[float, ...]:
 
 
 def _marks(spec: CallSpec) -> tuple[bool, ...]:
-    """What makes a call one of another kind."""
+    """What sets kinds of calls apart: whether it has a window, strides, dilation, groups."""
     window = spec.kernel_size if spec.strides else ()
     return (
         math.prod(window) > 1,

@@ -44,8 +44,8 @@ def find(
     """Measures the kernels that can compute a call, and ranks them.
 
     Each is run on random data of these shapes, compared with TensorFlow's op, and timed in
-    turns with it. What was measured is kept on disk, by device and versions, and from then
-    on the op uses the winner for such shapes.
+    turns with it. Rankings are kept on disk, by device and versions, and from then on the op
+    uses the winner for such shapes.
 
     Args:
         op: such as `"conv2d"`; see `tfaccel.ops`.
@@ -99,7 +99,7 @@ def measure(
         clock: seconds.
         deadline: the clock's value after which no further kernel is begun.
         likely: the kernels to try; None for all.
-        families: kernels to try that are else left out; None where what uses them may be saved.
+        families: kernels to try that are otherwise left out; None where a plan may be saved.
     """
     race = _Race(spec, clock)
     candidates, left_outs = [race.own()], set()
@@ -136,7 +136,7 @@ def operands(spec: CallSpec, seed: int = 1) -> tuple[tf.Tensor, ...]:
 
 
 class _Race:
-    """One call, its operands, what TensorFlow makes of them, and how fast."""
+    """One call: its operands, TensorFlow's result, and how long TensorFlow takes."""
 
     def __init__(self, spec: CallSpec, clock: Clock):
         self._spec = spec
@@ -157,11 +157,11 @@ class _Race:
 
     @property
     def least_seconds(self) -> float:
-        """What it takes to hold any kernel against TensorFlow's own."""
+        """The least seconds that comparing and timing a kernel takes."""
         return racing.FEWEST * self._own_seconds
 
     def own(self) -> Candidate:
-        """TensorFlow's own."""
+        """TensorFlow's own kernel, as the candidate that the others are compared with."""
         return Candidate(REFERENCE, Outcome.BASELINE, self._own_seconds, Speedup())
 
     def run(self, kernel: Kernel, deadline: float) -> Candidate:
@@ -187,7 +187,7 @@ class _Race:
         return Candidate(kernel.name, verdict, seconds, gain, drift, reason, kernel.reduces)
 
     def _gain(self, step: Callable[[], None], deadline: float) -> tuple[float, Speedup] | None:
-        """Seconds and speedup; None where there is no time to see them."""
+        """Seconds and speedup; None where there is no time to measure them."""
         own, seconds = racing.first_look(
             self._own_seconds,
             lambda: self._timed(self._own),

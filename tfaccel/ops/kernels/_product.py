@@ -1,4 +1,4 @@
-"""Products that can be differentiated as often as one likes, each direction by its own kernel.
+"""Products with gradients of every order, each direction by a kernel of its own.
 
 A product is bilinear, and so are its two gradients: the gradients of each are the other
 two again. So three kernels are enough for derivatives of every order, and TensorFlow never
@@ -22,19 +22,22 @@ Choose = Callable[[CallSpec], Kernel]
 class Chooser:
     """Says which kernels compute the products of a model's layers."""
 
-    # Told a layer's name and products of it, forward, says whether a kernel of tfaccel's is to
-    # compute any direction of them; if not, the layer's own code does.
+    # Takes a layer's name and its forward products; gives whether a kernel of tfaccel's is to
+    # compute any direction of them. If not, the layer's own code does.
     wanted: Callable[[str, list[CallSpec]], bool]
     choose: Choose  # which kernel computes a call
 
 
 def product(spec: CallSpec, x: tf.Tensor, w: tf.Tensor, choose: Choose) -> tf.Tensor:
-    """`x * w`, a convolution or a matrix product, of which kernels compute gradients of any order.
+    """`x * w`, a convolution or a matrix product, with gradients of every order by kernels.
 
     Args:
         spec: what is computed; its direction does not matter.
         x, w: the input and the weights.
-        choose: which kernel computes what.
+        choose: gives the kernel of a call.
+
+    Returns:
+        A tensor of the shape `spec.y`, in the operands' dtype.
     """
     forward = spec.along("forward")
     return with_gradient(

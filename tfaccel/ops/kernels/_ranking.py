@@ -1,4 +1,4 @@
-"""What measuring the kernels of one call found."""
+"""The kernels of one call, ranked by measuring."""
 
 import dataclasses
 from collections.abc import Collection
@@ -31,7 +31,7 @@ class Candidate:
 
     Attributes:
         kernel: its name.
-        verdict: how it did.
+        verdict: how its trial ended.
         seconds: the median of its times; None where it was not timed.
         speedup: against TensorFlow's op, timed in between; None where not timed.
         drift: the norm of its difference from TensorFlow's result, over that of the
@@ -106,8 +106,7 @@ class Ranking:
             reduced: whether it may multiply in fewer bits than the operands have.
             in_xla: whether XLA may compile what it becomes part of.
             compiled: whether it may be one that XLA compiles for each size.
-            families: the kernels that were asked for; None where what it becomes part of may be
-                saved.
+            families: the kernels that were asked for; None where the plan may be saved.
         """
         faster = [c for c in self.candidates if c.verdict is Outcome.FASTER]
         allowed = [c for c in faster if reduced or not c.reduces]
@@ -125,7 +124,7 @@ class Ranking:
         return first if ahead else plain
 
     def kernel(self, **allowed: Any) -> Kernel:
-        """The kernel to use: the best, as `best` has it, or TensorFlow's."""
+        """The kernel to use: that of `best`, or TensorFlow's where it gives none."""
         best = self.best(**allowed)
         return self._kernel(best) if best else reference(self.spec.op, self.spec.direction)
 
@@ -135,13 +134,13 @@ class Ranking:
         return kernel if kernel.unsupported(spec) is None else reference(spec.op, spec.direction)
 
     def _kernel(self, candidate: Candidate) -> Kernel:
-        """A candidate's kernel; TensorFlow's where it was taken back since."""
+        """A candidate's kernel; TensorFlow's where it was unregistered since."""
         op, direction = self.spec.op, self.spec.direction
         return named(op, direction, candidate.kernel) or reference(op, direction)
 
     @property
     def reference_seconds(self) -> float:
-        """What TensorFlow's op takes."""
+        """Seconds that TensorFlow's op takes."""
         own = (c.seconds for c in self.candidates if c.kernel == REFERENCE)
         return next(own, None) or 0.0
 

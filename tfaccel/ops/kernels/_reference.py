@@ -109,7 +109,7 @@ def convolution(spec: CallSpec, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
 
 
 def _widened(spec: CallSpec, w: tf.Tensor) -> tf.Tensor:
-    """The filters with zeros between their taps, which is what dilation means."""
+    """The filters with dilation's zeros between the positions of their window."""
     split = [part for k in spec.kernel_size for part in (k, 1)]
     gaps = [pair for d in spec.dilation for pair in ((0, 0), (0, d - 1))]
     apart = tf.pad(tf.reshape(w, [*split, *w.shape[-2:]]), [*gaps, (0, 0), (0, 0)])
@@ -151,7 +151,7 @@ def _gradient(spec: CallSpec, a: tf.Tensor, b: tf.Tensor, shape: tf.Tensor) -> t
     made = (_by_op if plain else _by_tape)(spec, a, b, shape)
     if not depthwise or spec.direction == "input_gradient" or a.shape[0]:
         return made
-    # The op leaves its result as it finds it where the batch is empty.
+    # For an empty batch the op leaves its result uninitialised.
     return tf.where(tf.size(a) > 0, made, tf.zeros_like(made))
 
 

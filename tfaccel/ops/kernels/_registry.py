@@ -140,7 +140,7 @@ def register_kernel(
 
 
 def unregister_kernel(op: str, name: str, direction: str = "forward") -> None:
-    """Takes a kernel that was registered back.
+    """Removes a kernel that was registered.
 
     Raises:
         ValueError: no such kernel was registered.

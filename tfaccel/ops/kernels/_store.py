@@ -41,7 +41,7 @@ class Store:
         return _store(directory_at(directory).absolute())
 
     def ranking(self, spec: CallSpec) -> Ranking | None:
-        """What is known of a call; None where it was not measured, or other kernels were.
+        """What is known of a call; None where it, or a kernel that exists now, was not measured.
 
         Sizes of the call that are not known fit those of any call that was measured; of
         several the last.
@@ -53,11 +53,11 @@ class Store:
         return found if found is not None and _is_current(found) else None
 
     def rankings(self) -> list[Ranking]:
-        """All of them that hold today."""
+        """All rankings that hold for the kernels that exist now."""
         return [ranking for ranking in self._rankings.values() if _is_current(ranking)]
 
     def measured(self) -> list[Measured]:
-        """What they tell of other calls."""
+        """The rankings as measurements, from which other calls are guessed."""
         machine = MachineClass.of(current_device())
         return [
             Measured(machine, ranking.spec, ranking.reference_seconds, ranking.speedups)
@@ -105,7 +105,7 @@ def _is_current(ranking: Ranking) -> bool:
 
 
 def _sources() -> str:
-    """A digest of the kernels' own code: another code may take another time."""
+    """A digest of the kernels' code: times that other code took no longer hold."""
     folders = (importlib.resources.files(package) for package in (implementations, _opencl))
     paths = [path for folder in folders for path in sorted(folder.iterdir(), key=str)]
     texts = [path.read_bytes() for path in paths if path.is_file()]

@@ -1,4 +1,4 @@
-"""Arguments of the ops, validated once, and what they say in a kernel's terms."""
+"""Validates the ops' arguments, and describes them by a `CallSpec`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +38,7 @@ def convolution_spec(
     dilation_rate: Any = 1,
     groups: Any = 1,
 ) -> CallSpec:
-    """A convolution's call, its channels last; TypeError or ValueError names what is off."""
+    """A convolution's call, its channels last; TypeError or ValueError names the argument."""
     rank = RANKS[op]
     x, w = _shape("x", x, rank + 2), _shape("filters", filters, rank + 2)
     if None in w:
@@ -63,13 +63,13 @@ def convolution_spec(
 
 
 def matmul_spec(a: Sequence[int | None], b: Sequence[int | None], dtype: str) -> CallSpec:
-    """A matrix product's call; TypeError or ValueError names what is off."""
+    """A matrix product's call; TypeError or ValueError names the argument."""
     x, w = _shape("a", a), _shape("b", b)
     if len(x) < 2 or len(w) < 2:
         raise ValueError(f"`a` and `b` must be matrices or batches of them. Received: {x} and {w}")
     if None not in (x[-1], w[-2]) and x[-1] != w[-2]:
         raise ValueError(
-            "the columns of `a` must be as many as the rows of `b`. "
+            "`a` must have as many columns as `b` has rows. "
             f"Received (after transposing): {x} and {w}"
         )
     for n, m in zip(reversed(x[:-2]), reversed(w[:-2]), strict=False):

@@ -1,4 +1,4 @@
-"""The input gradient of a convolution as a forward convolution with turned filters."""
+"""The input gradient of a convolution as a forward convolution with flipped filters."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ def _refusal(spec: CallSpec) -> Unsupported | None:
 
 
 def _input_gradient(spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
-    """`dx[p, c] = sum over o, f of pad(dy)[p + o, f] w[k - 1 - o, c, f]`: turned windows `o`."""
+    """`dx[p, c] = sum over o, f of pad(dy)[p + o, f] w[k - 1 - o, c, f]` over offsets `o`."""
     spatial = spatial_sizes(spec, shape)
     rank = len(spatial)
     around = [
@@ -38,7 +38,7 @@ KERNELS = kernels_of(
     {"input_gradient": _input_gradient},
     name="flipped",
     unsupported=_refusal,
-    summary="the forward convolution of the output's gradient with turned filters",
+    summary="the forward convolution of the output's gradient with flipped filters",
     source="Dumoulin and Visin, A guide to convolution arithmetic, "
     "https://arxiv.org/abs/1603.07285, section 4",
 )

@@ -43,7 +43,7 @@ def _forward(spec: CallSpec, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
 def _input_gradient(spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
     """Each pixel of the input gathers from the outputs whose windows see it.
 
-    With a stride of s, pixels whose place is the same modulo s see the same taps, so
+    With a stride of s, pixels whose place is the same modulo s see the same window offsets, so
     there is one sum for each remainder, and the sums are woven together.
     """
     spatial = spatial_sizes(spec, shape)

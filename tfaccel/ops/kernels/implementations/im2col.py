@@ -28,7 +28,7 @@ def _forward(spec: CallSpec, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
 
 
 def _input_gradient(spec: CallSpec, dy: tf.Tensor, w: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
-    """`dC = dY W'`, and each pixel sums what the windows that see it have for it."""
+    """`dC = dY W'`; a pixel's gradient is the sum over the windows that see it."""
     columns = tf.matmul(rows(dy), rows(w), transpose_b=True)
     count, channels = len(list(window_offsets(spec))), w.shape[-2]
     columns = tf.reshape(columns, [*sizes(dy)[:-1], count * channels])

@@ -25,7 +25,7 @@ def _refusal(spec: CallSpec) -> Unsupported | None:
     if spec.dtype not in _DTYPES:
         return Refusal.DTYPE(f"it is for float32 and float16, not {spec.dtype}")
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-        return Refusal.REPLICAS("replicas would take turns on one OpenCL device", "use one replica")
+        return Refusal.REPLICAS("several replicas would share one OpenCL device", "use one replica")
     return missing()
 
 
@@ -35,12 +35,12 @@ def _unasked(spec: CallSpec) -> Unsupported | None:
     if not has_gpu():
         return Refusal.DEVICE("no OpenCL device is a GPU", 'Kernels(families=("opencl",)) tries it')
     if spec.flops < _LEAST_FLOPS:
-        return Refusal.NO_USE("it is too small to be worth the way to the device")
+        return Refusal.NO_USE("it is too small to pay for the copies to the device and back")
     return None
 
 
 class _Device:
-    """Says once what went wrong, and whether the device may be asked again."""
+    """Warns once of what went wrong, and knows whether the device may be asked again."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -54,7 +54,7 @@ class _Device:
             first, self.has_warned = not self.has_warned, True
         if first:
             said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            notices.warn(f"tfaccel computes by TensorFlow what the OpenCL device failed at: {said}")
+            notices.warn(f"tfaccel has TensorFlow compute what the OpenCL device failed at: {said}")
 
 
 DEVICE = _Device()
@@ -79,7 +79,7 @@ def _on_device(
 
 @_reference.as_images
 def _convolution(spec: CallSpec, a: tf.Tensor, b: tf.Tensor, *shape: tf.Tensor) -> tf.Tensor:
-    # The device reads rows of weights, so those of the input's gradient are turned before.
+    # The device reads rows of weights, so those of the input's gradient are transposed before.
     is_turned = spec.direction == "input_gradient" and spec.op == "conv2d"
     turn = tf.linalg.matrix_transpose if is_turned else tf.identity
 

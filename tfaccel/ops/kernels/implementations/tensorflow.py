@@ -28,7 +28,7 @@ def _not_in_bfloat16(spec: CallSpec) -> Unsupported | None:
     if spec.device.fast_dtype != "bfloat16":
         return Refusal.DEVICE(f"{spec.device.name} has no fast bfloat16 products")
     if spec.direction == "weight_gradient" and _strides_over_all(spec):
-        # TensorFlow 2.21 leaves what memory held in taps that meet no input, in bfloat16 alone.
+        # TensorFlow 2.21 leaves window offsets that meet no input uninitialised, in bfloat16 alone.
         return Refusal.WRONG("oneDNN's bfloat16 gradient is wrong where a stride exceeds the image")
     return None
 
