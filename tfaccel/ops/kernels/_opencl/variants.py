@@ -24,9 +24,20 @@ class Variant:
 
     tiled: bool = False
     high: int = 8  # one that products.cl has written out
+    group: int = 16  # items of a work-group that is tiled, in each of two dimensions
+
+    def __str__(self) -> str:
+        """Such as `8 rows in registers`."""
+        if self.tiled:
+            return f"local memory, work-groups of {self.group}x{self.group}"
+        return f"{self.high} rows in registers"
 
 
-VARIANTS = (Variant(tiled=True), *(Variant(high=n) for n in (4, 6, 8, 12)))
+# Some devices take no more than 64 items a group.
+VARIANTS = (
+    *(Variant(tiled=True, group=n) for n in (16, 8)),
+    *(Variant(high=n) for n in (4, 6, 8, 12)),
+)
 
 
 def chosen(
