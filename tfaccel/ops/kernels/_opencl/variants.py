@@ -53,10 +53,10 @@ def chosen(
     Raises:
         Exception: no variant runs there.
     """
+    before = known(device)
+    if before is not None:
+        return before
     path = _path(device)
-    known = _read(path)
-    if known is not None:
-        return known
     times: dict[Variant, float] = {}
     error: Exception = RuntimeError("no variant was tried")
     for by in VARIANTS:
@@ -73,6 +73,11 @@ def chosen(
     except OSError as problem:
         notices.warn(f"tfaccel could not keep what is fastest on {device.name}: {problem}")
     return best
+
+
+def known(device: OpenCLDevice) -> Variant | None:
+    """What was the fastest on a device; None where it was not measured yet."""
+    return _read(_path(device))
 
 
 def _timed(run: Callable[[Variant], object], by: Variant, clock: Clock) -> float:
