@@ -97,4 +97,4 @@ def test_results_are_written_in_place():
         at._cl = cl
     np.testing.assert_array_equal(found, 5.0)
     place = made[-1]  # the first calls found out which variant is the fastest
-    assert place % 4096 == 0 and place == found.numpy().ctypes.data
+    assert place % 4096 == 0 and place == np.asarray(memoryview(found)).ctypes.data
