@@ -79,7 +79,7 @@ test-kernels: $(VENV)/.test
 # PoCL's package brings an OpenCL platform for the CPU, which pyopencl finds by itself.
 test-opencl: $(VENV)/.test
 	@$(VENV)/bin/python $(PIP_INSTALL) --editable ".[cpu,test,opencl]" pocl-binary-distribution
-	@$(VENV)/bin/python -m pytest -m "" tests/test_opencl.py $(ARGS)
+	@$(VENV)/bin/python -m pytest -m "" tests/opencl tests/test_opencl.py $(ARGS)
 	@$(VENV)/bin/python -m pytest tests/test_kernels.py -k opencl $(ARGS)
 
 check: $(VENV)/.check

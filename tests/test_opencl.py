@@ -258,12 +258,8 @@ def test_what_can_not_be_served_says_why(monkeypatch):
     monkeypatch.setattr(type(two), "num_replicas_in_sync", 2)
     with two.scope(), pytest.raises(ValueError, match="use one replica"):
         ops.matmul(numbers(2, 2), numbers(2, 2), kernel="opencl")
-
-
-@ON_DEVICE
-def test_xla_names_what_it_can_not_compile(device):
     run = tf.function(lambda x: ops.matmul(x, x, kernel="opencl"), jit_compile=True)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="PyFunc"):
+    with pytest.raises(ValueError, match="XLA can't compile.*jit_compile"):
         run(numbers(2, 2))
 
 
@@ -281,7 +277,7 @@ def test_it_is_tried_where_asked_for_or_on_a_gpu(device, monkeypatch):
     monkeypatch.setattr(kernel, "has_gpu", lambda: True)
     assert opencl_of(measure(SPEC, time.perf_counter, likely=("opencl",))).seconds
     small = matmul_spec((8, 8), (8, 8), "float32")
-    assert opencl_of(measure(small, time.perf_counter)).verdict is Outcome.REFUSED
+    assert opencl_of(measure(small, time.perf_counter)).verdict is Outcome.UNDECIDED
 
 
 @ON_DEVICE

@@ -120,11 +120,48 @@ def compiles_with_xla(function: Any) -> bool:
     return bool(getattr(function, "_jit_compile", False))
 
 
-def traced_for_xla() -> bool:
-    """Whether what is traced here will be compiled by XLA; also True where nobody can tell."""
-    utilities = importlib.import_module("tensorflow.python.ops.control_flow_util")
-    told = getattr(utilities, "GraphOrParentsInXlaContext", None)
-    return told is None or bool(told(tf.compat.v1.get_default_graph()))
+def traced_for_xla() -> bool | None:
+    """Whether what is traced at the moment becomes part of what `jit_compile=True` compiles.
+
+    No public function tells. None where this TensorFlow keeps it elsewhere.
+    """
+    try:
+        util = _part_of_tensorflow("python.ops.control_flow_util")
+        return bool(util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
+    except (ImportError, AttributeError):
+        return None
+
+
+def refuse_saving(cause: str) -> None:
+    """Has the function that is traced at the moment raise ValueError where it is saved.
+
+    TensorFlow writes calls of Python into a SavedModel, which fails where it is loaded. The
+    function gets an input beside its arguments, whose value is asked for at each call and, which
+    is what matters, where the function is written. TensorFlow's loops can't have one in their
+    gradients: it is for what runs forward.
+    """
+    graph = _around(tf.compat.v1.get_default_graph())
+    capture = getattr(graph, "capture_call_time_value", None)
+    if capture is None:  # no function is traced, or this TensorFlow has another way
+        return
+    context = _part_of_tensorflow("python.saved_model.save_context")
+
+    def value() -> tf.Tensor:
+        if context.in_save_context():
+            raise ValueError(cause)
+        return _anything()
+
+    capture(value, tf.TensorSpec((), tf.bool), key=cause)
+
+
+@functools.cache
+def _anything() -> tf.Tensor:
+    return tf.constant(True)
+
+
+@functools.cache  # which also keeps AutoGraph out, where a function of the user's is traced
+def _part_of_tensorflow(name: str) -> ModuleType:
+    return importlib.import_module(f"tensorflow.{name}")
 
 
 @contextlib.contextmanager
@@ -183,7 +220,10 @@ def _held_by(function: Any) -> Iterator[Any]:
 
 
 def _around(graph: Any) -> Any:
-    """The function's graph that a branch or a loop's body is in; any other graph itself."""
-    while type(graph).__name__ in _PARTS:
+    """The function's graph that a branch or a loop's body is in; any other graph itself.
+
+    Those of gradients have types of their own, derived from the others.
+    """
+    while any(kind.__name__ in _PARTS for kind in type(graph).__mro__):
         graph = getattr(graph, "outer_graph", None)
     return graph

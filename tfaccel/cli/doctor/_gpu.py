@@ -1,5 +1,6 @@
 """doctor's look at GPUs: those on the machine, those that TensorFlow sees, and why not."""
 
+import contextlib
 import re
 from collections.abc import Iterator
 
@@ -7,6 +8,9 @@ from tfaccel.cli.doctor._finding import Finding, Level
 from tfaccel.cli.doctor._machine import gib
 from tfaccel.cli.doctor._software import tensorflow_package, unmet
 from tfaccel.cli.doctor._surroundings import Surroundings
+from tfaccel.measure.outcome import Outcome
+from tfaccel.measure.units import ratio
+from tfaccel.ops.kernels import OpenCLDevice
 from tfaccel.system.device import Device
 from tfaccel.system.machine import Gpu, NvidiaDriver, nvidia_driver, with_memory
 
@@ -146,7 +150,7 @@ def check_memory_growth(here: Surroundings) -> Iterator[Finding]:
 
 
 def check_opencl(here: Surroundings) -> Iterator[Finding]:
-    """The OpenCL devices, where the extra is installed."""
+    """The OpenCL platforms and their devices, where the extra is installed."""
     if here.packages.version("pyopencl") is None:
         return
     try:
@@ -159,3 +163,29 @@ def check_opencl(here: Surroundings) -> Iterator[Finding]:
         shared = ", shared with the CPU" if device.shares_memory else ""
         memory = f"{gib(device.memory_bytes)}{shared}"
         yield Finding("OpenCL", f"{said}, {memory}; {device.platform}, {device.driver}")
+
+
+def check_opencl_times(here: Surroundings) -> Iterator[Finding]:
+    """What was measured on the OpenCL device that is used. TensorFlow starts its own devices."""
+    if here.packages.version("pyopencl") is None:
+        return
+    with contextlib.suppress(RuntimeError):  # there is none, as `check_opencl` says
+        device = here.opencl_devices()[0]
+        yield Finding("OpenCL", f"{device.name}: {_measured_on(device, here)}")
+
+
+def _measured_on(device: OpenCLDevice, here: Surroundings) -> str:
+    variant = here.opencl_variant(device)
+    way = f", computed by {variant}" if variant else ""
+    timed = [
+        (candidate.speedup.median, candidate.verdict is Outcome.FASTER, str(ranking.spec))
+        for ranking in here.rankings(here.cache_directory)
+        for candidate in ranking.candidates
+        if candidate.kernel == "opencl" and candidate.speedup is not None
+    ]
+    if not timed:
+        return f"no product was measured against TensorFlow's kernels yet{way}"
+    (worst, _, _), (best, _, call) = min(timed), max(timed)
+    won = sum(faster for _, faster, _ in timed)
+    range_ = f"{ratio(worst)} to {ratio(best)}, best {call}"
+    return f"of {len(timed)} products measured{way}, {won} faster than TensorFlow's ({range_})"

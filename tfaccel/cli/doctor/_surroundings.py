@@ -19,7 +19,14 @@ import tensorflow as tf
 from tfaccel.compat.lacking import lacking
 from tfaccel.compat.tensorflow_private import onednn_is_on
 from tfaccel.measure.timing import Clock
-from tfaccel.ops.kernels import OpenCLDevice, opencl_devices
+from tfaccel.ops.kernels import (
+    OpenCLDevice,
+    OpenCLVariant,
+    Ranking,
+    Store,
+    opencl_devices,
+    opencl_variant,
+)
 from tfaccel.system.cache_dir import default_directory
 from tfaccel.system.machine import Gpu, Run, run_program, tensorflow_gpus
 
@@ -127,6 +134,10 @@ def _load() -> float | None:
         return None
 
 
+def _rankings(folder: pathlib.Path) -> Sequence[Ranking]:
+    return Store.at(folder).rankings()
+
+
 @dataclasses.dataclass(frozen=True)
 class Surroundings:
     """The machine and the installation."""
@@ -140,6 +151,10 @@ class Surroundings:
     tensorflow: TensorFlow = TensorFlow()  # noqa: RUF009 (it holds nothing)
     # The OpenCL devices; RuntimeError where there are none.
     opencl_devices: Callable[[], tuple[OpenCLDevice, ...]] = opencl_devices
+    # How an OpenCL device computes products; None where that was not measured yet.
+    opencl_variant: Callable[[OpenCLDevice], OpenCLVariant | None] = opencl_variant
+    # What was measured of kernels, as kept in a folder.
+    rankings: Callable[[pathlib.Path], Sequence[Ranking]] = _rankings
     run: Run = run_program  # runs a program and gives its output, or None
     cores: int = dataclasses.field(default_factory=usable_cores)  # how many the process may use
     # How many there are.

@@ -12,6 +12,7 @@ from tfaccel.cli.doctor._gpu import (
     check_gpus,
     check_memory_growth,
     check_opencl,
+    check_opencl_times,
 )
 from tfaccel.cli.doctor._machine import (
     check_cpu,
@@ -35,8 +36,8 @@ from tfaccel.system.machine import machine_facts
 
 Check = Callable[[Surroundings], Iterator[Finding]]
 
-# The products come last: they start the GPUs, after which nothing can be learnt of how
-# TensorFlow would have started them.
+# The products come last, and what was measured on such a machine: they start the GPUs, after which
+# nothing can be learnt of how TensorFlow would have started them.
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("CPU", check_cpu),
     ("memory", check_memory),
@@ -55,6 +56,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("extras", check_extras),
     ("plan cache", check_cache),
     ("products", check_products),
+    ("OpenCL", check_opencl_times),
 )
 
 

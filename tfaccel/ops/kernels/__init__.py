@@ -9,6 +9,8 @@ from tfaccel.ops.kernels._kernel import TOLERANCES, Kernel
 from tfaccel.ops.kernels._likely import Guess, Measured, guess, measured_text, shipped
 from tfaccel.ops.kernels._measure import find, measure
 from tfaccel.ops.kernels._opencl.devices import OpenCLDevice, opencl_devices
+from tfaccel.ops.kernels._opencl.variants import Variant as OpenCLVariant
+from tfaccel.ops.kernels._opencl.variants import known as opencl_variant
 from tfaccel.ops.kernels._product import Choose, Chooser, input_gradient, product, weight_gradient
 from tfaccel.ops.kernels._ranking import Candidate, Ranking
 from tfaccel.ops.kernels._registry import (
@@ -41,6 +43,7 @@ __all__ = [
     "Kernel",
     "Measured",
     "OpenCLDevice",
+    "OpenCLVariant",
     "Ranking",
     "Store",
     "convolution_spec",
@@ -53,6 +56,7 @@ __all__ = [
     "measure",
     "measured_text",
     "opencl_devices",
+    "opencl_variant",
     "product",
     "reference",
     "register_kernel",

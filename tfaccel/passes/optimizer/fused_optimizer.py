@@ -184,9 +184,9 @@ class _Fused:
         # A strategy would want scratch for each of its replicas.
         has_room = not tf.distribute.has_strategy() or not needs_scratch(self._optimizer)
         # Another pass, or a loop of the user's, may have the step compiled.
-        lacks_op = xla_lacks(self._optimizer) and traced_for_xla()
+        lacks_op = xla_lacks(self._optimizer) and traced_for_xla() is not False
         return isinstance(gradient, tf.Tensor) and has_room and not lacks_op
 
     def _serves_sparse(self, gradient: Any) -> bool:
-        alone = not tf.distribute.has_strategy() and not traced_for_xla()
+        alone = not tf.distribute.has_strategy() and traced_for_xla() is False
         return isinstance(gradient, tf.IndexedSlices) and alone

@@ -23,11 +23,28 @@ _REPLACEMENT = re.compile(r"^_(Mkl|Native|Fused|XlaHost)*(?=[A-Z])|Ex$")
 _ONEDNN = re.compile(r"_Mkl(Native)?(PadWith)?(?P<fused>Fused)?(?P<type>[A-Z]\w*)")
 _WITH_BIAS = re.compile(r"(?<=^Conv2D)WithBias$|(?<=BackpropFilter)WithBias$")
 
+# Calls of Python, of which only the name can tell what they compute. tfaccel's are named so:
+# `opencl_conv2d`.
+_CALLS_OF_PYTHON = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
+_OWN_CALL = re.compile(r"(?:.*/)?(?P<name>opencl_\w+?)(?:_\d+)?")
+
 # A kind, and the beginnings of the op types that are of it.
 _PREFIXES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (CONVOLUTION, ("Conv2D", "Conv3D", "DepthwiseConv2d", "QuantizedConv", "QuantizedDepthwise")),
-    # Recurrent cells by cuDNN are matrix products for the most part.
-    (MATMUL, ("MatMul", "BatchMatMul", "Einsum", "CudnnRNN", "SparseMatMul", "SparseTensorDense")),
+    (
+        CONVOLUTION,
+        (
+            *("Conv2D", "Conv3D", "DepthwiseConv2d", "QuantizedConv", "QuantizedDepthwise"),
+            *("opencl_conv", "opencl_depthwise"),
+        ),
+    ),
+    (
+        MATMUL,
+        (
+            # Recurrent cells by cuDNN are matrix products for the most part.
+            *("MatMul", "BatchMatMul", "Einsum", "CudnnRNN", "SparseMatMul", "SparseTensorDense"),
+            "opencl_matmul",
+        ),
+    ),
     (NORMALISATION, ("FusedBatchNorm", "BatchNorm", "LayerNorm", "FusedLayerNorm", "LRN")),
     (OPTIMIZER, ("ResourceApply", "ResourceSparseApply", "ResourceScatter", "Assign")),
     (INPUT, ("Decode", "Parse", "ReadFile", "OptionalGetValue", "OptionalHasValue")),
@@ -104,17 +121,23 @@ def op_kind(op_type: str, op_name: str = "") -> str:
     scopes = [_plain(scope) for scope in op_name.split("/")[:-1]]
     if not _optimizer_scopes().isdisjoint(scopes):
         return OPTIMIZER
-    kind = _type_kind(op_type)
+    kind = _type_kind(plain_type(op_type, op_name))
     normalises = any(scope.endswith(_NORMALISATION_SCOPES) for scope in scopes)
     return NORMALISATION if normalises and kind not in (CONVOLUTION, MATMUL) else kind
 
 
-def plain_type(op_type: str) -> str:
+def plain_type(op_type: str, op_name: str = "") -> str:
     """The type that an op has where TensorFlow runs without oneDNN; so one op has one name.
+
+    Of tfaccel's own calls of Python it is their name.
 
     >>> plain_type("_MklMatMul"), plain_type("_MklNativeFusedConv2D"), plain_type("Relu")
     ('MatMul', '_FusedConv2D', 'Relu')
+    >>> plain_type("PyFuncStateless", "model/dense/opencl_matmul_3")
+    'opencl_matmul'
     """
+    if op_type in _CALLS_OF_PYTHON and (own := _OWN_CALL.fullmatch(op_name)):
+        return own["name"]
     found = _ONEDNN.fullmatch(op_type)
     if found is None:
         return op_type
@@ -127,7 +150,8 @@ def plain_type(op_type: str) -> str:
 
 
 def _type_kind(op_type: str) -> str:
-    plain = _REPLACEMENT.sub("", plain_type(op_type))
+    """The kind of a plain type."""
+    plain = _REPLACEMENT.sub("", op_type)
     if "Iterator" in plain or "Dataset" in plain:
         return INPUT
     if plain in _ELEMENTWISE:

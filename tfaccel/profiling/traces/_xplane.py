@@ -240,7 +240,7 @@ def _operation(event: str) -> tuple[str, str] | None:
     """The type and the kind of an op, from its event's name."""
     op = _OP_EVENT.fullmatch(event)
     if op is not None:
-        return plain_type(op["type"]), op_kind(op["type"], op["name"])
+        return plain_type(op["type"], op["name"]), op_kind(op["type"], op["name"])
     eager = _EAGER_EVENT.fullmatch(event)
     return None if eager is None else (eager["type"], op_kind(eager["type"]))
 

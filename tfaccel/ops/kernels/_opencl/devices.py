@@ -67,7 +67,12 @@ def missing() -> Unsupported | None:
         return Refusal.MISSING(
             f"pyopencl can't be used ({type(error).__name__}: {error})", _INSTALL
         )
-    return None if found else Refusal.DEVICE("OpenCL has no platform with a device here", _DRIVERS)
+    if found:
+        return None
+    return Refusal.DEVICE(
+        "OpenCL has no platform with a device here, and the extra tfaccel[opencl] brings none",
+        _DRIVERS,
+    )
 
 
 def used_device() -> str | None:

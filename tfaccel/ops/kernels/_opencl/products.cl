@@ -173,38 +173,41 @@ kernel void direct_weights(Input a, Input b, Output out, const Call c) {
     EACH_ROW(PUT_CHANNEL)
 }
 
-// In local memory, for GPUs: 16 x 16 items have 4 x 4 results each, and read 16 terms at a time.
+// In local memory, for GPUs: GROUP x GROUP items have 4 x 4 results each, and read 16 terms at a
+// time.
 // Source: https://cnugteren.github.io/tutorial/pages/page1.html
 
-#define SIDE 64
+#define SIDE (4 * GROUP)
 #define DEEP 16
+#define ITEMS (GROUP * GROUP)
+#define READS (SIDE * DEEP / ITEMS)
 
 void tiled_sum(
     Input a, Input b, Output out, const Call* c, bool weights,
     local float (*left)[SIDE], local float (*right)[SIDE]
 ) {
-    const int x = get_local_id(0), y = get_local_id(1), item = y * 16 + x;
+    const int x = get_local_id(0), y = get_local_id(1), item = y * GROUP + x;
     const int column = get_group_id(0) * SIDE, row = get_group_id(1) * SIDE;
     const int group = get_group_id(2) / c->parts, part = get_group_id(2) % c->parts;
     const int taps = c->taps_high * c->taps_wide;
     const int rows = weights ? taps * c->inner : c->rows;
     const int begin = weights ? part * c->part_rows : 0;
     const int end = weights ? min(begin + c->part_rows, c->rows) : taps * c->inner;
-    // Neighbouring items read neighbouring channels: an item reads one column of four rows of the
-    // product, of weights four pixels of one row.
+    // Neighbouring items read neighbouring channels: an item reads one column of a few rows of the
+    // product, of weights a few pixels of one row.
     const int own = weights ? row + item % SIDE : 0, tap_of_own = own / c->inner;
     const int channel_of_own = own % c->inner;
-    Pixel at[4];
-    for (int i = 0; i < 4; i++)
-        at[i] = pixel_of(c, weights ? 0 : min(row + (item + 256 * i) / DEEP, rows - 1));
+    Pixel at[READS];
+    for (int i = 0; i < READS; i++)
+        at[i] = pixel_of(c, weights ? 0 : min(row + (item + ITEMS * i) / DEEP, rows - 1));
     float4 sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     for (int from = begin; from < end; from += DEEP) {
         const int term = from + item % DEEP, tap_of_term = taps > 1 ? term / c->inner : 0;
         const int tap = weights ? tap_of_own : tap_of_term;
         const int channel = weights ? channel_of_own : term - tap_of_term * c->inner;
         const int i = tap / c->taps_wide, j = tap % c->taps_wide;
-        for (int n = 0; n < 4; n++) {
-            const int place = item + 256 * n;
+        for (int n = 0; n < READS; n++) {
+            const int place = item + ITEMS * n;
             const int r = weights ? place % SIDE : place / DEEP;
             const int k = weights ? place / SIDE : place % DEEP;
             float value = 0.0f;
@@ -244,14 +247,14 @@ void tiled_sum(
     }
 }
 
-kernel __attribute__((reqd_work_group_size(16, 16, 1)))
+kernel __attribute__((reqd_work_group_size(GROUP, GROUP, 1)))
 void tiled(Input a, Input b, Output out, const Call c) {
     local float left[DEEP][SIDE] __attribute__((aligned(16)));
     local float right[DEEP][SIDE] __attribute__((aligned(16)));
     tiled_sum(a, b, out, &c, false, left, right);
 }
 
-kernel __attribute__((reqd_work_group_size(16, 16, 1)))
+kernel __attribute__((reqd_work_group_size(GROUP, GROUP, 1)))
 void tiled_weights(Input a, Input b, Output out, const Call c) {
     local float left[DEEP][SIDE] __attribute__((aligned(16)));
     local float right[DEEP][SIDE] __attribute__((aligned(16)));

@@ -18,7 +18,7 @@ _FIELDS = (
     *("divisor_high", "divisor_wide", "rows", "inner", "columns", "pixel_a", "group_a"),
     *("tap_b", "group_b", "row_b", "group_out", "row_out", "part_rows", "parts", "multiplier"),
 )
-_VECTOR, _SIDE = 16, 64  # numbers of a vector; rows and columns of a tile
+_VECTOR, _EACH = 16, 4  # numbers of a vector; rows and columns of an item of a tile
 # Sums over more rows than these are made in parts, for other items to work on, as long as there
 # are few of them.
 _ROWS_OF_A_PART, _ENOUGH_ITEMS = 512, 4096
@@ -116,7 +116,13 @@ def _packed(call: dict[str, int]) -> np.ndarray:
 
 def _options(a: np.ndarray, by: Variant, columns: int) -> str:
     half = " -DHALF" if a.dtype == np.float16 else ""
-    return f"-DHIGH={by.high} -DWIDE={_vectors(columns)}{half}"
+    return f"-DHIGH={by.high} -DWIDE={_vectors(columns)} -DGROUP={by.group}{half}"
+
+
+def _tiles(by: Variant, columns: int, rows: int) -> tuple[list[int], tuple[int, ...]]:
+    """The items that make a result of `rows` and `columns`, and how many of them a group."""
+    side = _EACH * by.group
+    return [by.group * -(-n // side) for n in (columns, rows)], (by.group, by.group, 1)
 
 
 def _vectors(columns: int) -> int:
@@ -155,8 +161,8 @@ def _rows(
     rows, columns = call["rows"], call["columns"]
     operands: tuple[np.ndarray, ...] = (a, b)
     if by.tiled:
-        items = [16 * -(-columns // _SIDE), 16 * -(-rows // _SIDE), groups]
-        name, group = "tiled", (16, 16, 1)
+        items, group = _tiles(by, columns, rows)
+        name, items = "tiled", [*items, groups]
     else:
         wide = _vectors(columns) * _VECTOR
         items = [-(-rows // by.high), -(-columns // wide), groups]
@@ -178,8 +184,7 @@ def _weights(
     by, taps = variant(at), call["taps_high"] * call["taps_wide"]
     inner, columns = call["inner"], call["columns"]
     if by.tiled:
-        items = [16 * -(-columns // _SIDE), 16 * -(-taps * inner // _SIDE)]
-        name, group = "tiled_weights", (16, 16, 1)
+        name, (items, group) = "tiled_weights", _tiles(by, columns, taps * inner)
     else:
         items = [taps * -(-inner // by.high), -(-columns // (_vectors(columns) * _VECTOR))]
         name, group = "direct_weights", (1, 1, 1)

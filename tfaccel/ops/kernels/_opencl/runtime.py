@@ -1,7 +1,9 @@
 """Runs OpenCL programs on NumPy arrays."""
 
+import contextlib
 import functools
 import importlib.resources
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -13,8 +15,17 @@ from tfaccel.ops.kernels._opencl.devices import OpenCLDevice, opencl_devices
 from tfaccel.system.cache_dir import default_directory
 
 _SOURCE = "products.cl"
-# TensorFlow takes over arrays that begin so without a copy (EIGEN_MAX_ALIGN_BYTES).
-_ALIGNED_BYTES = 64
+# Results begin at a page and are whole lines of a cache, as Intel's GPUs ask for where they are to
+# write in place. TensorFlow takes them over without a copy (EIGEN_MAX_ALIGN_BYTES is less).
+_PAGE_BYTES, _LINE_BYTES = 4096, 64
+# OpenCL's numbers of what too large a call meets: MEM_OBJECT_ALLOCATION_FAILURE, OUT_OF_RESOURCES,
+# OUT_OF_HOST_MEMORY and INVALID_BUFFER_SIZE. pyopencl has a class of its own for the first alone.
+_FULL = (-4, -5, -6, -61)
+
+
+def is_full(error: Exception) -> bool:
+    """Whether the device had no room for a call, so that a smaller or a later one may be served."""
+    return isinstance(error, MemoryError) or getattr(error, "code", None) in _FULL
 
 
 class Runtime:
@@ -28,8 +39,6 @@ class Runtime:
         import pyopencl as cl
 
         self.device = device
-        self.errors: tuple[type[Exception], ...] = (cl.Error, MemoryError)
-        self.memory_errors: tuple[type[Exception], ...] = (cl.MemoryError, MemoryError)
         self._cl = cl
         self._context = cl.Context([device.handle])
         self._queue = cl.CommandQueue(self._context)
@@ -62,13 +71,23 @@ class Runtime:
         """
         with self._lock:
             kernel = self._kernel(name, options)
-            made = _aligned(shape, operands[0].dtype)
-            buffers = [self._input(array) for array in operands]
-            out = self._output(made)
-            kernel.set_args(*buffers, out, call)
-            self._cl.enqueue_nd_range_kernel(self._queue, kernel, tuple(items), group)
-            self._finish(out, made)
+            made, pages = _in_pages(shape, operands[0].dtype)
+            try:
+                buffers = [self._input(array) for array in operands]
+                out = self._output(pages)
+                kernel.set_args(*buffers, out, call)
+                self._cl.enqueue_nd_range_kernel(self._queue, kernel, tuple(items), group)
+                self._finish(out, made)
+            except Exception:
+                self._settle()
+                raise
             return made
+
+    def _settle(self) -> None:
+        """Waits for what was begun, as it may still write to the arrays, and makes room."""
+        for step in (self._queue.finish, self.pool.free_held):
+            with contextlib.suppress(Exception):
+                step()
 
     def _kernel(self, name: str, options: str) -> Any:
         found = self._kernels.get((name, options))
@@ -97,13 +116,13 @@ class Runtime:
         self._cl.enqueue_copy(self._queue, buffer, array, is_blocking=False)
         return buffer
 
-    def _output(self, made: np.ndarray) -> Any:
+    def _output(self, pages: np.ndarray) -> Any:
         flags = self._cl.mem_flags
         if self.device.shares_memory:
             return self._cl.Buffer(
-                self._context, flags.WRITE_ONLY | flags.USE_HOST_PTR, hostbuf=made
+                self._context, flags.WRITE_ONLY | flags.USE_HOST_PTR, hostbuf=pages
             )
-        return self.pool.allocate(made.nbytes)
+        return self.pool.allocate(pages.nbytes)
 
     def _finish(self, out: Any, made: np.ndarray) -> None:
         """Waits until the result is in the host's memory."""
@@ -134,8 +153,10 @@ def _cache_dir() -> str | bool:
     return str(folder) if os.access(folder, os.W_OK) else False
 
 
-def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + _ALIGNED_BYTES, np.uint8)
-    start = -raw.ctypes.data % _ALIGNED_BYTES
-    return raw[start : start + size].view(dtype).reshape(tuple(shape))
+def _in_pages(shape: Sequence[int], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """An array for a result, and the bytes that it begins at."""
+    size = math.prod(shape) * dtype.itemsize
+    whole = -(-size // _LINE_BYTES) * _LINE_BYTES
+    raw = np.empty(whole + _PAGE_BYTES, np.uint8)
+    pages = raw[-raw.ctypes.data % _PAGE_BYTES :][:whole]
+    return pages[:size].view(dtype).reshape(tuple(shape)), pages

@@ -24,9 +24,20 @@ class Variant:
 
     tiled: bool = False
     high: int = 8  # one that products.cl has written out
+    group: int = 16  # items of a work-group that is tiled, in each of two dimensions
+
+    def __str__(self) -> str:
+        """Such as `8 rows in registers`."""
+        if self.tiled:
+            return f"local memory, work-groups of {self.group}x{self.group}"
+        return f"{self.high} rows in registers"
 
 
-VARIANTS = (Variant(tiled=True), *(Variant(high=n) for n in (4, 6, 8, 12)))
+# Some devices take no more than 64 items a group.
+VARIANTS = (
+    *(Variant(tiled=True, group=n) for n in (16, 8)),
+    *(Variant(high=n) for n in (4, 6, 8, 12)),
+)
 
 
 def chosen(
@@ -42,10 +53,10 @@ def chosen(
     Raises:
         Exception: no variant runs there.
     """
+    before = known(device)
+    if before is not None:
+        return before
     path = _path(device)
-    known = _read(path)
-    if known is not None:
-        return known
     times: dict[Variant, float] = {}
     error: Exception = RuntimeError("no variant was tried")
     for by in VARIANTS:
@@ -62,6 +73,11 @@ def chosen(
     except OSError as problem:
         notices.warn(f"tfaccel could not keep what is fastest on {device.name}: {problem}")
     return best
+
+
+def known(device: OpenCLDevice) -> Variant | None:
+    """What was the fastest on a device; None where it was not measured yet."""
+    return _read(_path(device))
 
 
 def _timed(run: Callable[[Variant], object], by: Variant, clock: Clock) -> float:

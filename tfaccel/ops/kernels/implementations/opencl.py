@@ -8,10 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.compat import tensorflow_private
 from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.ops.kernels import _reference
 from tfaccel.ops.kernels._kernel import kernels_of
-from tfaccel.ops.kernels._opencl import has_gpu, missing, products
+from tfaccel.ops.kernels._opencl import has_gpu, is_full, missing, products
 from tfaccel.ops.kernels._spec import DIRECTIONS, CallSpec
 from tfaccel.system import notices
 
@@ -19,13 +20,23 @@ _OPS = ("conv1d", "conv2d", "depthwise_conv2d", "matmul")
 _DTYPES = ("float32", "float16")
 # A call of a device from Python takes about 0.1 ms; a small machine does this much meanwhile.
 _LEAST_FLOPS = 2e7
+_IN_XLA = Refusal.SETTING(
+    "it is a call of Python, which XLA can't compile",
+    "leave it out of what jit_compile=True compiles",
+)
+_SAVED = Refusal.TASK(
+    "the kernel 'opencl' is a call of Python, which no SavedModel can hold",
+    "export a model without kernel='opencl'",
+)
 
 
 def _refusal(spec: CallSpec) -> Unsupported | None:
     if spec.dtype not in _DTYPES:
         return Refusal.DTYPE(f"it is for float32 and float16, not {spec.dtype}")
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-        return Refusal.REPLICAS("several replicas would share one OpenCL device", "use one replica")
+        return Refusal.REPLICAS("replicas would take turns on one OpenCL device", "use one replica")
+    if tensorflow_private.traced_for_xla():
+        return _IN_XLA
     return missing()
 
 
@@ -47,10 +58,10 @@ class _Device:
         self.is_lost = False
         self.has_warned = False
 
-    def gave_up(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
         with self._lock:
-            # pyopencl's has the same name and another base. Memory may be there the next time.
-            self.is_lost = self.is_lost or type(error).__name__ != "MemoryError"
+            # A smaller call may find room, and so may the next one.
+            self.is_lost = self.is_lost or not is_full(error)
             first, self.has_warned = not self.has_warned, True
         if first:
             said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -62,7 +73,7 @@ Compute = Callable[..., np.ndarray]
 
 
 def _on_device(
-    compute: Compute, by_tensorflow: Callable[..., tf.Tensor], *operands: tf.Tensor
+    op: str, compute: Compute, by_tensorflow: Callable[..., tf.Tensor], *operands: tf.Tensor
 ) -> tf.Tensor:
     """A function of arrays as part of a graph; by TensorFlow where the device fails."""
 
@@ -71,10 +82,12 @@ def _on_device(
             try:
                 return compute(*map(np.ascontiguousarray, arrays))
             except Exception as error:  # a driver's, and there is a way to go on
-                DEVICE.gave_up(error)
+                DEVICE.failed(error)
         return by_tensorflow(*map(tf.constant, arrays)).numpy()
 
-    return tf.numpy_function(run, operands, operands[0].dtype, stateful=False)
+    # A profile shows the name.
+    dtype, name = operands[0].dtype, f"opencl_{op}"
+    return tf.numpy_function(run, operands, dtype, stateful=False, name=name)
 
 
 @_reference.as_images
@@ -93,7 +106,7 @@ def _convolution(spec: CallSpec, a: tf.Tensor, b: tf.Tensor, *shape: tf.Tensor) 
     def by_tensorflow(a: tf.Tensor, b: tf.Tensor, *shape: tf.Tensor) -> tf.Tensor:
         return _reference.call(spec, a, turn(b), *shape)
 
-    return _on_device(compute, by_tensorflow, a, turn(b), *shape)
+    return _on_device(spec.op, compute, by_tensorflow, a, turn(b), *shape)
 
 
 def _sizes(spec: CallSpec, a: np.ndarray, shape: np.ndarray | None = None) -> tuple[int, ...]:
@@ -108,10 +121,10 @@ def _matmul(
 ) -> tf.Tensor:
     if transpose_a and a.shape.rank == 2:
         by_tensorflow = functools.partial(tf.matmul, transpose_a=True)
-        return _on_device(_crossed, by_tensorflow, a, b)
+        return _on_device("matmul", _crossed, by_tensorflow, a, b)
     a = tf.linalg.matrix_transpose(a) if transpose_a else a
     b = tf.linalg.matrix_transpose(b) if transpose_b else b
-    return _on_device(_multiplied, tf.matmul, a, b)
+    return _on_device("matmul", _multiplied, tf.matmul, a, b)
 
 
 def _crossed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -140,6 +153,8 @@ _product = _reference.products_by(_matmul)
 
 
 def _run(spec: CallSpec, a: tf.Tensor, b: tf.Tensor, *shape: tf.Tensor) -> tf.Tensor:
+    if spec.direction == "forward":
+        tensorflow_private.refuse_saving(str(_SAVED))
     made = (_product if spec.op == "matmul" else _convolution)(spec, a, b, *shape)
     return tf.ensure_shape(made, spec.result)
 
