@@ -75,7 +75,8 @@ def test_nothing_to_mend():
 
 
 def test_a_healthy_machine(surroundings):
-    diagnosis = command.diagnose(surroundings(), command.CHECKS[:-1])
+    untimed = [one for one in command.CHECKS if one[0] != "products"]
+    diagnosis = command.diagnose(surroundings(), untimed)
     assert {f.level for f in diagnosis.findings if f.area != "extras"} == {OK}
     assert diagnosis.machine["cpu"] == "Some Chip 9000"
     assert diagnosis.exit_code == 0

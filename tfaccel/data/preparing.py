@@ -78,8 +78,7 @@ def prepare(
         max_cache_bytes: that `"auto"` may take; None for a quarter of the free memory.
         validate, rules: `"report"` (or True) warns of samples that `check` would find, `"drop"`
             also leaves them out: those of arrays at once, those of a dataset as they pass.
-        max_check_seconds: that looking at arrays may take; what is not looked at by then is
-            kept. None for no bound.
+        max_check_seconds: that looking at arrays may take; the rest is kept. None for no bound.
         measure_seconds: about what measuring may take; None to measure nothing.
         clock: seconds.
 
