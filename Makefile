@@ -31,6 +31,8 @@ unexport PYTHONDONTWRITEBYTECODE
 # Most of a test is tracing, which Python does on one core. One process more than two cores, as
 # tests that start processes of their own wait for them.
 PARALLEL = --numprocesses 3 --dist worksteal
+# These start none, and a third process would take as long to begin as it saves.
+PARALLEL_ON_TWO = --numprocesses 2 --dist worksteal
 # What meets TensorFlow's kernels, of which a build for x86 has two sets: Eigen's and oneDNN's.
 # Which steps share a call, what an optimizer computes element by element and what is computed
 # twice are the same by both.
@@ -44,7 +46,7 @@ MARKED =
 # Two logical CPUs can only be had at the start of a process. 5: ARGS chose none of these tests.
 # Seen once in five runs: a segmentation fault while Keras lets go of a distributed iterator. What
 # failed is run once more, so that a crash is told apart from a fault.
-ON_TWO = env TFACCEL_TWO_DEVICES=1 $(1)/bin/python -m pytest $(PARALLEL) $(MARKED) $(2) $(ARGS) \
+ON_TWO = env TFACCEL_TWO_DEVICES=1 $(1)/bin/python -m pytest $(PARALLEL_ON_TWO) $(MARKED) $(2) $(ARGS) \
 	tests/two_devices
 TWO_DEVICES = { $(ON_TWO) || [ $$? -eq 5 ] || $(ON_TWO) --last-failed; }
 # Prints how to ask for the set that TensorFlow does not take on this machine.

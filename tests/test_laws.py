@@ -61,7 +61,9 @@ FITS_OF_OTHER_MODELS = fits_but(
     "frozen_and_regularised",
 )
 # To trials they are fed as another one is; the dearest models to trace are accelerated below.
-FITS_OF_OTHER_FEEDS = fits_but("masked_text", "images_from_tf_data")
+FITS_OF_OTHER_FEEDS = fits_but(
+    "masked_text", "images_from_tf_data", "infinite", "frozen_and_regularised"
+)
 # The callback does nothing at all under that plan, whatever is fit.
 FITS_BY_WAY_OF_KERAS = fits_but(
     "several_inputs_and_outputs",
@@ -262,8 +264,9 @@ def test_a_pass_says_what_it_compiles_for_each_size(row, built):
     assert compiled == (row.item.name in ("fused_norm", "fused_activation", "fused_rnn", "xla")), (
         "what compiles is tested here; kernels do if one that XLA compiles won a race"
     )
-    varied = dataclasses.replace(workload, sizes_vary=True)
-    assert row.item.unsupported(varied) or not compiled_for_its_size(varied, row.item)
+    if compiled:  # what is not compiled for one size is not for many
+        varied = dataclasses.replace(workload, sizes_vary=True)
+        assert row.item.unsupported(varied) or not compiled_for_its_size(varied, row.item)
 
 
 def test_every_pass_has_a_row_and_a_page():

@@ -19,12 +19,19 @@ SCENARIOS = (
     "shuffled",
     "files",
     "same_as_one",
-    "last_of_one",
     "tuned",
     "raced",
     "accelerated",
 )
-SLOW_SCENARIOS = ("uneven", "dictionaries", "unequal_workers", "resumed", "loss_scaled", "broken")
+SLOW_SCENARIOS = (
+    "uneven",
+    "last_of_one",
+    "dictionaries",
+    "unequal_workers",
+    "resumed",
+    "loss_scaled",
+    "broken",
+)
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +120,9 @@ def test_dictionaries_and_several_outputs(two_more_workers):
     assert_same_weights(found)
 
 
-def test_a_last_batch_of_one_sample(two_workers):
-    assert_trained_alike(two_workers("last_of_one"))
+@pytest.mark.slow  # in a quick one a worker without a sample predicts, and a replica trains
+def test_a_last_batch_of_one_sample(two_more_workers):
+    assert_trained_alike(two_more_workers("last_of_one"))
 
 
 @pytest.mark.slow

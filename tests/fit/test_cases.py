@@ -241,7 +241,7 @@ def test_callbacks_are_copied_after_a_fit_as_before_it(kind):
 @pytest.mark.parametrize(
     ("passes", "iteration"),
     [
-        ([], 3),
+        pytest.param([], 3, marks=pytest.mark.slow),
         ([tfaccel.passes.StepBatching(4)], 8),
         pytest.param([], 8, marks=pytest.mark.slow),
         pytest.param([tfaccel.passes.StepBatching(4)], 3, marks=pytest.mark.slow),

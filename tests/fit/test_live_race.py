@@ -334,7 +334,9 @@ def test_another_speed_up_than_was_told_is_told(monkeypatch, capsys):
     assert "under the plan were 2.00x" in shown
 
 
-@pytest.mark.parametrize("second", [Poisoned(nan_from=16), Slow()], ids=str)
+@pytest.mark.parametrize(
+    "second", [Poisoned(nan_from=16), pytest.param(Slow(), marks=pytest.mark.slow)], ids=str
+)
 def test_a_challenger_that_fails_or_loses_leaves_the_plan_that_won(second, monkeypatch):
     plans = iter([Plan((Takes(),)), Plan((second,))])
     monkeypatch.setattr(

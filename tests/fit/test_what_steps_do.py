@@ -40,7 +40,8 @@ class Collect(keras.metrics.Metric):
 def test_python_in_a_step_runs_once_a_batch(plan):
     model, metric, data = make_net(), Collect(), make_data()
     model.compile(keras.optimizers.SGD(0.1), "mse", metrics=[metric])
-    accel = tfaccel.AccelCallback(plan, tuning_share=None, cache_dir=False, verbose=0)
+    settings = {"tuning_share": None, "cache_dir": False, "verbose": 0}
+    accel = tfaccel.AccelCallback(plan, includes=["fused_activation"], **settings)
     again = (data["x"], data["y"])
     model.fit(**data, epochs=3, verbose=0, callbacks=[accel], validation_data=again)
     assert sum(metric.seen) == 3 * 2 * len(data["x"])

@@ -102,10 +102,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["spawn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fork", "forkserver"))],
-)
+# What a process object is pickled with is tested below, which takes no import of TensorFlow.
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
 def test_fits_of_workers_are_accelerated(method, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(WORKER)

@@ -199,7 +199,7 @@ def test_a_loop_that_turns_out_longer_looks_for_more(repeatable):
     ("kind", "name", "runs"),
     [
         (Loop, "paced_wrong", False),
-        (Accumulating, "paced", True),
+        pytest.param(Accumulating, "paced", True, marks=pytest.mark.slow),
         pytest.param(Loop, "paced", True, marks=pytest.mark.slow),
         pytest.param(Accumulating, "paced_wrong", False, marks=pytest.mark.slow),
     ],

@@ -29,7 +29,7 @@ def test_without_a_plan_it_is_the_loop_bit_for_bit(plan):
     assert_alike(loop, losses, *plain(), exact=True)
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam"])
+@pytest.mark.parametrize("name", ["SGD", pytest.param("Adam", marks=pytest.mark.slow)])
 def test_a_plan_that_is_given_runs_from_the_second_step_on(name):
     def optimizer():
         return getattr(keras.optimizers, name)(0.01)
@@ -323,7 +323,10 @@ def test_a_loop_that_has_ended_keeps_no_batch():
     assert int(loop.optimizer.iterations) == 4
 
 
-@pytest.mark.parametrize("plan", [["mixed_precision"], ["fused_norm", "fused_optimizer"]])
+@pytest.mark.parametrize(
+    "plan",
+    [["mixed_precision"], pytest.param(["fused_norm", "fused_optimizer"], marks=pytest.mark.slow)],
+)
 def test_passes_for_layers_reach_all_models_of_a_loop(plan):
     """Compared with the original on one batch, gradient by gradient, as in a search."""
     keras.utils.set_random_seed(1)

@@ -198,6 +198,7 @@ def test_it_is_the_same_training(mirrored, plan, optimizer):
         assert_same(*[[copy.numpy()] for copy in variable.value.values])
 
 
+@pytest.mark.slow  # as a layer with a bias does below
 def test_bfloat16_trains(mirrored):
     model = cnn(mirrored, keras.optimizers.SGD(0.1))
     callback = accel([MixedPrecision("bfloat16")])
@@ -240,6 +241,7 @@ def test_fit_may_be_called_within_the_scope(mirrored):
     assert callback.plan.names == ("fused_norm",)
 
 
+@pytest.mark.slow  # what the guard makes of one is the same on one device
 def test_a_nan_of_the_users_own_data_is_passed_on(mirrored):
     x, y = images(64)
     x[50] = np.nan  # in one replica's share

@@ -64,7 +64,8 @@ def test_training_is_that_of_one_device(strategy):
 
 
 @pytest.mark.parametrize(
-    "kind", ["numpy", "distributed", pytest.param("dataset", marks=pytest.mark.slow)]
+    "kind",
+    ["numpy", *(pytest.param(k, marks=pytest.mark.slow) for k in ("distributed", "dataset"))],
 )
 def test_statistics_are_averaged(strategy, kind):
     """After one step from zero: the mean of what each half would have given."""
@@ -114,7 +115,7 @@ class Reconstruction(keras.Model):
 
 
 @pytest.mark.parametrize(
-    "kind", ["array", "tuples", pytest.param("dataset", marks=pytest.mark.slow)]
+    "kind", ["array", *(pytest.param(k, marks=pytest.mark.slow) for k in ("tuples", "dataset"))]
 )
 def test_a_first_batch_that_is_shared_unequally(strategy, kind):
     """Plain MirroredStrategy fails here: https://github.com/keras-team/keras/issues/19246."""

@@ -127,8 +127,11 @@ CASES = {
 }
 
 
-# What differs from the others by the step, more than by how it is fed.
+# What differs from the others by the step, more than by how it is fed; a last batch that is
+# not full comes in most, and others end within an epoch.
 SLOW_CASES = (
+    "a partial last batch",
+    "data that end within an epoch",
     "XLA",
     "a metric of several numbers",
     "steps_per_execution, unknown length",
@@ -216,7 +219,11 @@ def stock_stopped(row):
 
 @pytest.mark.parametrize(
     ("row", "guard"),
-    [(0, True), (33, False), (74, True), pytest.param(33, True, marks=pytest.mark.slow)],
+    [
+        (33, False),
+        (74, True),
+        *(pytest.param(row, True, marks=pytest.mark.slow) for row in (0, 33)),
+    ],
 )
 def test_terminate_on_nan_comes_in_time(row, guard):
     assert stopped(row, accelerated(guard=guard)) == stock_stopped(row)
