@@ -206,7 +206,7 @@ class Observation:
 
 def compare(reference: Observation, candidate: Observation) -> Drift:
     """The candidate's drift from the reference, worst case over everything observed."""
-    counters = reference.counters.items()
+    counters, losses = reference.counters.items(), reference.losses.items()
     same_counters = all(np.array_equal(value, candidate.counters[name]) for name, value in counters)
     relative, cosine, worst = _per_variable(reference, candidate)
     pairs = (reference.losses, candidate.losses), (reference.gradients, candidate.gradients)
@@ -214,7 +214,7 @@ def compare(reference: Observation, candidate: Observation) -> Drift:
         gradient=_overall(reference.gradients, candidate.gradients),
         variable=relative,
         cosine=cosine,
-        loss=_largest_loss(reference.losses, candidate.losses),
+        loss=max((loss_error(v, candidate.losses[k]) for k, v in losses), default=0.0),
         update=_largest_update(reference, candidate) if same_counters else float("inf"),
         state=_largest_state(reference, candidate),
         finite=all(finite_where(a[name], b[name]) for a, b in pairs for name in a),
@@ -262,12 +262,6 @@ def _overall(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.nda
 def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     flat = (np.asarray(array, np.float64).ravel() for array in arrays)
     return np.concatenate([np.zeros(0), *flat])
-
-
-def _largest_loss(
-    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]
-) -> float:
-    return max((loss_error(v, candidate[k]) for k, v in reference.items()), default=0.0)
 
 
 def _largest_update(reference: Observation, candidate: Observation) -> float:
