@@ -104,7 +104,7 @@ class FakeOpenCL(types.ModuleType):
 
 def forget():
     """Has the devices be looked for anew."""
-    for cached in (devices.missing, devices._found, runtime.runtime):
+    for cached in (devices.missing, devices.found, runtime.runtime):
         cached.cache_clear()
 
 

@@ -16,7 +16,8 @@ import tensorflow as tf
 import tfaccel
 from tfaccel.autotune import training_trials as train_bench
 from tfaccel.autotune.offline import offline_trials
-from tfaccel.autotune.search import pass_names, reserve_names, tune_workload
+from tfaccel.autotune.priors import pass_names, reserve_names
+from tfaccel.autotune.search import tune_workload
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.system import memory
 

@@ -280,7 +280,7 @@ def test_whatever_the_first_step_did_its_fallback_is_agreed_on_once(said, elsewh
             self.asked += 1
             return flag or elsewhere
 
-    saved, agreement = FirstStepFallback([Rescuing()], None, Snapshot(())), Counts()
+    saved, agreement = FirstStepFallback(lambda: [Rescuing()], None, Snapshot(())), Counts()
     report = saved.agree_on_report(RuntimeError(said) if said else None, agreement)
     assert agreement.asked == 1
     assert (report is not None) is goes_on

@@ -82,7 +82,8 @@ if not TYPE_CHECKING:  # a checker would take every name for one of the module's
         # A folder of the package may be asked for without an import, as `tfaccel.distribute`.
         if home == inside and (name.startswith("_") or importlib.util.find_spec(inside) is None):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        importlib.import_module("tfaccel.passes")  # plans are read by the names of their passes
+        if name == "Pass":  # a pass of the user's must not have the name of a built-in one
+            importlib.import_module("tfaccel.passes")
         module = importlib.import_module(home)
         found = module if home == inside else getattr(module, name)
         globals()[name] = found

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
-from tfaccel.autotune.search import pass_names, reserve_names
+from tfaccel.autotune.priors import pass_names, reserve_names
 from tfaccel.core.unsupported import Refusal
 from tfaccel.core.workload import Workload
 from tfaccel.passes import ExactReductions

@@ -1,6 +1,7 @@
 """The user's arguments, validated once, at the door."""
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Collection, Sequence
@@ -9,10 +10,16 @@ import keras
 
 from tfaccel.autotune.budget import Budget
 from tfaccel.autotune.plan_cache import PlanCache
-from tfaccel.autotune.search import pass_names, reserve_names
 from tfaccel.core.plan import Pass, Plan, as_plan
 from tfaccel.measure.numerics import Tolerance, as_tolerance
 from tfaccel.measure.timing import Clock
+from tfaccel.system.later import later
+
+TYPE_CHECKING = False  # see tfaccel/system/later.py
+if TYPE_CHECKING:
+    from tfaccel.autotune import priors
+else:
+    priors = later("tfaccel.autotune.priors")
 
 # Baseline steps that are timed and whose batches are kept. The first is traced, the
 # second still fills caches.
@@ -28,8 +35,7 @@ class Options:
 
     Attributes:
         plan: a plan to use without tuning; None to tune.
-        names: the passes to consider when tuning.
-        reserve: the passes to add to a plan that runs out of memory.
+        includes, excludes: names of passes, as the user gave them.
         tolerance: bounds on drift; None for the table's.
         budget: what tuning may cost.
         cache: plans that won before; None for none.
@@ -37,11 +43,12 @@ class Options:
         clock: seconds.
         tuning: how far a search may go.
         reproducible: whether every step until the choice must be the original's.
+        may_save_memory: whether passes may be added to a plan that runs out of memory.
     """
 
     plan: Plan | None
-    names: tuple[str, ...]
-    reserve: tuple[str, ...]
+    includes: tuple[str, ...] | None
+    excludes: tuple[str, ...]
     tolerance: Tolerance | float | None
     budget: Budget
     cache: PlanCache | None
@@ -49,6 +56,19 @@ class Options:
     clock: Clock
     tuning: str = "quick"
     reproducible: bool = False
+    may_save_memory: bool = True
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The passes to consider when tuning."""
+        return priors.pass_names(self.includes, self.excludes)
+
+    @functools.cached_property
+    def reserve(self) -> tuple[str, ...]:
+        """The passes to add to a plan that runs out of memory."""
+        if not self.may_save_memory:
+            return ()
+        return priors.reserve_names(self.includes, self.excludes)
 
     @property
     def considered(self) -> tuple[str, ...]:
@@ -87,10 +107,12 @@ def make_options(
         raise ValueError(f"`tuning` must be one of {', '.join(TUNING)}. Received: {tuning!r}")
     if not isinstance(reproducible, bool):
         raise TypeError(f"`reproducible` must be True or False. Received: {reproducible!r}")
+    if includes is not None or excludes != ():
+        priors.pass_names(includes, excludes)  # says which name is none
     return Options(
         plan=None if isinstance(plan, str) and plan == "auto" else as_plan(plan),
-        names=pass_names(includes, excludes),
-        reserve=reserve_names(includes, excludes),
+        includes=None if includes is None else tuple(includes),
+        excludes=tuple(excludes),
         tolerance=tolerance,
         budget=Budget(tuning_share, max_tuning_seconds),
         cache=_cache(cache_dir),

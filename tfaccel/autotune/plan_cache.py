@@ -1,5 +1,7 @@
 """Plans that won before, on disk."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json
@@ -12,7 +14,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.autotune.expected.evidence import Evidence
 from tfaccel.autotune.report import Report
 from tfaccel.core.machine_class import MachineClass
 from tfaccel.core.plan import suited_pass
@@ -21,7 +22,14 @@ from tfaccel.measure.numerics import Tolerance
 from tfaccel.system import notices
 from tfaccel.system.cache_dir import directory_at
 from tfaccel.system.json_files import parsed, read_text, replace_text, to_text
+from tfaccel.system.later import later
 from tfaccel.system.open_folders import warn_if_open
+
+TYPE_CHECKING = False  # see tfaccel/system/later.py
+if TYPE_CHECKING:
+    from tfaccel.autotune.expected import evidence as evidences
+else:
+    evidences = later("tfaccel.autotune.expected.evidence")
 
 SCHEMA = 1
 # Files that are read for evidence, the latest ones: some milliseconds.
@@ -43,6 +51,14 @@ class PlanCache:
         self.directory = directory_at(directory)
         self._told = False  # that the folder can't be used: reading and writing fail alike
 
+    def has_plans(self) -> bool:
+        """Whether any plan is kept: where none is, no key need be made."""
+        try:
+            names = os.listdir(self.directory)
+        except OSError:
+            return False
+        return any(name.endswith(".json") and not name.startswith("kernels-") for name in names)
+
     def load(self, key: str) -> Report | None:
         """The report kept for a key; all but a whole, current file is ignored with a warning."""
         path = self.path_of(key)
@@ -60,7 +76,7 @@ class PlanCache:
             notices.warn(f"tfaccel ignores the cached plan {path}: {error}", stacklevel=2)
         return None
 
-    def save(self, key: str, report: Report, evidence: Iterable[Evidence] = ()) -> None:
+    def save(self, key: str, report: Report, evidence: Iterable[evidences.Evidence] = ()) -> None:
         """Keeps a report; a failure (a full disk, a read-only folder) is a warning.
 
         Args:
@@ -81,9 +97,9 @@ class PlanCache:
             self._told = True
             notices.warn(said, stacklevel=3)
 
-    def evidence(self) -> list[Evidence]:
+    def evidence(self) -> list[evidences.Evidence]:
         """What the latest files tell of other workloads; those that can't be read tell nothing."""
-        found: list[Evidence] = []
+        found: list[evidences.Evidence] = []
         with contextlib.suppress(OSError):
             paths = sorted(self.directory.glob("*.json"), key=lambda path: path.stat().st_mtime)
             for path in paths[-_MOST_READ:]:
@@ -91,7 +107,7 @@ class PlanCache:
                     contextlib.suppress(OSError, ValueError),
                     parsed(read_text(path), SCHEMA, "a plan of the cache") as data,
                 ):
-                    found += [Evidence.from_dict(one) for one in data.get("evidence", ())]
+                    found += [evidences.Evidence.from_dict(one) for one in data.get("evidence", ())]
         return found
 
     def path_of(self, key: str) -> pathlib.Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from tfaccel.core.plan import Pass, suited_pass
+from tfaccel.core.plan import Pass, make_pass, suited_pass
 from tfaccel.core.prior import Prior
 from tfaccel.core.workload import Workload
 from tfaccel.passes import INFERENCE_PASSES, PASSES
@@ -23,3 +23,28 @@ def expected(workload: Workload, names: Collection[str]) -> list[tuple[Pass, Pri
     order += [name for name in names if name not in built_in]
     items = [suited_pass(name, workload) for name in order]
     return [(item, item.prior(workload)) for item in items]
+
+
+def pass_names(includes: Collection[str] | None, excludes: Collection[str]) -> tuple[str, ...]:
+    """The names of the passes to consider, in order.
+
+    Raises:
+        ValueError: a name is not that of a pass.
+    """
+    built_in = tuple(item.name for item in PASSES if item.tried_by_default)
+    for argument, chosen in (
+        ("includes", () if includes is None else includes),
+        ("excludes", excludes),
+    ):
+        if isinstance(chosen, str) or not isinstance(chosen, Collection):
+            raise TypeError(f"`{argument}` must be a list of pass names. Received: {chosen!r}")
+        for name in chosen:
+            make_pass(name)
+    return tuple(n for n in (built_in if includes is None else includes) if n not in set(excludes))
+
+
+def reserve_names(includes: Collection[str] | None, excludes: Collection[str]) -> tuple[str, ...]:
+    """The names of the passes that help a plan which runs out of memory."""
+    kinds = [item for item in PASSES if item.saves_memory]
+    allowed = [item.name for item in kinds if includes is None or item.name in includes]
+    return tuple(name for name in allowed if name not in set(excludes))

@@ -9,7 +9,6 @@ from typing import Any
 import rich.console
 from rich.markup import escape
 
-from tfaccel import passes as passes  # plans are read by the names of their passes
 from tfaccel.autotune.trial import Trial
 from tfaccel.core.plan import Plan
 from tfaccel.core.unsupported import Refusal

@@ -3,15 +3,11 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-import keras
-
-from tfaccel import passes
 from tfaccel.autotune import priors
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.trial import WORTHWHILE, Trial
+from tfaccel.autotune.trial import WORTHWHILE, Trial, baseline_trial
 from tfaccel.autotune.trial_runner import TrialRunner
-from tfaccel.compat import keras_private
-from tfaccel.core.plan import Pass, Plan, make_pass
+from tfaccel.core.plan import Pass, Plan
 from tfaccel.core.standalone import StandalonePass, stands_alone
 from tfaccel.core.workload import Workload
 from tfaccel.measure.outcome import Outcome
@@ -22,11 +18,6 @@ from tfaccel.measure.timing import Speedup
 PATIENCE = 4
 # Layers at most that a search leaves in their own dtype for being off too far in 16 bits.
 MOST_REPAIRS = 3
-# What the first step takes for each layer, and for each variable that is trained. Measured on
-# two cores of a Zen 3: 0.18 to 0.23 s a trained variable in all, under Adam
-# (benchmarks/results/training-*.md), of which simpler optimizers take half.
-_LAYER_TRACE_SECONDS = 0.02
-_UPDATE_TRACE_SECONDS = 0.1
 # Told about each trial as it ends.
 OnTrial = Callable[[Trial], None]
 
@@ -66,13 +57,6 @@ def _pace(plan: Plan, first: float, earlier: Sequence[Trial]) -> float:
     return nearest.compile_seconds / (first * _compile_factor(nearest.plan))
 
 
-def expected_trace_seconds(model: keras.Model) -> float:
-    """A guess at what the first step of a model takes, for one that was traced unseen."""
-    layers = len(keras_private.flatten_layers(model))
-    trained = len(model.trainable_variables)
-    return _LAYER_TRACE_SECONDS * layers + _UPDATE_TRACE_SECONDS * trained
-
-
 def cheapest_trial_seconds(workload: Workload, names: Collection[str]) -> float | None:
     """An estimate of the least that a trial costs; None where there is nothing to try."""
     candidates = [
@@ -81,31 +65,6 @@ def cheapest_trial_seconds(workload: Workload, names: Collection[str]) -> float 
         if item.unsupported(workload) is None
     ]
     return min(candidates, default=None)
-
-
-def pass_names(includes: Collection[str] | None, excludes: Collection[str]) -> tuple[str, ...]:
-    """The names of the passes to consider, in order.
-
-    Raises:
-        ValueError: a name is not that of a pass.
-    """
-    built_in = tuple(item.name for item in passes.PASSES if item.tried_by_default)
-    for argument, chosen in (
-        ("includes", () if includes is None else includes),
-        ("excludes", excludes),
-    ):
-        if isinstance(chosen, str) or not isinstance(chosen, Collection):
-            raise TypeError(f"`{argument}` must be a list of pass names. Received: {chosen!r}")
-        for name in chosen:
-            make_pass(name)
-    return tuple(n for n in (built_in if includes is None else includes) if n not in set(excludes))
-
-
-def reserve_names(includes: Collection[str] | None, excludes: Collection[str]) -> tuple[str, ...]:
-    """The names of the passes that help a plan which runs out of memory."""
-    kinds = [item for item in passes.PASSES if item.saves_memory]
-    allowed = [item.name for item in kinds if includes is None or item.name in includes]
-    return tuple(name for name in allowed if name not in set(excludes))
 
 
 def tune_workload(
@@ -131,7 +90,7 @@ def tune_workload(
         The report. Its first trial is the baseline.
     """
     start = bench.clock()
-    spare = reserve_names(None, ()) if reserve is None else reserve
+    spare = priors.reserve_names(None, ()) if reserve is None else reserve
     helpers = [item for item, _ in priors.expected(workload, spare)]
     order = [item.name for item, _ in priors.expected(workload, [*names, *spare])]
     search = _Search(workload, bench, start + seconds, on_trial, helpers, order)
@@ -173,17 +132,6 @@ def one_plan(plan: Plan, workload: Workload, bench: TrialRunner) -> Report:
         plan=plan if won else Plan(),
         gain=(trial.speedup if won else None) or Speedup(),
         tuning_seconds=bench.clock() - start,
-    )
-
-
-def baseline_trial(workload: Workload) -> Trial:
-    """The untouched step as the first row of every report."""
-    return Trial(
-        Plan(),
-        Outcome.BASELINE,
-        compile_seconds=max(0.0, workload.first_step_seconds - workload.step_seconds),
-        step_seconds=workload.step_seconds,
-        speedup=Speedup(),
     )
 
 

@@ -5,6 +5,7 @@ import re
 
 import keras
 
+from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
 from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.core.workload import Workload
@@ -15,6 +16,11 @@ from tfaccel.measure.timing import Speedup
 
 # A gain below this share is not worth another set of roundings.
 WORTHWHILE = 1.02
+# What the first step takes for each layer, and for each variable that is trained. Measured on
+# two cores of a Zen 3: 0.18 to 0.23 s a trained variable in all, under Adam
+# (benchmarks/results/training-*.md), of which simpler optimizers take half.
+_LAYER_TRACE_SECONDS = 0.02
+_UPDATE_TRACE_SECONDS = 0.1
 # How the reason of a trial begins that ran out of memory.
 OUT_OF_MEMORY = "out of memory"
 # Keras prints parts of its errors in bold. It says first in which `call` one came up, and
@@ -107,3 +113,21 @@ def error_line(error: Exception) -> str:
     lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
     lines = [line for line in lines if not _WHERE.match(line)] or lines
     return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"
+
+
+def baseline_trial(workload: Workload) -> Trial:
+    """The untouched step as the first row of every report."""
+    return Trial(
+        Plan(),
+        Outcome.BASELINE,
+        compile_seconds=max(0.0, workload.first_step_seconds - workload.step_seconds),
+        step_seconds=workload.step_seconds,
+        speedup=Speedup(),
+    )
+
+
+def expected_trace_seconds(model: keras.Model) -> float:
+    """A guess at what the first step of a model takes, for one that was traced unseen."""
+    layers = len(keras_private.flatten_layers(model))
+    trained = len(model.trainable_variables)
+    return _LAYER_TRACE_SECONDS * layers + _UPDATE_TRACE_SECONDS * trained

@@ -10,9 +10,9 @@ import keras
 from tfaccel.autotune import priors
 from tfaccel.autotune.offline import offline_trials
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.search import baseline_trial, trial_seconds, tune_workload
+from tfaccel.autotune.search import trial_seconds, tune_workload
 from tfaccel.autotune.training_trials import TrainingTrials
-from tfaccel.autotune.trial import Trial
+from tfaccel.autotune.trial import Trial, baseline_trial
 from tfaccel.cli._bench_result import BenchRow
 from tfaccel.cli._progress import Progress
 from tfaccel.cli.inputs.feeds import Feed

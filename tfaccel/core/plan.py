@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from tfaccel.compat.no_data import mended
+from tfaccel.core import known_passes
 from tfaccel.core.layer_note import LayerNote, Runs
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
@@ -20,7 +21,6 @@ from tfaccel.measure.numerics import SIXTEEN_BITS
 from tfaccel.measure.timing import Clock
 from tfaccel.system.json_files import parsed, read_text, replace_text, to_text, typed
 
-_KNOWN_PASSES: dict[str, type["Pass"]] = {}
 SCHEMA = 1
 
 
@@ -64,10 +64,7 @@ class Pass(abc.ABC):
             raise TypeError(
                 f"A Pass needs a class attribute `name` that is an identifier. Received: {name!r}"
             )
-        known = _KNOWN_PASSES.get(name)
-        if known is not None and known.__qualname__ != cls.__qualname__:
-            raise TypeError(f"The pass name {name!r} is taken by {known.__module__}.")
-        _KNOWN_PASSES[name] = cls
+        known_passes.add(name, cls)
 
     @abc.abstractmethod
     def unsupported(self, workload: Workload) -> Unsupported | None:
@@ -317,9 +314,9 @@ def make_pass(name: str, config: dict[str, Any] | None = None) -> Pass:
 
 
 def _kind(name: str) -> type[Pass]:
-    kind = _KNOWN_PASSES.get(name) if isinstance(name, str) else None
+    kind: type[Pass] | None = known_passes.found(name)
     if kind is None:
-        raise ValueError(f"No pass is called {name!r}. Known: {sorted(_KNOWN_PASSES)}")
+        raise ValueError(f"No pass is called {name!r}. Known: {known_passes.names()}")
     return kind
 
 
@@ -334,7 +331,7 @@ def as_plan(plan: "Plan | Sequence[str | Pass] | str | os.PathLike[str]") -> Pla
         return plan
     if isinstance(plan, str) and plan == "baseline":
         return Plan()
-    if isinstance(plan, str) and plan in _KNOWN_PASSES:
+    if isinstance(plan, str) and known_passes.found(plan):
         raise ValueError(f"`plan` takes a list of pass names. Received: {plan!r}; write [{plan!r}]")
     kinds = '"auto", "baseline", a Plan, a list of pass names, or the path of a saved plan'
     if isinstance(plan, str | os.PathLike):

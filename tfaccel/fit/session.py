@@ -1,5 +1,7 @@
 """One `fit` under acceleration: who runs at each of its steps."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.autotune.eligibility import ineligibility
+from tfaccel.autotune.eligibility import ineligibility, too_few
 from tfaccel.autotune.options import Options
 from tfaccel.autotune.report import Report
 from tfaccel.compat import keras_private
@@ -22,7 +24,10 @@ from tfaccel.training.course import Course
 from tfaccel.training.phases import Phase
 from tfaccel.training.step_dispatcher import StepDispatcher
 from tfaccel.training.steps import Steps
-from tfaccel.training.validation import Validation
+
+TYPE_CHECKING = False  # see tfaccel/system/later.py
+if TYPE_CHECKING:
+    from tfaccel.training.validation import Validation
 
 
 class FitSession:
@@ -140,9 +145,10 @@ class FitSession:
         course.plan_run.end_validation()
         course.plan_run.finish()
         course.observed.forget_batches()
-        course.chooser.candidates = course.races.contest = None
+        course.forget_search()
+        course.races.contest = None
 
-    def resume(self, earlier: "FitSession") -> bool:
+    def resume(self, earlier: FitSession) -> bool:
         """Goes on with what an earlier fit of the same compiled model decided, if it did."""
         course, before = self._course, earlier._course
         same = earlier.model is self.model and earlier.baseline is self.baseline
@@ -166,8 +172,9 @@ class FitSession:
         if self.report is not None:
             return
         steps = self._course.observed.agree_on_steps_to_come()
-        if keras_private.trace_counter(self.baseline)():
-            self._course.stay_if_too_few(steps)
+        note = too_few(steps) if self._course.settings.plan is None else ""
+        if note and keras_private.trace_counter(self.baseline)():
+            self._course.stay_for(note)
 
     def begin_epoch(self, epoch: int) -> None:
         """An epoch begins."""

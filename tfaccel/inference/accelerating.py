@@ -13,7 +13,8 @@ from tfaccel import passes
 from tfaccel.autotune.fallback_plan import fallback, fallbacks
 from tfaccel.autotune.options import Options, make_options
 from tfaccel.autotune.report import Report, show
-from tfaccel.autotune.search import baseline_trial, one_plan
+from tfaccel.autotune.search import one_plan
+from tfaccel.autotune.trial import baseline_trial
 from tfaccel.autotune.tune_and_cache import known_report, tune_and_cache
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Pass, Plan
@@ -139,7 +140,7 @@ def _settings(
         plan = Plan(tuple(item for item in plan.passes if item.serves_validation))
     of_training = {item.name for item in passes.PASSES if not item.serves_validation}
     names = tuple(name for name in names if name not in of_training)
-    return dataclasses.replace(settings, plan=plan, names=names, reserve=())
+    return dataclasses.replace(settings, plan=plan, includes=names, may_save_memory=False)
 
 
 def _accelerated(model: keras.Model, x: Any, settings: Options, wish: _Wish) -> AcceleratedModel:

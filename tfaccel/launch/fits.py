@@ -1,7 +1,8 @@
 """The fits of a program under `tfaccel run`: what is added to each, and what became of it."""
 
+from __future__ import annotations
+
 import contextlib
-import importlib
 import os
 import weakref
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,25 @@ import keras
 from tfaccel.autotune.report import Report
 from tfaccel.callbacks.accelerate import AccelCallback
 from tfaccel.core.plan import Plan
-from tfaccel.distribute.multi_worker import MultiWorker
+from tfaccel.core.workload import default_strategy
 from tfaccel.launch.closing import Fit, closing
-from tfaccel.launch.every_batch import Batches
 from tfaccel.launch.start import Options
-from tfaccel.launch.workers.backup import Backup
 from tfaccel.launch.workers.cluster import is_first, names_several
 from tfaccel.launch.workers.kept_fits import kept_at
 from tfaccel.system import notices
+from tfaccel.system.later import later
+
+TYPE_CHECKING = False  # see tfaccel/system/later.py
+if TYPE_CHECKING:
+    from tfaccel.callbacks import profiler
+    from tfaccel.distribute import multi_worker
+    from tfaccel.launch import every_batch
+    from tfaccel.launch.workers import backup
+else:
+    backup = later("tfaccel.launch.workers.backup")
+    every_batch = later("tfaccel.launch.every_batch")
+    multi_worker = later("tfaccel.distribute.multi_worker")
+    profiler = later("tfaccel.callbacks.profiler")
 
 _ATTRIBUTE = "_tfaccel_callback"
 
@@ -36,9 +48,9 @@ class Fits:
         self.ended: list[Fit] = []
         self._elsewhere = False
         self._backups = 0
-        self._batches: weakref.WeakSet[Batches] = weakref.WeakSet()
+        self._batches: weakref.WeakSet[every_batch.Batches] = weakref.WeakSet()
 
-    def begin(self, model: Any, given: Sequence[Any]) -> "_Beside | None":
+    def begin(self, model: Any, given: Sequence[Any]) -> _Beside | None:
         """What goes along with a fit that has these callbacks; None under other backends."""
         if keras.backend.backend() != "tensorflow":
             self._elsewhere = True
@@ -54,16 +66,16 @@ class Fits:
         added += self._backup(model, given)
         return _Beside(model, accel, added, self.ended)
 
-    def begin_batches(self, model: Any) -> Batches | None:
+    def begin_batches(self, model: Any) -> every_batch.Batches | None:
         """What goes along with `train_on_batch` and its like; None under other backends."""
         if keras.backend.backend() != "tensorflow":
             self._elsewhere = True
             return None
-        found = Batches(model, self._options, self._end_batches)
+        found = every_batch.Batches(model, self._options, self._end_batches)
         self._batches.add(found)
         return found
 
-    def _end_batches(self, batches: Batches) -> None:
+    def _end_batches(self, batches: every_batch.Batches) -> None:
         self.ended.append(
             Fit(
                 model=f"{type(batches.model).__name__}.train_on_batch",
@@ -81,8 +93,7 @@ class Fits:
         folder = self._folder()
         if folder is None:
             return []
-        # The profiler is a part of the package that most fits need not wait for.
-        kind = importlib.import_module("tfaccel.callbacks.profiler").ProfilerCallback
+        kind = profiler.ProfilerCallback
         if any(isinstance(c, kind) for c in given):
             return []
         return [kind(folder, verbose=int(self._options.verbose))]
@@ -97,7 +108,9 @@ class Fits:
     def _backup(self, model: Any, given: Sequence[Any]) -> list[keras.callbacks.Callback]:
         """What keeps this fit for a restart, where that is asked for and the program doesn't."""
         strategy = getattr(model, "distribute_strategy", None)
-        workers = strategy if isinstance(strategy, MultiWorker) else None
+        workers = None
+        if strategy is not None and strategy is not default_strategy():
+            workers = strategy if isinstance(strategy, multi_worker.MultiWorker) else None
         several = workers is not None and workers.num_workers > 1
         first = is_first(os.environ)
         if self._options.launched and names_several(os.environ) and not several and first:
@@ -112,7 +125,9 @@ class Fits:
         if not several and not first:
             return []  # workers that are no cluster: no two may write to one place
         path = kept_at(folder, self._backups - 1)
-        return [Backup(path, self._options.save_freq or "epoch", workers if several else None)]
+        return [
+            backup.Backup(path, self._options.save_freq or "epoch", workers if several else None)
+        ]
 
     def show(self, added: Mapping[str, str]) -> None:
         """Prints the closing table on standard error; standard output is the program's.

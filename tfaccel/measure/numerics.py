@@ -206,7 +206,7 @@ class Observation:
 
 def compare(reference: Observation, candidate: Observation) -> Drift:
     """The candidate's drift from the reference, worst case over everything observed."""
-    counters = reference.counters.items()
+    counters, losses = reference.counters.items(), reference.losses.items()
     same_counters = all(np.array_equal(value, candidate.counters[name]) for name, value in counters)
     relative, cosine, worst = _per_variable(reference, candidate)
     pairs = (reference.losses, candidate.losses), (reference.gradients, candidate.gradients)
@@ -214,9 +214,7 @@ def compare(reference: Observation, candidate: Observation) -> Drift:
         gradient=_overall(reference.gradients, candidate.gradients),
         variable=relative,
         cosine=cosine,
-        loss=max(
-            (loss_error(v, candidate.losses[k]) for k, v in reference.losses.items()), default=0.0
-        ),
+        loss=max((loss_error(v, candidate.losses[k]) for k, v in losses), default=0.0),
         update=_largest_update(reference, candidate) if same_counters else float("inf"),
         state=_largest_state(reference, candidate),
         finite=all(finite_where(a[name], b[name]) for a, b in pairs for name in a),

@@ -122,6 +122,15 @@ class Memory:
             return None
         return pending if self.step(pending.trial.plan, element_spec) else None
 
+    def note_trace(self, seconds: float) -> None:
+        """A first step took so long."""
+        self.trace_seconds = max(self.trace_seconds, seconds)
+
+    @property
+    def was_too_short(self) -> bool:
+        """Whether nothing could pay in a fit before."""
+        return self._too_short is not None
+
     def note_too_short(self, known: TooShort) -> None:
         """Nothing could pay in a fit."""
         self._too_short = known

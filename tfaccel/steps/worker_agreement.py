@@ -1,12 +1,21 @@
 """One decision for all the processes that train together."""
 
+from __future__ import annotations
+
 import pickle
 from typing import Any, TypeVar
 
 import tensorflow as tf
 
-from tfaccel.distribute.multi_worker import MultiWorker
+from tfaccel.core.workload import default_strategy
 from tfaccel.measure.timing import Clock
+from tfaccel.system.later import later
+
+TYPE_CHECKING = False  # see tfaccel/system/later.py
+if TYPE_CHECKING:
+    from tfaccel.distribute import multi_worker
+else:
+    multi_worker = later("tfaccel.distribute.multi_worker")
 
 T = TypeVar("T")
 
@@ -43,7 +52,7 @@ class WorkerAgreement:
 class _Workers(WorkerAgreement):
     is_alone = False
 
-    def __init__(self, strategy: MultiWorker):
+    def __init__(self, strategy: multi_worker.MultiWorker):
         self._strategy = strategy
         self.is_chief = strategy.is_chief
 
@@ -73,6 +82,6 @@ class _Workers(WorkerAgreement):
 
 def agreement_of(strategy: tf.distribute.Strategy) -> WorkerAgreement:
     """The consensus of the processes under a strategy."""
-    if isinstance(strategy, MultiWorker) and strategy.num_workers > 1:
-        return _Workers(strategy)
-    return WorkerAgreement()
+    if strategy is default_strategy() or not isinstance(strategy, multi_worker.MultiWorker):
+        return WorkerAgreement()
+    return _Workers(strategy) if strategy.num_workers > 1 else WorkerAgreement()

@@ -1,14 +1,17 @@
 """How a fit gets from one phase to the next, and back to the original step."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
 from tfaccel.autotune.explicit_plan import served
-from tfaccel.autotune.options import COLLECTED_STEPS, Options
+from tfaccel.autotune.options import Options
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import error_line
 from tfaccel.core.compiled_sizes import MOST_SIZES
@@ -21,9 +24,9 @@ from tfaccel.steps.compiled_step import BuiltStep
 from tfaccel.steps.remembered import Memory
 from tfaccel.steps.worker_agreement import WorkerAgreement
 from tfaccel.system import notices
+from tfaccel.system.later import later
 from tfaccel.training import phases
 from tfaccel.training.announcer import Announcer
-from tfaccel.training.choose import Choice, PlanChooser
 from tfaccel.training.observed import Observed
 from tfaccel.training.phases import IllegalTransitionError, Phase, Phases
 from tfaccel.training.progress import Progress
@@ -31,6 +34,12 @@ from tfaccel.training.races import Contest, Races
 from tfaccel.training.run import PlanRun
 from tfaccel.training.step_dispatcher import StepDispatcher
 from tfaccel.training.waiting import Waiting
+
+TYPE_CHECKING = False  # see tfaccel/system/later.py
+if TYPE_CHECKING:
+    from tfaccel.training import choose
+else:
+    choose = later("tfaccel.training.choose")
 
 # What a plan that the user gave, and nobody measured, is taken to win in validation.
 _HOPED_GAIN = 2.0
@@ -57,7 +66,6 @@ class Course:
         announcer: has the report.
         waiting: what the fit waits for beside its trials.
         clock: seconds, the same in all processes.
-        chooser: decides by the cache and by trials.
         races: of candidates, and the comparisons of the plan that runs.
         run_own: makes one step of the original.
         is_decided: whether it is decided how fits go on.
@@ -89,17 +97,7 @@ class Course:
         self.is_decided = False
         self._dispatcher, self.run_own = dispatcher, dispatcher.run_own
         self._progress = progress
-        self.chooser = PlanChooser(
-            settings=settings,
-            observed=observed,
-            baseline=dispatcher.own,
-            memory=memory,
-            progress=progress,
-            clock=clock,
-            agreement=agreement,
-            enter=self.phases.enter,
-            on_tuning=on_tuning,
-        )
+        self._on_tuning = on_tuning
         self.plan_run = PlanRun(
             settings=settings,
             observed=observed,
@@ -113,6 +111,25 @@ class Course:
             on_wait=self.announcer.add_wait,
         )
         self.races = Races(self.plan_run)
+
+    @functools.cached_property
+    def chooser(self) -> choose.PlanChooser:
+        """Decides by the cache and by trials; it has the search."""
+        return choose.PlanChooser(
+            settings=self.settings,
+            observed=self.observed,
+            baseline=self._dispatcher.own,
+            memory=self.memory,
+            progress=self._progress,
+            clock=self.clock,
+            agreement=self.agreement,
+            enter=self.phases.enter,
+            on_tuning=self._on_tuning,
+        )
+
+    def forget_search(self) -> None:
+        """No more is tried: what the search holds, batches among it, is let go of."""
+        vars(self).pop("chooser", None)
 
     @property
     def phase(self) -> Phase:
@@ -160,7 +177,7 @@ class Course:
             self.give_up(error or RuntimeError("it failed in another process"))
         return failed
 
-    def _take(self, choice: Choice) -> None:
+    def _take(self, choice: choose.Choice) -> None:
         """Goes on as was chosen."""
         report = choice.report
         if choice.phase is Phase.RACE:
@@ -237,16 +254,10 @@ class Course:
             self.start_plan(plan, workload, None)
 
     def start_plan(self, plan: Plan, workload: Workload, traced: BuiltStep | None) -> None:
-        """A plan runs from now on, if it can get ready.
-
-        Args:
-            plan: whose passes all serve.
-            workload: what it is for.
-            traced: its step, if trials or another fit have traced it.
-        """
+        """A plan whose passes all serve runs from now on, if it can get ready; or was traced."""
         report = self.announcer.report
-        gain = _HOPED_GAIN if report is None else report.speedup
-        if self.plan_run.start(plan, workload, traced, gain):
+        hoped = _HOPED_GAIN if report is None else report.speedup
+        if self.plan_run.start(plan, workload, traced, hoped):
             self.is_decided = True
             self.phases.enter(Phase.RUN)
             if report is not None:
@@ -263,15 +274,6 @@ class Course:
             self.plan_run.drop()
             assert self.settings.plan is not None
             self.start_given(self.settings.plan)
-
-    def stay_if_too_few(self, steps: int | None) -> None:
-        """Leaves a fit alone that will end before anything is decided.
-
-        Args:
-            steps: how many there are in all, as the processes agreed; None where unknown.
-        """
-        if self.settings.plan is None and steps is not None and steps <= COLLECTED_STEPS:
-            self.stay_for(f"{steps} steps are too few to try anything.")
 
     def stay_for(self, note: str) -> None:
         """The training stays as it is, for a reason that is known before anything is tried."""
@@ -301,15 +303,14 @@ class Course:
 
     def finish(self) -> None:
         """The fit has ended: what the next ones may use stays, no data and no copies do."""
-        observed, memory = self.observed, self.memory
+        observed = self.observed
         if self.races.contest is not None:
             self._break_off(self.races.contest)
         elif self.announcer.report is None and self.settings.plan is None:
             self.stay_for(f"{len(observed.seconds)} steps are too few to try anything.")
-        if observed.seconds:
-            memory.trace_seconds = max(memory.trace_seconds, observed.seconds[0])
+        self.memory.note_trace(max(observed.seconds[:1], default=0.0))
         self.plan_run.finish()
-        self.chooser.candidates = None
+        self.forget_search()
         observed.callbacks = ()
         observed.forget_batches()
 
@@ -335,9 +336,8 @@ class Course:
         """Something beside the steps failed, which has put back what it had changed."""
         if phases.RAISES and isinstance(error, IllegalTransitionError):
             raise error
-        why = error_line(error)
-        report = self.observed.untried(f"It could not be accelerated: {why}.")
-        notice = f"tfaccel gave up and left the training as it is: {why}"
+        notice = f"tfaccel gave up and left the training as it is: {error_line(error)}"
+        report = self.observed.untried(f"It could not be accelerated: {error_line(error)}.")
         self._back_to_original(notice, UserWarning, report)
 
     def _back_to_original(

@@ -1,12 +1,12 @@
 """The first step of a fit, which may not run as it is written where another would."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfaccel.autotune.fallback_plan import fallback, fallbacks
+from tfaccel.autotune.fallback_plan import fallback, fallbacks, may_help
 from tfaccel.autotune.options import Options
 from tfaccel.autotune.report import Report
 from tfaccel.core.plan import Pass, Plan
@@ -19,12 +19,12 @@ class FirstStepFallback:
     """The state before the first step, and the passes that help if that step fails.
 
     Args:
-        passes: under which the step may run.
+        passes: gives those under which the step may run.
         plan: that the user gave; None for one of these passes.
         before: all that a step which fails half way may have changed.
     """
 
-    def __init__(self, passes: Sequence[Pass], plan: Plan | None, before: Snapshot):
+    def __init__(self, passes: Callable[[], Sequence[Pass]], plan: Plan | None, before: Snapshot):
         self._passes = passes
         self._plan = plan
         self._before = before
@@ -36,8 +36,12 @@ class FirstStepFallback:
             return None  # which may assign what nobody knows of yet
         if not (workload.model.built or workload.strategy is None):
             return None
-        helping = fallbacks(workload, settings.considered, settings.plan)
-        return cls(helping, settings.plan, _complete_state(workload, batch)) if helping else None
+        if not may_help(workload, settings):
+            return None
+        before = _complete_state(workload, batch)
+        return cls(
+            lambda: fallbacks(workload, settings.considered, settings.plan), settings.plan, before
+        )
 
     def agree_on_report(self, error: Exception | None, agreement: WorkerAgreement) -> Report | None:
         """How to go on after the first step; None where it ran, or where nothing helps.
@@ -48,7 +52,7 @@ class FirstStepFallback:
             error: what the step raised; None where it ran.
             agreement: of the processes that train together.
         """
-        report = None if error is None else fallback(self._passes, error, self._plan)
+        report = None if error is None else fallback(self._passes(), error, self._plan)
         return None if agreement.any(report is None) else report
 
     def restore(self, model: keras.Model) -> None:

@@ -1,5 +1,7 @@
 """The phases before a choice: OBSERVE, in which steps are timed, and AWAIT_LENGTH."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable
 from typing import Any
@@ -7,19 +9,26 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel.autotune.eligibility import plainly_too_short, too_few
 from tfaccel.autotune.options import COLLECTED_STEPS
 from tfaccel.autotune.report import Report
 from tfaccel.autotune.trial import error_line
-from tfaccel.autotune.warm_start import known_for_sure
 from tfaccel.compat import keras_private
 from tfaccel.measure.timing import wait_for
 from tfaccel.steps.compiled_step import StepFunction, unheard_traces
 from tfaccel.steps.snapshot import build_all
 from tfaccel.system import notices
+from tfaccel.system.later import later
 from tfaccel.training.course import Course
 from tfaccel.training.first_step import FirstStepFallback
 from tfaccel.training.given_plan import calls_to_look_at, must_observe
 from tfaccel.training.phases import Phase
+
+TYPE_CHECKING = False  # see tfaccel/system/later.py
+if TYPE_CHECKING:
+    from tfaccel.autotune import warm_start
+else:
+    warm_start = later("tfaccel.autotune.warm_start")
 
 
 class Observing:
@@ -83,14 +92,14 @@ class Observing:
         """Begins with a plan of the cache, where it is sure to be the right one."""
         course, observed = self._course, self._course.observed
         with course.own_work():
-            report = known_for_sure(observed.workload(), course.settings)
+            report = warm_start.known_for_sure(observed.workload(), course.settings)
             if report is None or must_observe(report.plan, observed.workload()):
                 return observed.forget_batches()
             more = calls_to_look_at(report.plan, observed.workload()) - 1
             if more > 0:
                 with contextlib.suppress(StopIteration):  # a short epoch
                     observed.take(iterator, more)
-                report = known_for_sure(observed.workload(), course.settings)
+                report = warm_start.known_for_sure(observed.workload(), course.settings)
             if report is None:
                 return observed.forget_batches()
             course.announcer.announce(report)
@@ -106,10 +115,11 @@ class Observing:
         if not is_traced:
             self._build_variables()
         if explicit is None:
-            course.stay_if_too_few(steps)
-            if course.phase is Phase.OBSERVE and (note := course.chooser.known_too_short()):
-                course.stay_for(note)
-            may_be_known = course.settings.cache and observed.workload().strategy is None
+            self._stay_for(too_few(steps))
+            if course.phase is Phase.OBSERVE and course.memory.was_too_short:
+                self._stay_for(course.chooser.known_too_short())
+            cache = course.settings.cache
+            may_be_known = cache and cache.has_plans() and observed.workload().strategy is None
             return int(bool(may_be_known) and course.phase is Phase.OBSERVE and not is_traced)
         workload = observed.workload()
         if course.memory.step(explicit, element_spec) is None:
@@ -176,6 +186,23 @@ class Observing:
             self._course.announcer.announce(report)
             self._course.start_given(report.plan)
 
+    def _stay_for(self, note: str) -> None:
+        """The original step runs from now on, if there is a reason."""
+        if note:
+            self._course.stay_for(note)
+
+    def _decide(self) -> None:
+        """What nobody need look into is decided here; passes are loaded for the rest."""
+        course = self._course
+        with course.own_work():
+            course.observed.agree_on_steps_to_come()
+            note = plainly_too_short(course.observed.workload(), course.settings)
+            if note and not course.observed.grows:
+                course.phases.enter(Phase.PREDICT)
+                course.stay_for(note)
+        if course.phase is not Phase.STAY:
+            course.decide()
+
     def _decided_step(self, iterator: tf.data.Iterator) -> Any:
         """Decides, and makes the first step under the choice.
 
@@ -184,7 +211,7 @@ class Observing:
         course = self._course
         start = course.clock()
         with course.announcer.held_back():
-            course.decide()
+            self._decide()
             logs = self._dispatch(iterator)
             if course.announcer.report is not None:
                 wait_for(logs)

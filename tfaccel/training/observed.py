@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.search import baseline_trial, expected_trace_seconds
+from tfaccel.autotune.trial import baseline_trial, expected_trace_seconds
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import Prepared
@@ -76,6 +76,11 @@ class Observed:
     def usual_seconds(self) -> float:
         """What a step takes once traced; 0.0 before that is known."""
         return min(self.seconds[1:], default=0.0)
+
+    @property
+    def grows(self) -> bool:
+        """Whether more is to come the more was made, as in a loop of unknown length."""
+        return self._progress.grows
 
     @property
     def holds_data(self) -> bool:

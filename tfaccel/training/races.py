@@ -1,5 +1,7 @@
 """The races of a fit: of a candidate, and now and then of the plan that runs."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from typing import Any
@@ -13,11 +15,16 @@ from tfaccel.measure.racing import Race
 from tfaccel.measure.timing import Speedup, wait_for
 from tfaccel.steps.remembered import Pending, TracedStep
 from tfaccel.steps.snapshot import build_used_optimizer
-from tfaccel.training.choose import Choice, PlanChooser
-from tfaccel.training.guarded_step import GuardedStep
-from tfaccel.training.live_gain import LIVE_SHARE, LiveGain
-from tfaccel.training.live_race import LiveRace
+from tfaccel.system.later import later
 from tfaccel.training.run import PlanRun
+
+TYPE_CHECKING = False  # see tfaccel/system/later.py
+if TYPE_CHECKING:
+    from tfaccel.training import choose, guarded_step, live_gain, live_race
+else:
+    guarded_step = later("tfaccel.training.guarded_step")
+    live_gain = later("tfaccel.training.live_gain")
+    live_race = later("tfaccel.training.live_race")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Contest:
 
     trial: Trial
     workload: Workload
-    race: LiveRace
+    race: live_race.LiveRace
 
 
 @dataclasses.dataclass
@@ -50,11 +57,11 @@ class _Untraced:
     calls: float
 
     @classmethod
-    def of(cls, report: Report) -> "_Untraced":
+    def of(cls, report: Report) -> _Untraced:
         """How long to wait, by what a trace and a step took when the plan was chosen."""
         seconds = _step_seconds(report) / report.speedup
         trace = report.trials[0].compile_seconds
-        return cls(report, trace / (LIVE_SHARE * seconds) if seconds else math.inf)
+        return cls(report, trace / (live_gain.LIVE_SHARE * seconds) if seconds else math.inf)
 
     def is_due(self) -> bool:
         """Counts a step; whether the original's turn has come."""
@@ -80,15 +87,15 @@ class Races:
 
     plan_run: PlanRun
     contest: Contest | None = dataclasses.field(default=None, init=False)
-    live: LiveGain | None = dataclasses.field(default=None, init=False)
+    live: live_gain.LiveGain | None = dataclasses.field(default=None, init=False)
     _untraced: _Untraced | None = dataclasses.field(default=None, init=False)
 
-    def begin(self, choice: Choice, most_lost_seconds: float) -> None:
+    def begin(self, choice: choose.Choice, most_lost_seconds: float) -> None:
         """A candidate and the step that ran so far take turns from now on."""
         trial, workload, traced = choice.trial, choice.workload, choice.traced
         assert trial is not None and traced is not None
         build_used_optimizer(workload.model)
-        race = LiveRace(
+        race = live_race.LiveRace(
             self.plan_run.step or self.plan_run.dispatcher.run_own,
             self.plan_run.guarded(trial.plan, workload, traced),
             self.plan_run.clock,
@@ -120,7 +127,7 @@ class Races:
         elif present is not None:
             present.resume()  # the other side's steps are not to be undone with its own
 
-    def note_failure(self, why: str, chooser: PlanChooser) -> Report | None:
+    def note_failure(self, why: str, chooser: choose.PlanChooser) -> Report | None:
         """The candidate of a race failed, if there is a race: it is a trial of the search.
 
         Args:
@@ -138,7 +145,7 @@ class Races:
         self.plan_run.memory.drop(failed.plan, self.plan_run.observed.element_spec)
         return found.report()
 
-    def broken_off(self, chooser: PlanChooser) -> Report:
+    def broken_off(self, chooser: choose.PlanChooser) -> Report:
         """The fit ended before a race was decided: the next one may go on with it.
 
         Not where it was with a plan that had won before: the next fit begins with that one.
@@ -182,7 +189,7 @@ class Races:
             self._untraced = _Untraced.of(report)
             return
         own = race is not None and race.gain == report.gain
-        self.live = LiveGain(
+        self.live = live_gain.LiveGain(
             self.plan_run.dispatcher.run_own,
             step,
             self.plan_run.clock,
@@ -206,7 +213,7 @@ class Races:
         self.plan_run.dispatcher.is_racing = live.race is not None
         return logs, live.gain if live.race is None else None
 
-    def _watched_at_last(self, iterator: Any, step: GuardedStep) -> Any:
+    def _watched_at_last(self, iterator: Any, step: guarded_step.GuardedStep) -> Any:
         """A step of the plan, or the one of the original that traces it for comparisons."""
         untraced = self._untraced
         if untraced is None or step.function.ahead or not untraced.is_due():

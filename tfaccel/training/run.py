@@ -1,9 +1,10 @@
 """The plan that a fit runs: its guarded step, its validation, and what it leaves behind."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 
-from tfaccel.autotune.explicit_plan import prepared
 from tfaccel.autotune.options import Options
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import StepContext
@@ -13,11 +14,20 @@ from tfaccel.steps.compiled_step import BuiltStep
 from tfaccel.steps.remembered import Memory, TracedStep
 from tfaccel.steps.snapshot import build_used_optimizer
 from tfaccel.steps.worker_agreement import WorkerAgreement
-from tfaccel.training.guarded_step import GuardedStep
+from tfaccel.system.later import later
 from tfaccel.training.observed import Observed
 from tfaccel.training.progress import Progress
 from tfaccel.training.step_dispatcher import StepDispatcher
-from tfaccel.training.validation import Validation, serves_validation
+
+TYPE_CHECKING = False  # see tfaccel/system/later.py
+if TYPE_CHECKING:
+    from tfaccel.autotune import explicit_plan
+    from tfaccel.training import guarded_step
+    from tfaccel.training import validation as validations
+else:
+    explicit_plan = later("tfaccel.autotune.explicit_plan")
+    guarded_step = later("tfaccel.training.guarded_step")
+    validations = later("tfaccel.training.validation")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -51,8 +61,8 @@ class PlanRun:
     on_many_sizes: Callable[[], None]
     on_wait: Callable[[float], None]
     plan: Plan = dataclasses.field(default_factory=Plan, init=False)
-    step: GuardedStep | None = dataclasses.field(default=None, init=False)
-    validation: Validation | None = dataclasses.field(default=None, init=False)
+    step: guarded_step.GuardedStep | None = dataclasses.field(default=None, init=False)
+    validation: validations.Validation | None = dataclasses.field(default=None, init=False)
     _workload: Workload | None = dataclasses.field(default=None, init=False)
 
     @property
@@ -81,7 +91,7 @@ class PlanRun:
         if traced is None:
             deadline = self.clock() + self.settings.budget.max_seconds
             context = StepContext(workload, prepared=self.observed.prepared)
-            plan = prepared(plan, context, self.clock, deadline)
+            plan = explicit_plan.prepared(plan, context, self.clock, deadline)
             if plan.is_baseline:
                 return False
         if traced is not None and traced.held is not None and workload.batches:
@@ -91,7 +101,7 @@ class PlanRun:
         self.settle(hoped_gain)
         return True
 
-    def install(self, plan: Plan, step: GuardedStep, workload: Workload) -> None:
+    def install(self, plan: Plan, step: guarded_step.GuardedStep, workload: Workload) -> None:
         """This step is the plan's from now on."""
         self.plan, self.step, self._workload = plan, step, _without_data(workload)
         self.dispatcher.plan, self.dispatcher.built = plan, step.function
@@ -104,7 +114,7 @@ class PlanRun:
         """
         self.observed.forget_batches()
         workload = self._workload
-        if workload is not None and serves_validation(self.plan, workload):
+        if workload is not None and validations.serves_validation(self.plan, workload):
             self._accelerate_validation(workload, hoped_gain)
 
     def _remembered(self, plan: Plan) -> BuiltStep | None:
@@ -115,7 +125,9 @@ class PlanRun:
         self.observed.prepared.update(known.prepared)
         return known.built
 
-    def guarded(self, plan: Plan, workload: Workload, traced: BuiltStep | None) -> GuardedStep:
+    def guarded(
+        self, plan: Plan, workload: Workload, traced: BuiltStep | None
+    ) -> guarded_step.GuardedStep:
         """A plan's step with the way back to the original.
 
         Args:
@@ -123,7 +135,7 @@ class PlanRun:
             workload: what it is for.
             traced: its step, if it was traced.
         """
-        return GuardedStep(
+        return guarded_step.GuardedStep(
             _without_data(workload),
             plan,
             traced,
@@ -143,7 +155,7 @@ class PlanRun:
     def _accelerate_validation(self, workload: Workload, gain: float) -> None:
         tolerance, clock = self.settings.tolerance, self.clock
         found = self.observed.prepared
-        self.validation = Validation(
+        self.validation = validations.Validation(
             workload, self.plan, gain, tolerance, clock, self.on_wait, found
         )
         self.validation.install()

@@ -7,8 +7,8 @@ from tfaccel.autotune import priors
 from tfaccel.autotune.expected.evidence import Evidence
 from tfaccel.autotune.expected.expectation import Candidate, Expectation
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.search import MOST_REPAIRS, baseline_trial, repaired
-from tfaccel.autotune.trial import WORTHWHILE, Trial
+from tfaccel.autotune.search import MOST_REPAIRS, repaired
+from tfaccel.autotune.trial import WORTHWHILE, Trial, baseline_trial
 from tfaccel.autotune.trial_runner import TrialRunner
 from tfaccel.core.plan import Pass, Plan
 from tfaccel.core.prior import Prior

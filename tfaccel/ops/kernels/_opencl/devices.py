@@ -53,7 +53,7 @@ def opencl_devices() -> tuple[OpenCLDevice, ...]:
     cause = missing()
     if cause is not None:
         raise RuntimeError(f"{cause.cause}: {cause.remedy}")
-    return _found()
+    return found()
 
 
 @functools.cache
@@ -62,12 +62,12 @@ def missing() -> Unsupported | None:
     if importlib.util.find_spec("pyopencl") is None:
         return Refusal.MISSING("OpenCL needs pyopencl, which is not installed", _INSTALL)
     try:
-        found = _found()
+        devices = found()
     except Exception as error:  # whatever a driver does while it starts
         return Refusal.MISSING(
             f"pyopencl can't be used ({type(error).__name__}: {error})", _INSTALL
         )
-    if found:
+    if devices:
         return None
     return Refusal.DEVICE(
         "OpenCL has no platform with a device here, and the extra tfaccel[opencl] brings none",
@@ -77,16 +77,16 @@ def missing() -> Unsupported | None:
 
 def used_device() -> str | None:
     """The device that is used, with its driver; None where there is none."""
-    return None if missing() else f"{_found()[0].name} {_found()[0].driver}"
+    return None if missing() else f"{found()[0].name} {found()[0].driver}"
 
 
 def has_gpu() -> bool:
     """Whether one of the devices is a GPU."""
-    return missing() is None and _found()[0].type == "GPU"
+    return missing() is None and found()[0].type == "GPU"
 
 
 @functools.cache
-def _found() -> tuple[OpenCLDevice, ...]:
+def found() -> tuple[OpenCLDevice, ...]:
     import pyopencl as cl
 
     try:
