@@ -324,6 +324,8 @@ def test_gradients_in_bfloat16(tmp_path, one_process):
             bound = 2**-8 * sum(np.abs(part) for part in parts)
             off = np.abs(np.array(worker["gathered"][variable]) - sum(parts))
             assert (off <= bound * (1 + 1e-6)).all()
+            once_more = tf.cast(tf.cast(sum(rounded), tf.bfloat16), tf.float32).numpy()
+            np.testing.assert_array_equal(worker["scattered"][variable], once_more)
             np.testing.assert_allclose(worker["reduced"][variable], sum(parts), rtol=2**-7 * 1.01)
         for name in ("loss", "val_loss"):
             np.testing.assert_allclose(worker["history"][name], one_process[1][name], rtol=5e-3)

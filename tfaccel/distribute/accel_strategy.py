@@ -71,10 +71,10 @@ class AccelStrategy(tf.distribute.Strategy):
             (as the dataset's own options say), `"data"`, `"file"` or `"off"`.
         compress_gradients: `"bfloat16"`: workers send each other dense float32 gradients in
             bfloat16, which halves the bytes; None: as they are. What a replica adds is rounded
-            once, by 2**-8 of itself at most. Up to four replicas all get the rounded gradients of
-            all and sum them in float32, so a sum is off by 2**-8 of the sum of its parts' sizes at
-            most. (Four replicas then receive as many bytes as without.) With more TensorFlow's
-            all-reduce sums in bfloat16, which rounds each partial sum by 2**-8 again. It holds
+            once, by 2**-8 of itself at most, and summed in float32: two replicas are off by 2**-8
+            of the sum of the parts' sizes at most, more on CPUs by 2**-8 of the sum itself beside.
+            (Each sums a part of the numbers and hands the rounded sums on.) More than two on GPUs
+            are summed by TensorFlow's all-reduce, which rounds each partial sum by 2**-8. It holds
             for all that this process trains by several workers, from the next trace on; with
             one process nothing is sent.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.compat.collectives import Collectives, collectives_of
 from tfaccel.compat.keras_fits import gradient_reduction
 from tfaccel.compat.patching import SharedContext
 
@@ -14,9 +15,9 @@ CHOICES = (None, "bfloat16")
 # What one collective carries at most. Each costs a round of messages, and may begin when the
 # gradients in it are there.
 BYTES_PER_PACK = 32 * 2**20
-# Gathering brings each worker (n - 1) times the gradients, a reduction 2 (n - 1) / n times: up to
-# this many the float32 sums of the first take no more than float32's reduction, by bytes.
-_MOST_GATHERED = 4
+# Gathering brings each worker (n - 1) times the gradients, a reduction 2 (n - 1) / n times: for
+# two that is the same, in one round of messages and without a second rounding.
+_MOST_GATHERED = 2
 
 _Reduce = Callable[[Any, Sequence[Any]], Any]
 
@@ -80,11 +81,31 @@ def _summed(grads: Sequence[tf.Tensor], context: Any, bytes_per_pack: int) -> li
 
 
 def _sum_of_all(flat: tf.Tensor, context: Any) -> tf.Tensor:
-    if context.num_replicas_in_sync > _MOST_GATHERED:
+    """The float32 sum of every replica's bfloat16 numbers."""
+    replicas, ours = context.num_replicas_in_sync, collectives_of(context)
+    if ours is not None and ours.on_cpu and replicas > _MOST_GATHERED:
+        return _scattered_sum(flat, replicas, ours)
+    if ours is None or replicas > _MOST_GATHERED:
         return tf.cast(context.all_reduce(tf.distribute.ReduceOp.SUM, flat), tf.float32)
+    rows = tf.reshape(_gathered(flat, ours), [replicas, -1])
+    return tf.reduce_sum(tf.cast(rows, tf.float32), 0)
+
+
+def _scattered_sum(flat: tf.Tensor, replicas: int, ours: Collectives) -> tf.Tensor:
+    """Each replica sums a part of the numbers in float32, and all get the rounded sums.
+
+    A worker sends and gets 2 (n - 1) / n times the numbers, as in a ring that reduces them, which
+    would round each partial sum.
+    """
+    size = flat.shape.num_elements()
+    rows = tf.reshape(tf.pad(flat, [[0, -size % replicas]]), [replicas, -1])
+    part = tf.reduce_sum(tf.cast(ours.exchanged(rows), tf.float32), 0)
+    return tf.cast(_gathered(tf.cast(part, tf.bfloat16), ours)[:size], tf.float32)
+
+
+def _gathered(flat: tf.Tensor, ours: Collectives) -> tf.Tensor:
     # TensorFlow's gathering knows no bfloat16. It copies the bits, whatever they are called.
-    rows = context.all_gather(tf.bitcast(flat, tf.float16)[None], axis=0)
-    return tf.reduce_sum(tf.cast(tf.bitcast(rows, tf.bfloat16), tf.float32), 0)
+    return tf.bitcast(ours.gathered(tf.bitcast(flat, tf.float16)), tf.bfloat16)
 
 
 def packs(sizes: Sequence[int], most: int) -> list[list[int]]:
