@@ -61,8 +61,8 @@ def prepare(
     """Makes a dataset for `fit` of arrays or a dataset, with each stage where it pays.
 
     Stages: read, `map`, validate, cache, shuffle, `augment`, batch, prefetch. Measuring decides
-    only about threads, a thread pool of the pipeline's own and a cache; it never changes samples
-    or their order. A dataset that one more iteration would change is neither measured nor, with
+    only about threads, a thread pool of the pipeline's own and a cache, not about samples and
+    their order. A dataset that one more iteration would change is neither measured nor, with
     `cache="auto"`, cached.
 
     Args:
@@ -78,8 +78,7 @@ def prepare(
         max_cache_bytes: that `"auto"` may take; None for a quarter of the free memory.
         validate, rules: `"report"` (or True) warns of samples that `check` would find, `"drop"`
             also leaves them out: those of arrays at once, those of a dataset as they pass.
-        max_check_seconds: that looking at arrays may take; what is not looked at by then is
-            kept. None for no bound.
+        max_check_seconds: that looking at arrays may take; samples after that are kept.
         measure_seconds: about what measuring may take; None to measure nothing.
         clock: seconds.
 

@@ -25,13 +25,13 @@ from tfaccel.system import notices
 
 
 class Turn(enum.Enum):
-    """Whose steps validate.
+    """Which step validates.
 
     Attributes:
-        TIMED: the user's, and what they take is noted.
-        ALTERNATING: the user's and the accelerated ones in turns.
+        TIMED: the user's, which is timed.
+        ALTERNATING: the user's and the accelerated one in turns.
         ORIGINAL: the user's, for good.
-        ACCELERATED: the accelerated ones, as long as their sizes are few.
+        ACCELERATED: the accelerated one, as long as batches come in few sizes.
     """
 
     TIMED = "timed"
@@ -46,20 +46,20 @@ class Validation:
     The first validation runs as it was written and is timed. From the second on,
     if the validations to come are worth another trace, steps alternate between the
     user's and the accelerated one (both evaluate real batches, so nothing is done
-    twice), and the faster stays. Before the accelerated step counts for anything
-    its losses on one batch are compared with those of the user's.
+    twice), and the faster stays. Before that the accelerated step's losses on one batch
+    are compared with those of the user's.
 
     Args:
         workload: the model.
         plan: the plan that the training uses.
-        gain: how much faster a training step is under it, as far as that is known.
-        tolerance: the user's; None for the table's.
+        gain: the speedup of a training step under the plan, as far as it is known.
+        tolerance: given by the user; None for the defaults.
         clock: seconds.
-        on_wait: told the seconds that tracing and comparing the accelerated step took.
+        on_wait: called with the seconds that tracing and comparing the accelerated step took.
         prepared: what the plan's passes found out before.
 
     Attributes:
-        turn: whose steps validate.
+        turn: which step validates.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Validation:
         self._first_seconds: list[float] = []
         self._validations = 0
         self._taken = TakenBatches(workload.model)
-        self._logs: Any = None  # of the step that is being made, as soon as it was
+        self._logs: Any = None  # of the present call's step; None until that has run
         self._raised: Exception | None = None  # by the user's own step
 
     def install(self) -> None:
@@ -114,7 +114,7 @@ class Validation:
         return bool(self._validations or self._first_seconds)
 
     def accelerate(self, step: StepFunction) -> None:
-        """From now on this step validates."""
+        """Validates by this step from now on."""
         self._fast, self.turn = step, Turn.ACCELERATED
 
     def begin(self, epochs_to_come: int) -> None:
@@ -130,7 +130,7 @@ class Validation:
             self.turn = Turn.ALTERNATING if saved > trace else Turn.ORIGINAL
 
     def _run(self, iterator: Any) -> Any:
-        """One step of a validation; whatever fails beside the user's step, that goes on."""
+        """One step of a validation, which errors of tfaccel's never stop."""
         self._logs = self._raised = None
         try:
             logs = self._step(iterator)
@@ -152,7 +152,7 @@ class Validation:
         return self._own(self._taken.fed(iterator))
 
     def _own(self, iterator: Any) -> Any:
-        """One step of the user's; what it raises is the user's."""
+        """One step of the user's, whose errors are the user's."""
         try:
             self._logs = logs = self._user(iterator)
         except Exception as error:
@@ -179,7 +179,7 @@ class Validation:
         return logs
 
     def _first_user(self, iterator: tf.data.Iterator) -> Any:
-        """The user's own step for the first time: there may be none that runs here."""
+        """The user's own step for the first time; on this device it may fail."""
         batches = self._taken.pull(iterator)
         metrics = Snapshot(v for m in self._workload.model.metrics for v in m.variables)
         try:
@@ -210,7 +210,7 @@ class Validation:
         return logs
 
     def _first_fast(self, iterator: tf.data.Iterator) -> Any:
-        """Compares the two steps on one batch; the user's own step counts."""
+        """Compares the two steps on one batch; the result is the user's step's."""
         batches = self._taken.pull(iterator)
         start = self._clock()
         metrics = Snapshot(v for m in self._workload.model.metrics for v in m.variables)
@@ -255,8 +255,8 @@ def _tell(error: Exception) -> None:
 def serves_validation(plan: Plan, workload: Workload) -> bool:
     """Whether a plan changes the forward computation, of steps that can be traced under it.
 
-    Not where it changes the optimizer alone, under a strategy, in a loop of the user's, or where
-    the model has a make_test_function of its own: Keras's traces a step anew, another need not.
+    It must change more than the optimizer. A strategy, a loop of the user's, and a model with a
+    make_test_function of its own, which may not trace steps anew, are not served.
     """
     if workload.strategy is not None or workload.in_loop:
         return False
