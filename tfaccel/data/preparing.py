@@ -61,8 +61,8 @@ def prepare(
     """Makes a dataset for `fit` of arrays or a dataset, with each stage where it pays.
 
     Stages: read, `map`, validate, cache, shuffle, `augment`, batch, prefetch. Measuring decides
-    only about threads, a thread pool of the pipeline's own and a cache; it never changes samples
-    or their order. A dataset that one more iteration would change is neither measured nor, with
+    only about threads, a thread pool of the pipeline's own and a cache, not about samples and
+    their order. A dataset that one more iteration would change is neither measured nor, with
     `cache="auto"`, cached.
 
     Args:

@@ -16,7 +16,7 @@ from tfaccel.core.unsupported import FLOAT32_OR_LESS, Refusal, Unsupported, name
 from tfaccel.core.workload import Workload
 from tfaccel.ops.activations import GELU, SILU, formula_of
 
-# The cells of a loop are called at every time step, on little.
+# A loop calls its cells at every time step, on small tensors.
 _LOOPS = (keras.layers.RNN, keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
 
 
@@ -30,8 +30,8 @@ class FusedActivation(LayerPass):
     `activation="gelu"`, `"silu"` or `"swish"` are served, and `keras.layers.Activation`.
 
     XLA compiles once for every size that it meets. Where more than the batch is unknown
-    while tracing, where batches come in many sizes, and under several replicas, the same
-    formulas are TensorFlow's ops.
+    while tracing, where batches come in many sizes, and under several replicas, TensorFlow's
+    ops compute the same formulas.
 
     Source: Hendrycks and Gimpel, https://arxiv.org/abs/1606.08415; Elfwing et al.,
     https://arxiv.org/abs/1702.03118; https://openxla.org/xla/tf2xla/tutorials/jit_compile
@@ -46,7 +46,7 @@ class FusedActivation(LayerPass):
         return None
 
     def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
-        """Every layer with such an activation, with what keeps it; None where it is replaced."""
+        """Every layer with such an activation, with why it keeps it; None where it is replaced."""
         for layer in workload.layers:
             if _formula_of(layer) is not None:
                 yield layer, _obstacle(layer)
@@ -76,7 +76,7 @@ class FusedActivation(LayerPass):
 
 
 def _formula_of(layer: Any) -> Any:
-    """The formula of a layer's activation, where that is several ops; None elsewhere."""
+    """The formula of a layer's activation; None where TensorFlow has one op for it."""
     formula = formula_of(getattr(layer, "activation", None))
     return formula if formula in (GELU, SILU) else None
 

@@ -17,11 +17,11 @@ from tfaccel.core.workload import Workload
 from tfaccel.measure.units import milliseconds
 from tfaccel.system.arguments import is_whole
 
-# A call should take no longer than this: what happens within a tenth of a second is felt
-# to happen at once, so nobody sees that a progress bar's numbers come in groups.
+# A call should take no longer than this: a tenth of a second feels like an instant, so nobody
+# sees that a progress bar's numbers come in groups.
 # Source: Miller, Response time in man-computer conversational transactions, 1968.
 CALL_SECONDS = 0.1
-# Steps a call that are considered. What a call costs is shared by its steps: 32 steps
+# Steps a call that are considered. The cost of a call is shared by its steps: 32 steps
 # leave 3 % of it to each (`benchmarks/step_batching.py --curve` times them).
 CHOICES = (4, 8, 16, 32)
 # What a call costs beside its step: Python, the way into the graph and back, and the logs.
@@ -37,8 +37,8 @@ class StepBatching(Pass):
     compiled step and back, in logs that are read one by one. Here one call runs the
     next steps in a loop within TensorFlow, and Keras's next calls are handed the logs
     that are there already. Steps, batches, their order and every step's logs are
-    those of the untouched training. Other than with `steps_per_execution`, callbacks
-    and the progress bar see each step's logs.
+    those of the untouched training. Unlike under `steps_per_execution`, callbacks and the
+    progress bar see each step's logs.
 
     A call never goes beyond the epoch, nor beyond a loss that is not finite. Only a
     callback that looks at the model, or at the clock, after each batch could tell the
@@ -52,7 +52,9 @@ class StepBatching(Pass):
             such a callback stops has run up to `steps - 1` steps more by then.
 
     Raises:
-        ValueError: `steps` is no integer of at least 2.
+        ValueError: `steps` is not an integer of at least 2.
+
+    >>> accel = tfaccel.AccelCallback([tfaccel.passes.StepBatching(8)])
 
     Source: `steps_per_execution` of
     https://keras.io/api/models/model_training_apis/#compile-method, which hands out the
@@ -60,7 +62,7 @@ class StepBatching(Pass):
     """
 
     name: ClassVar[str] = "step_batching"
-    # A loop around the same step: traced in 1.0 to 1.2 times the time.
+    # Tracing the loop takes 1.0 to 1.2 times as long as tracing the step.
     compile_factor: ClassVar[float] = 1.2
     serves_validation: ClassVar[bool] = False
     changes_step: ClassVar[bool] = False

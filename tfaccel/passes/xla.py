@@ -20,9 +20,9 @@ from tfaccel.core.workload import Workload, varies
 class XLA(Pass):
     """Compiles the step with XLA, or, with `jit_compile=False`, without it.
 
-    On a CPU XLA pays for dense and elementwise work and loses much on
-    convolutions (it does not use oneDNN's). On a GPU Keras turns it on by itself,
-    and there the pass with `jit_compile=False` tries the step without.
+    On a CPU XLA pays for dense and elementwise work and loses much on convolutions, as
+    it does not use oneDNN's. On a GPU Keras turns XLA on by itself; there the pass with
+    `jit_compile=False` tries the step without it.
 
     Args:
         jit_compile: whether the step is compiled by XLA.
@@ -51,7 +51,7 @@ class XLA(Pass):
         return _obstacle(workload) if self.jit_compile else None
 
     def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
-        """Every layer, with what keeps XLA from compiling it; None where nothing does."""
+        """Every layer, with why XLA can't compile it; None where it can."""
         for layer in workload.layers:
             yield layer, _blocked(layer) if self.jit_compile else None
 

@@ -1,4 +1,4 @@
-"""The report of a fit: when it is told, and what is added to its tuning time."""
+"""The report of a fit: when it is shown, and what is added to its tuning time."""
 
 import contextlib
 import dataclasses
@@ -9,11 +9,11 @@ from tfaccel.training.step_dispatcher import StepDispatcher
 
 
 class Announcer:
-    """Keeps the report where all callbacks of the fit find it, and tells it once.
+    """Keeps the report where all callbacks of the fit find it, and shows it once.
 
     Args:
         dispatcher: holds the report.
-        on_report: told when it is decided how the training goes on.
+        on_report: called with the report when the choice is made.
     """
 
     def __init__(self, dispatcher: StepDispatcher, on_report: Callable[[Report], None]):
@@ -23,7 +23,7 @@ class Announcer:
 
     @property
     def report(self) -> Report | None:
-        """What tuning found; None before."""
+        """What tuning found; None before the choice."""
         return self._dispatcher.report
 
     @report.setter
@@ -31,14 +31,14 @@ class Announcer:
         self._dispatcher.report = report
 
     def announce(self, report: Report) -> None:
-        """It is decided how the training goes on."""
+        """Shows the report of the choice that was made."""
         self.report = report
         if not self._is_held_back:
             self._on_report(report)
 
     @contextlib.contextmanager
     def held_back(self) -> Iterator[None]:
-        """What is announced in this block is told at its end, when its cost is known."""
+        """A block at whose end its report is shown, as its cost is known only then."""
         self._is_held_back = True
         try:
             yield
@@ -48,11 +48,11 @@ class Announcer:
                 self._on_report(self.report)
 
     def set_tuning_seconds(self, seconds: float) -> None:
-        """All that the training waited for until now."""
+        """Sets the seconds that the training has waited for so far."""
         if self.report is not None:
             self.report = dataclasses.replace(self.report, tuning_seconds=max(0.0, seconds))
 
     def add_wait(self, seconds: float) -> None:
-        """The training waited once more on account of trials."""
+        """Adds seconds for which the training waited because of trials."""
         if self.report is not None and seconds > 0:
             self.set_tuning_seconds(self.report.tuning_seconds + seconds)

@@ -1,4 +1,4 @@
-"""Choosing how a fit goes on: by the cache, by trials, or by neither where nothing would pay."""
+"""Choosing how a fit goes on: by the cache, by trials, or not at all where nothing would pay."""
 
 import dataclasses
 from collections.abc import Callable
@@ -35,11 +35,11 @@ class Choice:
     Attributes:
         phase: RUN, RACE, STAY or AWAIT_LENGTH.
         workload: what it was chosen for.
-        report: says why, and the plan; None while the length is awaited, or a race.
-        traced: the plan's step, where it is traced already.
-        waits: whether this fit ran steps for it, so that its next epoch may begin late.
-        trial: the check of the candidate that is to be raced.
-        race: as far as an earlier fit came with it.
+        report: the plan and the reasons; None in AWAIT_LENGTH and RACE.
+        traced: the plan's step, if it is traced already.
+        waits: whether trials ran in this fit, so that its next epoch may begin late.
+        trial: the check of the candidate to race.
+        race: what an earlier fit has measured of it.
     """
 
     phase: Phase
@@ -53,7 +53,7 @@ class Choice:
 
 @dataclasses.dataclass(kw_only=True)
 class PlanChooser:
-    """Goes through the phases in which no step of the training runs.
+    """Makes the choices of a fit, in the phases in which no step of the training runs.
 
     Attributes:
         settings: what the user asked for.
@@ -63,8 +63,8 @@ class PlanChooser:
         progress: of the fit.
         clock: seconds, the same in all processes.
         agreement: of the processes that train together.
-        enter: told the phases.
-        on_tuning: told the budget in seconds before trials begin.
+        enter: called with each phase.
+        on_tuning: called with the budget in seconds before trials begin.
         candidates: the search, once there is one.
     """
 
@@ -80,7 +80,7 @@ class PlanChooser:
     candidates: Candidates | None = dataclasses.field(default=None, init=False)
 
     def choose(self) -> Choice:
-        """Decides; all processes must do so together."""
+        """Makes the choice. All processes must call this together."""
         self.enter(Phase.PREDICT)
         workload, settings = self.observed.workload(), self.settings
         known = known_report(workload, settings, self.agreement)
@@ -100,7 +100,7 @@ class PlanChooser:
         return self._unrepeatable(workload) or self._by_trials(workload, seconds)
 
     def _by_expectation(self, workload: Workload) -> Choice:
-        """Goes on to the candidate that is expected to pay most; stays where none is."""
+        """Goes on with the candidate that is expected to pay most, or stays if none is."""
         settings = self.settings
         seconds = settings.budget.seconds(workload)
         steps = workload.steps_to_come
@@ -141,7 +141,7 @@ class PlanChooser:
         )
 
     def go_on(self, workload: Workload, first: Candidate | None = None) -> Choice:
-        """Checks candidates until one is faithful, and can be raced, or none is worth a look.
+        """Checks candidates until one is faithful and can be raced, or none is expected to pay.
 
         Args:
             workload: with kept batches.
@@ -161,7 +161,7 @@ class PlanChooser:
         return self.ended(workload)
 
     def _by_kept_batches(self, workload: Workload, candidate: Candidate | None) -> Choice:
-        """The same, with races on kept batches, from a state that is put back."""
+        """As `go_on`, with races on kept batches, from a state that is put back."""
         found = self.candidates
         assert found is not None
         self.enter(Phase.TRIALS)
@@ -178,7 +178,7 @@ class PlanChooser:
         return dataclasses.replace(choice, traced=bench.step_function(found.plan))
 
     def ended(self, workload: Workload, for_good: bool = False) -> Choice:
-        """Nothing more is worth a look: now, where more may be later, or for good."""
+        """The choice when nothing more is expected to pay: for now, or for good."""
         found, report = self.candidates, self.kept_report(workload)
         assert found is not None
         if report.plan.is_baseline and self.progress.grows and not for_good:
@@ -187,20 +187,20 @@ class PlanChooser:
         return Choice(phase, workload, report, waits=found.have_run)
 
     def kept_report(self, workload: Workload) -> Report:
-        """What came of the search, which the cache keeps."""
+        """The report of the search, which is also put into the cache."""
         assert self.candidates is not None
         report = self.candidates.report()
         keep(workload, self.settings, report, self.agreement)
         return report
 
     def _next(self) -> Candidate | None:
-        """What is worth a look next, by the chief's evidence."""
+        """The candidate that is expected to pay most, by the chief's evidence."""
         assert self.candidates is not None
         steps = self.observed.agree_on_steps_to_come() or 0
         return self.agreement.same(self.candidates.next(steps))
 
     def known_too_short(self) -> str:
-        """Why nothing can pay, by what an earlier fit has shown; empty where something may."""
+        """Why nothing can pay, as an earlier fit has shown; empty where something may."""
         settings, workload = self.settings, self.observed.workload()
         steps = workload.steps_to_come
         known = self.memory.too_short(
@@ -217,10 +217,10 @@ class PlanChooser:
         return too_short(workload, known.least, seconds, settings.budget.max_seconds)
 
     def _by_cache(self, known: Report, workload: Workload) -> Choice | None:
-        """Goes on with what won before, if it is faithful here; None where others may be tried.
+        """Goes on with the plan that won before if it is faithful here; else None.
 
-        The cache knows a loss, a layer or a train_step by its name, behind which there may be
-        another by now.
+        The cache knows a loss, a layer or a train_step only by its name, whose code may have
+        changed.
         """
         note = "From the cache: this model was tuned on this machine before."
         report = dataclasses.replace(known, tuning_seconds=0.0, note=note, cached=True)
@@ -251,7 +251,7 @@ class PlanChooser:
         return None
 
     def _without_trials(self, workload: Workload, least: float | None, note: str) -> Choice:
-        """Nothing is expected to pay: for now, or for good."""
+        """The choice when no trial is expected to pay: for now, or for good."""
         awaited = workload.steps_to_come is None and self.progress.epochs_left > 1
         if awaited or self.progress.grows:
             return Choice(Phase.AWAIT_LENGTH, workload)
@@ -268,7 +268,7 @@ class PlanChooser:
         return self._stay(note, workload)
 
     def _unrepeatable(self, workload: Workload) -> Choice | None:
-        """No step may be repeated: then the training stays as it is, with the reason."""
+        """The choice to stay, with the reason, where no step may be repeated; else None."""
         why = unrepeatable(self.baseline, self.observed.replay())
         return self._stay(why, workload) if why else None
 
@@ -298,6 +298,6 @@ class PlanChooser:
 
 
 def _check_seconds(known: Report, workload: Workload) -> float:
-    """What it costs to use a plan from the cache: its trace, and a look at its step."""
+    """Seconds to take a plan from the cache into use: its trace, and a check of its step."""
     trace = next((t.compile_seconds for t in known.trials if t.plan == known.plan), 0.0)
     return trace + CHECKED_STEPS * workload.step_seconds

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 else:
     choose = later("tfaccel.training.choose")
 
-# What a plan that the user gave, and nobody measured, is taken to win in validation.
+# The speedup in validation that is assumed of a given plan, which nobody has measured.
 _HOPED_GAIN = 2.0
 
 
@@ -55,8 +55,8 @@ class Course:
         dispatcher: the place of the train function.
         progress: of the fit.
         callbacks: those of the fit; None where they can't be seen.
-        on_tuning: told the budget in seconds before trials begin.
-        on_report: told once, when it is decided how the training goes on.
+        on_tuning: called with the budget in seconds before trials begin.
+        on_report: called once with the report, when the choice is made.
 
     Attributes:
         phases: where the fit is.
@@ -64,11 +64,11 @@ class Course:
         memory: what fits of the compiled model leave to each other.
         plan_run: the plan that runs, if one does.
         announcer: has the report.
-        waiting: what the fit waits for beside its trials.
+        waiting: the seconds that the fit waits beside its trials.
         clock: seconds, the same in all processes.
         races: of candidates, and the comparisons of the plan that runs.
         run_own: makes one step of the original.
-        is_decided: whether it is decided how fits go on.
+        is_decided: whether the choice is made.
     """
 
     def __init__(
@@ -138,19 +138,19 @@ class Course:
 
     @property
     def is_length_awaited(self) -> bool:
-        """Whether the epoch whose length is to be seen is not over yet."""
+        """Whether the fit still waits for the end of the epoch that shows an epoch's length."""
         return self._progress.epoch == self._awaited_epoch
 
     @contextlib.contextmanager
     def own_work(self) -> Iterator[None]:
-        """tfaccel's own work, in none of the user's code: if it fails, the training goes on."""
+        """A block of tfaccel's own work: if it fails, the training goes on without it."""
         try:
             yield
         except Exception as error:
             self.give_up(error)
 
     def decide(self) -> None:
-        """Enough is known to choose how the training goes on; all processes go on in one way."""
+        """Makes the choice; all processes make the same one."""
         choice = error = None
         try:
             self.observed.agree()
@@ -158,7 +158,7 @@ class Course:
                 choice = self.chooser.choose()
         except Exception as raised:
             error = raised
-        # Before a plan begins: it asks for the time, and would ask alone.
+        # Before a plan begins, as it asks for the time, which all processes must do together.
         if self._gave_up(error):
             return
         error = None
@@ -172,13 +172,13 @@ class Course:
         self._gave_up(error)
 
     def _gave_up(self, error: Exception | None) -> bool:
-        """Gives up in all processes what failed in one; whether that was so."""
+        """Gives up in all processes if one has failed; returns whether one has."""
         if failed := self.agreement.any(error is not None):
             self.give_up(error or RuntimeError("it failed in another process"))
         return failed
 
     def _take(self, choice: choose.Choice) -> None:
-        """Goes on as was chosen."""
+        """Puts a choice into effect."""
         report = choice.report
         if choice.phase is Phase.RACE:
             assert self.chooser.candidates is not None
@@ -203,7 +203,7 @@ class Course:
         return logs
 
     def _end_race(self, contest: Contest) -> None:
-        """A race is decided: the winner goes on, or another candidate comes next."""
+        """Ends a decided race: the winner runs, or another candidate comes next."""
         chooser, race, failed = self.chooser, contest.race, contest.race.candidate.has_failed
         assert chooser.candidates is not None
         won = not failed and chooser.candidates.has_won(contest.trial, race.race, race.calls)
@@ -228,7 +228,7 @@ class Course:
         return logs
 
     def _compared(self, gain: Speedup) -> None:
-        """The plan that runs was compared with the original step once more."""
+        """Takes a new comparison with the original step, and drops a plan that is now slower."""
         report = self.announcer.report
         if report is not None:
             self.announcer.report = dataclasses.replace(report, gain=gain)
@@ -245,7 +245,7 @@ class Course:
         self.races.begin_epoch()
 
     def start_given(self, plan: Plan) -> None:
-        """The plan that the user gave, less the passes that can't serve this model."""
+        """Starts the user's plan, without the passes that can't serve this model."""
         workload = self.observed.workload()
         plan = served(plan, workload)
         if plan.is_baseline:
@@ -254,7 +254,13 @@ class Course:
             self.start_plan(plan, workload, None)
 
     def start_plan(self, plan: Plan, workload: Workload, traced: BuiltStep | None) -> None:
-        """A plan whose passes all serve runs from now on, if it can get ready; or was traced."""
+        """Runs a plan from now on, if it can be prepared.
+
+        Args:
+            plan: whose passes all serve.
+            workload: what it is for.
+            traced: its step, if trials or another fit have traced it.
+        """
         report = self.announcer.report
         hoped = _HOPED_GAIN if report is None else report.speedup
         if self.plan_run.start(plan, workload, traced, hoped):
@@ -266,7 +272,7 @@ class Course:
             self.stay()
 
     def _go_on_for_any_size(self) -> None:
-        """The plan that the user gave, less what XLA would compile for ever more sizes."""
+        """Starts the user's plan without the passes that XLA would compile for ever more sizes."""
         why = f"batches come in more than {MOST_SIZES} sizes"
         notices.warn(f"tfaccel stops compiling for each size of a batch: {why}", stacklevel=2)
         with self.own_work():
@@ -276,14 +282,14 @@ class Course:
             self.start_given(self.settings.plan)
 
     def stay_for(self, note: str) -> None:
-        """The training stays as it is, for a reason that is known before anything is tried."""
+        """Stays with the original step, for a reason that is known before any trial."""
         self.stay(self.observed.untried(note))
 
     def stay(self, report: Report | None = None, waits: bool = False) -> None:
-        """The training stays as it is from now on.
+        """Stays with the original step from now on.
 
         Args:
-            report: says why; None where the present one does, or none is needed.
+            report: gives the reason; None where the present one does, or none is needed.
             waits: whether the next epoch may begin late on account of trials.
         """
         if self.phase is not Phase.STAY:
@@ -297,12 +303,12 @@ class Course:
             self.announcer.announce(report)
 
     def stop_unless_needed(self) -> None:
-        """Gives the train function back, unless batches or the next epoch's start are awaited."""
+        """Gives the train function back, unless taken batches or the next epoch's start need it."""
         if not self.observed.has_taken and not self.waiting.is_expected:
             self._dispatcher.give_back()
 
     def finish(self) -> None:
-        """The fit has ended: what the next ones may use stays, no data and no copies do."""
+        """Ends the fit: keeps what later fits may use, and lets go of data and copies."""
         observed = self.observed
         if self.races.contest is not None:
             self._break_off(self.races.contest)
@@ -315,7 +321,7 @@ class Course:
         observed.forget_batches()
 
     def _break_off(self, contest: Contest) -> None:
-        """The fit ends in a race: the next one goes on with it, or with the plan that has won."""
+        """Ends the fit within a race, which the next fit goes on with, unless a plan has won."""
         won = not self.plan_run.plan.is_baseline
         undecided = self.races.broken_off(self.chooser)
         if won:
@@ -325,7 +331,7 @@ class Course:
         self.is_decided = won
 
     def _abandon(self, why: str) -> None:
-        """The plan failed; its guarded step has put the last good state back."""
+        """Goes on after a plan failed and its guarded step put the last good state back."""
         report = self.races.note_failure(why, self.chooser)
         if report is not None and not report.plan.is_baseline:
             return notices.warn(f"tfaccel goes on with {report.plan}: {why}", RuntimeWarning, 3)
@@ -333,7 +339,7 @@ class Course:
         self._back_to_original(f"tfaccel goes on with your own step: {why}", RuntimeWarning, report)
 
     def give_up(self, error: Exception) -> None:
-        """Something beside the steps failed, which has put back what it had changed."""
+        """Goes on after tfaccel failed outside a step and put back what it had changed."""
         if phases.RAISES and isinstance(error, IllegalTransitionError):
             raise error
         notice = f"tfaccel gave up and left the training as it is: {error_line(error)}"
@@ -343,7 +349,7 @@ class Course:
     def _back_to_original(
         self, notice: str, category: type[Warning], report: Report | None = None
     ) -> None:
-        """The one way from whatever failed to the original step, with one notice."""
+        """The one way back to the original step after any failure, with one notice."""
         notices.warn(notice, category, stacklevel=4)
         self.races.forget()
         self.plan_run.drop()

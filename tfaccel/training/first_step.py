@@ -1,4 +1,4 @@
-"""The first step of a fit, which may not run as it is written where another would."""
+"""The first step of a fit, which may fail where a plan's step would run."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,9 +19,9 @@ class FirstStepFallback:
     """The state before the first step, and the passes that help if that step fails.
 
     Args:
-        passes: gives those under which the step may run.
-        plan: that the user gave; None for one of these passes.
-        before: all that a step which fails half way may have changed.
+        passes: gives the passes under which the step may run.
+        plan: that the user gave; None to take one of these passes.
+        before: all state that a step which fails half way may have changed.
     """
 
     def __init__(self, passes: Callable[[], Sequence[Pass]], plan: Plan | None, before: Snapshot):
@@ -33,7 +33,7 @@ class FirstStepFallback:
     def of(cls, workload: Workload, settings: Options, batch: Any) -> "FirstStepFallback | None":
         """None where no pass could help, or the state can't be known before the step ran."""
         if workload.in_loop:
-            return None  # which may assign what nobody knows of yet
+            return None  # the step may assign variables that nobody knows of yet
         if not (workload.model.built or workload.strategy is None):
             return None
         if not may_help(workload, settings):
@@ -62,7 +62,7 @@ class FirstStepFallback:
 
 
 def _complete_state(workload: Workload, batch: Any) -> Snapshot:
-    """Everything that a step which fails half way may have changed, none of it run yet."""
+    """All state that a step which fails half way may change, before any step has run."""
     model = workload.model
     if not model.built:
         x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)

@@ -15,8 +15,8 @@ from tfaccel.core.workload import Workload
 def must_observe(plan: Plan, workload: Workload) -> bool:
     """Whether a step of the original must run first.
 
-    It makes the variables of a model that is not built, and a step of the user's own may make
-    some that nobody knows of. That of a loop shows what it calls and what it returns.
+    That step makes the variables of a model that is not built, and a user's own step may make
+    more. The step of a loop also shows what it calls and returns.
     """
     model = workload.model
     if not model.built or workload.in_loop:
@@ -29,7 +29,7 @@ def must_observe(plan: Plan, workload: Workload) -> bool:
 
 
 def calls_to_look_at(plan: Plan, workload: Workload) -> int:
-    """Of how many calls the batches must be known before the plan is traced."""
+    """How many calls' batches must be known before the plan is traced."""
     specs = tf.nest.flatten(workload.element_spec)
     if workload.num_replicas == 1 and plan.compiles_sizes(workload) and not _is_known(specs):
         return math.ceil(COLLECTED_STEPS / workload.model.steps_per_execution)

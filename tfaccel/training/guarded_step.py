@@ -21,17 +21,17 @@ from tfaccel.steps.taken_batches import TakenBatches
 from tfaccel.steps.worker_agreement import WorkerAgreement
 from tfaccel.training.nan_guard import NaNGuard, weights_are_finite
 
-# Stands for the weights among the names of what is not finite; no log is called so.
+# Stands for the weights in a set of names of logs; no log has this name.
 _WEIGHTS = "the weights"
-# The first calls, after each of which the count of sizes is looked at, and how often later.
+# The first calls, after each of which sizes are counted, and the calls between later counts.
 _CALLS_LOOKED_AT, _CALLS_A_LOOK = 32, 16
 
 
 class Trust(enum.Enum):
-    """What is known of a plan's step.
+    """How far a plan's step is trusted.
 
     Attributes:
-        UNTRIED: it has not run; its first step is made so that nothing can be lost.
+        UNTRIED: it has not run; the state is kept before its first step.
         TRUSTED: it has run, here or in a trial.
         LEFT: it failed, or compiles for ever more sizes; the original step runs instead.
     """
@@ -44,8 +44,8 @@ class Trust(enum.Enum):
 class GuardedStep:
     """Runs a plan's step for as long as it goes well.
 
-    Whatever fails, the training goes on with the user's own step from the last
-    good state, and this step is not used again.
+    After any failure the training goes on with the user's own step from the last good
+    state, and this step is not used again.
 
     Args:
         workload: the model; no batches are needed.
@@ -53,22 +53,22 @@ class GuardedStep:
         traced: the step, if a trial has traced it already.
         baseline: the user's own step.
         clock: seconds.
-        guard: whether to watch for losses that turn non-finite.
-        on_abandon: told why when the user's own step takes over.
-        agreement: of the processes that train together; None for one alone. `clock` must
-            be its.
+        guard: whether to watch for non-finite losses.
+        on_abandon: called with the reason when the user's own step takes over.
+        agreement: of the processes that train together, whose clock `clock` must be; None for
+            one process.
         room: how many calls Keras is sure to make from now on before anybody looks at
-            the model; what runs ahead never goes beyond.
-        excused: the names of logs that are not finite under the user's own step.
+            the model; steps never run further ahead.
+        excused: the names of logs that are not finite under the user's own step either.
         on_many_sizes: called where XLA would have to compile the step for ever more sizes of
-            batches, and something else is to run; None for the user's own step.
+            batches, to start another step; None for the user's own.
         prepared: what the plan's passes found out before.
-        on_step: told the logs of a step under the plan as soon as it was made.
+        on_step: called with the logs of each step under the plan, as soon as it ran.
         taken: the batches that are out of the training's iterator; None where nobody else asks.
 
     Attributes:
         function: the plan's step.
-        trust: what is known of it.
+        trust: how far it is trusted.
         room: as given.
     """
 
@@ -109,7 +109,7 @@ class GuardedStep:
         self._on_many_sizes = on_many_sizes
         self._calls = 0
         self._last_logs: Any = None
-        self._bad_data = False  # the user's own data made the loss what it is
+        self._bad_data = False  # the user's own data made the loss non-finite
         self._excused = set(excused)
         self.trust = Trust.UNTRIED if traced is None else Trust.TRUSTED
 
@@ -141,7 +141,7 @@ class GuardedStep:
 
     @property
     def has_run(self) -> bool:
-        """Whether a step under the plan went well, and none failed."""
+        """Whether a step under the plan has run, and none has failed."""
         return self.trust is Trust.TRUSTED
 
     @property
@@ -150,34 +150,34 @@ class GuardedStep:
         return self._guard is not None or self._before is not None
 
     def release(self) -> None:
-        """The fit has ended: lets go of copies of its state, but not of the traced step."""
+        """Lets go of copies of the state when the fit has ended; the traced step stays."""
         self.function.ahead.clear()
         self._guard, self._last_logs = None, None
 
     def resume(self) -> None:
-        """Other steps have run since the last of this one: the state is good as it is now."""
+        """Takes the present state as good, after other steps have run."""
         self.function.ahead.clear()
         self._last_logs = None
         if self._guard is not None:
             self._guard.keep_now()
 
     def begin_epoch(self) -> None:
-        """An epoch begins; the one before may have been broken off."""
+        """Begins an epoch; the one before may have been broken off."""
         self.function.ahead.clear()
         if self._guard is not None:
             self._guard.begin_epoch()
         self._held.mark_epoch()
 
     def _learn(self) -> None:
-        """The step was traced, and is about to run."""
+        """Takes in what a new trace shows, before it runs."""
         if self._before is not None:
             self._before.include(self.function.touched.assigned())
         if self._guard is not None:
             self._guard.learn()
 
     def _first(self, iterator: tf.data.Iterator) -> Any:
-        """The first step of a plan that was not tried here: whatever happens, nothing is lost."""
-        before = Snapshot.of(self._workload)  # while the batch is where it was: it needs memory
+        """The first step of a plan that was not tried here; if it fails, nothing is changed."""
+        before = Snapshot.of(self._workload)  # before a batch is taken out: the copy needs memory
         batches = self._taken.pull(iterator)
         self._before = before
         broken: frozenset[str] = frozenset()
@@ -203,7 +203,7 @@ class GuardedStep:
             self._excused |= broken  # it is the same without the plan
             self.trust = Trust.TRUSTED
             return logs
-        # Where the user's own step fails, too, that says it all.
+        # If the user's own step fails too, its error is the one to see.
         self._abandon(f"{self._plan} does not work here: {why or 'it failed on another worker'}")
         return logs
 
@@ -221,7 +221,7 @@ class GuardedStep:
         except END_OF_DATA:
             if self.function.steps_per_call == 1:
                 raise
-            # Keras's own step finds the end after it has drawn random numbers, at times.
+            # Keras's own step may draw random numbers before it finds the end.
             return self._baseline(iterator)
         except tf.errors.OpError as error:
             if is_of_input(error):
@@ -254,7 +254,7 @@ class GuardedStep:
         if self._broken(logs):
             again = self._fall_back("the loss turned non-finite", iterator)
             if again is None and isinstance(iterator, Handed):
-                return self._baseline(iterator)  # the batch is at hand still
+                return self._baseline(iterator)  # the batch is still at hand
             if again is not None:
                 return again
             last = self._last_logs
@@ -265,11 +265,11 @@ class GuardedStep:
         return logs
 
     def _broken(self, logs: Any) -> frozenset[str]:
-        """The logs that are not finite, where that is the plan's doing.
+        """The names of logs that the plan, and not the data, made non-finite.
 
-        Keras's loss is a mean over the epoch, so one bad batch makes the losses after
-        it NaN too. What is no loss may be infinite by design, at times: it counts where
-        the weights are not finite either.
+        Keras's loss is a mean over the epoch, so one bad batch makes the losses after it NaN
+        too. A log that is no loss may be infinite by design: it counts only where the weights
+        are not finite either.
         """
         found = not_finite(logs) if self._guard is not None else frozenset()
         self._excused -= {name for name in self._excused - found if tells_loss(name)}
@@ -284,16 +284,16 @@ class GuardedStep:
         return frozenset() if self._bad_data else found
 
     def _broken_weights(self) -> frozenset[str]:
-        """As the broken logs, of the weights."""
+        """As `_broken`, for the weights."""
         unguarded = self._guard is None or weights_are_finite(self._workload)
         return frozenset() if unguarded else frozenset({_WEIGHTS})
 
     def _fall_back(self, why: str, iterator: tf.data.Iterator) -> Any:
-        """Back to the last good state, and on with the user's own step.
+        """Puts the last good state back, and goes on with the user's own step.
 
         Returns:
-            The logs of its last step, where it was trained again on the batches since then;
-            None where the batch of this step is gone (it may not be held where a step fails).
+            The logs of the last step that was trained again on a held batch; None where the batch
+            of this step is lost, as it may be where a step fails.
         """
         if self._guard is None:
             self._abandon(why)
@@ -326,5 +326,5 @@ class GuardedStep:
 
 
 def _is_due(calls: int) -> bool:
-    """Whether to look at the count of sizes after so many calls: a look takes microseconds."""
+    """Whether to count sizes after so many calls; a count takes microseconds."""
     return calls <= _CALLS_LOOKED_AT or calls % _CALLS_A_LOOK == 0

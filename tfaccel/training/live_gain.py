@@ -1,4 +1,4 @@
-"""What a plan wins while it runs: a short race from time to time."""
+"""The speedup of a plan while it runs: a short race from time to time."""
 
 import math
 from collections import deque
@@ -22,20 +22,20 @@ _LATEST = 12
 class LiveGain:
     """Runs a plan's step, and compares it with the original one from time to time.
 
-    Both are valid steps of the training, so a comparison costs what the original is slower.
+    Both are valid steps of the training: a comparison costs only the time lost by the original.
 
     Args:
         own: the original step, traced already.
         plan: the plan's step.
         clock: seconds, the same in all processes.
-        race: the one that the plan has won, or None for a plan of the cache.
+        race: that the plan has won; None for a plan from the cache.
         steps_per_call: how many steps the plan runs in a call.
-        step_seconds: what a step of the original takes.
-        gain: how many times faster the plan was.
+        step_seconds: of the original.
+        gain: the plan's speedup in that race.
         room: how many calls Keras is sure to make before anybody looks at the model.
 
     Attributes:
-        race: the comparison that goes on; None between two.
+        race: the present comparison; None between two.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class LiveGain:
 
     @property
     def gain(self) -> Speedup | None:
-        """The latest; None before any pair was made."""
+        """The latest speedup; None before the first pair."""
         return speedup(*zip(*self._pairs, strict=True)) if self._pairs else None
 
     def begin_epoch(self) -> None:
@@ -111,8 +111,8 @@ class LiveGain:
     def _pause_calls(self, gain: float) -> int:
         """Calls until the next comparison, so that all of them cost no more than their share.
 
-        In steps under the plan, a step of the original costs `gain - 1`; keeping the state for
-        the guard, twice in a comparison, is taken to cost one.
+        A step of the original costs `gain - 1` of the plan's steps; keeping the state for the
+        guard, twice in a comparison, is taken to cost one.
         """
         calls = max(self._steps_per_call, LiveRace.calls_of(self._step_seconds))
         return math.ceil(_PAIRS * calls * (max(0.0, gain - 1.0) + 1.0) / LIVE_SHARE)

@@ -1,4 +1,4 @@
-"""A race on the steps of the training itself: nothing is repeated, and nothing put back."""
+"""A race on the steps of the training itself, without repeating or undoing any."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from tfaccel.measure.timing import Clock, wait_for
 from tfaccel.steps.compiled_step import StepFunction
 from tfaccel.training.guarded_step import GuardedStep
 
-# A turn is so long at least that a step's own spread does not decide, but no more steps.
+# The least seconds of a turn, so that no single step decides it, and the most steps in one.
 _LEAST_TURN_SECONDS = 0.02
 _MOST_CALLS = 32
 
@@ -17,22 +17,22 @@ _MOST_CALLS = 32
 class LiveRace:
     """The step that ran so far and a candidate take turns on real batches.
 
-    A turn is some calls of Keras's, and lasts from the end of the turn before: what Keras and
-    callbacks do between steps, and the input pipeline, are what the training pays for. A turn
-    that an epoch's end breaks off does not count.
+    A turn is some calls of Keras's, timed from the end of the turn before, as the training also
+    pays for the input pipeline and for what Keras and callbacks do between steps. A turn that an
+    epoch's end breaks off does not count.
 
     Args:
         present: the step that ran so far.
         candidate: traced, and compared with the original step.
         clock: seconds, the same in all processes.
         steps_per_call: how many steps the candidate runs in a call.
-        step_seconds: what a step of the original takes.
+        step_seconds: of the original.
         most_lost_seconds: how much longer the candidate's turns may take in all.
         room: how many calls Keras is sure to make before anybody looks at the model.
         race: what was measured in an earlier fit.
 
     Attributes:
-        race: as far as it is.
+        race: what was measured so far.
         calls: how many calls a turn has.
         candidate: as given.
     """
@@ -68,12 +68,12 @@ class LiveRace:
         return min(_MOST_CALLS, calls)
 
     def _candidate_room(self) -> int:
-        """Steps that run ahead must not run into the other side's turn."""
+        """How many calls the candidate may run ahead without entering the other side's turn."""
         return min(self._left, self._room())
 
     @property
     def is_decided(self) -> bool:
-        """Whether no turn more is needed, or the candidate failed or has cost enough."""
+        """Whether the winner is clear, the candidate failed, or it has lost enough time."""
         race = self.race
         if race.is_decided or self.candidate.has_failed:
             return True
@@ -84,7 +84,7 @@ class LiveRace:
         return sum(self.race.candidate_seconds) - sum(self.race.baseline_seconds)
 
     def begin_epoch(self) -> None:
-        """An epoch begins: the turn in hand begins anew."""
+        """Begins an epoch; the present turn begins anew."""
         self._turn_begun, self._left = None, self.calls
 
     def __call__(self, iterator: Any) -> Any:
@@ -106,7 +106,7 @@ class LiveRace:
         return logs
 
     def _resume(self, side: StepFunction) -> float:
-        """Another side's steps have run; gives the seconds of keeping the state they left."""
+        """Lets a side go on after the other's steps; returns the seconds of keeping the state."""
         start = self._clock()
         if isinstance(side, GuardedStep):
             side.resume()

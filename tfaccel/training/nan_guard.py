@@ -11,7 +11,7 @@ from tfaccel.steps.snapshot import Snapshot
 
 # The share of the training's time that keeping good points may take.
 _COST_SHARE = 0.01
-# Steps at most until the clock is looked at again.
+# The most steps between two looks at the clock.
 _MOST_STEPS = 1000
 
 
@@ -21,9 +21,9 @@ class NaNGuard:
     Args:
         workload: whose state to keep, until a step was traced.
         clock: seconds.
-        touched: the state that the guarded step uses. Once it is known, what the step
-            assigns is kept, and nothing else: what callbacks set (a learning rate) is theirs.
-        on_keep: told when a copy was made.
+        touched: the state that the guarded step uses. Once it is known, only what the step
+            assigns is kept: values that callbacks set (a learning rate) stay as they are.
+        on_keep: called when a copy was made.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class NaNGuard:
         self.keep_now()
 
     def passed(self, is_latest: bool = True) -> None:
-        """A step ended well.
+        """Notes a step that ended well, and keeps a copy when one is due.
 
         Args:
-            is_latest: whether the state is the one after this step. It is not where
-                several steps ran in one call: nobody looked at the later ones yet.
+            is_latest: whether the state is the one after this step. Within a call of several
+                steps it is not, as the later ones have not been checked.
         """
         self.steps_since_good += 1
         if not is_latest or self.steps_since_good < self._look_at:
@@ -62,15 +62,15 @@ class NaNGuard:
             self._look_at = self.steps_since_good + max(1, int(min(to_come, _MOST_STEPS)))
 
     def keep_now(self) -> None:
-        """The state is good, whatever the cost of keeping it."""
+        """Keeps the present state, which is good, whatever that costs."""
         self._keep(at_first=True)
 
     def begin_epoch(self) -> None:
-        """An epoch begins: metrics that are put back would be those of the one before."""
+        """Begins an epoch, whose copies must not bring back metrics of the epoch before."""
         self._epoch_began = True
 
     def learn(self) -> None:
-        """More became known of the state that the step uses; it has not run since."""
+        """Takes in newly found state of the step, before the step runs again."""
         if self._is_complete:
             self._snapshot.include(self._touched.assigned())
         else:

@@ -38,7 +38,7 @@ class Observing:
         model: whose fit it is.
         baseline: the original step.
         course: of the fit.
-        dispatch: runs one step, as the phase has it by then.
+        dispatch: runs one step, by the phase of that moment.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Observing:
         self._dispatch = dispatch
 
     def observe(self, iterator: tf.data.Iterator) -> Any:
-        """Looks at the first call, times the next ones, and decides when they have shown enough."""
+        """Prepares at the first call, times the next ones, and decides when they suffice."""
         course, observed = self._course, self._course.observed
         if observed.element_spec is None:
             iterator = self._look_ahead(iterator)
@@ -67,9 +67,9 @@ class Observing:
         return self._timed_step(iterator)
 
     def await_length(self, iterator: tf.data.Iterator) -> Any:
-        """The original step, until the first epoch has shown how long an epoch is.
+        """Runs the original step until the first epoch has shown how long an epoch is.
 
-        The next epoch begins at the same step in all processes, whatever each knows of its own.
+        The next epoch begins at the same step in all processes, even if their data differ.
         """
         if self._course.is_length_awaited:
             return self._course.run_own(iterator)
@@ -89,7 +89,7 @@ class Observing:
         return iterator
 
     def _start_warm(self, iterator: tf.data.Iterator) -> None:
-        """Begins with a plan of the cache, where it is sure to be the right one."""
+        """Begins with a plan from the cache, where it is sure to be the right one."""
         course, observed = self._course, self._course.observed
         with course.own_work():
             report = warm_start.known_for_sure(observed.workload(), course.settings)
@@ -106,7 +106,7 @@ class Observing:
             course.start_plan(report.plan, observed.workload(), None)
 
     def _prepare(self, element_spec: Any) -> int:
-        """The first call: of how many calls the batches must be known before a plan runs."""
+        """Prepares the first call; returns how many calls' batches a plan must know to run."""
         course, observed = self._course, self._course.observed
         explicit = course.settings.plan
         observed.element_spec = element_spec
@@ -131,7 +131,7 @@ class Observing:
         return 0
 
     def _build_variables(self) -> None:
-        """Spares the first step a second trace, where Keras's own step is not all that is asked."""
+        """Makes the variables early, where that spares the first step a second trace."""
         explicit = self._course.settings.plan
         if explicit is not None and explicit.is_baseline:
             return
@@ -171,7 +171,7 @@ class Observing:
     def _tried(self, feeding: Any) -> tuple[Any, Exception | None]:
         """The logs of a step of the original, or the error of TensorFlow's that it raised."""
         try:
-            # In a loop over models it is called too seldom for TensorFlow's count of traces.
+            # In a loop over many models TensorFlow would warn of its count of traces.
             with unheard_traces():
                 logs = self._course.run_own(feeding)
                 wait_for(logs)
@@ -180,7 +180,7 @@ class Observing:
         return logs, None
 
     def _start_fallback(self, saved: FirstStepFallback, report: Report) -> None:
-        """Goes on with the only step that runs; nothing can be compared."""
+        """Goes on with a plan whose step runs where the original fails; nothing can be compared."""
         with self._course.own_work():
             saved.restore(self._model)
             self._course.announcer.announce(report)
@@ -206,7 +206,7 @@ class Observing:
     def _decided_step(self, iterator: tf.data.Iterator) -> Any:
         """Decides, and makes the first step under the choice.
 
-        What that takes longer than a step is what tuning cost. It is told when it is known.
+        The time that this takes beyond a step is tuning's cost, so the report is shown afterwards.
         """
         course = self._course
         start = course.clock()

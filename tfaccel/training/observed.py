@@ -19,7 +19,7 @@ from tfaccel.steps.taken_batches import TakenBatches
 from tfaccel.steps.worker_agreement import WorkerAgreement
 from tfaccel.training.progress import Progress
 
-# Batches kept at most, whatever steps_per_execution is.
+# The most batches that are kept, whatever `steps_per_execution` is.
 _KEPT_BATCHES = 8
 
 
@@ -36,11 +36,11 @@ class Observed:
         callbacks: those of the fit; None where they can't be seen.
 
     Attributes:
-        element_spec: the iterator's; None before the first step.
+        element_spec: of the iterator; None before the first step.
         seconds: of each timed step.
-        steps_to_come: as the processes agreed last; None where unknown.
+        steps_to_come: as the processes last agreed; None where unknown.
         not_finite: the names of logs that were not finite under the original step.
-        many_sizes: whether the training has shown that batches come in many sizes.
+        many_sizes: whether batches have come in many sizes.
         callbacks: as given.
         prepared: what passes found out about the training, for every step that is built for it.
     """
@@ -74,7 +74,7 @@ class Observed:
 
     @property
     def usual_seconds(self) -> float:
-        """What a step takes once traced; 0.0 before that is known."""
+        """Seconds of a step that is traced already; 0.0 before they are known."""
         return min(self.seconds[1:], default=0.0)
 
     @property
@@ -110,7 +110,7 @@ class Observed:
             self.callbacks = None
 
     def workload(self) -> Workload:
-        """What is known of the training by now. No process need wait for another."""
+        """The facts of the training so far. No process waits for another."""
         alike = [b for b in self._batches if shapes(b) == shapes(self._batches[0])]
         return Workload(
             model=self._model,
@@ -146,16 +146,16 @@ class Observed:
         self._batches.extend(batches)
 
     def fed(self, iterator: Any) -> Any:
-        """The iterator of this call: over batches that were taken out, while there are any."""
+        """This call's iterator, over taken batches as long as there are any."""
         return self._taken.fed(iterator)
 
     def fed_again(self, iterator: Any) -> Any:
-        """The same for another step on the batches of this call, which was not made."""
+        """As `fed`, for another step on this call's batches after the first one failed."""
         self._taken.take_back()
         return self._taken.fed(iterator)
 
     def feed(self, batches: tuple[Any, ...], like: Any) -> Any:
-        """An iterator over batches that the step can't tell from the one they came from."""
+        """An iterator over batches, of the same type as the one that they came from."""
         return feed(batches, like, self._model.distribute_strategy)
 
     def replay(self) -> Any:
@@ -164,11 +164,11 @@ class Observed:
         return iter(kept(workload.batches, self.element_spec, workload.strategy))
 
     def begin_step(self) -> None:
-        """A step is about to run and to be timed."""
+        """Prepares for a step that is timed."""
         self._traces_before = self._traces()
 
     def end_step(self, seconds: float, logs: Any, batches: tuple[Any, ...]) -> None:
-        """A step of the original ran."""
+        """Notes a step of the original that has run."""
         self.seconds.append(seconds)
         self.not_finite |= not_finite(logs)
         if len(self.seconds) == 1 and 0 < self._traces_before == self._traces():
@@ -177,5 +177,5 @@ class Observed:
             self._batches.extend(batches)
 
     def forget_batches(self) -> None:
-        """Keeps no data any longer, but what is still to be fed."""
+        """Lets go of all batches but those that are still to be fed."""
         self._batches.clear()

@@ -3,19 +3,19 @@
 import enum
 from collections.abc import Mapping
 
-# Whether an illegal transition is raised in a training, too, as tests want it. Otherwise the
-# training goes on with the original step, and a notice says so.
+# Whether an illegal transition is raised even in a training, as in tests. Otherwise the training
+# goes on with the original step, and a notice says so.
 RAISES = False
 
 
 class Phase(enum.Enum):
-    """Where a fit is on its way; `FitSession` has the step that runs in each.
+    """The phases of a fit; `Steps` knows which step runs in each.
 
     Attributes:
         OBSERVE: the original step runs, timed, and its batches are kept.
         AWAIT_LENGTH: the original step runs until an epoch has shown its length.
-        PREDICT: no step runs. The cache, what candidates cost and what the rest of the training
-            can pay for tell which of the following phases pays.
+        PREDICT: no step runs. The next phase follows from the cache, from what candidates cost
+            and save, and from the length of the rest of the training.
         CHECK: no step runs. One candidate is compared with the original step on kept batches.
         RACE: the candidate and the step that ran so far take turns.
         TRIALS: no step runs. Candidates are timed in turns with the original step on kept
@@ -80,11 +80,11 @@ TRANSITIONS: Mapping[Phase, Mapping[Phase, str]] = {
 
 
 class IllegalTransitionError(RuntimeError):
-    """A phase was to follow another that it may not follow."""
+    """A phase was to follow one that it may not follow."""
 
 
 class Phases:
-    """The phase that a fit is in, and how it came there.
+    """The phase of a fit, and those before it.
 
     Attributes:
         path: all phases so far, the present one last.

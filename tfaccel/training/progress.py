@@ -1,4 +1,4 @@
-"""What a training tells of its length."""
+"""How long a training is."""
 
 from typing import Protocol
 
@@ -16,11 +16,11 @@ class Progress(Protocol):
 
     @property
     def steps_to_come(self) -> int | None:
-        """Calls that are to come; None when unknown."""
+        """How many calls are to come; None where unknown."""
 
     @property
     def grows(self) -> bool:
-        """Whether more steps are to come, as far as is known, the more were made."""
+        """Whether the known number of steps to come grows with the steps that were made."""
 
     @property
     def room(self) -> int:

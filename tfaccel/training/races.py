@@ -1,4 +1,4 @@
-"""The races of a fit: of a candidate, and now and then of the plan that runs."""
+"""The races of a fit: a candidate's, and later the regular comparisons of its plan."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Contest:
     Attributes:
         trial: its check.
         workload: what it was checked for.
-        race: how it goes.
+        race: the live race.
     """
 
     trial: Trial
@@ -44,13 +44,13 @@ class Contest:
 
 @dataclasses.dataclass
 class _Untraced:
-    """An original step that has not run in this process, as the cache had a plan for the first.
+    """An original step that never ran in this process, as the cache gave a plan at once.
 
     Its trace is worth paying for once that is `LIVE_SHARE` of the time.
 
     Attributes:
         report: of the plan that runs.
-        calls: how many steps of it are still to be made before.
+        calls: how many steps of the plan run before that.
     """
 
     report: Report
@@ -58,19 +58,19 @@ class _Untraced:
 
     @classmethod
     def of(cls, report: Report) -> _Untraced:
-        """How long to wait, by what a trace and a step took when the plan was chosen."""
+        """How long to wait, from the times of a trace and a step when the plan was chosen."""
         seconds = _step_seconds(report) / report.speedup
         trace = report.trials[0].compile_seconds
         return cls(report, trace / (live_gain.LIVE_SHARE * seconds) if seconds else math.inf)
 
     def is_due(self) -> bool:
-        """Counts a step; whether the original's turn has come."""
+        """Counts a step; returns whether the original's turn has come."""
         self.calls -= 1
         return self.calls < 0
 
 
 def _step_seconds(report: Report) -> float:
-    """What a step of the original took when the plan was chosen."""
+    """Seconds of a step of the original when the plan was chosen."""
     return report.trials[0].step_seconds or 0.0
 
 
@@ -79,8 +79,8 @@ class Races:
     """Runs the steps of a fit while two sides take turns, one race at a time.
 
     Attributes:
-        plan_run: what runs beside the candidate, and takes the winner; its dispatcher is told
-            what runs, so that nobody else takes batches out meanwhile.
+        plan_run: runs the candidate's opponent, and takes the winner; its dispatcher knows of the
+            race, so nobody else takes batches out meanwhile.
         contest: the candidate in its race; None where there is none.
         live: the comparisons of the plan that runs; None where there are none.
     """
@@ -91,7 +91,7 @@ class Races:
     _untraced: _Untraced | None = dataclasses.field(default=None, init=False)
 
     def begin(self, choice: choose.Choice, most_lost_seconds: float) -> None:
-        """A candidate and the step that ran so far take turns from now on."""
+        """Begins a race between a candidate and the step that ran so far."""
         trial, workload, traced = choice.trial, choice.workload, choice.traced
         assert trial is not None and traced is not None
         build_used_optimizer(workload.model)
@@ -117,7 +117,7 @@ class Races:
         return contest.race(iterator), contest
 
     def end(self, contest: Contest, won: bool) -> None:
-        """A race is decided."""
+        """Ends a decided race."""
         self.forget()
         candidate, present = contest.race.candidate, self.plan_run.step
         if won:
@@ -125,13 +125,13 @@ class Races:
             candidate.resume()
             self.plan_run.install(contest.trial.plan, candidate, contest.workload)
         elif present is not None:
-            present.resume()  # the other side's steps are not to be undone with its own
+            present.resume()  # so that putting its state back never undoes the other side's steps
 
     def note_failure(self, why: str, chooser: choose.PlanChooser) -> Report | None:
-        """The candidate of a race failed, if there is a race: it is a trial of the search.
+        """Notes the failure of a race's candidate, if there is a race, as a trial of the search.
 
         Args:
-            why: it did.
+            why: the candidate failed.
             chooser: has the search.
 
         Returns:
@@ -146,15 +146,15 @@ class Races:
         return found.report()
 
     def broken_off(self, chooser: choose.PlanChooser) -> Report:
-        """The fit ended before a race was decided: the next one may go on with it.
+        """Leaves an undecided race to the next fit, as this one ends.
 
-        Not where it was with a plan that had won before: the next fit begins with that one.
+        A race against a plan that had won before is dropped: the next fit begins with that plan.
 
         Args:
             chooser: has the search so far.
 
         Returns:
-            What this fit can tell.
+            The report of this fit.
         """
         contest, memory, found = self.contest, self.plan_run.memory, chooser.candidates
         assert contest is not None and found is not None
@@ -169,17 +169,17 @@ class Races:
         return found.broken_off(trial)
 
     def forget(self) -> None:
-        """There is no race: others may measure and look at the step that runs."""
+        """Forgets the race, so that others may measure and look at the running step."""
         present = self.plan_run.step
         self.contest, self.plan_run.dispatcher.is_racing = None, False
         self.plan_run.dispatcher.built = None if present is None else present.function
 
     def watch(self, report: Report, race: Race | None) -> None:
-        """From now on the plan that runs is compared with the original step now and then.
+        """Compares the running plan with the original step from time to time from now on.
 
         Args:
-            report: says what the plan wins, as far as it was measured.
-            race: the one with the original step that it has won; None where it was another.
+            report: has the plan's speedup, as far as it was measured.
+            race: that the plan has won against the original step; None where there was none.
         """
         step = self.plan_run.step
         if step is None or not report.gain.pairs:
@@ -201,7 +201,7 @@ class Races:
         )
 
     def run(self, iterator: Any) -> tuple[Any, Speedup | None]:
-        """One step under the plan, or of a comparison; and what that showed, where one ended."""
+        """One step under the plan or of a comparison, and the speedup where a comparison ended."""
         step, live = self.plan_run.step, self.live
         assert step is not None
         if live is None:
@@ -214,7 +214,7 @@ class Races:
         return logs, live.gain if live.race is None else None
 
     def _watched_at_last(self, iterator: Any, step: guarded_step.GuardedStep) -> Any:
-        """A step of the plan, or the one of the original that traces it for comparisons."""
+        """A step of the plan, or the original's first, which traces it for comparisons."""
         untraced = self._untraced
         if untraced is None or step.function.ahead or not untraced.is_due():
             return step(iterator)
@@ -226,7 +226,7 @@ class Races:
         return logs
 
     def begin_epoch(self) -> None:
-        """An epoch begins: turns begin anew."""
+        """Begins an epoch, and with it a new turn."""
         if self.live is not None:
             self.live.begin_epoch()
         if self.contest is not None:

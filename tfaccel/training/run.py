@@ -1,4 +1,4 @@
-"""The plan that a fit runs: its guarded step, its validation, and what it leaves behind."""
+"""The plan that a fit runs: its guarded step, its validation, and what later fits keep."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class PlanRun:
         observed: what the steps have shown.
         memory: what fits of the compiled model leave to each other.
         progress: of the fit.
-        dispatcher: in whose place the step runs.
+        dispatcher: runs the plan's step in Keras's place.
         clock: seconds, the same in all processes.
         agreement: of the processes that train together.
-        on_abandon: told why a plan can't go on, when its last good state is back.
+        on_abandon: called with the reason when a plan failed and its last good state is back.
         on_many_sizes: called where a plan that the user gave compiles for ever more sizes.
-        on_wait: told the seconds that validation cost once.
-        plan: what runs; `Plan()` for the original step.
+        on_wait: called with the seconds that preparing validation took.
+        plan: that runs; `Plan()` for the original step.
         step: the guarded step; None where no plan runs.
-        validation: what stands in for the test function; None where it is left alone.
+        validation: stands in for the test function; None where that is left alone.
     """
 
     settings: Options
@@ -67,7 +67,7 @@ class PlanRun:
 
     @property
     def workload(self) -> Workload | None:
-        """What the plan was started for, without batches; None before."""
+        """The workload that the plan was started for, without batches; None before."""
         return self._workload
 
     @property
@@ -78,13 +78,13 @@ class PlanRun:
     def start(
         self, plan: Plan, workload: Workload, traced: BuiltStep | None, hoped_gain: float
     ) -> bool:
-        """From now on this plan runs; False where nothing is left of it that could.
+        """Runs a plan from now on; False where no pass of it can run.
 
         Args:
             plan: whose passes all serve.
             workload: with kept batches, where there are any.
             traced: its step, if trials or another fit have traced it.
-            hoped_gain: how much faster than the original it is taken to be in validation.
+            hoped_gain: the speedup that is assumed in validation.
         """
         if traced is None:
             traced = self._remembered(plan)
@@ -110,7 +110,7 @@ class PlanRun:
         """The plan stays: no data is held for others any longer, and validation runs under it.
 
         Args:
-            hoped_gain: how much faster than the original it is taken to be in validation.
+            hoped_gain: the speedup that is assumed in validation.
         """
         self.observed.forget_batches()
         workload = self._workload

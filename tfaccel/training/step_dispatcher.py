@@ -22,11 +22,11 @@ Meter = Callable[[Any], Any]
 
 
 class StepDispatcher:
-    """Stands in for `model.train_function`, for as long as somebody needs it.
+    """Stands in for `model.train_function` as long as a callback needs it.
 
-    Keras looks `model.train_function` up anew at every step. One object takes its
-    place for all of tfaccel's callbacks, so that they may come in any order: one
-    may replace the step, another may measure whatever step runs.
+    Keras looks `model.train_function` up at every step. One object takes its place for all
+    of tfaccel's callbacks, which may come in any order: one may replace the step, another
+    may measure the step that runs.
 
     Use `StepDispatcher.of(model)` from `on_train_begin` on; never two for one fit.
 
@@ -60,9 +60,9 @@ class StepDispatcher:
         self._abandoned = self._when_abandoned()
 
     def _when_abandoned(self) -> Any:
-        """Leaves where the fit ends by an exception outside any step: a callback's, an interrupt.
+        """Leaves when an exception outside any step (a callback's, an interrupt) ends the fit.
 
-        Keras calls no `on_train_end` then, but lets go of its list of callbacks.
+        Keras then calls no `on_train_end`, but lets go of its list of callbacks.
         """
         callbacks = running_list()
         if callbacks is None:
@@ -73,14 +73,14 @@ class StepDispatcher:
 
     @classmethod
     def leave(cls, model: keras.Model) -> None:
-        """Whatever stands in for the model's train function is taken away."""
+        """Gives a model its own train function back."""
         present = model.train_function
         if isinstance(present, cls):
             present._remove()
 
     @classmethod
     def of(cls, model: keras.Model) -> "StepDispatcher":
-        """The one of this fit; installed if there is none yet."""
+        """The dispatcher of this fit, which is installed if there is none yet."""
         present = model.train_function
         if isinstance(present, cls):
             if present._history is _history(model):
@@ -106,7 +106,7 @@ class StepDispatcher:
         return logs
 
     def note(self, logs: Any) -> None:
-        """A step under a plan was made."""
+        """Notes the logs of a step under a plan."""
         self.run_own.note(logs)
 
     def _fault(self, error: Exception, iterator: Any) -> Any:
@@ -131,7 +131,7 @@ class StepDispatcher:
 
     @property
     def step(self) -> StepFunction:
-        """What runs now; the user's own step unless an acceleration has taken over."""
+        """The step that runs now: the user's own unless an acceleration has taken over."""
         return self.run_own if self._replacement is None else self._replacement
 
     @property
@@ -140,11 +140,11 @@ class StepDispatcher:
         return self._meter is not None
 
     def watch(self, meter: Meter | None, *, instead_of: Meter | None = None) -> None:
-        """From now on `meter` is called for each step, and calls `step` or `own`; None ends it.
+        """Has `meter` run each step from now on, by `step` or `own`; None ends that.
 
         Args:
-            meter: who measures.
-            instead_of: change nothing unless this one measures now; None for whoever does.
+            meter: runs and measures steps.
+            instead_of: change nothing unless this meter is the present one; None for any.
         """
         if instead_of is not None and self._meter != instead_of:
             return
@@ -157,12 +157,12 @@ class StepDispatcher:
         on_end: Callable[[], None],
         on_fault: Callable[[Exception], None] | None = None,
     ) -> None:
-        """From now on `step` runs in place of `own`.
+        """Runs `step` in place of `own` from now on.
 
         Args:
             step: given the fit's iterator.
-            on_end: called when it no longer does.
-            on_fault: told what was raised beside the user's own step.
+            on_end: called when it no longer runs.
+            on_fault: called with errors that are not the user's own step's.
         """
         self._replacement, self._on_end, self._on_fault = step, on_end, on_fault or _tell
 
@@ -204,15 +204,15 @@ class StepDispatcher:
 
 
 def _history(model: keras.Model) -> Any:
-    """What tells one fit from the next; a fit that was given a CallbackList may have none."""
+    """An object that each fit has anew; None in a fit that was given a CallbackList."""
     return getattr(model, "history", None)
 
 
 def _nothing() -> None:
-    """There is nobody to tell."""
+    """Does nothing when a step ends."""
 
 
 def _tell(error: Exception) -> None:
-    """Something failed beside the steps, which go on."""
+    """Warns of an error outside the steps, which go on."""
     why = error_line(error)
     notices.warn(f"tfaccel gave up and left the training as it is: {why}", stacklevel=4)

@@ -1,4 +1,4 @@
-"""Who runs a step of a training."""
+"""Which step runs in each phase of a training."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from tfaccel.training.phases import IllegalTransitionError, Phase
 
 
 class Steps:
-    """Runs the steps of a training, each by the phase that it is in; `Course` changes the phase.
+    """Runs the steps of a training by its phase, which `Course` changes.
 
     Args:
         model: what is trained.
@@ -30,7 +30,7 @@ class Steps:
         return self._dispatch(self._course.observed.fed(iterator))
 
     def _dispatch(self, iterator: tf.data.Iterator) -> Any:
-        """One step: here, and nowhere else, it is said who runs it."""
+        """One step, by the only table that says who runs it."""
         course, step = self._course, self._course.plan_run.step
         match course.phase:
             case Phase.OBSERVE:

@@ -26,13 +26,13 @@ from tfaccel.system import notices
 
 
 class Turn(enum.Enum):
-    """Whose steps validate.
+    """Which step validates.
 
     Attributes:
-        TIMED: the user's, and what they take is noted.
-        ALTERNATING: the user's and the accelerated ones in turns.
+        TIMED: the user's, which is timed.
+        ALTERNATING: the user's and the accelerated one in turns.
         ORIGINAL: the user's, for good.
-        ACCELERATED: the accelerated ones, as long as their sizes are few.
+        ACCELERATED: the accelerated one, as long as batches come in few sizes.
     """
 
     TIMED = "timed"
@@ -47,20 +47,20 @@ class Validation:
     The first validation runs as it was written and is timed. From the second on,
     if the validations to come are worth another trace, steps alternate between the
     user's and the accelerated one (both evaluate real batches, so nothing is done
-    twice), and the faster stays. Before the accelerated step counts for anything
-    its losses on one batch are compared with those of the user's.
+    twice), and the faster stays. Before that the accelerated step's losses on one batch
+    are compared with those of the user's.
 
     Args:
         workload: the model.
         plan: the plan that the training uses.
-        gain: how much faster a training step is under it, as far as that is known.
-        tolerance: the user's; None for the table's.
+        gain: the speedup of a training step under the plan, as far as it is known.
+        tolerance: given by the user; None for the defaults.
         clock: seconds.
-        on_wait: told the seconds that tracing and comparing the accelerated step took.
+        on_wait: called with the seconds that tracing and comparing the accelerated step took.
         prepared: what the plan's passes found out before.
 
     Attributes:
-        turn: whose steps validate.
+        turn: which step validates.
     """
 
     def __init__(
@@ -246,8 +246,8 @@ def _tell(error: Exception) -> None:
 def serves_validation(plan: Plan, workload: Workload) -> bool:
     """Whether a plan changes the forward computation, of steps that can be traced under it.
 
-    Not where it changes the optimizer alone, under a strategy, in a loop of the user's, or where
-    the model has a make_test_function of its own: Keras's traces a step anew, another need not.
+    It must change more than the optimizer. A strategy, a loop of the user's, and a model with a
+    make_test_function of its own, which may not trace steps anew, are not served.
     """
     if workload.strategy is not None or workload.in_loop:
         return False

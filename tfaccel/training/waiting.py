@@ -1,21 +1,21 @@
-"""What a training waits for on account of trials, beside the trials themselves."""
+"""The time for which a training waits because of trials, beside the trials themselves."""
 
 from tfaccel.measure.timing import Clock
 
 
 class Waiting:
-    """Adds up what the first steps of a fit take longer, and the epoch after the trials.
+    """Adds up the time lost in the first steps of a fit, and at the epoch after its trials.
 
     Keras destroys an epoch's iterator when the next epoch begins. That may wait for the thread
-    by which tf.data autotunes the user's pipeline, which sleeps the longer the longer the epoch
-    was; so one with trials in it makes the next one begin late, now and then.
+    by which tf.data autotunes the user's pipeline, which sleeps longer in a longer epoch. So an
+    epoch with trials in it can make the next one begin late.
 
     Args:
         clock: seconds.
 
     Attributes:
         is_expected: whether there were trials, so that the next epoch's beginning counts.
-        is_over: whether that has been seen.
+        is_over: whether that beginning has been timed.
     """
 
     def __init__(self, clock: Clock):
@@ -26,21 +26,21 @@ class Waiting:
         self._usual: float | None = None
 
     def add(self, seconds: float) -> None:
-        """Something took so much longer than without tfaccel."""
+        """Adds seconds that would not have been lost without tfaccel."""
         self._seconds += seconds
 
     def taken(self) -> float:
-        """What was added so far, from now on counted by the caller."""
+        """Hands the seconds added so far over to the caller, and begins again at 0."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
     def begin_epoch(self) -> None:
-        """An epoch begins, and with it the making of its iterator."""
+        """Begins an epoch, whose iterator is made next."""
         wanted = self._usual is None or self.is_expected
         self._epoch_begun = self._clock() if wanted else None
 
     def begin_steps(self) -> float:
-        """A step is about to run; gives how much later than usual the first of its epoch is."""
+        """Begins a step; returns how much later than usual an epoch's first one is, else 0."""
         begun, self._epoch_begun = self._epoch_begun, None
         if begun is None:
             return 0.0

@@ -140,7 +140,7 @@ class Engine(StandalonePass, is_base=True):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.training:
-            return Refusal.TASK("an engine trains nothing", "it is for tfaccel.accelerate")
+            return Refusal.TASK("an engine trains nothing", "use tfaccel.accelerate")
         found = self.missing() or self._no_eight_bits(workload) or _inconvertible(workload)
         for layer in () if found or self.converts_bfloat16 else workload.layers:
             if str(getattr(layer, "compute_dtype", "")) == "bfloat16":

@@ -16,7 +16,7 @@ from tfaccel.ops.attention import ChosenProducts, Products, attend
 from tfaccel.ops.kernels import Chooser
 
 KINDS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
-# The methods that the maths consists of; masks are made by others, which stay.
+# The methods that do the maths; those that make masks stay Keras's.
 _MATHS = ("call", "_build_attention", "_compute_attention", "_masked_softmax")
 
 
@@ -63,8 +63,8 @@ def _obstacle_in_parts(layer: Any) -> Unsupported | None:
 def fused_call(layer: Any, chooser: Callable[[], Chooser | None]) -> Callable[..., Any]:
     """The layer's `call`: Keras's own, in which products and attention are replaced.
 
-    What Keras does with masks, heads that share keys and gates stays Keras's code. `chooser` gives
-    what chooses kernels at the time of the call; None for TensorFlow's.
+    Masks, gates and heads that share keys stay Keras's code. `chooser` gives, at the time of the
+    call, who chooses the kernels; None for TensorFlow's.
     """
     own_call = layer.call
     signature = inspect.signature(own_call)
@@ -116,7 +116,7 @@ def _replacements(
         has_dropout = layer.dropout > 0
         dropped = _dropped(parts.dropout, query, key, training) if has_dropout else None
         mask = None if attention_mask is None else _four_dimensions(attention_mask)
-        # With dropout Keras makes its own softmax, in which nothing seen is nothing taken.
+        # With dropout Keras's softmax gives a query that sees no key zeros.
         y = attend(query, key, value, mask, use_causal_mask, dropped, has_dropout, products)
         return y, None
 
@@ -153,7 +153,7 @@ def _project(
     y = products.of_weights(_reshaped(x, x, [bound]), _joined(kernels, 1))
     if parts[0][0].bias is not None:
         biases = [tf.reshape(_tensor(p.bias, x) * s, [-1]) for p, s in parts]
-        # TensorFlow makes one op of a product and a BiasAdd.
+        # TensorFlow fuses a product and the BiasAdd behind it.
         y = tf.nn.bias_add(y, _joined(biases, 0))
     pieces = tf.split(y, [math.prod(s) for s in shapes], -1) if len(parts) > 1 else [y]
     return [_reshaped(piece, x, shape) for piece, shape in zip(pieces, shapes, strict=True)]
@@ -183,7 +183,7 @@ def _dropped(dropout: Any, query: tf.Tensor, key: tf.Tensor, training: Any) -> t
     drawn = dropout(ones, training=training)
     if drawn.dtype == tf.float32:
         return drawn
-    # The inverse of the share that is kept is not rounded to 16 bits.
+    # In float32, as 16 bits would round the inverse of the share that is kept.
     return tf.cast(drawn > 0, tf.float32) / (1.0 - dropout.rate)
 
 

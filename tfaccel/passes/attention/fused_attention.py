@@ -19,10 +19,10 @@ class FusedAttention(LayerPass):
 
     Keras projects query, key and value each by an einsum of its own, computes scores and
     results by einsums that turn their operands, and leaves the gradients to TensorFlow. Here
-    what is projected from one tensor is one product with the joined weights, the scale is
+    all that is projected from one tensor is one product with joined weights, the scale is
     part of the weights, and attention has an exact gradient written by hand
-    (`tfaccel.ops.attention`), which keeps the probabilities once, or for long sequences not at
-    all: then they are made by blocks of queries, again in the gradient.
+    (`tfaccel.ops.attention`). It keeps the probabilities once; for long sequences it keeps
+    none, and computes them again by blocks of queries.
 
     With the pass `kernels` in the plan, the products are computed by the kernels that were
     the fastest for their shapes.
@@ -30,8 +30,8 @@ class FusedAttention(LayerPass):
     Masks, causal masks, padding masks, sliding windows, gates and dropout (the same
     draws) are Keras's. A call that wants the attention scores, inputs of more
     than one attention axis, float64, and layers with maths of their own keep Keras's
-    code. In 16 bits the softmax is computed in float32 also where a layer has dropout, for
-    which Keras computes it in 16 bits.
+    code. In 16 bits the softmax is computed in float32, also where a layer has dropout and
+    Keras computes it in 16 bits.
 
     Source: Vaswani et al., https://arxiv.org/abs/1706.03762; Dao et al., FlashAttention,
     https://arxiv.org/abs/2205.14135

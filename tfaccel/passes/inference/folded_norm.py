@@ -15,7 +15,7 @@ from tfaccel.core.step_context import StepContext
 from tfaccel.core.unsupported import Refusal, Unsupported, kind_of
 from tfaccel.core.workload import Workload
 
-# On a tensor that a product made: the product.
+# The attribute of a tensor that holds the product that made it.
 _PRODUCT = "_tfaccel_product"
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
@@ -33,16 +33,18 @@ _PYTHON_TRUTH = (bool, int, np.bool_, type(None))
 class FoldedNorm(LayerPass):
     """Makes BatchNormalization a part of the convolution or Dense layer before it.
 
-    In predictions its statistics are fixed, so that it multiplies each channel by a number
+    In predictions its statistics are fixed, so it multiplies each channel by a number
     and adds another. Both can be done to the weights and the bias of the layer before,
     which are much smaller than its output: `norm(W x + b) = (s W) x + (s b + t)` with
-    `s = gamma / sqrt(variance + epsilon)` and `t = beta - s mean`. What is folded is found
-    while the model runs, so that it works in any model: a layer leaves on its result what
-    it was made of, and a normalization that is given this very tensor computes that anew with other
-    weights. Where something else reads the first result too, it is computed for that as well.
+    `s = gamma / sqrt(variance + epsilon)` and `t = beta - s mean`. Layers are paired while
+    the model runs, so any model is served: a layer notes on its result how that was computed,
+    and a normalization that is given this very tensor computes it again with scaled weights.
+    Where something else reads the first result too, that is computed as well.
 
-    Followed are Conv1D, Conv2D, Conv3D, DepthwiseConv, SeparableConv and Dense without an
-    activation, the channels last. A normalization behind something else stays.
+    Folded are normalizations behind Conv1D, Conv2D, Conv3D, DepthwiseConv, SeparableConv and
+    Dense layers without an activation, the channels last. Others stay.
+
+    >>> plan = tfaccel.Plan([tfaccel.passes.FoldedNorm()])
 
     Source: Jacob et al., section 3.2, https://arxiv.org/abs/1712.05877
     """
@@ -51,7 +53,7 @@ class FoldedNorm(LayerPass):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.training:
-            return Refusal.TASK("in training the statistics change", "it is for tfaccel.accelerate")
+            return Refusal.TASK("in training the statistics change", "use tfaccel.accelerate")
         if not any(isinstance(x, keras.layers.BatchNormalization) for x in workload.layers):
             return Refusal.NOTHING("the model has no BatchNormalization layer")
         if not any(map(_is_product, workload.layers)):
@@ -65,7 +67,7 @@ class FoldedNorm(LayerPass):
         )
 
     def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
-        """The products and the normalizations."""
+        """The products and the normalizations, each with why it stays; None where it is folded."""
         return ((x, None) for x in workload.layers if _is_product(x) or _is_norm(x))
 
     def patches(self, layer: Any, context: StepContext) -> Iterator[tuple[str, Any]]:
@@ -81,7 +83,7 @@ class _Product:
     inputs: Any
 
     def folded(self, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
-        """The same with each channel multiplied by `scale`, and `shift` added."""
+        """The product, with each channel multiplied by `scale`, and `shift` added."""
         weights = getattr(self.layer, _WEIGHTS[kind_of(self.layer, _WEIGHTS)])
         if isinstance(self.layer, _DEPTHWISE):
             per_channel = tf.reshape(scale, weights.shape[-2:])
@@ -100,7 +102,7 @@ class _Product:
 
 
 def _noting(layer: Any) -> Callable[..., Any]:
-    """The `call` of a product that leaves on its result what that was made of."""
+    """The `call` of a product that notes on its result how that was computed."""
     own = layer.call
 
     def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:

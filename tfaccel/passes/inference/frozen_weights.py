@@ -25,7 +25,7 @@ MOST_BYTES = 2**30
 class FrozenWeights(Pass):
     """Traces predictions with the weights as constants.
 
-    TensorFlow computes once, when it optimizes the graph, whatever hangs on constants
+    TensorFlow computes once, when it optimizes the graph, all that depends on constants
     alone: casts to 16 bits, transposes, joined and scaled weights; it multiplies constant
     factors into the weights of convolutions, and joins convolutions with bias and
     activation. Nothing is read from variables any more. The constants are the weights of the time
@@ -44,7 +44,7 @@ class FrozenWeights(Pass):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         if workload.training:
-            return Refusal.TASK("constants can't be trained", "it is for tfaccel.accelerate")
+            return Refusal.TASK("constants can't be trained", "use tfaccel.accelerate")
         if not workload.model.variables:
             return Refusal.NO_USE("the model has no weights")
         for layer in workload.layers:

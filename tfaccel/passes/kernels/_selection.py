@@ -25,7 +25,7 @@ from tfaccel.ops.kernels import (
 )
 from tfaccel.system.device import current_device
 
-# Calls on which less of a step than this may be saved are left to TensorFlow unmeasured.
+# Calls that may save less than this share of a step are not measured.
 LEAST_SHARE = 1e-3
 
 
@@ -36,13 +36,13 @@ class Selection:
         reduced: whether kernels may multiply in fewer bits than the operands have.
         directions: those that are computed.
         exhaustive: whether all kernels are measured, not only those that are likely to win.
-        families: kernels to measure that are else left out; None where what uses them may be
+        families: kernels to measure that are otherwise left out; None where the plan may be
             saved.
 
     Attributes:
         seen: the calls of each layer, forward, by the layer's name.
         looked_at: the kinds of plan under which all calls have been noted.
-        recording: whether calls are noted, and Keras's own code is wanted for all of them.
+        recording: whether calls are being noted; meanwhile all layers run Keras's own code.
         rankings: what was measured for this workload.
     """
 
@@ -94,11 +94,10 @@ class Selection:
     def measure(self, step_seconds: float, clock: Clock, deadline: float) -> None:
         """Measures the calls that were seen and are not known yet.
 
-        Those come first on which most is likely to be saved, by what was measured on calls like
-        them; of each the kernels that are likely to win. Calls with a size that shows only while
-        they run (behind a layer of the user's that loses the batch's) can't be measured, and are
-        left to TensorFlow, as are those that count little in a step of `step_seconds`; 0.0 has
-        every call measured. After `deadline` by the clock none is begun.
+        The calls that are expected to save most come first, each with the kernels that are likely
+        to win it. Left to TensorFlow are calls with a size that is known only while they run
+        (behind a layer of the user's that loses the batch's), and calls that count little in a step
+        of `step_seconds`; at 0.0 every call is measured. None is begun after `deadline`.
         """
         store = Store.at()
         found = 0
@@ -126,7 +125,7 @@ class Selection:
     def _measure(
         self, spec: CallSpec, expected: Guess, store: Store, clock: Clock, deadline: float
     ) -> bool:
-        """Sees to it that a call is known if there is time; whether it had to be measured."""
+        """Looks a call's ranking up, or measures it if there is time; whether it was measured."""
         known = store.ranking(spec)
         is_new = (
             known is None
@@ -134,7 +133,7 @@ class Selection:
             or known.lacks(self._newly_tried(spec, expected))
         )
         if is_new:
-            # TensorFlow's own is run four times, traced once, before any other kernel is.
+            # Before any other kernel, TensorFlow's own is traced and run four times.
             if clock() + 4 * expected.seconds > deadline:
                 return False
             known = measure(spec, clock, deadline, expected.kernels, self._families)
@@ -144,7 +143,7 @@ class Selection:
         return is_new
 
     def _newly_tried(self, spec: CallSpec, expected: Guess) -> list[str]:
-        """Kernels that were left out for others, who did not ask or made predictions."""
+        """Kernels that earlier measurements may have left out, and that this workload wants."""
         return [
             kernel.name
             for kernel in kernels(spec.op, spec.direction)

@@ -27,7 +27,7 @@ from tfaccel.passes.kernels._selection import Selection
 from tfaccel.steps.worker_agreement import agreement_of
 from tfaccel.system.arguments import one_of
 
-# What measuring may take of a training, and at least: the largest products come first.
+# The share of a training that measuring may take, and the least it is given.
 _MEASURING_SHARE, _LEAST_MEASURING_SECONDS = 0.04, 5.0
 
 
@@ -52,11 +52,13 @@ class Kernels(LayerPass):
         reduced: whether kernels may multiply float32 in bfloat16.
         exhaustive: whether every kernel is measured; else the two that are likely to win, by
             what was measured on calls like these (`tfaccel/ops/kernels/_likely.py`).
-        families: kernels to measure that are else left out: `("opencl",)` tries an OpenCL
+        families: kernels to measure that are otherwise left out: `("opencl",)` tries an OpenCL
             device that is no GPU.
 
     Raises:
         ValueError: `max_seconds` is not positive, or there is no such family.
+
+    >>> accel = tfaccel.AccelCallback([tfaccel.passes.Kernels(max_seconds=10)])
 
     Source: Chetlur et al., cuDNN: Efficient Primitives for Deep Learning,
     https://arxiv.org/abs/1410.0759; docs/kernels.md has the source of each kernel.
@@ -107,7 +109,7 @@ class Kernels(LayerPass):
     def prepare(self, context: StepContext, plan: Plan, clock: Clock, deadline: float) -> None:
         deadline = min(deadline, clock() + self.max_seconds)
         workload, selection = context.workload, self._selection(context)
-        # What layers compute in decides which calls there are.
+        # The layers' dtypes decide which calls there are.
         key = tuple(item.compute_dtype(workload) for item in plan.passes)
         if not workload.batches or key in selection.looked_at:
             return
@@ -166,7 +168,11 @@ class Kernels(LayerPass):
         """What is known on this machine of a layer's kernels."""
         try:
             specs = _layers.calls(layer, layer.input.shape, runs.dtype)
-        except (AttributeError, ValueError, RuntimeError):  # never called on symbols, or often
+        except (
+            AttributeError,
+            ValueError,
+            RuntimeError,
+        ):  # never called on symbols, or several times
             return LayerNote(runs)
         selection = self._selection(StepContext(workload))
         words = [selection.words(spec) for spec in specs]
@@ -183,7 +189,7 @@ class Kernels(LayerPass):
 
 
 def _trace(workload: Workload) -> None:
-    """Has the layers be called as a step calls them; nothing is run."""
+    """Traces the layers' calls as a step makes them; nothing is run."""
     model, batch = workload.model, workload.batches[0]
     if workload.strategy is not None:
         batch = local_batches(batch)[0]

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfaccel.compat.patching import instance_attribute
 
-# Carried by a tensor, as Keras carries masks: it lives as long as the tensor.
+# An attribute of tensors, as Keras's masks are, so that it lives as long as the tensor.
 _MARK = "_tfaccel_channels_last"
 
 
@@ -44,11 +44,11 @@ class Flow:
         self._run: object | None = None
 
     def graph_run(self) -> contextlib.AbstractContextManager[None]:
-        """Keras runs a graph of layers; inside another such run, as a part of it."""
+        """A block in which Keras runs a graph of layers; a nested run is part of the outer one."""
         return instance_attribute(self, "_run", object() if self._run is None else self._run)
 
     def user_code(self) -> contextlib.AbstractContextManager[None]:
-        """Code runs that may do with tensors what it likes."""
+        """A block in which a user's code runs, which may do anything with tensors."""
         return instance_attribute(self, "_run", None)
 
     def knows(self, x: Any) -> bool:

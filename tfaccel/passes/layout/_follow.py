@@ -21,7 +21,7 @@ CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
 class Call:
     """One call of a layer, or of an operation of a graph, while a step is traced.
 
-    `own` is its `call` as it would have run; `args` begin with the inputs.
+    `own` is its original `call`; `args` begin with the inputs.
     """
 
     layer: Any
@@ -63,7 +63,7 @@ def spatial(call: Call) -> Any:
     if function is None or is_elementwise(function):
         y = call.on(call.flow.last(call.x), data_format=CHANNELS_LAST)
         return call.flow.first(y) if y.shape.rank == call.x.shape.rank else y
-    # Softmax, say, or a function of the user's: it gets what it was written for.
+    # Softmax or a user's function gets the channels where it was written for them.
     y = call.on(call.flow.last(call.x), data_format=CHANNELS_LAST, activation=None)
     return function(call.flow.first(y))
 

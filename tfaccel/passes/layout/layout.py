@@ -43,12 +43,12 @@ class Layout(Pass):
     outputs, and where a layer needs the channels where they were (Flatten, Dense,
     attention, a layer of your own). Such layers run as they are written.
 
-    In Functional and Sequential models that leaves no transpose between two layers
-    that are followed. In a `call` of your own three remain in the gradient of each
-    tensor that two layers read, since a GradientTape of yours might watch it.
+    In Functional and Sequential models no transpose remains between two layers that
+    are followed. In a `call` of your own three remain in the gradient of each tensor
+    that two layers read, since a GradientTape of yours might watch it.
 
-    Beside `fused_norm`, name this pass after it (`"auto"` does): what is fused is
-    then computed channels last, too.
+    Name this pass after `fused_norm` (`"auto"` does): then fused normalizations are
+    computed channels last, too.
 
     Example:
 
@@ -97,14 +97,14 @@ class Layout(Pass):
         return LayerNote(runs.replaced(layout="channels_last") if runs.layout else runs)
 
     def fallback_reason(self, error: Exception) -> str:
-        """Why a step fails as it is written and not under the pass; empty where it is not so."""
+        """Why the original step fails where the one under the pass does not; else empty."""
         says = str(error) if isinstance(error, tf.errors.OpError) else ""
         if any(name in says for name in _FORMATS):
             return "TensorFlow has no channels_first kernels for it on this device"
         return ""
 
     def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
-        """Every channels_first layer, with what keeps it so; None where it is followed."""
+        """Every channels_first layer, with why it stays so; None where it is followed."""
         for layer in workload.layers:
             rule = _rule(layer)
             goes_along = rule is not None and rule.follow is not _follow.spatial

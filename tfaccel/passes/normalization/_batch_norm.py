@@ -20,7 +20,7 @@ from tfaccel.core.unsupported import (
 from tfaccel.ops.activations import RELU, RELU6, ActivationFormula, formula_of
 from tfaccel.ops.batch_norm import Normalised, by_keras, moments
 
-# On a tensor that a BatchNormalization layer returned: what it was made of.
+# The attribute of a BatchNormalization's result that holds what it was computed from.
 _NORMALISED = "_tfaccel_normalised"
 _PYTHON_TRUTH = (bool, int, np.bool_, type(None))
 
@@ -63,7 +63,7 @@ def fused_call(layer: Any, channels_first: bool, by_loops: bool) -> Callable[...
             or layer.compute_dtype not in FLOAT32_OR_LESS
         ):
             return own_call(inputs, training=training, mask=mask)
-        # The output has its input's dtype: other inputs go the way Keras goes.
+        # The output has its input's dtype, so other inputs are cast as Keras casts them.
         x = inputs if inputs.dtype == layer.compute_dtype else tf.cast(inputs, tf.float32)
         turned = data_format == "NCHW" and not channels_first
         if turned:
@@ -80,7 +80,7 @@ def fused_call(layer: Any, channels_first: bool, by_loops: bool) -> Callable[...
 def may_join(layer: Any) -> bool:
     """Whether a layer is an activation that can be part of a normalization's loops.
 
-    That is so if it has a formula here, no `call` of its own, and is not known to follow
+    It must have a formula here and no `call` of its own, and must not be known to follow
     something else.
     """
     maker = keras_graphs.maker_of(layer)
@@ -122,7 +122,7 @@ def _data_format(axis: int, rank: int, channels_first: bool) -> str | None:
 
 
 def _channels_last(x: tf.Tensor) -> tf.Tensor:
-    """A CPU's op takes no NCHW. Beside the pass `layout` this undoes its transpose."""
+    """`x` with the channels last, for ops that take no NCHW; undoes `layout`'s transpose."""
     return tf.transpose(x, [0, *range(2, x.shape.rank), 1])
 
 
@@ -132,7 +132,7 @@ def _channels_first(y: tf.Tensor) -> tf.Tensor:
 
 
 def _as_4d(x: tf.Tensor) -> tf.Tensor:
-    """The same rows of channels as one image: cuDNN limits batches, not images."""
+    """The rows of channels as one image, as cuDNN limits the batch's size, not the image's."""
     return x if x.shape.rank == 4 else tf.reshape(x, [1, -1, 1, x.shape[-1]])
 
 

@@ -34,9 +34,9 @@ class FusedNorm(LayerPass):
     `synchronized`, float64, a `call` of the user's. One thing differs from Keras on
     purpose: the gradient of gamma for an empty batch is 0, where Keras's is NaN.
 
-    Derivatives of higher order are Keras's too, and those lack a term: `tf.nn.moments`
-    stops the gradient of the mean in the variance, which is zero, while its derivative
-    is not. A plan must not change what a loss with a gradient in it trains.
+    Derivatives of higher order are Keras's too, which lack a term: `tf.nn.moments` stops the
+    gradient of the mean in the variance, which is zero, while its derivative is not. A plan
+    must not change how a loss that contains a gradient trains.
 
     Args:
         loops: whether BatchNormalization may be compiled loops; if not, it is
@@ -61,7 +61,7 @@ class FusedNorm(LayerPass):
         return _layer_norm.obstacle(layer)
 
     def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
-        """Every normalization layer, then the activations that may join their loops."""
+        """Every normalization layer, then activations that may join their loops, with why not."""
         norms = list(super().layers(workload))
         yield from norms
         if self.compiles(workload) and any(reason is None for _, reason in norms):

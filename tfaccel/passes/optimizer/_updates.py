@@ -70,11 +70,11 @@ class Update:
         return keras.ops.cast(value, self.variable.dtype)
 
     def excess(self, hyperparameter: str) -> float:
-        """How many times too large `1 - beta` is in an op, and with it what the op averages.
+        """The factor by which an op's `1 - beta`, and so its average, is too large.
 
         Ops subtract in the variable's dtype, and Keras in float64: `1 - 0.999` in float32
-        is 1.3e-5 more. A difference of 1e-5, small as it is, can send a training another way
-        (the losses of an MLP were 1.7 % off two epochs later), so the rules correct it.
+        is 1.3e-5 more. Even such a difference can change a training's course (the losses of an
+        MLP were 1.7 % off two epochs later), so the rules correct it.
         """
         exact = getattr(self.optimizer, hyperparameter)
         if not isinstance(exact, float) or not 0 <= exact < 1:

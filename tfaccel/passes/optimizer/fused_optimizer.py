@@ -45,7 +45,7 @@ class FusedOptimizer(Pass):
     rounding of a hyperparameter: the ops subtract beta from 1 in float32, where Keras
     subtracts in float64, so Adam's velocity is 1.3e-5 (relative) larger. Learning rate and
     epsilon make up for it. Where Keras's own steps filled the slots before, updates are up
-    to 6e-6 off till the average has forgotten them.
+    to 6e-6 off until the average has forgotten those steps.
 
     By a sparse gradient (Embedding), Adam, AdamW and SGD with momentum update their table by one
     op, and then the rows of the slices, in place, where Keras goes over the whole table some thirty
@@ -78,7 +78,7 @@ class FusedOptimizer(Pass):
     def optimizers(
         self, workload: Workload
     ) -> Iterator[tuple[keras.optimizers.Optimizer, Unsupported | None]]:
-        """Every optimizer that does the work, with what keeps its own update; None where fused."""
+        """Every optimizer that updates weights, with why it stays; None where it is fused."""
         for optimizer in _working(workload.optimizers):
             yield optimizer, _obstacle(optimizer, workload)
 
@@ -104,7 +104,7 @@ class FusedOptimizer(Pass):
 
 
 def _working(optimizers: Sequence[Any]) -> Iterator[Any]:
-    """The optimizers that do the work: those inside the ones that only hand on."""
+    """The optimizers that update weights, those inside wrappers included."""
     multi = getattr(keras.optimizers, "MultiOptimizer", ())
     for optimizer in optimizers:
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):

@@ -1,4 +1,4 @@
-"""Sums of bfloat16 tensors that lose no more than the rounding of their result.
+"""Sums of bfloat16 tensors whose only error is the rounding of their result.
 
 Most of TensorFlow's kernels for CPUs add up in float32 and round once. A few add up in
 bfloat16, where a sum stands still as soon as it is 256 times what is added: the gradient of
@@ -19,7 +19,7 @@ from tfaccel.compat.tensorflow_private import onednn_is_on
 
 Function = Callable[..., Any]
 
-# Where sums are exact at the moment: graphs that are being traced; threads that run eagerly.
+# Where sums are exact at present: graphs that are being traced, and threads that run eagerly.
 _places: list[Any] = []
 
 
@@ -27,9 +27,9 @@ _places: list[Any] = []
 def exact_sums() -> Iterator[None]:
     """Sums of bfloat16 are exact in whatever this thread traces or runs inside the block.
 
-    Keras and layers of the user's own look TensorFlow's functions up as they call them, so
-    the functions stand replaced meanwhile. They act as they always do for other threads, but
-    for those that trace the same graph (replicas).
+    Keras's and users' layers look TensorFlow's functions up when they call them, so the functions
+    are replaced inside the block. For other threads they act as usual, except for threads that
+    trace the same graph (replicas).
     """
     place = _eager_place() if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
     _places.append(place)
@@ -129,7 +129,7 @@ _replaced = SharedContext(_replacing)
 
 
 def _where_active(plain: Function, make: Callable[[Function], Function]) -> Function:
-    """`plain`, or what `make` makes of it where an argument is bfloat16 in our places."""
+    """`plain`, or `make(plain)` where an argument is bfloat16 and sums are to be exact."""
     exact = make(plain)
 
     def call(*args: Any, **kwargs: Any) -> Any:

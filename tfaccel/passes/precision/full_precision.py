@@ -26,15 +26,15 @@ class FullPrecision(LayerPass):
     A model written for Tensor Cores trains on every chip, but on one without 16-bit
     instructions each operation is emulated: operands are widened, computed with and rounded
     again, and most kernels are plain loops. The weights are float32 under these policies
-    anyway. So the pass has the step computed in float32, and the model keeps its policies:
-    as long as a step is traced its layers have another one.
+    anyway. So the pass computes the step in float32, and the model keeps its policies: its
+    layers have another one only while a step is traced.
 
-    In their own dtype stay the layers that make the outputs, as losses, metrics and `predict`
-    see that dtype, layers that draw random numbers, which would draw others, and layers that
-    have 16-bit weights.
+    These layers stay in their own dtype: those that make the outputs, as losses, metrics and
+    `predict` see that dtype; those that draw random numbers, which would draw others; and those
+    with 16-bit weights.
 
-    What it computes is more precise than the step as it was written; the drift that a report
-    shows is the rounding of the latter. A loss scale goes on as it is.
+    The step is more precise than the original, whose rounding a report shows as drift. A loss
+    scale is not changed.
 
     Source: https://www.tensorflow.org/guide/mixed_precision
     """
@@ -66,7 +66,7 @@ class FullPrecision(LayerPass):
         yield "dtype_policy", keras.DTypePolicy("float32")
 
     def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
-        """Every layer, with what keeps it in its own dtype; None where it is changed."""
+        """Every layer, with why it keeps its own dtype; None where that is changed."""
         makers = map(keras_private.output_layers, workload.models)
         outputs = {id(layer) for layer in itertools.chain.from_iterable(makers)}
         for layer in workload.layers:
@@ -92,7 +92,7 @@ def _obstacle(layer: keras.layers.Layer, fast_dtype: str | None) -> Unsupported 
 
 
 def _draws(layer: Any) -> bool:
-    """Whether a layer draws random numbers itself; what is inside it is asked by itself."""
+    """Whether a layer itself, and not one inside it, draws random numbers."""
     rates = [getattr(layer, name, None) for name in _RATES]
     known = [rate for rate in rates if isinstance(rate, int | float)]
     if isinstance(layer, keras.layers.RNN):

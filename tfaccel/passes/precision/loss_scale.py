@@ -30,7 +30,7 @@ class LossScale:
     def applied(
         self, optimizers: Sequence[keras.optimizers.Optimizer]
     ) -> contextlib.AbstractContextManager[None]:
-        """Optimizers scale their losses and unscale their gradients inside the block."""
+        """A block in which optimizers scale their losses and unscale their gradients."""
         return instance_attributes(patch for one in optimizers for patch in self._patches(one))
 
     def _patches(self, optimizer: keras.optimizers.Optimizer) -> Iterator[tuple[Any, str, Any]]:
@@ -94,7 +94,7 @@ def loss_scale_of(model: keras.Model, scratch: dict[str, Any]) -> float | None:
 
     Args:
         model: its optimizer may be a `keras.optimizers.LossScaleOptimizer`.
-        scratch: a built step's, where a pass keeps its own.
+        scratch: of a built step, where a pass keeps a scale of its own.
     """
     for kept in scratch.values():
         if isinstance(kept, LossScale):

@@ -30,9 +30,9 @@ class MixedPrecision(LayerPass):
     As with Keras's `mixed_bfloat16` and `mixed_float16` policies, but only in the
     traced step: the layers' own policies are float32 again when the trace ends, so
     checkpoints and saved models never see it. In float32 stay: the layers that make
-    the model's outputs (for a subclassed model: its last layer), softmax wherever
-    it stands, statistics of normalisation layers (Keras computes them in float32
-    under any policy), the losses, and the drawing of dropout masks: a bfloat16
+    the model's outputs (for a subclassed model: its last layer), every softmax,
+    statistics of normalisation layers (Keras computes them in float32 under any
+    policy), the losses, and the drawing of dropout masks: a bfloat16
     draw has 128 levels, so that a rate of 0.001 would drop 0.8 %, and its masks
     would differ from those of the untouched step.
 
@@ -48,6 +48,8 @@ class MixedPrecision(LayerPass):
 
     Raises:
         ValueError: `dtype` is something else.
+
+    >>> accel = tfaccel.AccelCallback([tfaccel.passes.MixedPrecision("bfloat16")])
 
     Source: Micikevicius et al., Mixed Precision Training, arXiv:1710.03740;
     https://www.tensorflow.org/guide/mixed_precision
@@ -128,7 +130,7 @@ class MixedPrecision(LayerPass):
             yield "call", _float32_mask(layer)
 
     def layers(self, workload: Workload) -> Iterator[tuple[keras.layers.Layer, Unsupported | None]]:
-        """Every layer, with what keeps it in its own dtype; None where it is changed."""
+        """Every layer, with why it keeps its own dtype; None where that is changed."""
         makers = map(keras_private.output_layers, workload.models)
         kept = {id(layer) for layer in itertools.chain.from_iterable(makers)}
         for layer in workload.layers:

@@ -35,9 +35,9 @@ def with_gradient(part: Part, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 def _noted(result: tf.Tensor, index: int, wanted: set[int]) -> tf.Tensor:
     """The result, noting that its gradient is wanted.
 
-    For a result that nothing is learnt from, TensorFlow hands zeros to a custom
-    gradient. What led to it alone must have no gradient though, and not zeros: weight
-    decay is for what is trained.
+    TensorFlow hands a custom gradient zeros for a result that no loss depends on. Variables
+    that lead to this result alone must have no gradient instead: optimizers apply weight
+    decay to each variable that has one.
     """
 
     @tf.custom_gradient
@@ -82,15 +82,15 @@ def _reached(graph: Any, results: Iterable[int]) -> set[int]:
 def _one_after(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
     """A 1.0 that exists no sooner than these gradients do.
 
-    Multiplied by it, inputs are other tensors than in the forward pass, so that neither
-    grappler nor XLA takes the second run for a repetition of the first (both leave
-    control dependencies aside there), and the second run waits for its turn.
+    Inputs that are multiplied by it are other tensors than in the forward pass. So neither
+    grappler nor XLA merges the second run with the first (both ignore control dependencies
+    there), and the second run waits until these gradients exist.
     """
     firsts = [
         tf.cast(tf.math.real(tf.reduce_max(tf.reshape(tf.math.abs(g), [-1])[:1])), tf.float32)
         for g in gradients
     ]
-    # No number is above infinity, but no compiler concludes so.
+    # No number is above infinity, but compilers don't use that.
     return tf.where(tf.add_n(firsts) > float("inf"), 0.0, 1.0)
 
 

@@ -31,7 +31,7 @@ def children(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 
 def is_open(operation: Any) -> bool:
-    """Whether the calls of the layers inside a layer are of the user's making."""
+    """Whether a user's code calls the layers inside a layer."""
     if not isinstance(operation, keras.layers.Layer):
         return False
     keras_made = type(operation).__module__.startswith("keras.")
@@ -75,8 +75,8 @@ class Piece:
 def pieces_of(graph: Any, most: int | None, is_last: bool) -> list[Piece]:
     """Cuts a Functional model into at most `most` parts; None for as many as keep least.
 
-    Where the loss follows the model (`is_last`) its last part is wanted as soon as it is computed,
-    and kept.
+    Where the loss follows the model (`is_last`), the gradient needs the last part at once, so it
+    is kept.
     """
     nodes = keras_graphs.graph_nodes(graph)
     costs = [node_cost(node) for node in nodes]
@@ -99,7 +99,7 @@ def pieces_of(graph: Any, most: int | None, is_last: bool) -> list[Piece]:
 
 
 def _piece(nodes: Sequence[Any]) -> Piece:
-    """A single small layer keeps little more than its input, which is kept anyway."""
+    """Calls as a piece. A single small layer is kept: it holds little more than its input."""
     worth = len(nodes) > 1 or leaf_count(nodes[0].operation) > 1
     return Piece(tuple(nodes), "recomputed" if worth else "kept")
 

@@ -15,11 +15,10 @@ from tfaccel.passes.recompute._trace import NotPureError, Part, Run, State
 class Recomputer:
     """Runs parts so that only their inputs are kept for the backward pass.
 
-    A part is traced once, as a pure function. The forward pass calls that function and does what
-    it found to be assigned; the backward pass calls it again with the same values, so that
-    dropout draws the same mask and no statistic moves twice. While a part is traced (`busy`),
-    parts inside it run as they are. `done` counts the parts, `left` says why others run as they
-    are written.
+    A part is traced once, as a pure function. The forward pass calls that function and makes the
+    assignments that it noted; the backward pass calls it again with the same values, so dropout
+    draws the same mask and no statistic moves twice. While a part is traced (`busy`), parts
+    inside it run as they are. `done` counts the parts; `left` says why others run as written.
     """
 
     def __init__(self) -> None:
@@ -32,10 +31,11 @@ class Recomputer:
 
         Args:
             run: computes them. It is run once, while tracing.
-            inputs: what it reads, beside the variables of the part's layers, which are `state`.
+            inputs: the tensors that it reads.
+            state: the variables of the part's layers, which it reads too.
 
         Raises:
-            NotPureError: the part has to run as it is written. Nothing has happened.
+            NotPureError: the part has to run as it is written. Nothing was changed.
         """
         self.busy = True
         try:

@@ -20,7 +20,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 class NotPureError(Exception):
-    """A part can't be run twice with the same result; it has to run as it is written."""
+    """A part may give another result the second time, so it has to run as it is written."""
 
 
 class State:
@@ -29,7 +29,7 @@ class State:
     def __init__(self, layers: Sequence[keras.layers.Layer]):
         self.layers = [inner for one in layers for inner in keras_private.flatten_layers(one)]
         found = (v for one in layers for v in (*one.variables, *one.metrics_variables))
-        # Native ones now, as inside a layer with a 16-bit policy Keras would cast them.
+        # TensorFlow's values, read now: inside a 16-bit layer Keras would cast them.
         self._reference = {id(v): (v, v.value) for v in found}
 
     @classmethod
@@ -47,7 +47,7 @@ class State:
         return [variable for variable, _ in self._reference.values()]
 
     def obstacle(self) -> str:
-        """What keeps the layers from being run twice, as far as it is known before a run."""
+        """Why the layers can't be run twice, as far as it is known before a run."""
         for layer in self.layers:
             if not layer.built:
                 return f"layer {layer.name!r} is not built"
@@ -87,7 +87,7 @@ class _Scope(keras.StatelessScope):
 def _added_to(
     losses: list[tuple[keras.layers.Layer, tf.Tensor]], layers: Sequence[keras.layers.Layer]
 ) -> contextlib.AbstractContextManager[None]:
-    """Whatever layers add to the loss is added to a list, with the layer, and to nothing else."""
+    """A block in which the losses that layers add go to a list, with the layer, alone."""
 
     def adder(layer: keras.layers.Layer) -> Callable[[Any], None]:
         return lambda loss: losses.extend((layer, x) for x in keras.tree.flatten(loss))
@@ -145,11 +145,11 @@ class Part:
         specs += self._state.specs()
         try:
             return tf.function(pure, autograph=False).get_concrete_function(*specs)
-        except Exception as error:  # a mistake of the user's is met again, as it is written
+        except Exception as error:  # a user's mistake shows again when the part runs as written
             raise NotPureError(str(error)) from error
 
     def _arrange(self) -> None:
-        """Puts all tensors that the outside needs in order, once each."""
+        """Orders all tensors that are needed outside of the part, once each."""
         self._check_leaves()
         tensors = [leaf for leaf in self.outputs if isinstance(leaf, tf.Tensor)]
         masks = [mask for x in tensors if (mask := keras_private.mask_of(x)) is not None]

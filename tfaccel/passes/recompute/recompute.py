@@ -27,9 +27,9 @@ class Recompute(Pass):
     """Keeps few activations for the backward pass and computes the others again.
 
     The model is cut into parts, and of each part only the input is kept. When the
-    gradient gets there, the part is computed once more. That takes about one forward
-    pass more a step, and the memory of about the square root of the layers: the pass
-    serves batches and models that do not fit otherwise, and is tried only when it is
+    gradient gets there, the part is computed once more. A step takes about one forward
+    pass more, and memory for about the square root of the number of layers. The pass
+    serves batches and models that do not fit otherwise; it is tried only when it is
     asked for or when a trial runs out of memory.
 
     Functional and Sequential models are cut where few values pass from layer to
@@ -37,17 +37,17 @@ class Recompute(Pass):
     layers at the top level (those with layers inside, where there are any) are the
     parts. A layer that makes up more than a third of the model is looked into.
 
-    The step is the same step: what is drawn at random is drawn once, moving
-    statistics, metrics and losses that layers add are updated once. A part for which
-    this can't be shown when it is traced runs as it is written: one with a stateful
-    op, a sparse gradient (Embedding), or a value that comes from somewhere else.
+    The step stays the same: random numbers are drawn once, and moving statistics,
+    metrics and losses that layers add are updated once. A part for which this can't be
+    shown when it is traced runs as it is written: one with a stateful op, a sparse
+    gradient (Embedding), or a value from outside.
 
     Args:
         segments: parts at most that a graph of layers is cut into; None for the
             number that is expected to need least memory.
 
     Raises:
-        ValueError: `segments` is not None or a whole number above 1.
+            ValueError: `segments` is neither None nor a whole number above 1.
 
     Source: Chen et al., Training Deep Nets with Sublinear Memory Cost,
     https://arxiv.org/abs/1604.06174
@@ -98,7 +98,7 @@ class Recompute(Pass):
             )
 
     def _sites(self, workload: Workload, recomputer: Recomputer) -> Iterator["_Site"]:
-        """What to shadow in the model and in the layers inside that are looked into."""
+        """The methods to replace, in the model and in the layers that are looked into."""
         seen: set[int] = set()
         todo: list[tuple[keras.layers.Layer, bool]] = [(workload.model, True)]
         while todo:
@@ -134,5 +134,5 @@ def _children(
             opened.append(child)
         elif size > 1 or max(sizes) == 1:
             whole.append(child)
-    # The last of equal layers is wanted as soon as it is computed.
+    # The gradient needs the last of equal layers at once.
     return opened, whole[:-1] if max(sizes, default=0) == 1 else whole

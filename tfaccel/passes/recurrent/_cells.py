@@ -1,7 +1,10 @@
 """One time step of LSTM and GRU cells, forward and backward, in terms of whole tensors.
 
 The product of all inputs with the input weights is made before the loop over time, the
-gradients of weights after it: a step has what depends on the step before, and no more.
+gradients of weights after it: a step computes only what depends on the step before.
+
+In the formulas `W` is the recurrent weights, `s` the sigmoid, `*` by elements; `dx` is the
+gradient of `x`, and `f`, `i`, ... in a gradient are the gates after their activation.
 """
 
 import abc
@@ -23,17 +26,17 @@ class Cell(abc.ABC):
 
     @abc.abstractmethod
     def step(self, z: tf.Tensor, states: Tensors, weights: Tensors) -> tuple[Tensors, Tensors]:
-        """The next states, and what `step_back` wants to know of the step."""
+        """The next states, and the gates that `step_back` needs, each `(batch, units)`."""
 
     @abc.abstractmethod
     def step_back(
         self, gradients: Tensors, saved: Tensors, states: Tensors, weights: Tensors
     ) -> tuple[tf.Tensor, Tensors]:
-        """The gradients of `z` and of the states before the step.
+        """The gradients of `z`, `(batch, gates * units)`, and of the states before the step.
 
         Args:
-            gradients: those of the states after it.
-            saved: what `step` said.
+            gradients: of the states after the step, each `(batch, units)`.
+            saved: by `step`.
             states: before the step.
             weights: as `step` had them.
         """
@@ -44,7 +47,7 @@ class Cell(abc.ABC):
 
         Args:
             dz: the gradients of `z`, `(steps, batch, gates * units)`.
-            saved: what each `step` said, `(steps, batch, units)`.
+            saved: by each `step`, `(steps, batch, units)`.
             output: the first state before each step, `(steps, batch, units)`.
         """
 
@@ -52,8 +55,9 @@ class Cell(abc.ABC):
 class LSTM(Cell):
     """Long short-term memory: the states are `(output, carry)`, the weights `(recurrent,)`.
 
-    With `[i, f, g, o] = z + h W` and `s` the sigmoid:
-    `c' = s(f) c + s(i) tanh(g)`, `h' = s(o) tanh(c')`.
+    With `[i, f, g, o] = z + h W`: `c' = s(f) c + s(i) tanh(g)`, `h' = s(o) tanh(c')`.
+    Back, with `e = dc' + dh' o (1 - tanh(c')^2)`: `dz = [e g i (1 - i), e c f (1 - f),
+    e i (1 - g^2), dh' tanh(c') o (1 - o)]`, `dh = dz W^T`, `dc = e f`; `dW = sum(h^T dz)`.
 
     Source: Hochreiter and Schmidhuber, 1997, https://doi.org/10.1162/neco.1997.9.8.1735;
     gates in Keras's order: input, forget, candidate, output.
@@ -92,8 +96,10 @@ class LSTM(Cell):
 class GRU(Cell):
     """Gated recurrent unit, reset after the product; the weights are `(recurrent, bias)`.
 
-    With `[u, r, n] = z`, `[a, b, m] = h W + bias` and `s` the sigmoid:
+    With `[u, r, n] = z` and `[a, b, m] = h W + bias`:
     `h' = s(u + a) h + (1 - s(u + a)) tanh(n + s(r + b) m)`.
+    Back: `dn = dh' (1 - u) (1 - n^2)`, `du = dh' (h - n) u (1 - u)`, `dr = dn m r (1 - r)`,
+    `p = [du, dr, dn r]`, `dh = dh' u + p W^T`; `dW = sum(h^T p)`, `dbias = sum(p)`.
 
     Source: Cho et al., 2014, https://arxiv.org/abs/1406.1078v1 (the first version, which
     cuDNN has too); gates in Keras's order: update, reset, candidate.
@@ -131,8 +137,10 @@ class GRU(Cell):
 class GRUResetBefore(Cell):
     """Gated recurrent unit, reset before the product; the weights are `(recurrent,)`.
 
-    With `[u, r, n] = z`, `[a, b] = h W_gates` and `s` the sigmoid:
-    `h' = s(u + a) h + (1 - s(u + a)) tanh(n + (s(r + b) h) W_candidate)`.
+    With `[u, r, n] = z` and `[a, b] = h V`, where `W = [V, C]`:
+    `h' = s(u + a) h + (1 - s(u + a)) tanh(n + (s(r + b) h) C)`.
+    Back: `dn` and `du` as for `GRU`, `p = dn C^T`, `dr = p h r (1 - r)`,
+    `dh = dh' u + p r + [du, dr] V^T`; `dV = sum(h^T [du, dr])`, `dC = sum((r h)^T dn)`.
 
     Source: Cho et al., 2014, https://arxiv.org/abs/1406.1078 (from its third version on).
     """

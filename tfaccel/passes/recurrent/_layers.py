@@ -23,9 +23,9 @@ _SIGMOID = (keras.activations.sigmoid, keras.ops.sigmoid, tf.sigmoid)
 _CELLS = (keras.layers.LSTMCell, keras.layers.GRUCell)
 # The most derived first: an LSTM is an RNN, too.
 _LAYERS = (keras.layers.LSTM, keras.layers.GRU, keras.layers.RNN)
-# Where the recurrent weights are large, reading them for each part costs more than several
-# loops side by side gain: on two cores of a Zen 3 two parts were 1.5 times as fast with 128
-# units, 1.1 times with 512 and slower with 768.
+# Reading large recurrent weights for each part costs more than loops side by side gain: on two
+# cores of a Zen 3 two parts were 1.5 times as fast with 128 units, 1.1 times with 512 and slower
+# with 768.
 _MOST_UNITS_IN_PARTS = 512
 _LSTM, _GRU, _GRU_RESET_BEFORE = LSTM(), GRU(), GRUResetBefore()
 
@@ -44,7 +44,7 @@ def obstacle(layer: Any) -> Unsupported | None:
 
 
 def _other_maths(who: str, layer: Any) -> Unsupported | None:
-    """What the arguments of a layer ask for that the loop does not do."""
+    """An argument of the layer that the loop does not serve, as a reason; None without one."""
     cell = layer.cell
     if cell.compute_dtype not in FLOAT32_OR_LESS:
         return Refusal.DTYPE(f"{who} computes in {cell.compute_dtype}", "use float32 or less")
@@ -62,8 +62,8 @@ def _other_maths(who: str, layer: Any) -> Unsupported | None:
 def compiled_loop(layer: Any, parts: int) -> tuple[str, Callable[..., Any]]:
     """The name of the layer's loop over time, and one by XLA that may stand in for it.
 
-    What is around the loop is Keras's own code: initial states, `stateful`, dropout masks, what is
-    returned. A batch may be cut into `parts`, each with a loop of its own.
+    Keras's own code stays around the loop: initial states, `stateful`, dropout masks, outputs.
+    A batch may be cut into `parts`, each with a loop of its own.
     """
     name, own = keras_private.recurrent_loop(layer)
 
@@ -91,7 +91,7 @@ def _inner_loop(
     """What Keras's `inner_loop` returns: the last output, all outputs, the last states."""
     inputs = _inputs(layer.cell, sequences, training)
     arguments = (inputs, tf.nest.flatten(states), mask)
-    # A number that is known stays known: to a stateful layer, and to the pass `kernels`.
+    # A stateful layer and the pass `kernels` need the number of samples where it is known.
     rows = tf.shape(sequences)[0] if sequences.shape[0] is None else sequences.shape[0]
     results = [_part(layer, *part) for part in _cut(arguments, rows, parts)]
     last, outputs, states = tf.nest.map_structure(lambda *x: tf.concat(x, axis=0), *results)
@@ -139,7 +139,7 @@ def _in_order(layer: Any, tensor: tf.Tensor) -> tf.Tensor:
 
 
 def _as_put_out(layer: Any, outputs: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    """Outputs as Keras masks them: zero, or the last one that counted, and before that zero."""
+    """Outputs as Keras masks them: a masked step gives zeros, or repeats the output before."""
     if mask is None:
         return outputs
     counts = tf.cast(mask, tf.int32)

@@ -1,9 +1,9 @@
 """A cell repeated over time: two loops that XLA compiles, and derivatives of every order.
 
 TensorFlow runs some twenty small ops a time step, and as many for the gradient, each
-started by its executor. Compiled by XLA a loop is one op, and what is elementwise in a
-step is one pass through memory. The gradient is written by hand, so that it is such a
-loop as well; the gradients of weights are one product behind it.
+started by its executor. Compiled by XLA a loop is one op, and all elementwise work of a
+step is one pass through memory. The gradient is written by hand, so it is such a loop as
+well; the gradients of weights are one product behind it.
 """
 
 import functools
@@ -22,8 +22,8 @@ def run(
 ) -> tuple[tf.Tensor, Tensors]:
     """Runs a cell over all time steps.
 
-    The gradient may be taken, and gradients of it. The first is by XLA; those of higher order are
-    TensorFlow's own, through a loop of its ops.
+    There are gradients of every order. The first is by XLA; higher ones are TensorFlow's own,
+    through a loop of its ops.
 
     Args:
         cell: what is repeated.
@@ -74,8 +74,8 @@ def _compiled(loop: Callable[..., Any], cell: Cell) -> Callable[..., Any]:
     def compiled(*args: Any) -> Any:
         return loop(cell, *args)
 
-    # A tape that sees its inputs would have TensorFlow prepare for a gradient of the loop,
-    # which keeps more of it, and what XLA can't hand over.
+    # A tape that sees the inputs would make TensorFlow prepare a gradient of the loop, which
+    # keeps more tensors, among them some that XLA can't hand over.
     return lambda *args: compiled(*tf.nest.map_structure(_constant, args))
 
 

@@ -17,7 +17,7 @@ from tfaccel.passes.recurrent import _layers
 
 # A part of a batch has no fewer samples than a vector register has float32 numbers: 8 (AVX).
 _LEAST_ROWS = 8
-# What Keras takes where nothing else is said: https://keras.io/api/models/model_training_apis/
+# Keras's default batch size: https://keras.io/api/models/model_training_apis/
 _USUAL_BATCH = 32
 
 
@@ -29,8 +29,8 @@ class FusedRNN(LayerPass):
     Here all inputs meet the input weights in one product, and what has to be a loop over
     time is two ops: one forward, one for the gradient, each compiled by XLA; weight
     gradients are one product each behind it. Each core has such loops for a part of the
-    batch. The maths is Keras's to rounding; with 16-bit
-    layers the loop is in float32. On a GPU Keras has cuDNN's kernels, and the pass refuses.
+    batch. The maths is Keras's to rounding; with 16-bit layers the loop is in float32. On a
+    GPU Keras has cuDNN's kernels, and the pass refuses.
 
     Served are `LSTM`, `GRU`, `Bidirectional` of them, and `RNN` around an `LSTMCell` or
     `GRUCell`, with masks, initial and returned states, `stateful`, `go_backwards` and
@@ -93,8 +93,8 @@ class FusedRNN(LayerPass):
 def _parts(workload: Workload) -> int:
     """How many loops run side by side, each over a part of the batch.
 
-    XLA has one thread for all of a step but the product, and the product of one step is
-    too small for many.
+    XLA runs all of a step but the product in one thread, and the product of one step is too
+    small for several.
     """
     rows = batch_size(workload.batches[0]) if workload.batches else _USUAL_BATCH
     return max(1, min(workload.device.cores, rows // _LEAST_ROWS))
