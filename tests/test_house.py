@@ -95,6 +95,10 @@ MADE_TO_FAIL = {
     "_ineligibility",
     "_measured",
     "_history",
+    # Where a fit is interrupted.
+    "_run",
+    "_timed_step",
+    "_checked",
 }
 OF_KERAS = {"_losses"}
 

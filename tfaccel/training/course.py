@@ -254,13 +254,7 @@ class Course:
             self.start_plan(plan, workload, None)
 
     def start_plan(self, plan: Plan, workload: Workload, traced: BuiltStep | None) -> None:
-        """Runs a plan from now on, if it can be prepared.
-
-        Args:
-            plan: whose passes all serve.
-            workload: what it is for.
-            traced: its step, if trials or another fit have traced it.
-        """
+        """Runs a plan whose passes all serve from now on, if it can be prepared or was traced."""
         report = self.announcer.report
         hoped = _HOPED_GAIN if report is None else report.speedup
         if self.plan_run.start(plan, workload, traced, hoped):

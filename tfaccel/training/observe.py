@@ -196,7 +196,8 @@ class Observing:
         course = self._course
         with course.own_work():
             course.observed.agree_on_steps_to_come()
-            note = plainly_too_short(course.observed.workload(), course.settings)
+            given, workload = course.settings.plan, course.observed.workload()
+            note = plainly_too_short(workload, course.settings) if given is None else ""
             if note and not course.observed.grows:
                 course.phases.enter(Phase.PREDICT)
                 course.stay_for(note)
