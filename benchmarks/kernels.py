@@ -6,50 +6,63 @@ Each convolution and matrix product of each model is measured in its three direc
 every kernel that serves it, on random data of the shapes that the model's layers see. The
 table has TensorFlow's own time and that of the kernel which the pass `kernels` would use.
 
-    python benchmarks/kernels.py --models cnn --families opencl
+    python benchmarks/kernels.py --families opencl
 
-measures a kernel that may have to be asked for, and the table has its time, whoever wins.
+measures a kernel that may have to be asked for, and the table has its time, whoever wins. All
+models together then take no more than `--all_seconds`. Of matrix products it also has the time of CLBlast
+on the same OpenCL device, where that is installed (Debian: `apt install libclblast1`), and of
+square ones every variant of the kernel.
 """
 
 import collections
 import dataclasses
+import math
 import pathlib
 import time
+from collections.abc import Iterator
 
+import _clblast
 import _common
 import keras
 import models
+import tensorflow as tf
 from absl import app, flags
 
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
-from tfaccel.ops.kernels import DIRECTIONS, REFERENCE, Candidate, Ranking
+from tfaccel.ops.kernels import DIRECTIONS, REFERENCE, Candidate, Ranking, matmul_spec
+from tfaccel.ops.kernels._opencl.variants import VARIANTS
 from tfaccel.passes.attention.fused_attention import FusedAttention
 from tfaccel.passes.kernels._selection import Selection
 from tfaccel.passes.kernels.kernels import Kernels
 
 _MODELS = flags.DEFINE_list("models", None, "of models.py; all by default")
 _SECONDS = flags.DEFINE_float("max_seconds", 600.0, "for one model; the largest products first")
+_ALL_SECONDS = flags.DEFINE_float("all_seconds", 480.0, "for all models with --families")
+_SIZES = flags.DEFINE_list("sizes", ["256", "512", "1024"], "of square products with opencl")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the products")
 _FAMILIES = flags.DEFINE_list("families", [], "kernels to measure that are else left out")
 _OUTPUT = flags.DEFINE_string("output", str(_common.RESULTS), "the folder of the results")
 _RESUME = flags.DEFINE_bool("resume", False, "go on with the file that is there")
+# For each race of a product with CLBlast's, and the largest that is raced: seconds on a CPU.
+_RACE_SECONDS, _MOST_FLOPS = 0.5, 5e9
+SQUARE = "square products"
 
 
-def measured(benchmark: models.Benchmark) -> Selection:
+def measured(benchmark: models.Benchmark, seconds: float) -> Selection:
     """The kernels of a model's layers, measured (or known from an earlier run)."""
     policy = "float32" if _DTYPE.value == "float32" else f"mixed_{_DTYPE.value}"
     model = dataclasses.replace(benchmark, policy=policy).model()
     batch = next(iter(benchmark.dataset()))
     workload = Workload(model, (batch,))
     families = tuple(_FAMILIES.value)
-    item = Kernels(_SECONDS.value, exhaustive=not families, families=families)
+    item = Kernels(seconds, exhaustive=not families, families=families)
     # Its products are chosen, too, where the model has attention layers.
     before = (FusedAttention(),) if FusedAttention().unsupported(workload) is None else ()
     plan = Plan((*before, item))
     context = StepContext(workload)
-    item.prepare(context, plan, time.perf_counter, time.perf_counter() + _SECONDS.value)
+    item.prepare(context, plan, time.perf_counter, time.perf_counter() + seconds)
     return context.prepared[item.name]
 
 
@@ -85,13 +98,47 @@ def rows(name: str, selection: Selection) -> list[_common.Row]:
                     "others": [str(c) for c in ranking.candidates if c is not best and c.speedup],
                 }
             )
+            if spec.op == "matmul" and len(spec.w) == 2 and direction == "forward":
+                found[-1] |= _beside_clblast(spec.x, spec.w)
     return found
+
+
+def _beside_clblast(x: tuple[int, ...], w: tuple[int, ...]) -> _common.Row:
+    """CLBlast's time of a product, and the share of its speed; nothing where nobody asked."""
+    shape = (math.prod(x[:-1]), *w)
+    is_asked = "opencl" in _FAMILIES.value and 2 * math.prod(shape) <= _MOST_FLOPS
+    if not is_asked or _clblast.library() is None:
+        return {}
+    (times,) = _clblast.measured(shape, tf.matmul, _RACE_SECONDS)
+    return {"clblast_seconds": times.clblast_seconds, "clblast_share": times.share}
+
+
+def square(size: int) -> Iterator[_common.Row]:
+    """A row for each variant of the OpenCL product."""
+    spec = matmul_spec((size, size), (size, size), "float32")
+    for times in _clblast.measured((size,) * 3, tf.matmul, _RACE_SECONDS, VARIANTS):
+        yield {
+            "model": SQUARE,
+            "call": str(spec),
+            "layers": 1,
+            "direction": "forward",
+            "tensorflow_seconds": times.tensorflow_seconds,
+            "kernel": f"opencl: {times.variant}{' (chosen)' if times.is_chosen else ''}",
+            "is_chosen": times.is_chosen,
+            "is_tiled": times.variant.tiled,
+            "seconds": times.seconds,
+            "speedup_interval": list(times.speedup_interval),
+            "clblast_seconds": times.clblast_seconds,
+            "clblast_share": times.share,
+            "others": [],
+        }
 
 
 def summary(found: list[_common.Row]) -> tuple[dict[str, float], tuple[str, ...]]:
     """What all products of a step take, before and after, model by model."""
     sentences, numbers = [], {}
-    for name in dict.fromkeys(row["model"] for row in found):
+    who = ", ".join(_FAMILIES.value) or "those chosen"
+    for name in dict.fromkeys(row["model"] for row in found if row["model"] != SQUARE):
         own = [row for row in found if row["model"] == name]
         before, after = (
             sum(row["layers"] * row[key] for row in own)
@@ -100,8 +147,16 @@ def summary(found: list[_common.Row]) -> tuple[dict[str, float], tuple[str, ...]
         numbers |= {f"{name}_before_seconds": before, f"{name}_after_seconds": after}
         sentences.append(
             f"{name}: {1e3 * before:.0f} ms of products a step by TensorFlow's own kernels, "
-            f"{1e3 * after:.0f} ms by those chosen ({before / after:.2f}x)."
+            f"{1e3 * after:.0f} ms by {who} ({before / after:.2f}x)."
         )
+    for key, words in (("is_chosen", "the variant that is chosen"), ("is_tiled", "local memory")):
+        shares = [row["clblast_share"] for row in found if row.get(key)]
+        if shares and None not in shares:
+            numbers[f"{key}_least_share_of_clblast"] = min(shares)
+            sentences.append(
+                f"Square products by {words}: {100 * min(shares):.0f} to {100 * max(shares):.0f} % "
+                "of CLBlast's speed on the same device."
+            )
     return numbers, tuple(sentences)
 
 
@@ -123,6 +178,39 @@ COLUMNS = (
 )
 
 
+OF_CLBLAST = (
+    _common.Column("CLBlast, ms", lambda row: _common.milliseconds(row.get("clblast_seconds"))),
+    _common.Column(
+        "of its speed",
+        lambda row: f"{100 * row['clblast_share']:.0f} %" if row.get("clblast_share") else "",
+    ),
+)
+
+
+def _measure_all(results: _common.Results) -> None:
+    """Adds the rows of every model; with `--families` in so many seconds in all."""
+    console, done = _common.console(), {row["model"] for row in results.rows}
+    deadline = time.perf_counter() + _ALL_SECONDS.value
+    if "opencl" in _FAMILIES.value and SQUARE not in done:
+        for size in _SIZES.value:
+            console.print(f"{size} x {size} ...")
+            for row in square(int(size)):
+                results.add(row, summary)
+    wanted = [benchmark for benchmark in models.chosen(_MODELS.value) if benchmark.name not in done]
+    for place, benchmark in enumerate(wanted):
+        seconds = _SECONDS.value
+        if _FAMILIES.value:
+            left = deadline - time.perf_counter()
+            seconds = min(seconds, left / (len(wanted) - place))
+        if seconds <= 0:
+            console.print(f"{benchmark.name}: out of time")
+            continue
+        console.print(f"{benchmark.name} ...")
+        for row in rows(benchmark.name, measured(benchmark, seconds)):
+            results.add(row, summary)
+        keras.backend.clear_session()
+
+
 def main(argv: list[str]) -> None:
     _common.no_arguments(argv)
     who = ", ".join(_FAMILIES.value) or "the chosen"
@@ -131,16 +219,10 @@ def main(argv: list[str]) -> None:
     # priors.py reads those whose names begin with "kernels".
     name = "-".join((*_FAMILIES.value, "kernels", *dtype))
     folder = pathlib.Path(_OUTPUT.value)
-    results = _common.Results(name, title, COLUMNS, folder, _RESUME.value)
+    columns = (*COLUMNS, *OF_CLBLAST) if "opencl" in _FAMILIES.value else COLUMNS
+    results = _common.Results(name, title, columns, folder, _RESUME.value)
+    _measure_all(results)
     console = _common.console()
-    done = {row["model"] for row in results.rows}
-    for benchmark in models.chosen(_MODELS.value):
-        if benchmark.name in done:
-            continue
-        console.print(f"{benchmark.name} ...")
-        for row in rows(benchmark.name, measured(benchmark)):
-            results.add(row, summary)
-        keras.backend.clear_session()
     console.print(results)
     console.print(f"Written to {results.path}")
 
