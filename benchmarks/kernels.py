@@ -9,9 +9,9 @@ table has TensorFlow's own time and that of the kernel which the pass `kernels` 
     python benchmarks/kernels.py --families opencl
 
 measures a kernel that may have to be asked for, and the table has its time, whoever wins. All
-models together then take no more than `--all_seconds`. Of matrix products it also has the time of CLBlast
-on the same OpenCL device, where that is installed (Debian: `apt install libclblast1`), and of
-square ones every variant of the kernel.
+models together then take no more than `--all_seconds`. Of matrix products it also has the time of
+CLBlast on the same OpenCL device, where that is installed (Debian: `apt install libclblast1`), and
+of square ones every variant of the kernel.
 """
 
 import collections

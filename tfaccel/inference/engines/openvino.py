@@ -1,7 +1,10 @@
 """OpenVINO, Intel's toolkit for predictions: the extra `openvino`."""
 
 import collections
+import contextlib
 import dataclasses
+import functools
+import importlib.util
 import math
 import pathlib
 import re
@@ -11,26 +14,35 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tfaccel.autotune.trial import error_line
+from tfaccel.core.unsupported import Refusal, Unsupported
+from tfaccel.core.workload import Workload
 from tfaccel.inference.engines.eight_bits import EightBits
-from tfaccel.inference.engines.engine import Engine, Runner, unknown_ops
+from tfaccel.inference.engines.engine import EIGHT_BITS, Engine, Runner, unknown_ops
 from tfaccel.inference.engines.forward import Forward
 from tfaccel.inference.engines.openvino_quantization import quantized
+from tfaccel.system.arguments import one_of
 from tfaccel.system.cache_dir import compiled_directory
 
 # As https://docs.openvino.ai has them under "CPU device" and "High-level performance hints".
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 _FILE = "model.xml"
+_DEVICES = ("CPU", "GPU")
+# Its GPUs have no bfloat16; float16, which it would take by itself, is compared with nothing here.
+_ON_A_GPU = ("float32", EIGHT_BITS)
 # How its converter names what it does not know.
 _UNKNOWN_OPS = re.compile(r"[Nn]o (?:conversion rule|translator) found for [^:]*: *([\w, ]+)")
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenVINO(Engine):
-    """OpenVINO on the CPU.
+    """OpenVINO on the CPU, or on a GPU of Intel's that TensorFlow can't use.
 
     The graph is compiled for the sample's size and, at the first batch of another one, once
     more for all others, so that no size is compiled for by itself and nothing is padded. Under
-    the hint `throughput` a batch is cut in as many pieces as the CPU works on at once.
+    the hint `throughput` a batch is cut in as many pieces as the device works on at once.
+
+    Args:
+        device: `"CPU"` or `"GPU"`, by OpenVINO's plug-in, which runs OpenCL.
 
     Source: https://docs.openvino.ai
     """
@@ -42,6 +54,39 @@ class OpenVINO(Engine):
     converts_bfloat16: ClassVar[bool] = False
     quantizer: ClassVar[str] = "nncf"
     quantizer_extra: ClassVar[str] = "int8"
+
+    device: str = "CPU"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("device", self.device, _DEVICES)
+        if self.device == "GPU" and self.precision not in _ON_A_GPU:
+            raise ValueError(
+                f"`precision` must be one of {', '.join(_ON_A_GPU)} on a GPU. "
+                f"Received: {self.precision!r}"
+            )
+
+    def unsupported(self, workload: Workload) -> Unsupported | None:
+        found = super().unsupported(workload)
+        if found is None and self.device not in _devices():
+            return Refusal.DEVICE(
+                "OpenVINO finds no GPU here",
+                "install the driver of an Intel GPU (Debian: intel-opencl-icd)",
+            )
+        return found
+
+    def cache_key(self, workload: Workload) -> Any:
+        version, gpu = super().cache_key(workload), _devices().get("GPU")
+        return version if gpu is None else (version, gpu)
+
+    def variants(self, workload: Workload) -> Sequence[Engine]:
+        """Those on the CPU and, where OpenVINO finds a GPU, the same there."""
+        there = [
+            dataclasses.replace(variant, device="GPU")
+            for variant in super().variants(workload)
+            if variant.precision in _ON_A_GPU and "GPU" in _devices()
+        ]
+        return [*super().variants(workload), *there]
 
     def build(
         self,
@@ -66,7 +111,9 @@ class OpenVINO(Engine):
         if len(found) != len(names) or any(name not in own for name, own in pairs):
             raise ValueError(f"{_FILE} must have the tensors {list(names)}. Received: {found}")
         splits = self.hint == "throughput" and _has_open_batch(model)
-        return _Runner(model, self, [tuple(size) for size in sizes], None, splits)
+        # What was saved on a machine with a GPU is the same model on one without.
+        engine = self if self.device in _devices() else dataclasses.replace(self, device="CPU")
+        return _Runner(model, engine, [tuple(size) for size in sizes], None, splits)
 
     def config(self, cache: pathlib.Path | None) -> dict[str, Any]:
         """What OpenVINO is told when it compiles."""
@@ -101,14 +148,14 @@ class _Runner(Runner):
         splits: bool,
     ):
         self._model, self._engine, self._cache = model, engine, cache
-        self._any = _Compiled(model, engine.config(cache)) if splits else None
+        self._any = _Compiled(model, engine, cache) if splits else None
         count = sizes[0][0] if sizes and sizes[0] else 0
         # How many samples each piece has; 0 where batches are left whole.
         self._piece = math.ceil(count / self._any.at_once) if self._any and count else 0
         if self._piece:
             sizes = [(self._piece, *size[1:]) for size in sizes]
         self._sizes = sizes
-        self._exact = _Compiled(_resized(model, sizes), engine.config(cache))
+        self._exact = _Compiled(_resized(model, sizes), engine, cache)
 
     def run(self, arrays: Sequence[Any]) -> list[np.ndarray]:
         arrays = [np.asarray(array) for array in arrays]
@@ -131,7 +178,7 @@ class _Runner(Runner):
     def _any_size(self) -> "_Compiled":
         if self._any is None:
             # Two threads may both compile it: the last one stays, and both are right.
-            self._any = _Compiled(self._model, self._engine.config(self._cache))
+            self._any = _Compiled(self._model, self._engine, self._cache)
         return self._any
 
     def _in_pieces(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -146,16 +193,17 @@ class _Runner(Runner):
 class _Compiled:
     """A compiled model. Each call has a request of its own, which others use after it."""
 
-    def __init__(self, model: Any, config: dict[str, Any]):
+    def __init__(self, model: Any, engine: OpenVINO, cache: pathlib.Path | None):
         import openvino
 
-        self._compiled = openvino.Core().compile_model(model, "CPU", config)
+        config = engine.config(cache)
+        self._compiled = openvino.Core().compile_model(model, engine.device, config)
         self._outputs = range(len(self._compiled.outputs))
         self._free: collections.deque[Any] = collections.deque()
 
     @property
     def at_once(self) -> int:
-        """How many requests the CPU works on at once."""
+        """How many requests the device works on at once."""
         return int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
 
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -185,6 +233,22 @@ class _Compiled:
         found = [np.array(request.get_output_tensor(place).data) for place in self._outputs]
         self._free.append(request)
         return found
+
+
+@functools.cache
+def _devices() -> dict[str, str]:
+    """What a model can be compiled for: the CPU, and the name of the GPU that OpenVINO finds."""
+    found = {"CPU": ""}
+    if importlib.util.find_spec("openvino") is None:
+        return found
+    import openvino
+
+    with contextlib.suppress(Exception):  # whatever a driver does while it starts
+        core = openvino.Core()
+        # Several are "GPU.0" and so on, of which "GPU" is the first.
+        if any(name.partition(".")[0] == "GPU" for name in core.available_devices):
+            found["GPU"] = str(core.get_property("GPU", "FULL_DEVICE_NAME"))
+    return found
 
 
 def _converted(forward: Forward) -> Any:
