@@ -81,12 +81,13 @@ class OpenVINO(Engine):
 
     def variants(self, workload: Workload) -> Sequence[Engine]:
         """Those on the CPU and, where OpenVINO finds a GPU, the same there."""
+        here = super().variants(workload)
         there = [
-            dataclasses.replace(variant, device="GPU")
-            for variant in super().variants(workload)
-            if variant.precision in _ON_A_GPU and "GPU" in _devices()
+            dataclasses.replace(self, precision=one.precision, hint=one.hint, device="GPU")
+            for one in here
+            if one.precision in _ON_A_GPU and "GPU" in _devices()
         ]
-        return [*super().variants(workload), *there]
+        return [*here, *there]
 
     def build(
         self,
