@@ -89,6 +89,7 @@ def test_imports_stand_at_the_top():
         "onnx",
         "onnxruntime",
         "openvino",
+        "pyclblast",
         "pyopencl",
         "tf2onnx",
         "tensorboard",
