@@ -91,7 +91,7 @@ def measured(
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((n, k), np.float32), rng.standard_normal((k, m), np.float32)
     other = None if clblast is None else product(at, clblast, a, b)
-    chosen = products.variant(at)
+    chosen = products.matrix_variant(at)
 
     def raced(baseline: Callable[[], Any], own: Callable[[], Any]) -> racing.Race:
         return racing.race(baseline, own, time.perf_counter, time.perf_counter() + seconds)

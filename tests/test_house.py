@@ -156,6 +156,7 @@ def test_imports_stand_at_the_top():
         "onnx",
         "onnxruntime",
         "openvino",
+        "pyclblast",
         "pyopencl",
         "tf2onnx",
         "tensorboard",

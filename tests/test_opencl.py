@@ -127,6 +127,7 @@ def test_values_and_gradients_are_tensorflows(name, x, w, arguments, device):
 )
 def test_every_variant_computes_the_same(by, call, device, monkeypatch):
     monkeypatch.setattr(products, "variant", lambda at: by)
+    monkeypatch.setattr(products, "matrix_variant", lambda at: by)
     test_values_and_gradients_are_tensorflows(*call, device)
 
 
@@ -210,6 +211,7 @@ def test_programs_are_built_where_none_can_be_kept(device, monkeypatch, tmp_path
     (tmp_path / "file").touch()
     a, b = numbers(5, 4), numbers(4, 3)
     monkeypatch.setattr("pyopencl.characterize.has_src_build_cache", lambda device: False)
+    monkeypatch.setattr(products, "matrix_variant", products.variant)
     for folder in (tmp_path / "file", tmp_path):
         monkeypatch.setenv("TFACCEL_CACHE_DIR", str(folder))
         runtime.cache_clear()

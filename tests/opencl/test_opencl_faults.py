@@ -42,7 +42,8 @@ def device(monkeypatch):
     """One that has not failed yet, and runs one variant."""
     fresh = kernel._Device()
     monkeypatch.setattr(kernel, "DEVICE", fresh)
-    monkeypatch.setattr(products, "variant", lambda at: Variant(tiled=True))
+    for name in ("variant", "matrix_variant"):
+        monkeypatch.setattr(products, name, lambda at: Variant(tiled=True))
     return fresh
 
 

@@ -83,9 +83,9 @@ class OpenVINO(Engine):
         """Those on the CPU and, where OpenVINO finds a GPU, the same there."""
         here = super().variants(workload)
         there = [
-            type(self)(variant.precision, variant.hint, "GPU")
-            for variant in here
-            if variant.precision in _ON_A_GPU and "GPU" in _devices()
+            dataclasses.replace(self, precision=one.precision, hint=one.hint, device="GPU")
+            for one in here
+            if one.precision in _ON_A_GPU and "GPU" in _devices()
         ]
         return [*here, *there]
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from tfaccel.ops.kernels._geometry import paddings
+from tfaccel.ops.kernels._opencl import clblast
 from tfaccel.ops.kernels._opencl.runtime import Runtime, runtime
-from tfaccel.ops.kernels._opencl.variants import Variant, chosen
+from tfaccel.ops.kernels._opencl.variants import CLBLAST, Variant, chosen
 from tfaccel.ops.kernels._spec import CallSpec
 
 # The fields of products.cl's `Call`, in its order.
@@ -30,6 +31,15 @@ def variant(at: Runtime) -> Variant:
     """The fastest on a device."""
     a, b = np.random.default_rng(0).standard_normal((2, 1, _TRIAL, _TRIAL), np.float32)
     return chosen(at.device, lambda by: matrices(a, b, at, by))
+
+
+@functools.cache
+def matrix_variant(at: Runtime) -> Variant:
+    """The fastest for matrices of float32, of which CLBlast may be one."""
+    if not clblast.is_installed():
+        return variant(at)
+    a, b = np.random.default_rng(0).standard_normal((2, 1, _TRIAL, _TRIAL), np.float32)
+    return chosen(at.device, lambda by: matrices(a, b, at, by), among=(variant(at), CLBLAST))
 
 
 def convolution(spec: CallSpec, a: np.ndarray, b: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -72,10 +82,13 @@ def matrices(
         at, by: where and how; None for the device's own.
     """
     at = at or runtime()
+    by = by or (matrix_variant if a.dtype == np.float32 else variant)(at)
+    if by.is_clblast:
+        return clblast.matrices(at, a, b)
     (batch, n, k), m = a.shape, b.shape[-1]
     call = _matrix(n) | {"inner": k, "columns": m, "pixel_a": k, "group_a": n * k}
     call |= {"group_b": k * m, "tap_b": 0, "row_b": m, "group_out": n * m, "row_out": m}
-    return _rows(at, by or variant(at), a, b, (batch, n, m), call, batch)
+    return _rows(at, by, a, b, (batch, n, m), call, batch)
 
 
 def crossed(a: np.ndarray, b: np.ndarray) -> np.ndarray:

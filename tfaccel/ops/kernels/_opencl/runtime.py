@@ -6,7 +6,7 @@ import importlib.resources
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,15 +69,33 @@ class Runtime:
             items, group: how many work items, and how many of them a group, by dimension; None
                 leaves the groups to the driver.
         """
-        with self._lock:
+
+        def begin(queue: Any, buffers: Sequence[Any]) -> None:
             kernel = self._kernel(name, options)
+            kernel.set_args(*buffers, call)
+            self._cl.enqueue_nd_range_kernel(queue, kernel, tuple(items), group)
+
+        return self.computed(operands, shape, begin)
+
+    def computed(
+        self,
+        operands: Sequence[np.ndarray],
+        shape: Sequence[int],
+        begin: Callable[[Any, Sequence[Any]], None],
+    ) -> np.ndarray:
+        """What is made of operands by what `begin` puts into the queue.
+
+        Args:
+            operands: arrays of one dtype, in C order.
+            shape: the result's.
+            begin: is handed the queue, and buffers of the operands and of the result.
+        """
+        with self._lock:
             made, pages = _in_pages(shape, operands[0].dtype)
             try:
-                buffers = [self._input(array) for array in operands]
-                out = self._output(pages)
-                kernel.set_args(*buffers, out, call)
-                self._cl.enqueue_nd_range_kernel(self._queue, kernel, tuple(items), group)
-                self._finish(out, made)
+                buffers = [*map(self._input, operands), self._output(pages)]
+                begin(self._queue, buffers)
+                self._finish(buffers[-1], made)
             except Exception:
                 self._settle()
                 raise

@@ -6,7 +6,7 @@ import importlib.resources
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tfaccel.measure.timing import Clock
 from tfaccel.ops.kernels._opencl.devices import OpenCLDevice
@@ -15,19 +15,25 @@ from tfaccel.system.cache_dir import default_directory
 from tfaccel.system.json_files import parsed, replace_text, to_text
 
 SCHEMA = 1
-_RUNS = 3
+_RUNS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A way to compute a product: through local memory, or `high` rows in registers."""
+    """A way to compute a product: through local memory, or `high` rows in registers.
+
+    Or by CLBlast, which computes matrix products alone.
+    """
 
     tiled: bool = False
     high: int = 8  # one that products.cl has written out
     group: int = 16  # items of a work-group that is tiled, in each of two dimensions
+    is_clblast: bool = False
 
     def __str__(self) -> str:
         """Such as `8 rows in registers`."""
+        if self.is_clblast:
+            return "CLBlast"
         if self.tiled:
             return f"local memory, work-groups of {self.group}x{self.group}"
         return f"{self.high} rows in registers"
@@ -38,10 +44,15 @@ VARIANTS = (
     *(Variant(tiled=True, group=n) for n in (16, 8)),
     *(Variant(high=n) for n in (4, 6, 8, 12)),
 )
+# Beside them, of matrix products, where its Python package is installed.
+CLBLAST = Variant(is_clblast=True)
 
 
 def chosen(
-    device: OpenCLDevice, run: Callable[[Variant], object], clock: Clock = time.perf_counter
+    device: OpenCLDevice,
+    run: Callable[[Variant], object],
+    clock: Clock = time.perf_counter,
+    among: Sequence[Variant] = VARIANTS,
 ) -> Variant:
     """The fastest variant on a device, from the folder of caches or by running each.
 
@@ -49,17 +60,18 @@ def chosen(
         device: where they run.
         run: computes a product by a variant.
         clock: seconds.
+        among: those that there are.
 
     Raises:
         Exception: no variant runs there.
     """
-    before = known(device)
+    before = known(device, among)
     if before is not None:
         return before
-    path = _path(device)
+    path = _path(device, among)
     times: dict[Variant, float] = {}
     error: Exception = RuntimeError("no variant was tried")
-    for by in VARIANTS:
+    for by in among:
         try:
             run(by)  # built
             times[by] = min(_timed(run, by, clock) for _ in range(_RUNS))
@@ -75,9 +87,10 @@ def chosen(
     return best
 
 
-def known(device: OpenCLDevice) -> Variant | None:
+def known(device: OpenCLDevice, among: Sequence[Variant] = VARIANTS) -> Variant | None:
     """What was the fastest on a device; None where it was not measured yet."""
-    return _read(_path(device))
+    found = _read(_path(device, among))
+    return found if found in among else None
 
 
 def _timed(run: Callable[[Variant], object], by: Variant, clock: Clock) -> float:
@@ -86,10 +99,17 @@ def _timed(run: Callable[[Variant], object], by: Variant, clock: Clock) -> float
     return clock() - start
 
 
-def _path(device: OpenCLDevice) -> pathlib.Path:
-    """A file of its own for each device, driver and source."""
+def _path(device: OpenCLDevice, among: Sequence[Variant]) -> pathlib.Path:
+    """A file of its own for each device, driver, source and what there is to choose from."""
     source = importlib.resources.files(__package__).joinpath("products.cl").read_text("utf-8")
-    facts = (device.name, device.type, device.compute_units, device.driver, source)
+    facts = (
+        device.name,
+        device.type,
+        device.compute_units,
+        device.driver,
+        source,
+        *map(str, among),
+    )
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     return default_directory() / "opencl" / f"variant-{digest}.json"
 
@@ -97,7 +117,6 @@ def _path(device: OpenCLDevice) -> pathlib.Path:
 def _read(path: pathlib.Path) -> Variant | None:
     try:
         with parsed(path.read_text(encoding="utf-8"), SCHEMA, "a variant") as data:
-            found = Variant(**data["variant"])
+            return Variant(**data["variant"])
     except (OSError, ValueError):  # none yet, or none that can be read
         return None
-    return found if found in VARIANTS else None
