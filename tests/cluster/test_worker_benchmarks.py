@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from workers import launch
 
@@ -33,6 +34,18 @@ def test_the_gain_of_workers(tmp_path):
     assert [row["workers"] for row in found] == [1, 2]
     assert {row["plan"] for row in found} == {"fused_norm"}
     assert all(row["gain"][0] > 0 for row in found)
+
+
+def test_the_accuracy_of_gradients_in_16_bits(tmp_path):
+    rng = np.random.default_rng(0)
+    images = {f"x_{part}": rng.random((32, 8, 8, 3), "float32") for part in ("train", "test")}
+    labels = {f"y_{part}": np.arange(32) % 2 for part in ("train", "test")}
+    np.savez(tmp_path / "images.npz", **images, **labels)
+    sizes = ("--seeds=1", "--epochs=1", "--batch_size=8")
+    flags = (f"--data_file={tmp_path / 'images.npz'}", *sizes)
+    found = rows("compressed_accuracy.py", tmp_path, *flags)
+    assert [row["gradients"] for row in found] == ["float32", "bfloat16"]
+    assert all(0 <= row["accuracy"] <= 1 for row in found)
 
 
 def test_a_slow_link(tmp_path):

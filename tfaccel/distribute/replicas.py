@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfaccel.compat.no_data import mended
 from tfaccel.compat.tensorflow_private import feeds_captures_in_loops
+from tfaccel.distribute.loss_scale import agreed_loss_scale
 from tfaccel.distribute.splitting import can_split, even_shares
 
 # Running statistics, by the names that Keras's normalisation layers give them.
@@ -24,6 +25,8 @@ class SynchronizedReplicas:
       replica, and each worker, would otherwise keep its own.
     - Batches are cut into nearly equal shares, none of them empty, unless the
       dataset's auto-shard policy is FILE, HINT or OFF: then TensorFlow distributes it.
+    - A step whose gradients overflow on one replica is skipped by all, under a
+      `LossScaleOptimizer`.
     - A replica that is left without data gets an empty batch, and results of the right shape
       and gradients of zero from convolutions and poolings, which oneDNN's kernels don't give.
     - Keras 3 asks its strategy for reductions that TensorFlow's does not do: of a batch,
@@ -43,7 +46,8 @@ class SynchronizedReplicas:
         """Runs `fn` on every replica, as `tf.distribute.Strategy.run` does."""
         feeds_captures_in_loops()  # `steps_per_execution` calls this step in a loop
         devices = self.extended.worker_devices  # type: ignore[attr-defined]
-        with mended(on_cpu=any("CPU" in device for device in devices)):
+        on_cpu = any("CPU" in device for device in devices)
+        with mended(on_cpu=on_cpu), agreed_loss_scale():
             return super().run(fn, args, kwargs, options)  # type: ignore[misc]
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
