@@ -34,6 +34,7 @@ _NAMES = {
     "unet": "U-Net, 64x64",
     "mlp": "MLP, 784 inputs",
     "cnn": "CNN, 32x32",
+    "embedding": "recommender, two tables of 200,000",
 }
 _IN_README = tuple(_NAMES)[:8]
 # The batch whose predictions README tells of; the page of benchmarks has all.

@@ -276,6 +276,17 @@ def _vit(
     return keras.Model(inputs, keras.layers.Dense(classes, activation="softmax")(x), name=name)
 
 
+_ROWS = 200_000
+
+
+def _embedding(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """A recommender: a table of users, one of items, and a small network that rates the pair."""
+    ids = keras.Input(input_shape, dtype="int32")
+    vectors = [keras.layers.Embedding(_ROWS, 32)(ids[:, place]) for place in range(2)]
+    x = keras.layers.Dense(64, activation="relu")(keras.layers.Concatenate()(vectors))
+    return keras.Model(ids, keras.layers.Dense(classes, activation="softmax")(x), name="embedding")
+
+
 MODELS: tuple[Benchmark, ...] = (
     Benchmark("resnet50", _resnet50, 32, (64, 64, 3)),
     Benchmark("mobilenet_v2", _mobilenet_v2, 32, (96, 96, 3)),
@@ -291,6 +302,7 @@ MODELS: tuple[Benchmark, ...] = (
     Benchmark("unet", _unet, 16, (64, 64, 3), label_shape=(64, 64)),
     Benchmark("gru_tagger", _gru_tagger, 32, (64,), vocabulary=_VOCABULARY, label_shape=(64,)),
     Benchmark("vit_tiny", _vit_tiny, 64, (32, 32, 3)),
+    Benchmark("embedding", _embedding, 256, (2,), classes=5, vocabulary=_ROWS),
 )
 
 

@@ -266,7 +266,7 @@ def test_a_constraint(rng):
     assert (fused.model.weights[0].numpy() == 0).any()
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "rmsprop", "adadelta"])
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adadelta"])
 def test_sparse_gradients_are_keras_own(name, rng):
     """Repeated indices too, whose slices Keras squares one by one."""
     make, op = SERVED[name]

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfaccel.compat import keras_private
 
 # The methods that `update_step` consists of.
-_MATHS = ("update_step", "assign", "assign_add", "assign_sub")
+MATHS = ("update_step", "assign", "assign_add", "assign_sub")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,12 @@ class Update:
 
     def slot(self, name: str) -> tf.Tensor:
         """The handle of this variable's slot in the optimizer's list `name`."""
+        return self.slot_variable(name).handle
+
+    def slot_variable(self, name: str) -> tf.Variable:
+        """This variable's slot in the optimizer's list `name`."""
         index = keras_private.variable_index(self.optimizer, self.variable)
-        return keras_private.slots(self.optimizer, name)[index].value.handle
+        return keras_private.slots(self.optimizer, name)[index].value
 
     def zeroed_scratch(self) -> tf.Tensor:
         """The handle of a slot that is zero when the op runs."""
@@ -49,6 +53,13 @@ class Update:
         zeros = tf.zeros(self.variable.shape, self.variable.dtype)
         self.scratch[key].assign(zeros, read_value=False)
         return self.scratch[key].handle
+
+    def zeros(self) -> tf.Tensor:
+        """Zeros of the variable's shape: a constant variable, which all of one shape share."""
+        key = ("zeros", tuple(self.variable.shape), self.variable.dtype, self.variable.device)
+        if key not in self.scratch:
+            self.scratch[key] = _untraced(lambda: _zero_variable_like(self.variable))
+        return self.scratch[key].read_value()
 
     def exact(self, value: Any) -> tf.Tensor:
         """A hyperparameter that Keras uses as the Python float that it is."""
@@ -116,7 +127,8 @@ def _zero_variable_like(variable: tf.Variable) -> tf.Variable:
         return tf.Variable(zeros, trainable=False, name="scratch")
 
 
-def _sgd(update: Update) -> None:
+def sgd(update: Update) -> None:
+    """SGD, with momentum or without."""
     optimizer = update.optimizer
     if optimizer.momentum == 0:
         tf.raw_ops.ResourceApplyGradientDescent(
@@ -134,7 +146,8 @@ def _sgd(update: Update) -> None:
         )
 
 
-def _adam(update: Update) -> None:
+def adam(update: Update) -> None:
+    """Adam, AdamW and AMSGrad."""
     optimizer = update.optimizer
     first, second = update.excess("beta_1"), update.excess("beta_2") ** 0.5
     arguments = dict(
@@ -202,8 +215,8 @@ def _adadelta(update: Update) -> None:
 Rule = Callable[[Update], None]
 # AdamW has Adam's `update_step`: its weight decay is outside.
 _RULES: dict[type, Rule] = {
-    keras.optimizers.SGD: _sgd,
-    keras.optimizers.Adam: _adam,
+    keras.optimizers.SGD: sgd,
+    keras.optimizers.Adam: adam,
     keras.optimizers.Adamax: _adamax,
     keras.optimizers.RMSprop: _rmsprop,
     keras.optimizers.Adadelta: _adadelta,
@@ -213,7 +226,7 @@ _RULES: dict[type, Rule] = {
 def rule_of(optimizer: Any) -> Rule | None:
     """The rule with the maths of this optimizer's `update_step`; None where none has it."""
     for base, rule in _RULES.items():
-        if keras_private.overridden(optimizer, base, *_MATHS) is None:
+        if keras_private.overridden(optimizer, base, *MATHS) is None:
             return rule
     return None
 

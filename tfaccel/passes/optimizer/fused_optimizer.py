@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.unsupported import Refusal, Unsupported
 from tfaccel.core.workload import Workload
+from tfaccel.passes.optimizer._sparse_updates import Rows, sparse_rule_of
 from tfaccel.passes.optimizer._updates import (
     Update,
     needs_scratch,
@@ -23,6 +25,8 @@ from tfaccel.passes.optimizer._updates import (
 
 # In 16 bits the ops compute 1 - beta from a rounded beta: 1 - 0.999 would be 0.
 _DTYPES = (tf.float32, tf.float64)
+# The share of what is trained that makes a model one of embedding tables.
+_MOST = 0.5
 _HAVE_ONE = "SGD, Adam, AdamW, Adamax, RMSprop and Adadelta have one"
 
 
@@ -42,10 +46,13 @@ class FusedOptimizer(Pass):
     epsilon make up for it. Where Keras's own steps filled the slots before, updates are up
     to 6e-6 off till the average has forgotten them.
 
-    Sparse gradients (Embedding) and 16-bit variables keep Keras's own update:
-    Keras squares the slices of a sparse gradient before it adds repeated ones.
-    Adagrad's op has its epsilon in another place, Ftrl's makes zeros of weights
-    whose gradients are NaN, and other optimizers have no op.
+    By a sparse gradient (Embedding), Adam, AdamW and SGD with momentum update their table by one
+    op, and then the rows of the slices, in place, where Keras goes over the whole table some thirty
+    times; Adagrad changes those rows alone. Keras squares the slices before it adds repeated ones,
+    and so do these. Sparse gradients of other optimizers, those on a GPU, under XLA and under a
+    strategy, and 16-bit variables keep Keras's own update. Adagrad's op for dense gradients has
+    its epsilon in another place, Ftrl's makes zeros of weights whose gradients are NaN, and other
+    optimizers have no op.
 
     Source: Kingma and Ba, arXiv:1412.6980; Reddi et al., arXiv:1904.09237; Zeiler,
     arXiv:1212.5701;
@@ -72,9 +79,14 @@ class FusedOptimizer(Pass):
     ) -> Iterator[tuple[keras.optimizers.Optimizer, Unsupported | None]]:
         """Every optimizer that does the work, with what keeps its own update; None where fused."""
         for optimizer in _working(workload.optimizers):
-            yield optimizer, _obstacle(optimizer, workload.model.jit_compile)
+            yield optimizer, _obstacle(optimizer, workload)
 
     def prior(self, workload: Workload) -> Prior:
+        if _tables_share(workload) > _MOST and _sparse_obstacle(workload) is None:
+            return Prior(
+                gain=2.0,
+                reason="Keras 3 goes over a whole embedding table some thirty times a step",
+            )
         return Prior(
             gain=1.08, reason="Keras 3 updates each variable by about ten ops; fused it is one"
         )
@@ -82,7 +94,7 @@ class FusedOptimizer(Pass):
     def applied(self, context: StepContext) -> contextlib.AbstractContextManager[None]:
         workload, scratch = context.workload, context.scratch.setdefault(self.name, {})
         served = [o for o, obstacle in self.optimizers(workload) if obstacle is None]
-        fused = {optimizer: _Fused(optimizer, scratch) for optimizer in served}
+        fused = {optimizer: _Fused(optimizer, workload, scratch) for optimizer in served}
         return instance_attributes(
             (optimizer, method, getattr(fused[optimizer], method))
             for optimizer in served
@@ -102,18 +114,46 @@ def _working(optimizers: Sequence[Any]) -> Iterator[Any]:
             yield optimizer
 
 
-def _obstacle(optimizer: Any, jit_compile: bool) -> Unsupported | None:
+def _obstacle(optimizer: Any, workload: Workload) -> Unsupported | None:
     if rule_of(optimizer) is None:
-        return Unsupported(f"no fused op has the maths of {type(optimizer).__name__}", _HAVE_ONE)
-    if jit_compile and xla_lacks(optimizer):
+        if sparse_rule_of(optimizer) is None or not _tables(workload):
+            return Unsupported(
+                f"no fused op has the maths of {type(optimizer).__name__}", _HAVE_ONE
+            )
+        return _sparse_obstacle(workload)
+    if workload.model.jit_compile and xla_lacks(optimizer):
         return Unsupported("XLA lacks the op for Adam(amsgrad=True)", "compile without jit_compile")
     return None
 
 
+def _sparse_obstacle(workload: Workload) -> Unsupported | None:
+    """What keeps Keras's updates by sparse gradients."""
+    if workload.device.kind != "CPU":
+        return Refusal.DEVICE("rows are changed in place on a CPU alone")
+    if workload.model.jit_compile:
+        return Refusal.NO_USE("XLA makes one loop of Keras's update of a table already")
+    return None
+
+
+def _tables(workload: Workload) -> list[Any]:
+    """The weights whose gradients are likely to be sparse."""
+    embeddings = [one for one in workload.layers if isinstance(one, keras.layers.Embedding)]
+    return [weight for layer in embeddings for weight in layer.trainable_weights]
+
+
+def _tables_share(workload: Workload) -> float:
+    """How much of all that is trained is in such tables."""
+    total = sum(math.prod(one.shape) for one in workload.model.trainable_variables)
+    return sum(math.prod(one.shape) for one in _tables(workload)) / max(total, 1)
+
+
 class _Fused:
-    def __init__(self, optimizer: Any, scratch: dict[Any, tf.Variable]):
+    def __init__(self, optimizer: Any, workload: Workload, scratch: dict[Any, tf.Variable]):
         self._optimizer = optimizer
         self._rule = rule_of(optimizer)
+        self._sparse_rule = (
+            sparse_rule_of(optimizer) if _sparse_obstacle(workload) is None else None
+        )
         self._own_apply = optimizer.apply
         self._own_update_step = optimizer.update_step
         self._scalars: dict[Any, Any] = {}
@@ -125,18 +165,24 @@ class _Fused:
         return self._own_apply(grads, trainable_variables)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        if self._rule is not None and self._serves(gradient, variable):
-            gradient = keras.ops.cast(gradient, variable.dtype)
-            update = Update(
+        def update(gradient: Any) -> Update:
+            return Update(
                 self._optimizer, variable, gradient, learning_rate, self._scalars, self._scratch
             )
-            self._rule(update)
+
+        serves = isinstance(variable, tf.Variable) and variable.dtype in _DTYPES
+        if serves and self._rule is not None and self._serves_dense(gradient):
+            self._rule(update(keras.ops.cast(gradient, variable.dtype)))
+        elif serves and self._sparse_rule is not None and self._serves_sparse(gradient):
+            values = keras.ops.cast(gradient.values, variable.dtype)
+            self._sparse_rule(update(None), Rows(values, gradient.indices))
         else:
             self._own_update_step(gradient, variable, learning_rate)
 
-    def _serves(self, gradient: Any, variable: Any) -> bool:
-        if not isinstance(gradient, tf.Tensor) or not isinstance(variable, tf.Variable):
-            return False
+    def _serves_dense(self, gradient: Any) -> bool:
         # A strategy would want scratch for each of its replicas.
         has_room = not tf.distribute.has_strategy() or not needs_scratch(self._optimizer)
-        return variable.dtype in _DTYPES and has_room
+        return isinstance(gradient, tf.Tensor) and has_room
+
+    def _serves_sparse(self, gradient: Any) -> bool:
+        return isinstance(gradient, tf.IndexedSlices) and not tf.distribute.has_strategy()
