@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from crossed import crossed
 
+import tfaccel
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.unsupported import Refusal
@@ -223,6 +224,19 @@ def test_under_xla_keras_s_update_is_one_loop(rng):
         jit_compile=True,
     )
     assert fused.ops()["InplaceAdd"] == 0
+
+
+@pytest.mark.parametrize("make", [SERVED["adam"], SERVED["amsgrad"]], ids=["adam", "amsgrad"])
+def test_a_step_that_another_pass_has_compiled(make, rng):
+    """XLA knows neither ops that change rows in place nor AMSGrad's."""
+    x, y = rng.integers(0, 4, (8, 6)), rng.normal(size=(8, 3))
+    models = [table_model(make()) for _ in range(2)]
+    plain, fused = models
+    plain.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+    accel = tfaccel.AccelCallback(plan=["fused_optimizer", "xla"], verbose=0)
+    fused.fit(x, y, batch_size=4, shuffle=False, verbose=0, callbacks=[accel])
+    assert {item.name for item in accel.plan.passes} == {"fused_optimizer", "xla"}
+    assert_close(fused.get_weights(), plain.get_weights(), rtol=1e-6, atol=1e-8)
 
 
 def test_a_kept_tensor_stays_what_it_was(rng):

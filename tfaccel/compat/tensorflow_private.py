@@ -89,6 +89,13 @@ def compiles_with_xla(function: Any) -> bool:
     return bool(getattr(function, "_jit_compile", False))
 
 
+def traced_for_xla() -> bool:
+    """Whether what is traced here will be compiled by XLA; also True where nobody can tell."""
+    utilities = importlib.import_module("tensorflow.python.ops.control_flow_util")
+    told = getattr(utilities, "GraphOrParentsInXlaContext", None)
+    return told is None or bool(told(tf.compat.v1.get_default_graph()))
+
+
 @contextlib.contextmanager
 def gradients_let_go(graph: tf.Graph, is_alone: bool = True) -> Iterator[None]:
     """Has TensorFlow forget, at the end of a block, the custom gradients that were made in it.

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.compat.patching import instance_attributes
+from tfaccel.compat.tensorflow_private import traced_for_xla
 from tfaccel.core.plan import Pass
 from tfaccel.core.prior import Prior
 from tfaccel.core.step_context import StepContext
@@ -182,7 +183,10 @@ class _Fused:
     def _serves_dense(self, gradient: Any) -> bool:
         # A strategy would want scratch for each of its replicas.
         has_room = not tf.distribute.has_strategy() or not needs_scratch(self._optimizer)
-        return isinstance(gradient, tf.Tensor) and has_room
+        # Another pass, or a loop of the user's, may have the step compiled.
+        lacks_op = xla_lacks(self._optimizer) and traced_for_xla()
+        return isinstance(gradient, tf.Tensor) and has_room and not lacks_op
 
     def _serves_sparse(self, gradient: Any) -> bool:
-        return isinstance(gradient, tf.IndexedSlices) and not tf.distribute.has_strategy()
+        alone = not tf.distribute.has_strategy() and not traced_for_xla()
+        return isinstance(gradient, tf.IndexedSlices) and alone
