@@ -8,6 +8,7 @@ from tfaccel.core.unsupported import Unsupported
 from tfaccel.ops.kernels._kernel import TOLERANCES, Kernel, serves_all
 from tfaccel.ops.kernels._spec import DIRECTIONS, OPS, CallSpec
 from tfaccel.ops.kernels.implementations import (
+    exchanged,
     flipped,
     fused_offsets,
     im2col,
@@ -31,6 +32,7 @@ KERNELS: tuple[Kernel, ...] = (
     *split_groups.KERNELS,
     *fused_offsets.KERNELS,
     *transposed.KERNELS,
+    *exchanged.KERNELS,
     *onednn.KERNELS,
     *tensorflow.BY_XLA,
     *tensorflow.IN_FLOAT32,
