@@ -1,4 +1,4 @@
-"""What keeps a training from being accelerated at all, in words."""
+"""Reasons why a training can't be accelerated at all, in words."""
 
 import keras
 import tensorflow as tf
@@ -11,7 +11,7 @@ _UNSERVED = (tf.distribute.experimental.ParameterServerStrategy, tf.distribute.T
 
 
 def ineligibility(model: keras.Model) -> str:
-    """What makes acceleration impossible from the start; empty when nothing does."""
+    """Why acceleration is impossible from the start; empty where it is possible."""
     if model.run_eagerly:
         return (
             "The model runs eagerly (run_eagerly=True), so there is no compiled step to accelerate."

@@ -1,4 +1,4 @@
-"""Steps that can't run as they are written, and the passes under which they can."""
+"""Passes under which a step may run that fails as it is written."""
 
 from collections.abc import Collection, Sequence
 
@@ -9,7 +9,7 @@ from tfaccel.core.workload import Workload
 
 
 def fallbacks(workload: Workload, names: Collection[str], plan: Plan | None = None) -> list[Pass]:
-    """The passes under which a step may run that can't run here as it is written.
+    """The passes under which a step may run that fails here as it is written.
 
     Args:
         workload: the model and the device.

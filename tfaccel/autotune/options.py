@@ -1,4 +1,4 @@
-"""The user's arguments, validated once, at the door."""
+"""The user's arguments, validated once."""
 
 import dataclasses
 import os
@@ -17,8 +17,8 @@ from tfaccel.measure.timing import Clock
 # Baseline steps that are timed and whose batches are kept. The first is traced, the
 # second still fills caches.
 COLLECTED_STEPS = 3
-# How far a search may go: no further than the cache; to what is expected to pay; to all that is
-# worth a trial.
+# How far a search may go: to plans of the cache; to plans that are expected to pay; to all plans
+# that may be faster.
 TUNING = ("off", "quick", "full")
 
 
@@ -30,8 +30,8 @@ class Options:
         plan: a plan to use without tuning; None to tune.
         names: the passes to consider when tuning.
         reserve: the passes to add to a plan that runs out of memory.
-        tolerance: bounds on drift; None for the table's.
-        budget: what tuning may cost.
+        tolerance: bounds on drift; None for the defaults.
+        budget: how many seconds tuning may cost.
         cache: plans that won before; None for none.
         guard: whether to watch for losses that turn non-finite.
         clock: seconds.

@@ -24,7 +24,7 @@ from tfaccel.system.json_files import parsed, read_text, replace_text, to_text
 from tfaccel.system.open_folders import warn_if_open
 
 SCHEMA = 1
-# Files that are read for evidence, the latest ones: some milliseconds.
+# The most files that are read for evidence, the latest ones, which takes some milliseconds.
 _MOST_READ = 64
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -36,7 +36,7 @@ class PlanCache:
     a whole file or none, and two processes that write at once lose nothing.
 
     Args:
-        directory: where; None for `default_directory()`. It is made when needed.
+        directory: the folder; None for `default_directory()`. It is made when needed.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None):
@@ -63,7 +63,7 @@ class PlanCache:
         Args:
             key: of the workload.
             report: what tuning found.
-            evidence: what it tells of other workloads.
+            evidence: the measurements in it, for other workloads.
         """
         seen = [one.to_dict() for one in evidence]
         kept = {"key": key, "report": report.to_dict(), "evidence": seen}
@@ -76,7 +76,7 @@ class PlanCache:
             )
 
     def evidence(self) -> list[Evidence]:
-        """What the latest files tell of other workloads; those that can't be read tell nothing."""
+        """The measurements in the latest files that can be read, for other workloads."""
         found: list[Evidence] = []
         with contextlib.suppress(OSError):
             paths = sorted(self.directory.glob("*.json"), key=lambda path: path.stat().st_mtime)
@@ -133,7 +133,7 @@ def workload_key(
 
 
 def _loss_weights(model: keras.Model) -> Any:
-    """What the losses of several outputs count; None where they count alike."""
+    """The weights of the losses of several outputs; None where all are alike."""
     try:
         config = model.get_compile_config()
     except Exception:  # a loss or a metric that can't be written down
@@ -142,7 +142,7 @@ def _loss_weights(model: keras.Model) -> Any:
 
 
 def _minor(version: str) -> str:
-    """A version without its last number, which mends faults and moves no speed."""
+    """A version without its last number: such releases mend faults and change no speed."""
     return ".".join(version.split(".")[:2])
 
 

@@ -20,14 +20,14 @@ from tfaccel.measure.timing import Speedup
 
 # Trials in a row without a new best plan after which the search ends.
 PATIENCE = 4
-# Layers at most that a search leaves in their own dtype for being off too far in 16 bits.
+# The most layers that a search leaves in their own dtype, as they are too far off in 16 bits.
 MOST_REPAIRS = 3
-# What the first step takes for each layer, and for each variable that is trained. Measured on
+# Seconds of the first step for each layer, and for each variable that is trained. Measured on
 # two cores of a Zen 3: 0.18 to 0.23 s a trained variable in all, under Adam
 # (benchmarks/results/training-*.md), of which simpler optimizers take half.
 _LAYER_TRACE_SECONDS = 0.02
 _UPDATE_TRACE_SECONDS = 0.1
-# Told about each trial as it ends.
+# Called with each trial as it ends.
 OnTrial = Callable[[Trial], None]
 
 
@@ -58,7 +58,7 @@ def _compile_factor(plan: Plan) -> float:
 
 
 def _pace(plan: Plan, first: float, earlier: Sequence[Trial]) -> float:
-    """How much longer the trace of the most similar plan took than was expected of it."""
+    """By what factor the trace of the most similar plan took longer than expected."""
     traced = [t for t in earlier if t.plan.passes and t.compile_seconds > 0]
     if not traced or not first:
         return 1.0
@@ -67,7 +67,7 @@ def _pace(plan: Plan, first: float, earlier: Sequence[Trial]) -> float:
 
 
 def expected_trace_seconds(model: keras.Model) -> float:
-    """A guess at what the first step of a model takes, for one that was traced unseen."""
+    """A guess at the seconds of a model's first step, for one whose trace was not timed."""
     layers = len(keras_private.flatten_layers(model))
     trained = len(model.trainable_variables)
     return _LAYER_TRACE_SECONDS * layers + _UPDATE_TRACE_SECONDS * trained
@@ -123,7 +123,7 @@ def tune_workload(
         bench: the workload set up for trials, entered.
         names: the passes to consider.
         seconds: the budget.
-        on_trial: told about each trial.
+        on_trial: called with each trial.
         reserve: the passes to add to a plan that runs out of memory; None for the
             built-in ones.
 
@@ -232,19 +232,19 @@ class _Search:
                 without_gain = 0
                 queue = [*variations(plan, usable), *queue]
             else:
-                # What stands alone says nothing about the variations of another plan.
+                # Passes that stand alone tell nothing about variations of another plan.
                 without_gain += not stands_alone(plan)
                 queue = [*self._repaired(), *self._with_less_memory(), *queue]
 
     def _repaired(self) -> Iterator[Plan]:
-        """The plan that was tried last, the layer that was too far off left in its own dtype."""
+        """The last plan, with the layer that was too far off left in its own dtype."""
         plan = repaired(self.trials[-1], self.workload) if self.repairs < MOST_REPAIRS else None
         if plan is not None:
             self.repairs += 1
             yield plan
 
     def _with_less_memory(self) -> Iterator[Plan]:
-        """The plan that was tried last with what it needs to fit, if it did not."""
+        """The last plan, with passes that save memory if it ran out of memory."""
         trial = self.trials[-1]
         for item in self.helpers if trial.ran_out_of_memory else ():
             if item.name not in trial.plan.names and not item.unsupported(self.workload):
@@ -266,7 +266,7 @@ class _Search:
         return False
 
     def _try(self, plan: Plan) -> bool:
-        """Tries a plan; whether it is the new best."""
+        """Tries a plan; returns whether it is the new best."""
         trial = self.bench.try_plan(plan, self.deadline - self._confirming_seconds(plan))
         self.note(trial)
         self.complete = self.complete and trial.outcome is not Outcome.UNDECIDED
@@ -279,11 +279,11 @@ class _Search:
         return True
 
     def _confirming_seconds(self, plan: Plan) -> float:
-        """What it takes to time a plan again, which is faster than the baseline if it is timed."""
+        """The seconds of timing a plan again, which happens only if it is faster."""
         return 2 * FEWEST * plan.steps_per_call * self.workload.step_seconds
 
     def confirmed(self) -> Speedup:
-        """The best plan's speedup, measured anew: the one that won was lucky, too.
+        """The best plan's speedup, measured anew, as the plan that won partly won by luck.
 
         A plan that does not clearly win again is dropped for the baseline.
         """
@@ -302,7 +302,7 @@ def repaired(trial: Trial, workload: Workload) -> Plan | None:
     """The plan of a trial with the layer that was too far off left in its own dtype.
 
     Returns:
-        None where the plan was off in nothing that a layer's dtype would mend.
+        None where no layer's dtype would mend the plan's error.
     """
     if trial.outcome is not Outcome.UNFAITHFUL or trial.drift is None:
         return None

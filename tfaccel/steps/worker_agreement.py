@@ -15,9 +15,8 @@ class WorkerAgreement:
     """What processes decide together; here for a process that trains alone.
 
     With several workers each step is one step of all of them, so they must run the same function
-    at the same time. They do, as they run the same program on the same numbers: whatever may
-    differ between them (clocks, caches, errors) goes through here. The chief is the one to print
-    and to write files.
+    at the same time. They run the same program on the same numbers; all that may differ between
+    them (clocks, caches, errors) is agreed on here. Only the chief prints and writes files.
     """
 
     is_alone = True
@@ -47,7 +46,7 @@ class _Workers(WorkerAgreement):
         return lambda: self._strategy.share_number(clock())
 
     def same(self, value: Any) -> Any:
-        # What comes in comes from another process of this very program.
+        # The data comes from another process of this very program.
         data = pickle.dumps(value) if self.is_chief else b""
         return pickle.loads(self._strategy.share_bytes(data))
 
@@ -56,7 +55,7 @@ class _Workers(WorkerAgreement):
 
 
 def agreement_of(strategy: tf.distribute.Strategy) -> WorkerAgreement:
-    """The consensus of the processes under a strategy."""
+    """The agreement of the processes under a strategy."""
     if isinstance(strategy, MultiWorker) and strategy.num_workers > 1:
         return _Workers(strategy)
     return WorkerAgreement()
