@@ -20,7 +20,7 @@ from tfaccel.system.cache_dir import compiled_directory
 # As https://docs.openvino.ai has them under "CPU device" and "High-level performance hints".
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 _FILE = "model.xml"
-# How its converter names what it does not know.
+# How its converter names ops that it does not know.
 _UNKNOWN_OPS = re.compile(r"[Nn]o (?:conversion rule|translator) found for [^:]*: *([\w, ]+)")
 
 
@@ -28,9 +28,9 @@ _UNKNOWN_OPS = re.compile(r"[Nn]o (?:conversion rule|translator) found for [^:]*
 class OpenVINO(Engine):
     """OpenVINO on the CPU.
 
-    The graph is compiled for the sample's size and, at the first batch of another one, once
-    more for all others, so that no size is compiled for by itself and nothing is padded. Under
-    the hint `throughput` a batch is cut in as many pieces as the CPU works on at once.
+    The graph is compiled for the sample's size and, at the first batch of another size, once
+    more for all others; nothing is padded. Under the hint `throughput` a batch is cut into as
+    many pieces as the CPU works on at once.
 
     Source: https://docs.openvino.ai
     """
@@ -69,7 +69,7 @@ class OpenVINO(Engine):
         return _Runner(model, self, [tuple(size) for size in sizes], None, splits)
 
     def config(self, cache: pathlib.Path | None) -> dict[str, Any]:
-        """What OpenVINO is told when it compiles."""
+        """The options with which OpenVINO compiles."""
         told = {
             "PERFORMANCE_HINT": self.hint.upper(),
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self.precision],
@@ -130,7 +130,7 @@ class _Runner(Runner):
 
     def _any_size(self) -> "_Compiled":
         if self._any is None:
-            # Two threads may both compile it: the last one stays, and both are right.
+            # Two threads may both compile it; either result is right, and the last one stays.
             self._any = _Compiled(self._model, self._engine.config(self._cache))
         return self._any
 
@@ -203,9 +203,9 @@ def _converted(forward: Forward) -> Any:
 
 
 def _by_front_end(function: Any) -> Any:
-    """What `openvino.convert_model` makes of a concrete function.
+    """A concrete function as `openvino.convert_model` converts it.
 
-    That function tells OpenVINO's makers of each call, unless the user has opted out; this is the
+    That function reports each call to OpenVINO's makers, unless the user has opted out; this is the
     part of it that converts.
     """
     from openvino.frontend import FrontEndManager
@@ -217,7 +217,7 @@ def _by_front_end(function: Any) -> Any:
 
 
 def _widen_sums(model: Any) -> None:
-    """Has products of integers added up in float32, as models that Keras quantized mean it.
+    """Makes products of integers add up in float32, as Keras's quantized models need.
 
     OpenVINO's converter leaves out that TensorFlow sums them in int32.
     """
@@ -248,7 +248,7 @@ def _ordered(ports: Sequence[Any], names: Sequence[str]) -> list[Any]:
 
 
 def _cause(error: Exception, forward: Forward) -> str:
-    """What OpenVINO can't convert, with the layers that it stands in, where it names ops."""
+    """The text of OpenVINO's error, with the layers of the ops that it names."""
     named = _UNKNOWN_OPS.search(str(error))
     if named is None:
         return f"OpenVINO can't convert it: {error_line(error)}"
