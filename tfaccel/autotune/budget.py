@@ -13,7 +13,7 @@ class Budget:
     Attributes:
         share: the share of the training to come that tuning may take; None for
             no such bound.
-        max_seconds: the bound that holds in any case.
+        max_seconds: the most seconds in any case.
 
     Raises:
         TypeError, ValueError: a bound is no number, or negative.

@@ -1,4 +1,4 @@
-"""What keeps a training from being accelerated at all, in words."""
+"""Reasons why a training can't be accelerated at all, in words."""
 
 import keras
 import tensorflow as tf
@@ -15,7 +15,7 @@ _LEAST_TRACE = 0.25
 
 
 def ineligibility(model: keras.Model) -> str:
-    """What makes acceleration impossible from the start; empty when nothing does."""
+    """Why acceleration is impossible from the start; empty where it is possible."""
     if model.run_eagerly:
         return (
             "The model runs eagerly (run_eagerly=True), so there is no compiled step to accelerate."

@@ -1,4 +1,4 @@
-"""A plan that nobody tried on this training: what of it can serve."""
+"""A plan that was given and not tried on this training: the passes of it that can serve."""
 
 from tfaccel.autotune.trial import error_line
 from tfaccel.core.plan import Plan

@@ -1,4 +1,4 @@
-"""Steps that can't run as they are written, and the passes under which they can."""
+"""Passes under which a step may run that fails as it is written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ else:
 
 
 def fallbacks(workload: Workload, names: Collection[str], plan: Plan | None = None) -> list[Pass]:
-    """The passes under which a step may run that can't run here as it is written.
+    """The passes under which a step may run that fails here as it is written.
 
     Args:
         workload: the model and the device.

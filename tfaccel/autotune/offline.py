@@ -29,7 +29,7 @@ def offline_trials(
     clock: Clock = time.perf_counter,
     kind: type[TrainingTrials] = TrainingTrials,
 ) -> Iterator[TrainingTrials]:
-    """Runs the model's own step a few times, and gives a bench to try plans on.
+    """Runs the model's own step a few times, and sets up trials of plans.
 
     On leaving, weights, optimizer, metrics and train function are what they were.
 
@@ -45,10 +45,10 @@ def offline_trials(
 
     Raises:
         ValueError: the dataset is empty.
-        CannotRepeatError: the step does what can't be undone.
+        CannotRepeatError: a part of the step can't be undone.
     """
     count = model.steps_per_execution
-    iterator = iter(unattended(dataset))  # a few batches are taken, and nobody waits
+    iterator = iter(unattended(dataset))  # few batches are taken: no tuning
     try:
         batches = pull(iterator, COLLECTED_STEPS * count)
     except END_OF_DATA:

@@ -1,4 +1,4 @@
-"""The user's arguments, validated once, at the door."""
+"""The user's arguments, validated once."""
 
 import dataclasses
 import functools
@@ -24,8 +24,8 @@ else:
 # Baseline steps that are timed and whose batches are kept. The first is traced, the
 # second still fills caches.
 COLLECTED_STEPS = 3
-# How far a search may go: no further than the cache; to what is expected to pay; to all that is
-# worth a trial.
+# How far a search may go: to plans of the cache; to plans that are expected to pay; to all plans
+# that may be faster.
 TUNING = ("off", "quick", "full")
 
 

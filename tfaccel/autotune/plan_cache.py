@@ -32,7 +32,7 @@ else:
     evidences = later("tfaccel.autotune.expected.evidence")
 
 SCHEMA = 1
-# Files that are read for evidence, the latest ones: some milliseconds.
+# The most files that are read for evidence, the latest ones, which takes some milliseconds.
 _MOST_READ = 64
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -44,7 +44,7 @@ class PlanCache:
     a whole file or none, and two processes that write at once lose nothing.
 
     Args:
-        directory: where; None for `default_directory()`. It is made when needed.
+        directory: the folder; None for `default_directory()`. It is made when needed.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None):
@@ -82,7 +82,7 @@ class PlanCache:
         Args:
             key: of the workload.
             report: what tuning found.
-            evidence: what it tells of other workloads.
+            evidence: the measurements in it, for other workloads.
         """
         seen = [one.to_dict() for one in evidence]
         kept = {"key": key, "report": report.to_dict(), "evidence": seen}
@@ -98,7 +98,7 @@ class PlanCache:
             notices.warn(said, stacklevel=3)
 
     def evidence(self) -> list[evidences.Evidence]:
-        """What the latest files tell of other workloads; those that can't be read tell nothing."""
+        """The measurements in the latest files that can be read, for other workloads."""
         found: list[evidences.Evidence] = []
         with contextlib.suppress(OSError):
             paths = sorted(self.directory.glob("*.json"), key=lambda path: path.stat().st_mtime)
@@ -155,7 +155,7 @@ def workload_key(
 
 
 def _loss_weights(model: keras.Model) -> Any:
-    """What the losses of several outputs count; None where they count alike."""
+    """The weights of the losses of several outputs; None where all are alike."""
     try:
         config = model.get_compile_config()
     except Exception:  # a loss or a metric that can't be written down
@@ -164,7 +164,7 @@ def _loss_weights(model: keras.Model) -> Any:
 
 
 def _minor(version: str) -> str:
-    """A version without its last number, which mends faults and moves no speed."""
+    """A version without its last number: such releases mend faults and change no speed."""
     return ".".join(version.split(".")[:2])
 
 

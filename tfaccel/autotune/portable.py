@@ -19,7 +19,7 @@ from tfaccel.system.json_files import parsed, partial_files, read_text, replace_
 
 SCHEMA = 1
 _WHAT = "a tfaccel cache"
-# What a cache calls the files of plans: nothing that leads out of its folder.
+# The names of plans' files, none of which leads out of the folder.
 _FILE_NAME = re.compile(r"[0-9A-Za-z_-]{1,100}\.json")
 
 
@@ -41,7 +41,7 @@ class Contents:
 
 
 def contents(directory: str | os.PathLike[str] | None = None) -> Contents:
-    """What a folder holds; files that are none of tfaccel's are left out.
+    """The contents of a folder, without files that are not tfaccel's.
 
     Args:
         directory: the folder; None for the default one.
@@ -83,9 +83,9 @@ def import_cache(path: pathlib.Path, found: Contents) -> tuple[int, int]:
         How many plans and how many rankings were added.
 
     Raises:
-        ValueError: the file is no such file, or of another class of machine, whose times say
-            nothing here.
-        OSError: the file can't be read, or the cache not be written.
+        ValueError: the file is no exported cache, or is from another class of machine, whose
+            times do not hold here.
+        OSError: the file can't be read, or the cache can't be written.
     """
     with parsed(read_text(path), SCHEMA, _WHAT) as data:
         machine, plans = data["machine"], data["plans"]
@@ -114,7 +114,7 @@ def import_cache(path: pathlib.Path, found: Contents) -> tuple[int, int]:
 
 
 def clear_cache(found: Contents) -> int:
-    """Removes plans, kernels' times, those of other machines too, and what else is kept.
+    """Removes plans, kernels' times (other machines' too), and all else that is kept.
 
     That is what sweeps found, what engines for predictions compiled, and what processes left
     that were killed while they wrote.

@@ -1,4 +1,4 @@
-"""What was tried and what was won: the Report, as a table and as JSON."""
+"""The Report of what was tried and won, as a table and as JSON."""
 
 import dataclasses
 import json
@@ -23,11 +23,11 @@ from tfaccel.system.json_files import parsed, typed
 SCHEMA = 1
 # Lines of findings on a terminal; a deep net has one a layer.
 _SHOWN_FINDINGS = 6
-# What is less is no time that anybody waited.
+# A shorter time is not worth telling.
 _LEAST_TOLD_SECONDS = 0.05
 _NUMBERS = ("step", "predicted", "speedup", "drift", "compile")
 HEADINGS = ("plan", *_NUMBERS, "verdict")
-# Of predictions. A column that says nothing is left out.
+# Headings for predictions; empty columns are left out.
 _TIMES = ("p50", "p90", "p99")
 _MEMORY = "memory"
 _COSTS = ("set-up", _MEMORY, "on disk")
@@ -43,10 +43,10 @@ class Report:
         trials: what was tried, in order; the first is the baseline.
         plan: the chosen plan; `Plan()` when the step stays as it was.
         gain: the chosen plan's speedup, measured again after it was chosen.
-        tuning_seconds: all that was waited for: trials, traces and compiling, and what is to be
-            done before and after them, up to the first step under the choice.
+        tuning_seconds: that the training waited: trials, traces, compiling, and the work before
+            and after them, up to the first step under the choice.
         note: one sentence on how the choice came about.
-        complete: whether nothing was left untried for want of time.
+        complete: whether there was time to try everything.
         predicts: whether it is about batches to predict and not about steps of training.
         cached: whether the trials took place in another training.
     """
@@ -82,12 +82,12 @@ class Report:
         return None if saved <= 0 else -int(-self.tuning_seconds // saved)
 
     def saved_seconds(self, steps: int) -> float:
-        """What some steps under the plan take less than as many of the untouched one."""
+        """The seconds that some steps under the plan save against as many untouched ones."""
         kept = 1 - 1 / self.speedup if self.speedup > 0 else 0.0
         return steps * self.baseline_step_seconds * kept
 
     def with_note(self, more: str) -> "Report":
-        """The report with a sentence more in its note; itself where there is none."""
+        """The report with one more sentence in its note; itself if that is empty."""
         return dataclasses.replace(self, note=f"{self.note} {more}".strip()) if more else self
 
     def saved(self, disk_bytes: int) -> "Report":
@@ -168,7 +168,7 @@ class Report:
             )
         else:
             goes_on = "Predictions are made under" if self.predicts else "Training goes on with"
-            # Nothing is known of a plan that was given, and tried by nobody.
+            # Nothing is known of a plan that was given and never tried.
             gain = f": a {one} is {self.gain} as fast" if self.gain.pairs else ""
             paid, even = "", self.break_even_steps
             if even and not self.cached:
@@ -196,7 +196,7 @@ class Report:
         return "\n".join([*lines, *(f"- {line}" for line in found), *([""] if found else [])])
 
     def _narrow(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """The table as a terminal has room for it: what was predicted, or what it compiled."""
+        """The table without the columns that a terminal has no room for."""
         if self.predicts:
             return _without((*_TIMES, _MEMORY), *self.table())
         predicts = any(trial.predicted_gain is not None for trial in self.trials)
@@ -249,7 +249,7 @@ class Report:
 
     def _short_findings(self) -> Iterator[str]:
         found = self.findings()
-        # Why not otherwise stands in brackets, and takes more room than a terminal has.
+        # The reasons in brackets take more room than a terminal has.
         heads = [line.partition(" [")[0] for line in found[:_SHOWN_FINDINGS]]
         yield from heads
         if heads != list(found):

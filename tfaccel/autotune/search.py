@@ -16,7 +16,7 @@ from tfaccel.measure.timing import Speedup
 
 # Trials in a row without a new best plan after which the search ends.
 PATIENCE = 4
-# Layers at most that a search leaves in their own dtype for being off too far in 16 bits.
+# The most layers that a search leaves in their own dtype, as they are too far off in 16 bits.
 MOST_REPAIRS = 3
 # Told about each trial as it ends.
 OnTrial = Callable[[Trial], None]
@@ -49,7 +49,7 @@ def _compile_factor(plan: Plan) -> float:
 
 
 def _pace(plan: Plan, first: float, earlier: Sequence[Trial]) -> float:
-    """How much longer the trace of the most similar plan took than was expected of it."""
+    """By what factor the trace of the most similar plan took longer than expected."""
     traced = [t for t in earlier if t.plan.passes and t.compile_seconds > 0]
     if not traced or not first:
         return 1.0
@@ -82,7 +82,7 @@ def tune_workload(
         bench: the workload set up for trials, entered.
         names: the passes to consider.
         seconds: the budget.
-        on_trial: told about each trial.
+        on_trial: called with each trial.
         reserve: the passes to add to a plan that runs out of memory; None for the
             built-in ones.
 
@@ -180,19 +180,19 @@ class _Search:
                 without_gain = 0
                 queue = [*variations(plan, usable), *queue]
             else:
-                # What stands alone says nothing about the variations of another plan.
+                # Passes that stand alone tell nothing about variations of another plan.
                 without_gain += not stands_alone(plan)
                 queue = [*self._repaired(), *self._with_less_memory(), *queue]
 
     def _repaired(self) -> Iterator[Plan]:
-        """The plan that was tried last, the layer that was too far off left in its own dtype."""
+        """The last plan, with the layer that was too far off left in its own dtype."""
         plan = repaired(self.trials[-1], self.workload) if self.repairs < MOST_REPAIRS else None
         if plan is not None:
             self.repairs += 1
             yield plan
 
     def _with_less_memory(self) -> Iterator[Plan]:
-        """The plan that was tried last with what it needs to fit, if it did not."""
+        """The last plan, with passes that save memory if it ran out of memory."""
         trial = self.trials[-1]
         for item in self.helpers if trial.ran_out_of_memory else ():
             if item.name not in trial.plan.names and not item.unsupported(self.workload):
@@ -214,7 +214,7 @@ class _Search:
         return False
 
     def _try(self, plan: Plan) -> bool:
-        """Tries a plan; whether it is the new best."""
+        """Tries a plan; returns whether it is the new best."""
         trial = self.bench.try_plan(plan, self.deadline - self._confirming_seconds(plan))
         self.note(trial)
         self.complete = self.complete and trial.outcome is not Outcome.UNDECIDED
@@ -227,11 +227,11 @@ class _Search:
         return True
 
     def _confirming_seconds(self, plan: Plan) -> float:
-        """What it takes to time a plan again, which is faster than the baseline if it is timed."""
+        """The seconds of timing a plan again, which happens only if it is faster."""
         return 2 * FEWEST * plan.steps_per_call * self.workload.step_seconds
 
     def confirmed(self) -> Speedup:
-        """The best plan's speedup, measured anew: the one that won was lucky, too.
+        """The best plan's speedup, measured anew, as the plan that won partly won by luck.
 
         A plan that does not clearly win again is dropped for the baseline.
         """
@@ -250,7 +250,7 @@ def repaired(trial: Trial, workload: Workload) -> Plan | None:
     """The plan of a trial with the layer that was too far off left in its own dtype.
 
     Returns:
-        None where the plan was off in nothing that a layer's dtype would mend.
+        None where no layer's dtype would mend the plan's error.
     """
     if trial.outcome is not Outcome.UNFAITHFUL or trial.drift is None:
         return None

@@ -26,13 +26,13 @@ from tfaccel.steps.worker_agreement import WorkerAgreement
 # Steps in one call that are compared with the same in a call each. More would show how a
 # training amplifies rounding, where a device adds in another order each time.
 _COMPARED_STEPS = 2
-# What comparing traced steps takes, in steps of the original: four of its own, one of the
-# plan's, and as long again for the copies of the state.
+# The cost of comparing traced steps, in steps of the original: four of its own, one of the plan's,
+# and as long again for the copies of the state.
 _OBSERVED_STEPS = 10
 
 
 class _Side:
-    """What one way to observe steps sees of the untouched step, each looked at once."""
+    """Observations of the untouched step by one observer, each made once."""
 
     def __init__(self, observer: StepRecorder | TracedObserver):
         self.observer = observer
@@ -61,9 +61,9 @@ class _Side:
         return other and other.lightened()
 
     def yardsticks(self, dtype: str, rounded: str | None) -> Iterator[Yardsticks]:
-        """Ever more of what the untouched step makes of rounding; each costs a step of its own.
+        """Yardsticks with more and more observations, each of which costs a step.
 
-        A bound only grows with them, so that whatever holds by the first holds by all.
+        A bound only grows with them, so a plan that keeps the first keeps all.
 
         Args:
             dtype: the least precise one of what is compared.
@@ -145,7 +145,7 @@ class TrainingTrials(TrialRunner):
         return functools.partial(self._functions[plan].run, self._iterator, count)
 
     def _judging_seconds(self, trial: Trial) -> float:
-        """A trace of the plan's step and one of the baseline's, where their steps do not do."""
+        """Seconds of tracing both steps once more, where the traced ones do not suffice."""
         if not trial.plan.changes_step:
             return 0.0
         if self._traced_observer.serves(trial.plan) and not self._has_twin(trial.plan):
@@ -176,9 +176,9 @@ class TrainingTrials(TrialRunner):
         return dataclasses.replace(trial, outcome=outcome, reason=violation or "", drift=drift)
 
     def compared(self, plan: Plan) -> tuple[Drift, str | None]:
-        """How far a step under a plan is from the untouched one, and if that is too far.
+        """How far a step under a plan is from the untouched one, and whether that is too far.
 
-        Amid 16 bits a mistake of another pass may not show, so those are looked at in float32.
+        16 bits may hide a mistake of another pass, so the other passes are compared in float32.
 
         Returns:
             The drift, `drift.worst` the variable at fault where it is known, and the bound that
@@ -204,7 +204,7 @@ class TrainingTrials(TrialRunner):
         return self._verdicts[plan]
 
     def _verdict(self, plan: Plan) -> tuple[Drift, str | None]:
-        """By the traced steps where these show enough, else by steps that are traced for it."""
+        """Compares the traced steps where these show enough, else steps that are traced for it."""
         observer = self._traced_observer
         if plan in self._functions and observer.serves(plan):
             drift, violation = self._verdict_by(self._traced, plan)
@@ -234,7 +234,7 @@ class TrainingTrials(TrialRunner):
         return dataclasses.replace(drift, worst=broken.where), str(broken)
 
     def _compared_calls(self, plan: Plan, tolerance: Tolerance) -> tuple[Drift, str | None]:
-        """How far some steps in one call are from the same in a call each, and if that is too far.
+        """How far steps in one call are from the same in a call each, and whether that is too far.
 
         The latter are the user's own steps, or the plan's where it computes them otherwise.
         """

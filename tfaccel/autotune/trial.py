@@ -1,4 +1,4 @@
-"""What came of trying one plan."""
+"""The result of trying one plan."""
 
 import dataclasses
 import re
@@ -34,7 +34,7 @@ _WHERE = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What happened when a plan was tried.
+    """The result of trying one plan.
 
     Attributes:
         plan: the plan.
@@ -44,15 +44,15 @@ class Trial:
         step_seconds: the median step once traced; None where it was not timed.
         speedup: against baseline steps timed in between; None where not timed.
         drift: the differences from the untouched step; None where not compared.
-        peak_memory_bytes: the device's peak during the trial; on a CPU, of predictions, how far
-            the process grew for it above what it was; None where that was not measured.
+        peak_memory_bytes: the device's peak during the trial; for predictions on a CPU the growth
+            of the process; None where not measured.
         findings: what the passes found out about the layers before the trace, a line each.
         predicted_gain: the speedup that was expected of the plan; None where nothing was.
         latency_seconds: of predictions, the times that 50, 90 and 99 of 100 calls keep within.
         top1_agreement: of classifiers, the share of samples with the untouched model's class.
-        disk_bytes: what it takes on disk; None where it was not saved.
+        disk_bytes: its size on disk; None where it was not saved.
         metric: of predictions, the user's metric on labelled samples; None without labels.
-        refusal: what kind of thing is in the way of a plan that can't serve; None of others.
+        refusal: the kind of the reason why a plan can't serve; None for others.
     """
 
     plan: Plan
@@ -73,7 +73,7 @@ class Trial:
 
     @classmethod
     def refused(cls, plan: Plan, why: Unsupported) -> "Trial":
-        """That of a plan which can't serve, and was not tried."""
+        """The trial of a plan that can't serve, and was not tried."""
         outcome = Outcome.IRRELEVANT if why.kind is Refusal.NOTHING else Outcome.REFUSED
         return cls(plan, outcome, str(why), refusal=why.kind)
 
@@ -109,7 +109,7 @@ def coarsest_dtype(plan: Plan, workload: Workload) -> str:
 
 
 def error_line(error: Exception) -> str:
-    """The error's class and the first line of its message that says something."""
+    """The error's class, and the first line of its message that is not a location."""
     lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
     lines = [line for line in lines if not _WHERE.match(line)] or lines
     return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"

@@ -30,16 +30,15 @@ _Self = TypeVar("_Self", bound="TrialRunner")
 class TrialRunner(abc.ABC):
     """A workload set up for trials, in which plans take turns with the user's own step.
 
-    What a step is, and when one is faithful, is the subclass's to say. Use as a context
-    manager: on leaving, the state is what it was when it was made, bit for bit, however the
-    block ends.
+    Subclasses define what a step is, and when one is faithful. Use as a context manager: on
+    leaving, the state is what it was at the beginning, bit for bit, however the block ends.
 
     Args:
         workload: with at least one kept batch.
         clock: seconds, such as `time.perf_counter`.
         consensus: of the processes that train together; None for one alone. `clock` must
             be its.
-        prepared: where what passes find out is kept.
+        prepared: keeps what passes find out.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class TrialRunner(abc.ABC):
 
     @abc.abstractmethod
     def _first(self, plan: Plan) -> Callable[[], Any]:
-        """Makes one step under a plan, by the function that was built for it."""
+        """A function that runs one step under a plan, by the function that was built for it."""
 
     @abc.abstractmethod
     def calls(self, plan: Plan, count: int) -> Callable[[], Any]:
@@ -89,7 +88,7 @@ class TrialRunner(abc.ABC):
 
     @contextlib.contextmanager
     def _restored(self) -> Iterator[None]:
-        """The same starting point for every trial: the state and the metrics."""
+        """A block that begins from the same state and metrics as every other trial."""
         self._snapshot.restore()
         try:
             yield
@@ -104,8 +103,8 @@ class TrialRunner(abc.ABC):
             deadline: the clock's value after which timing should end.
 
         Returns:
-            The trial. Whatever goes wrong inside the plan is its outcome; only
-            KeyboardInterrupt and its like pass through.
+            The trial. Errors within the plan become its outcome; only KeyboardInterrupt and
+                its like are raised.
         """
         refused = self._refused(plan)
         if refused is not None:
@@ -123,7 +122,7 @@ class TrialRunner(abc.ABC):
         Args:
             plan: what to check.
             deadline: the clock's value at which its passes should be ready.
-            prepare_seconds: what they may take to get ready.
+            prepare_seconds: that they may take to get ready.
 
         Returns:
             The trial; FASTER stands for a plan that is faithful and not clearly slower.
@@ -215,11 +214,11 @@ class TrialRunner(abc.ABC):
             return self.race(plan, deadline, racing.FEWEST).gain
 
     def _judging_seconds(self, trial: Trial) -> float:
-        """What comparing a plan that was timed is expected to take; by default nothing."""
+        """The seconds that comparing a timed plan is expected to take; 0 by default."""
         return 0.0
 
     def step_function(self, plan: Plan) -> Any:
-        """The function that was traced for a plan, so that nobody need trace it again."""
+        """The function that was traced for a plan, for use without another trace."""
         return self._functions[plan]
 
     def forget(self, plan: Plan) -> None:
@@ -253,14 +252,14 @@ class TrialRunner(abc.ABC):
     ) -> racing.Race:
         """The user's own steps against the plan's.
 
-        Either side makes the same number of steps in a turn: as many as the plan runs in
-        one call, so that what lies between steps counts on both.
+        Both sides run the same number of steps in a turn: as many as the plan runs in one call,
+        so that the time between steps counts for both.
 
         Args:
             plan: what was traced.
             deadline: the clock's value at which all should have ended.
             fewest: pairs that are made whatever the deadline is.
-            step_seconds: what a step under the plan took so far.
+            step_seconds: of a step under the plan, as measured so far.
         """
         steps = plan.steps_per_call
         return racing.race(
@@ -294,11 +293,11 @@ class TrialRunner(abc.ABC):
         yield lambda: int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
 
     def _first_seconds(self, plan: Plan, usual: float) -> float:
-        """What a step takes, from as few steps as show it.
+        """The seconds of a step, from as few steps as possible.
 
-        One in a call by itself. Where that is clearly slower, what lies around the steps of a
-        call may be the reason: twice as many then, and so on up to what the plan runs in one,
-        as long as the call takes no longer than that many clearly slower steps would.
+        First one step in a call. If that is clearly slower, the time around the steps of a call may
+        be the reason: then twice as many, and so on up to what the plan runs in one call, as long
+        as the call takes no longer than that many clearly slower steps would.
         """
         count, most = 1, racing.CLEARLY_SLOWER * usual * plan.steps_per_call
         seconds = self._timed(self.calls(plan, count))

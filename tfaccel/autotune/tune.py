@@ -92,7 +92,7 @@ def _check(model: keras.Model, dataset: tf.data.Dataset) -> None:
 
 
 def _report(model: keras.Model, dataset: tf.data.Dataset, settings: Options) -> Report:
-    """What tuning finds; where the model's own step can't run, what does."""
+    """The report of tuning; where the model's own step can't run, of a plan that can."""
     try:
         return _tuned(model, dataset, settings)
     except CannotRepeatError as error:

@@ -17,12 +17,12 @@ from tfaccel.steps.worker_agreement import WorkerAgreement
 def known_report(
     workload: Workload, settings: Options, agreement: WorkerAgreement | None = None
 ) -> Report | None:
-    """What the cache knows of a workload; None where nothing is, or nothing that decides.
+    """The report that the cache has of a workload; None without one that decides.
 
     Args:
         workload: with at least one kept batch.
         settings: what the user asked for.
-        agreement: of the processes that train together, which all must ask at once.
+        agreement: of the processes that train together, all of which must call this together.
     """
     cache = settings.cache
     known = cache.load(_key(workload, settings)) if cache else None
@@ -37,15 +37,15 @@ def tune_and_cache(
     on_trial: OnTrial = lambda trial: None,
     note: str = "",
 ) -> Report:
-    """Tries plans within the user's budget, and keeps in the cache what it found if that decides.
+    """Tries plans within the user's budget, and keeps the report in the cache if it decides.
 
-    What the cache knew before is not asked: see `known_report`.
+    It does not look at the cache first: see `known_report`.
 
     Args:
         bench: the workload set up for trials, entered.
         settings: what the user asked for.
-        on_trial: told about each trial.
-        note: a sentence more for the report.
+        on_trial: called with each trial.
+        note: one more sentence for the report.
 
     Returns:
         The report, as it is kept. Its first trial is the baseline.
@@ -68,15 +68,15 @@ def keep(workload: Workload, settings: Options, report: Report, agreement: Worke
 
 
 def known_evidence(settings: Options) -> list[Evidence]:
-    """What was measured on this machine before, and what comes with the package."""
+    """The measurements of this machine, and those of the package."""
     return [*(settings.cache.evidence() if settings.cache else ()), *shipped()]
 
 
 def decides(report: Report) -> bool:
     """Whether a report may stand in for a search: it was complete, or a plan has won.
 
-    A search that ran out of time before anything won says nothing about the next, which may
-    have more.
+    A search that ran out of time before anything won says nothing about the next one, which may
+    have more time.
     """
     return report.complete or not report.plan.is_baseline
 

@@ -1,9 +1,9 @@
-"""A plan of the cache that needs no look at the original step: nothing can have changed.
+"""A plan from the cache that runs without a check, as nothing can have changed.
 
 The cache knows a model by its layers' configs, its losses and its optimizer. Where all of these are
-Keras's own, the configs say all that a step computes, so the step that was compared when the plan
-was chosen is this one. Where any of it is a class or a function of somebody else's, its name may
-stand for other code by now.
+Keras's own, the configs say all that a step computes, so it is the step that was compared when the
+plan was chosen. A class or function that is not Keras's is known by its name alone, and its code
+may have changed.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from tfaccel.core.workload import Workload
 from tfaccel.passes import PASSES
 
 _NOTE = "From the cache: this very training was tuned on this machine before."
-# What a user may override that makes a step another one.
+# Methods that change the step when a user overrides them.
 _STEP = ("train_step", "compute_loss", "compute_metrics", "make_train_function")
 
 
@@ -28,8 +28,7 @@ def known_for_sure(workload: Workload, settings: Options) -> Report | None:
 
     Args:
         workload: with a batch; nothing else of it need be known yet.
-        settings: what the user asked for.
-    """
+        settings: what the user asked for."""
     if not settings.cache or workload.strategy is not None or not is_kerass_own(workload.model):
         return None
     known = known_report(workload, settings)
@@ -58,7 +57,7 @@ def is_kerass_own(model: keras.Model) -> bool:
 
 
 def _is_told(part: Any) -> bool:
-    """Whether the part is Keras's, and its config names nothing of anybody else's."""
+    """Whether a part is Keras's, and its config names nothing that is not."""
     if not keras_private.is_from_keras(part) or "call" in vars(part):
         return False
     try:

@@ -1,4 +1,4 @@
-"""What max_batch_size found."""
+"""The report of max_batch_size."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ class BatchSizeReport:
         trials: the batch sizes that were tried or ruled out, in order.
         headroom: the share of the largest that is recommended.
         limited_by: `"memory"`, or `"limit"` where the largest size allowed fits.
-        memory_limit_bytes: what a step might take; None for no such bound.
+        memory_limit_bytes: the most that a step may take; None for no such bound.
     """
 
     trials: tuple[SizeTrial, ...]
@@ -39,7 +39,7 @@ class BatchSizeReport:
 
     @property
     def batch_size(self) -> int:
-        """The recommended one: the largest, less the headroom if memory is the limit."""
+        """The recommended size: the largest, less the headroom if memory is the limit."""
         if self.limited_by == "limit" or not self.largest:
             return self.largest
         return max(1, int(self.headroom * self.largest))

@@ -8,11 +8,11 @@ from tfaccel.measure.outcome import Outcome
 
 @dataclasses.dataclass(frozen=True)
 class SizeTrial:
-    """What happened with one batch size.
+    """The result of one batch size.
 
     Attributes:
         batch_size: the rows of the batch.
-        verdict: how it fared.
+        verdict: how the trial ended.
         peak_bytes: the most that was held (foreseen, where it was not tried): by
             TensorFlow on a GPU; above what the process had before on a CPU.
         step_seconds: a step once traced; None where none ended.
@@ -66,20 +66,20 @@ def search(try_size: Callable[[int], SizeTrial], limits: Limits) -> tuple[SizeTr
 
 
 def _within(trial: SizeTrial, limits: Limits) -> SizeTrial:
-    """The trial, which does not fit if it took more than it may."""
+    """The trial; its verdict is OVER if it took more memory than it may."""
     peak, most = trial.peak_bytes, limits.memory_bytes
     over = trial.verdict is Outcome.FITS and peak is not None and most is not None and peak > most
     return dataclasses.replace(trial, verdict=Outcome.OVER) if over else trial
 
 
 def _measured(tried: Sequence[SizeTrial]) -> list[tuple[int, int]]:
-    """What steps took that fit, by batch size."""
+    """The batch sizes that fit, each with the bytes of its step."""
     fits = (trial for trial in tried if trial.verdict is Outcome.FITS)
     return sorted((t.batch_size, t.peak_bytes) for t in fits if t.peak_bytes is not None)
 
 
 def _expected(size: int, measured: Sequence[tuple[int, int]]) -> int:
-    """What a step will take: a constant, and a part that grows with the batch.
+    """The bytes that a step will take: a constant, and a part that grows with the batch.
 
     Both are known from two sizes; from one, the constant is taken to be all.
     """
@@ -93,8 +93,8 @@ def _expected(size: int, measured: Sequence[tuple[int, int]]) -> int:
 def _largest_safe(low: int, aim: int, tried: Sequence[SizeTrial], limits: Limits) -> int:
     """The largest size up to `aim` that may be tried; `low` where there is none above it.
 
-    It is expected to fit, and what is left on the machine bears the worst: whatever the
-    constant is, twice the rows take no more than twice the memory.
+    It is expected to fit, and in the worst case it still fits into the machine's memory:
+    whatever the constant is, twice the rows take at most twice the memory.
     """
     measured, most, left = _measured(tried), limits.memory_bytes, limits.available_bytes()
     if not measured:

@@ -56,7 +56,7 @@ def max_batch_size(
         sample: what the model is trained on: `(x, y)`, `(x, y, sample_weight)`, or whatever a
             batch is for a `train_step` of your own; x and y may be arrays, dictionaries or tuples
             of arrays, the first dimension the batch's. One row suffices.
-        plan: what the steps run under, such as `["recompute"]`; by default your own step.
+        plan: under which the steps run, such as `["recompute"]`; by default your own step.
         start: the first batch size to try.
         limit: the largest batch size to try.
         headroom: the share of the largest batch that fits which is recommended, as a training
@@ -64,7 +64,7 @@ def max_batch_size(
         memory_limit_bytes: what a step may need above what the process (on a CPU) has
             now, or what TensorFlow may hold on the GPU, weights included. None: on a
             CPU half of what is free, on a GPU all that there is.
-        verbose: 0: silent.
+        verbose: 0 for silence, 1 to print the report.
 
     Returns:
         The report; its `batch_size` is the recommended one, 0 where nothing fits.
@@ -155,7 +155,7 @@ def _tensor(leaf: Any) -> tf.Tensor:
 
 @contextlib.contextmanager
 def _prepared(model: keras.Model, rows: Any) -> Iterator[Workload]:
-    """A workload with everything made that a step makes; on leaving all is as it was."""
+    """A workload with all variables that a step makes; on leaving all is as it was."""
     if not model.built:
         x, _, _ = keras.utils.unpack_x_y_sample_weight(rows)
         model(tf.nest.map_structure(lambda leaf: leaf[:1], x))
@@ -202,7 +202,7 @@ class _Probe:
         return BatchSizeReport(tried, headroom, limited_by, memory_limit_bytes)
 
     def __call__(self, batch_size: int) -> SizeTrial:
-        """Two steps on a batch of this size; whatever they need is given back."""
+        """Runs two steps on a batch of this size; their memory is given back."""
         try:
             return self._tried(batch_size)
         except Exception as error:

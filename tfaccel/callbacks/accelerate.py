@@ -33,15 +33,14 @@ _NO_FIT = (
 class AccelCallback(keras.callbacks.Callback):
     """Makes `fit` faster, or leaves it exactly as it was.
 
-    The first steps of `fit` run as they were written and give the times to beat. What
-    was measured before, on this machine and on others like it, tells which plan is
-    expected to save most of the rest of the training, and whether that is more than it
-    costs to find out. The candidate is traced, and compared with the untouched step on
-    the same batch from the same state: losses, gradients, updates, statistics. If it is
-    faithful the two take turns on the real steps of the training until it is clear which
-    is faster. No batch is lost, repeated or reordered. The model itself is never changed:
-    its dtype policies, `jit_compile`, layers and optimizer are yours during and after
-    training.
+    The first steps of `fit` run as they were written and give the times to beat. Earlier
+    measurements, on this machine and on others like it, tell which plan is expected to save
+    most time in the rest of the training, and whether that is more than its trial costs.
+    This plan is traced, and compared with the untouched step on the same batch from the same
+    state: losses, gradients, updates, statistics. If it is faithful, the two take turns on
+    the real steps of the training until it is clear which is faster. No batch is lost,
+    repeated or reordered. The model itself is never changed: its dtype policies,
+    `jit_compile`, layers and optimizer are yours during and after training.
 
     Args:
         plan: `"auto"` to try and choose; `"baseline"` to change nothing; a
@@ -52,18 +51,18 @@ class AccelCallback(keras.callbacks.Callback):
         tolerance: how far gradients may be from the untouched step's: None for the
             defaults of each dtype (see `tfaccel.measure.numerics`), a relative error, or a
             `tfaccel.Tolerance`.
-        tuning: how far the search may go. `"quick"`: to candidates that are expected to
-            save more time than they cost. `"full"`: to every plan that is worth a trial, on
-            batches that are kept, as `tfaccel.tune` does. `"off"`: to plans that the cache
-            has for this model. None for `"quick"`, or for `"full"` where `tuning_share` is
-            None: then the training's length does not matter.
+        tuning: how far the search may go. `"quick"` tries plans that are expected to save more
+            time than they cost. `"full"` tries every plan that may be faster, on kept batches,
+            as `tfaccel.tune` does. `"off"` tries nothing and takes a plan that the cache has for
+            this model. None is `"quick"`, or `"full"` where `tuning_share` is None: then the
+            training's length does not matter.
         reproducible: whether every step until the choice is to be the untouched one's, bit
-            for bit: candidates are then raced on batches that are kept, and the state is put
-            back. It costs the time of the race.
+            for bit: plans are then raced on kept batches, and the state is put back. The race
+            costs its time.
         tuning_share: the share of the estimated remaining training time that a search may
             cost if it wins nothing; None for no such bound.
-        max_tuning_seconds: the seconds that it may cost in any case.
-        cache_dir: where plans that won are kept, to be used again without trials;
+        max_tuning_seconds: the most seconds that a search may cost.
+        cache_dir: the folder for plans that won, which are used again without trials;
             None for `$TFACCEL_CACHE_DIR`, else `~/.cache/tfaccel`; False for none.
         guard: if a loss turns non-finite under an accelerated plan, put back the
             last good state and go on with the untouched step, once.
@@ -72,7 +71,7 @@ class AccelCallback(keras.callbacks.Callback):
 
     Attributes:
         plan: the plan in use; `Plan()` until one is chosen.
-        report: the `Report` of the last tuning; None before, and where a plan was given. Where
+        report: the `Report` of the last tuning; None before, and where a plan was given. If
             steps wait for their input, its note says so, and what to change.
 
     Raises:
@@ -127,7 +126,7 @@ class AccelCallback(keras.callbacks.Callback):
         self._told_after: int | None = None  # steps of this fit
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes along: the arguments. It has no part in the fit of the original."""
+        """The arguments, which are all that a copy has: it takes no part in the original's fit."""
         return vars(self) | {"_session": None, "_watch": None, "_model": None}
 
     @property
@@ -142,7 +141,7 @@ class AccelCallback(keras.callbacks.Callback):
 
     @property
     def session(self) -> FitSession | None:
-        """The fit in hand, or the last one; None before, and in loops that are not `fit`'s."""
+        """The present fit, or the last one; None before any, and in loops other than `fit`."""
         return self._session
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -171,13 +170,13 @@ class AccelCallback(keras.callbacks.Callback):
         self._session.start()
         if earlier is None or not self._session.resume(earlier):
             self._session.leave_if_too_few()
-        if self._watch is not None:  # a fit before broke off, or the list has this callback twice
+        if self._watch is not None:  # an earlier fit broke off, or the list has this callback twice
             self._watch.end()
         self._watch = self._watching()
 
     @contextlib.contextmanager
     def _own_work(self) -> Iterator[None]:
-        """Whatever fails in here, the training goes on as if it had no callback."""
+        """A block whose failure leaves the training as if it had no callback."""
         try:
             yield
         except IllegalTransitionError:  # of tests
@@ -200,7 +199,7 @@ class AccelCallback(keras.callbacks.Callback):
         notices.warn(f"tfaccel gave up and left the training as it is: {error}", stacklevel=4)
 
     def _stay_idle(self) -> None:
-        """In a loop of the user's own there is nothing to do, which is said once."""
+        """Does nothing in a loop of the user's own, and says so once."""
         self._session = self._watch = None
         if self._idle is None:
             self._idle = Report((), Plan(), note=_NO_FIT)
@@ -260,7 +259,7 @@ class AccelCallback(keras.callbacks.Callback):
 
     @property
     def _speaks(self) -> bool:
-        """Of several workers, which all decide the same, one says so."""
+        """Whether this process prints: of several workers one does."""
         if self.model is None:
             return bool(self._verbose)
         return bool(self._verbose) and agreement_of(self.model.distribute_strategy).is_chief
@@ -277,7 +276,7 @@ class AccelCallback(keras.callbacks.Callback):
             show(report, self._verbose)
 
     def _tell_input(self, said: str) -> None:
-        """The input is the bottleneck: the report's note has it, too."""
+        """Says that the input is the bottleneck, and adds it to the report's note."""
         session = self._session
         if session is not None and session.report is not None:
             note = f"{session.report.note} {said}".strip()

@@ -1,4 +1,4 @@
-"""ProfilerCallback: what a training does with its time."""
+"""ProfilerCallback: where a training's time goes."""
 
 import contextlib
 import os
@@ -19,13 +19,13 @@ from tfaccel.training.step_dispatcher import StepDispatcher
 
 
 class ProfilerCallback(keras.callbacks.Callback):
-    """Measures what a training does with its time, and what acceleration wins in it.
+    """Measures where a training's time goes, and how much of it acceleration saves.
 
     Alone it times the steps as they are. Beside an `AccelCallback` (in any order) it
-    runs your own step from time to time between the accelerated ones: both are
-    valid training steps, so the speedup is measured side by side, on the same machine and
-    in the same minute, at the cost of the time by which your own step is slower. Steps are waited
-    for one by one, so that a GPU's queue is not timed as done.
+    runs your own step from time to time between the accelerated ones. Both are valid
+    training steps, so the speedup is measured side by side, on the same machine and in the
+    same minute, and costs only the time by which your own step is slower. Each step is
+    waited for, so that a step in a GPU's queue does not count as done.
 
     Args:
         log_dir: a folder for `profile.jsonl` (see `docs/report.md`), for TensorBoard's
@@ -79,7 +79,7 @@ class ProfilerCallback(keras.callbacks.Callback):
         self._said_idle = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes along: the arguments. It has no part in the fit of the original."""
+        """The arguments, which are all that a copy has: it takes no part in the original's fit."""
         return vars(self) | {"_profile": None, "_model": None}
 
     def summary(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class ProfilerCallback(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def _own_work(self) -> Iterator[None]:
-        """Whatever fails in here, the training goes on, and is measured no longer."""
+        """A block after whose failure the training goes on, and is measured no longer."""
         try:
             yield
         except Exception as error:
@@ -117,7 +117,7 @@ class ProfilerCallback(keras.callbacks.Callback):
             notices.warn(f"tfaccel measures this training no longer: {why}", stacklevel=4)
 
     def _stay_idle(self) -> None:
-        """In a loop of the user's own no step can be seen, which is said once."""
+        """Says once that steps of a user's own loop can't be measured."""
         if self._settings["verbose"] and not self._said_idle:
             notices.say("\ntfaccel: this loop is not `model.fit`'s, so nothing is measured in it.")
         self._said_idle = True

@@ -30,8 +30,8 @@ def measure_predictions(
         sample: as `accelerate` takes it.
         plans: to try by themselves.
         searches: whether to search, too.
-        max_seconds: what that may take.
-        told: where it is said what is going on.
+        max_seconds: that trials may take.
+        told: shows the progress.
         arguments: more of `accelerate`'s.
 
     Raises:

@@ -51,7 +51,7 @@ class RecordingBench(TrainingTrials):
         return trial
 
     def time_again(self, plan: Plan, deadline: float = float("inf")) -> Speedup:
-        """The fresh times take the place of those by which the plan was chosen."""
+        """Times a plan anew; these times replace those by which it was chosen."""
         gain = super().time_again(plan, deadline)
         self.seconds[plan] = self._latest
         return gain
@@ -80,12 +80,12 @@ def measure(
         model: compiled. It is afterwards what it was.
         feed: what to train on.
         wanted: which plans.
-        max_seconds: what trials may take; the steps of stock Keras come on top.
-        told: told how far it is.
+        max_seconds: that trials may take; the steps of stock Keras come on top.
+        told: shows the progress.
         clock: seconds.
 
     Returns:
-        A row for each plan, the baseline first; and what there is to add.
+        A row for each plan, the baseline first; and notes.
     """
     told.stage("Running stock Keras")
     with offline_trials(model, feed.dataset, clock=clock, kind=RecordingBench) as entered:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # a program under `tfaccel run` need not wait for it
 
 
 class UsageError(Exception):
-    """The user's words cannot be taken; the message is the one line that says why."""
+    """The command line is wrong; the message says in one line what is wrong with it."""
 
 
 class Result(Protocol):
@@ -30,7 +30,7 @@ class Result(Protocol):
 
 
 class Handover(NamedTuple):
-    """In place of a result: the process is the user's program's from now on.
+    """Stands for a result where the process becomes the user's program.
 
     `start` runs it and gives the exit status. What it raises is the program's own.
     """
@@ -51,7 +51,7 @@ class Command(NamedTuple):
 
     # Defines the command's arguments on the parser that it is handed.
     define: Callable[[argparse.ArgumentParser], None]
-    # Is handed what was parsed. Raises `UsageError` for words that it cannot take. A result
+    # Takes the parsed arguments. Raises `UsageError` for arguments that are wrong. A result
     # that names a failure (`exit_code` attribute other than 0) makes the command exit so.
     run: Callable[[argparse.Namespace], Result | Handover]
 

@@ -1,4 +1,4 @@
-"""How far a command is, on standard error: a line that changes in a terminal, lines elsewhere."""
+"""A command's progress on standard error: one changing line in a terminal, lines elsewhere."""
 
 import contextlib
 import sys
@@ -20,7 +20,7 @@ class Progress:
         self._status = status
 
     def stage(self, text: str, seconds: float | None = None) -> None:
-        """A stage begins, which takes at most so many seconds where that is known."""
+        """Begins a stage that takes at most so many seconds; None where that is unknown."""
         said = text if seconds is None else f"{text} (at most {seconds:.0f} s)"
         if self._status is None:
             self._say(said)

@@ -1,4 +1,4 @@
-"""The flags of `tfaccel run` for several workers, and what becomes of them."""
+"""The flags of `tfaccel run` for several workers, and what they start."""
 
 import argparse
 import functools
@@ -61,7 +61,7 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 
 def requested(args: argparse.Namespace) -> Request:
-    """What is asked of the launcher; UsageError for flags that don't go together."""
+    """The flags as a request to the launcher; UsageError for flags that exclude each other."""
     request = Request(
         workers=args.workers,
         hosts=args.hosts,
@@ -116,7 +116,7 @@ def _launched(program: Program, options: Options, request: Request) -> int:
 
 
 def _alone(program: Program, options: Options) -> int:
-    """Runs the program here; its backups go when it has ended well."""
+    """Runs the program here, and removes its backups when it has ended well."""
     ended_well = False
     try:
         status = start(program, options)

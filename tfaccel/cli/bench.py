@@ -37,7 +37,7 @@ _FLAGS = (
     *("batch_size", "data", "input_shape", "classes", "optimizer", "loss"),
     *("plans", "max_seconds", "devices"),
 )
-# Runs a program with these words and this environment, and gives what it printed.
+# Runs a program with these arguments and this environment, and returns what it printed.
 Run = Callable[[Sequence[str], Mapping[str, str]], str]
 
 

@@ -1,4 +1,4 @@
-"""tfaccel cache: what was learned on this machine, to look at, to carry away, to forget."""
+"""`tfaccel cache`: shows, exports, imports and clears what was learned on this machine."""
 
 import argparse
 import dataclasses
@@ -83,7 +83,7 @@ def _run(args: argparse.Namespace) -> Done:
 
 
 def _said(action: str, file: str | None, found: Contents) -> str:
-    """Does what was asked for; says so."""
+    """Does what was asked for, and returns a sentence on it."""
     holds = f"{len(found.plans)} plans and times of {len(found.rankings)} products"
     if action == "export" and file:
         export_cache(pathlib.Path(file), found)

@@ -61,7 +61,7 @@ def command(words: list[str]) -> int:
 
 
 def _done(words: list[str]) -> int | Handover:
-    """The exit status of a command; or what is to run, when nothing here may catch its errors."""
+    """The exit status of a command, or a program to run where nothing catches its errors."""
     try:
         args, unknown = _parser(words[:1]).parse_known_args(words or ["--help"])
         if unknown:
@@ -79,7 +79,7 @@ def _done(words: list[str]) -> int | Handover:
 
 
 def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser; of the commands only one that is asked for has its arguments."""
+    """The parser, in which only the command that is asked for has its arguments."""
     parser = Parser("tfaccel", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"tfaccel {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -137,7 +137,7 @@ def _complain(who: str, what: object, status: int) -> int:
 
 
 def _reader_left() -> int:
-    """Whoever read standard output has had enough (`| head`): no error of ours."""
+    """The exit status where the reader of standard output has left (`| head`): no error."""
     # Python flushes once more as it ends, and would complain then.
     # https://docs.python.org/3/library/signal.html#note-on-sigpipe
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,9 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `tfaccel`; None for those of this process.
 
     Returns:
-        The exit status: 0; 1 where a command failed, or found a problem; 2 for words
-        that can't be taken; 130 after Ctrl-C. Of a program under `tfaccel run`: its own,
-        and what it raises is raised.
+        The exit status: 0; 1 where a command failed, or found a problem; 2 for a wrong command
+        line; 130 after Ctrl-C. A program under `tfaccel run` has its own exit status, and what
+        it raises is raised.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     program = without_options(words)

@@ -120,7 +120,7 @@ def _writable(flag: str, name: str) -> pathlib.Path:
 
 
 def _write(path: pathlib.Path, text: str) -> tuple[bool, str]:
-    """Writes a file whole or not at all; what went wrong must not cost the result."""
+    """Writes a file whole or not at all; an error becomes a note and never costs the result."""
     try:
         replace_text(path, text + "\n")
     except OSError as error:

@@ -1,1 +1,1 @@
-"""What every part speaks of: plans and passes, the workload, replicas, tracing."""
+"""The concepts of all parts: plans and passes, the workload, replicas, tracing."""

@@ -1,4 +1,4 @@
-"""What XLA compiles anew for each size that it meets, and how many sizes those are."""
+"""Counts the sizes that XLA compiles parts of a step for."""
 
 import contextlib
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ class Sizes:
         self.count = tf.Variable(0, dtype=tf.int64, trainable=False)
 
     def too_many(self) -> bool:
-        """Whether there were more than are worth compiling for."""
+        """Whether there were more sizes than are worth compiling for."""
         return int(self.count.numpy()) > MOST_SIZES
 
     def note(self, shapes: list[tf.Tensor]) -> None:
@@ -43,17 +43,17 @@ class Sizes:
 
 
 def _digest(sizes: tf.Tensor) -> tf.Tensor:
-    """One number for a vector of sizes, which another vector is not expected to have."""
+    """One number for a vector of sizes, which no other vector is expected to have."""
     factors = np.random.default_rng(0).integers(1, 2**62, sizes.shape[0]) * 2 + 1
     return tf.reduce_sum((sizes + 1) * tf.constant(factors, tf.int64))
 
 
 class Compiled:
-    """What one trace has compiled for its size.
+    """The tensors for whose sizes one trace is compiled.
 
     `shapes` are those of its tensors that are not known while tracing. `inside` is whether there
-    is more in graphs inside this one (a loop, a part that is recomputed), whose tensors can't be
-    had out here.
+    are more in graphs inside this one (a loop, a part that is recomputed), whose tensors can't be
+    read out here.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Compiled:
         self.inside = False
 
     def note(self, tensor: tf.Tensor) -> None:
-        """Something is compiled for the size of a tensor."""
+        """Notes that something is compiled for the size of a tensor."""
         if self._graph is tf.compat.v1.get_default_graph():
             self.shapes.extend(shape_of(tensor))
         else:
@@ -74,7 +74,7 @@ _collectors: list[Compiled] = []
 
 @contextlib.contextmanager
 def collected() -> Iterator[Compiled]:
-    """Collects what is compiled for its size inside."""
+    """A block in which tensors are collected for whose size something is compiled."""
     collector = Compiled()
     _collectors.append(collector)
     try:
@@ -93,6 +93,6 @@ def shape_of(tensor: tf.Tensor) -> list[tf.Tensor]:
 
 
 def note(tensor: tf.Tensor) -> None:
-    """Says that something is compiled for the size of a tensor."""
+    """Notes, for the trace at hand, that something is compiled for the size of a tensor."""
     for collector in _collectors:
         collector.note(tensor)

@@ -2,9 +2,9 @@
 
 A gradient written by hand is a formula for the first order, and TensorFlow would differentiate
 that formula for the second. Where the layer's own ops stop a gradient that is zero in the first
-order and not in the second (`tf.nn.moments` does), the two differ, and a loss with a gradient
-in it (a gradient penalty, a differential equation) would be trained otherwise. So the second
-order is taken of the ops that the layer itself would run.
+order and not in the second (`tf.nn.moments` does), the two differ, and a loss that contains a
+gradient (a gradient penalty, a differential equation) would train differently. So the second
+order is computed from the ops that the layer itself would run.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +24,12 @@ def with_gradient(
     The functions use the tensors `inputs` outside, so that a gradient of the gradient finds them.
 
     Args:
-        inputs: what is differentiated with respect to.
+        inputs: the tensors with respect to which is differentiated.
         value: computes the result, or several.
         gradient: of the results' gradients, as those of the inputs.
-        plain: of the inputs: the same result by ops whose derivatives of every order are to
-            be had. It is called only where a second derivative is taken. None where the
-            derivatives of what `gradient` runs are right.
+        plain: of the inputs: the same result by ops that have the right derivatives of every
+            order. It is called only where a second derivative is taken. None where the
+            derivatives of the ops in `gradient` are right.
 
     >>> x = tf.constant(3.0)
     >>> with tf.GradientTape() as tape:

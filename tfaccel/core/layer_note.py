@@ -1,4 +1,4 @@
-"""How a layer runs, and what a pass makes of it, in words."""
+"""How a layer runs, without and with a pass, in words."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ _LIBRARIES = {
 class Runs:
     """How a layer runs: the work, whose kernel it is, its dtype, and where the channels are.
 
-    What is not known, or does not matter, is empty.
+    An attribute that is unknown, or does not matter, is empty.
     """
 
     op: str
@@ -33,11 +33,11 @@ class Runs:
         return ", ".join(part for part in (op, self.dtype, self.layout) if part)
 
     def replaced(self, **changes: str) -> "Runs":
-        """The same but for some attributes."""
+        """A copy with some attributes changed."""
         return dataclasses.replace(self, **changes)
 
     def extended(self, more: str) -> "Runs":
-        """The same with more said about its work; `more` may be empty."""
+        """A copy with more words on its work; `more` may be empty."""
         return self.replaced(op=f"{self.op}, {more}") if more else self
 
 
@@ -50,7 +50,7 @@ class LayerNote:
 
 
 def library(op: str, device: Device) -> str:
-    """Whose kernel computes an op on a device; empty where none is known."""
+    """The library whose kernel computes an op on a device; empty where unknown."""
     if op not in _LIBRARIES:
         return ""
     if device.kind == "GPU":

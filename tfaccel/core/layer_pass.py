@@ -17,8 +17,8 @@ from tfaccel.core.workload import Workload
 class LayerPass(Pass, is_base=True):
     """A pass that replaces attributes of layers while a step is traced.
 
-    A subclass says which layers (by their classes, `kinds` and `obstacle`, or by `layers`) and
-    what of them (`patches`). What keeps the pass off a workload, and how layers are put back,
+    A subclass says which layers it serves (by their classes, `kinds`, and `obstacle`, or by
+    `layers`) and which attributes it replaces (`patches`). Refusals, and how layers are put back,
     follow from these.
 
     Example:
@@ -34,7 +34,7 @@ class LayerPass(Pass, is_base=True):
     ...         yield "call", lambda inputs, **arguments: 2 * own(inputs, **arguments)
     """
 
-    # Why a model in which `layers` finds none is refused.
+    # The reason of a refusal where `layers` finds none in a model.
     no_layer: ClassVar[str] = "the model has no layer that the pass could serve"
     # The classes of layers that the pass looks at.
     kinds: ClassVar[tuple[type, ...]] = ()

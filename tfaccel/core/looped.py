@@ -1,4 +1,4 @@
-"""What a training loop of the user's own hands over, and what its steps give back."""
+"""The arguments and results of a step in a training loop of the user's own."""
 
 import abc
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +16,13 @@ class Call(NamedTuple):
 
 
 class Returned(dict[str, Any]):
-    """What a step returned, by names: the numbers that it is judged by, and the whole of it.
+    """A step's results: the numbers that it is judged by, by name, and all of them.
 
     The numbers are the floating-point scalars, such as losses; where there is none, all
     floating-point tensors.
 
     Attributes:
-        value: what was returned, untouched.
+        value: the results as they were returned.
 
     >>> sorted(Returned((tf.constant(0.5), {"loss": tf.constant(1.0), "count": 3})))
     ['1/loss', 'output 0']
@@ -39,7 +39,7 @@ class Returned(dict[str, Any]):
 
 
 class Looped(abc.ABC):
-    """What stands for the models of a loop where a `keras.Model` is asked for.
+    """Stands for the models of a loop where a `keras.Model` is needed.
 
     Attributes:
         trained_models: the user's.
@@ -49,7 +49,7 @@ class Looped(abc.ABC):
 
     @abc.abstractmethod
     def step_and(self, batch: Call, also: Callable[[], Any]) -> tuple[Any, Any]:
-        """While a step is traced: makes it, and gives what `also` tells within it, too."""
+        """Called while a step is traced, makes it; returns its results and those of `also`."""
 
     @abc.abstractmethod
     def more_state(self, batch: Call) -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Which machines are alike, so that what was measured on one holds on another."""
+"""Which machines are alike, so that measurements of one hold on another."""
 
 import dataclasses
 from typing import Any
@@ -9,14 +9,13 @@ from tfaccel.system.json_files import typed
 
 # What tells one class of CPUs from another, as /proc/cpuinfo writes it.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16")
-# How much less a measurement counts with each step away: another instruction set, the other
-# kernels of TensorFlow, another kind of device.
+# By what factor a measurement counts less for another instruction set, for the other kernels
 _OTHER_FLAGS, _OTHER_KERNELS, _OTHER_DEVICE = 0.5, 0.3, 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class MachineClass:
-    """The class of a machine: what decides which plans win on it."""
+    """The class of a machine: the facts that decide which plans win on it."""
 
     kind: str  # `"CPU"` or `"GPU"`
     flags: tuple[str, ...]  # instruction sets that matter; a GPU's name

@@ -1,4 +1,4 @@
-"""What can be done to a training step: passes, and plans made of passes."""
+"""Passes, which change a training step, and plans made of passes."""
 
 import abc
 import contextlib
@@ -41,8 +41,8 @@ class Pass(abc.ABC):
     """
 
     name: ClassVar[str]
-    # How much longer the first step of a step with this pass takes than the first
-    # step of the baseline: an estimate, used only to see what a budget can pay for.
+    # By what factor the first step under this pass takes longer than the baseline's: an
+    # estimate, used only to see what a budget can pay for.
     compile_factor: ClassVar[float] = 1.0
     # Whether the pass changes the forward computation, which validation shares.
     serves_validation: ClassVar[bool] = True
@@ -100,10 +100,10 @@ class Pass(abc.ABC):
         return Prior()
 
     def cache_key(self, workload: Workload) -> Any:
-        """What decides whether the pass serves or wins, beyond what every plan's key has.
+        """Facts that decide whether the pass serves or wins, beyond those in every plan's key.
 
         Returns:
-            A JSON value; None where there is nothing.
+            A JSON value; None where there are none.
         """
         return None
 
@@ -139,7 +139,7 @@ class Pass(abc.ABC):
         return None
 
     def sparing(self, layer: str) -> "Pass | None":
-        """This pass with one layer left as it is; None where it can't tell layers apart.
+        """This pass with one layer left as it is; None for a pass that can't leave one out.
 
         Args:
             layer: the layer's name.
@@ -219,7 +219,7 @@ class Plan:
 
     @property
     def changes_step(self) -> bool:
-        """Whether a step under the plan is computed otherwise than the user's own."""
+        """Whether a step under the plan computes in another way than the user's own."""
         return any(item.changes_step for item in self.passes)
 
     @property
@@ -246,7 +246,7 @@ class Plan:
         return any(item.compiles_sizes(workload) for item in self.passes)
 
     def prepare(self, context: StepContext, clock: Clock, deadline: float = math.inf) -> None:
-        """Has every pass find out what it must know before a step is traced under the plan.
+        """Runs each pass's `prepare`, before a step is traced under the plan.
 
         Args:
             context: `context.workload` has batches; `context.prepared` keeps what is found.

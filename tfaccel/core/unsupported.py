@@ -1,4 +1,4 @@
-"""Why a pass or a kernel can't serve, and what passes often say of a layer."""
+"""Why a pass or a kernel can't serve, and reasons that several passes have."""
 
 import dataclasses
 import enum
@@ -8,12 +8,12 @@ from typing import Any
 from tfaccel.compat import keras_private
 from tfaccel.measure.numerics import SIXTEEN_BITS
 
-# What layers that are computed in float32 inside may compute in.
+# The dtypes of layers that may be computed in float32 inside.
 FLOAT32_OR_LESS = ("float32", *SIXTEEN_BITS)
 
 
 class Refusal(enum.Enum):
-    """What kind of thing keeps a pass or a kernel off; an `Unsupported` says which one it is."""
+    """The kind of a reason why a pass or kernel can't serve; an `Unsupported` has the words."""
 
     CASE = "case"  # an argument or a kind of layer that it does not serve
     SHAPE = "shape"  # groups, strides, dilation or a window that it has no code for
@@ -45,7 +45,7 @@ class Unsupported:
     Attributes:
         cause: one clause that names the layer, argument or device in the way.
         remedy: one clause that says what would let the pass in; may be empty.
-        kind: what kind of thing the cause is.
+        kind: the kind of the cause.
     """
 
     cause: str
@@ -57,7 +57,7 @@ class Unsupported:
 
 
 def named(layer: Any) -> str:
-    """A layer as messages call it, such as `layer 'dense' (Dense)`."""
+    """A layer's name in messages, such as `layer 'dense' (Dense)`."""
     return f"layer {layer.name!r} ({type(layer).__name__})"
 
 
@@ -67,7 +67,7 @@ def kind_of(layer: Any, kinds: Iterable[type]) -> type | None:
 
 
 def own_method(layer: Any, kind: type, *names: str) -> Unsupported | None:
-    """Says which of a layer's methods are not `kind`'s, whose maths the pass knows."""
+    """The reason that a method of the layer is not `kind`'s, whose maths the pass knows."""
     own = keras_private.overridden(layer, kind, *names)
     return None if own is None else Refusal.OWN_CODE(f"{named(layer)} has a `{own}` of its own")
 
@@ -80,7 +80,7 @@ def is_reduced(layer: Any) -> bool:
 def other_dtype(
     layer: Any, allowed: Collection[str] = FLOAT32_OR_LESS, remedy: str = "use float32 or less"
 ) -> Unsupported | None:
-    """Says what a layer computes in, where that is none of the dtypes that are allowed."""
+    """The reason that a layer computes in a dtype that is not allowed; None where it may."""
     if str(layer.compute_dtype) in allowed:
         return None
     return Refusal.DTYPE(f"{named(layer)} computes in {layer.compute_dtype}", remedy)

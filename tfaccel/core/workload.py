@@ -1,4 +1,4 @@
-"""What is run: the model, batches it was fed, and how much is to come."""
+"""The workload: the model, batches that it was fed, and how much is to come."""
 
 import dataclasses
 import functools
@@ -27,17 +27,16 @@ class Workload:
         element_spec: the iterator's `element_spec` (batch size None), so that a
             replayed batch meets the same trace as a real one.
         steps_to_come: batches still to be trained on; None when unknown.
-        first_step_seconds: what the baseline's first step took, tracing included.
-        trace_seconds: what a first step with its trace takes, where the step was traced in an
-            earlier fit, so that `first_step_seconds` does not show it; 0.0 elsewhere.
-        step_seconds: what a baseline step takes once traced.
+        first_step_seconds: of the baseline's first step, tracing included.
+        trace_seconds: of a first step with its trace, where the step was traced in an earlier fit
+            and `first_step_seconds` does not show it; 0.0 elsewhere.
+        step_seconds: of a baseline step once traced.
         device: where it runs.
         callbacks: those of the fit; none outside of one, None where they can't be seen.
         training: whether steps train; in predictions they do not.
-        sizes_vary: whether batches come in so many sizes that nothing is worth compiling for
-            each.
-        optimize: what predictions are to be good at: `"throughput"` or `"latency"`.
-        allow: what the user lets predictions be computed in beside the usual: `"int8"`.
+        sizes_vary: whether batches come in too many sizes to compile for each.
+        optimize: the aim of predictions, `"throughput"` or `"latency"`.
+        allow: further precisions that the user allows for predictions: `"int8"`.
     """
 
     model: keras.Model
@@ -118,7 +117,7 @@ def replay(batches: tuple[Any, ...], element_spec: Any) -> tf.data.Dataset:
 
 
 def unattended(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The same dataset without tf.data's autotuning, for batches that are at hand anyway.
+    """The dataset without tf.data's autotuning, for batches that are in memory already.
 
     Its iterators have no thread that looks at their pace now and then. Destroying an iterator
     joins that thread, which sleeps for up to a minute between two looks.
@@ -132,7 +131,7 @@ def unattended(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def default_strategy() -> tf.distribute.Strategy:
-    """TensorFlow's strategy where there is none."""
+    """TensorFlow's strategy where no other is entered."""
     with tf.Graph().as_default():  # leaves the scope of whatever strategy is entered
         return tf.distribute.get_strategy()
 

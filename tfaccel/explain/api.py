@@ -1,4 +1,4 @@
-"""explain: layer by layer, what runs, what each pass would do, and why not something faster."""
+"""explain: layer by layer, what runs, what each pass would do, and why nothing faster runs."""
 
 import dataclasses
 import json
@@ -28,9 +28,9 @@ class Explanation:
         model: the model's name.
         device: the chip that it was explained for.
         plan: the plan that it was explained under; None when every pass was looked at.
-        passes: what each pass has to say of the whole step, by pass.
+        passes: whether each pass serves the step, or why not, by pass.
         rows: the model first, then layer by layer, then the optimizers.
-        notes: what concerns the whole step, such as what stands in the way of every pass.
+        notes: facts on the whole step, such as a reason that excludes every pass.
     """
 
     model: str
@@ -89,7 +89,7 @@ def explain(
     *,
     device: Device | None = None,
 ) -> Explanation:
-    """Says what each layer of a model runs as, and why not as something faster.
+    """Says how each layer of a model runs, and why it does not run faster.
 
     Nothing is run, traced or changed: layers are read, and the passes are asked by
     the same methods that decide while a step is traced.
@@ -98,7 +98,7 @@ def explain(
         model: built, so that shapes are known; compiled, so that its optimizer is.
         plan: what to explain the model under: a `tfaccel.Plan`, a list of pass
             names, or the path of a saved plan. None looks at every built-in pass.
-        device: what the model is to run on; None for this machine's.
+        device: that the model is to run on; None for this machine's.
 
     Returns:
         The explanation, with a row for each layer.

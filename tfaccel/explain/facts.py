@@ -1,4 +1,4 @@
-"""What a layer runs as on TensorFlow, and what of its arguments keeps it from running faster."""
+"""How a layer runs on TensorFlow, and which of its arguments keep it from running faster."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
@@ -59,7 +59,7 @@ _OPS: Mapping[str, str] = {
         ("StringLookup", "IntegerLookup", "TextVectorization", "Hashing"), "table look-ups"
     ),
 }
-# Ops to which it matters where the channels are.
+# Ops whose speed depends on where the channels are.
 _SPATIAL = {CONVOLUTION, _POOLING, "depthwise convolution", "transposed convolution"}
 # Products on Tensor Cores want sizes in multiples of 8 (16 bytes of 16-bit numbers):
 # https://docs.nvidia.com/deeplearning/performance/dl-performance-matrix-multiplication/index.html
@@ -77,7 +77,7 @@ _KEEPING_SIZES = (
 
 
 def runs(layer: keras.layers.Layer, device: Device) -> Runs:
-    """How the layer runs when nothing is done about it.
+    """How the layer runs without any pass.
 
     >>> str(runs(keras.layers.Flatten(), Device("CPU", "some CPU")))
     'another view, no copy, float32'
@@ -106,7 +106,7 @@ def by_xla(layer: Runs, device: Device) -> Runs:
 
 
 def _keras_kind(layer: keras.layers.Layer) -> str | None:
-    """What `keras.layers` calls the class that the layer is or derives from, if `_OPS` has it.
+    """The name in `keras.layers` of the class that the layer is or derives from, if `_OPS` has it.
 
     The class itself may have another name, as GroupQueryAttention does.
     """
@@ -142,7 +142,7 @@ def advice(
         layer: the layer.
         device: where it runs.
         model_weights: how many weights the whole model has.
-        served: the names of the passes that serve the layer, so that what it lacks is there.
+        served: the names of the passes that serve the layer, whose advice is left out.
     """
     lacks = [rule for name, rule in _LACKS.items() if name not in served]
     said = [rule(layer, device) for rule in (*_RULES, *lacks)]
@@ -224,7 +224,7 @@ _RULES: tuple[Callable[[Any, Device], str], ...] = (
     _float64,
     _groups,
 )
-# What Keras lacks for a layer, by the pass that has it.
+# Advice on kernels that Keras lacks, by the pass that has them.
 _LACKS: dict[str, Callable[[Any, Device], str]] = {
     "fused_rnn": _recurrence,
     "fused_attention": _attention,

@@ -1,4 +1,4 @@
-"""How far a `fit` has come, and how much of it is to follow."""
+"""How far a `fit` has come, and how many steps follow."""
 
 import math
 import sys
@@ -32,7 +32,7 @@ class Progress:
         self._calls_before_epoch = 0
 
     def begin_epoch(self, epoch: int) -> None:
-        """An epoch begins. The length of the one before is known now."""
+        """Begins an epoch; the length of the one before is known now."""
         if self._calls_in_epoch and self._batches_per_epoch is None:
             self._batches_per_epoch = self._calls_in_epoch * self._model.steps_per_execution
         self._epoch, self._calls_before_epoch = epoch, self._calls()
@@ -55,7 +55,7 @@ class Progress:
 
     @property
     def grows(self) -> bool:
-        """Whether more is to come the more was made: never, a fit has its epochs."""
+        """Whether the number of steps to come grows with those made: never, as epochs are fixed."""
         return False
 
     @property

@@ -1,4 +1,4 @@
-"""One `fit` under acceleration: who runs at each of its steps."""
+"""One `fit` under acceleration, and which function runs at each of its steps."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class FitSession:
         settings: what the user asked for.
         epochs: epochs of this fit.
         batches_per_epoch: None when unknown.
-        on_tuning: told the budget in seconds before trials begin.
-        on_report: told once, when it is decided how the training goes on.
+        on_tuning: called with the budget in seconds before trials begin.
+        on_report: called once with the report, when the choice is made.
         callbacks: those of this fit; None where they can't be seen.
 
     Attributes:
@@ -88,7 +88,7 @@ class FitSession:
 
     @property
     def plan(self) -> Plan:
-        """The plan in use; after the fit, the one that was."""
+        """The plan in use; after the fit, the last one."""
         return self._course.plan_run.plan
 
     @property
@@ -99,7 +99,7 @@ class FitSession:
 
     @property
     def validation(self) -> Validation | None:
-        """What stands in for the test function; None where that is left alone."""
+        """The stand-in for the test function; None where that is left alone."""
         return self._course.plan_run.validation
 
     @property
@@ -109,7 +109,7 @@ class FitSession:
 
     @property
     def report(self) -> Report | None:
-        """What tuning found; None before."""
+        """What tuning found; None before the choice."""
         return self._course.announcer.report
 
     @report.setter
@@ -122,7 +122,7 @@ class FitSession:
         return self._dispatcher.calls
 
     def workload(self) -> Workload:
-        """What is known of the training by now; no process need wait for another to read it."""
+        """The facts of the training so far; no process waits for another."""
         return self._course.observed.workload()
 
     def is_at_most(self, calls: int) -> bool:
@@ -149,7 +149,7 @@ class FitSession:
         course.races.contest = None
 
     def resume(self, earlier: FitSession) -> bool:
-        """Goes on with what an earlier fit of the same compiled model decided, if it did."""
+        """Goes on with the choice of an earlier fit of the compiled model, if there was one."""
         course, before = self._course, earlier._course
         same = earlier.model is self.model and earlier.baseline is self.baseline
         if not same or not before.is_decided or self.phase is not Phase.OBSERVE:
@@ -168,7 +168,7 @@ class FitSession:
         return True
 
     def leave_if_too_few(self) -> None:
-        """Leaves a fit alone from the start that is known to end before anything is decided."""
+        """Leaves a fit alone from the start if it is too short for any choice."""
         if self.report is not None:
             return
         steps = self._course.observed.agree_on_steps_to_come()
@@ -186,7 +186,7 @@ class FitSession:
         self._course.plan_run.begin_validation()
 
     def give_up(self, error: Exception) -> None:
-        """Something of tfaccel's failed: the training goes on with the original step."""
+        """Goes on with the original step, after tfaccel itself failed."""
         self._course.give_up(error)
 
     def stop(self) -> None:

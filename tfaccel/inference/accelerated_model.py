@@ -31,14 +31,12 @@ class AcceleratedModel:
     """What `tfaccel.accelerate` gives: the same predictions, faster.
 
     If something fails, the model's own function goes on, with one warning. Several threads may
-    predict at once. A plan whose
-    parts XLA compiles for each size serves the sample's size at once, and another one from
-    its third batch on; until then the model's own function predicts those (the rest at the end
-    of the data is such a batch).
+    predict at once. A plan that XLA compiles for each size serves the sample's size at once, and
+    another size from its third batch on; until then the model's own function predicts (so for
+    the rest at the end of the data).
 
-    Under a plan with `frozen_weights` the weights are those of the time of the call; under
-    another one they are the model's present ones. `refresh` takes the present ones in any
-    case.
+    Under a plan with `frozen_weights` the weights are those of the time of `accelerate`; under
+    others they are the model's present ones. `refresh` always takes the present ones.
 
     Attributes:
         model: the model, as it was.
@@ -68,7 +66,7 @@ class AcceleratedModel:
 
     @property
     def plan(self) -> Plan:
-        """What predictions are made under; `Plan()` for the model's own function."""
+        """The plan of the predictions; `Plan()` for the model's own function."""
         return Plan() if self._function is None else self._function.plan
 
     def predict(
@@ -88,9 +86,9 @@ class AcceleratedModel:
 
         Args:
             x, batch_size, verbose, steps, callbacks: as for `model.predict`.
-            validate: whether to look for NaN and Inf in inputs and predictions. What is found is
-                in `findings`, with a warning; nothing is left out. Where the inputs' predictions
-                are finite by the model's own function alone, those are given.
+            validate: whether to look for NaN and Inf in inputs and predictions. They are listed in
+                `findings`, with a warning; no sample is left out. Batches whose predictions are
+                finite by the model's own function alone are predicted by that.
 
         Example:
 
@@ -116,7 +114,7 @@ class AcceleratedModel:
         return predicted
 
     def _predict(self, x: Any, batch_size: Any, verbose: Any, steps: Any, callbacks: Any) -> Any:
-        """Keras's own `predict` where it must be, and where anything fails beside the model."""
+        """Predicts without Keras's loop if that suffices and works, else by its `predict`."""
         why, asked = None, (x, batch_size, verbose, steps, callbacks)
         with contextlib.ExitStack() as stack:
             try:
@@ -172,7 +170,7 @@ class AcceleratedModel:
 
         A SavedModel whose signature has the names of the model's inputs and outputs where
         TensorFlow predicts, an engine's own files where an engine does (docs/inference.md). The
-        report tells how much it is. It is made for machines like this one.
+        report then has its size. It is made for machines like this one.
 
         Args:
             folder: a new one, an empty one, or one that was saved to before.
@@ -185,9 +183,9 @@ class AcceleratedModel:
         self.report = self.report.saved(written)
 
     def refresh(self) -> None:
-        """Takes the model as it is now: its weights, and whatever else was changed in it.
+        """Takes the model as it is now: its weights, and all else that was changed in it.
 
-        Nothing is tried again: a model with other layers wants another `accelerate`.
+        Nothing is tried again: a model with other layers needs another `accelerate`.
         """
         self._own = own_function(self.model)
         if self._function is not None:
@@ -195,13 +193,13 @@ class AcceleratedModel:
             self._times.clear()
 
     def _predict_batch(self, x: Any) -> Any:
-        """One batch, in whatever `predict` takes; arrays are copied only for TensorFlow."""
+        """Predicts one batch of any kind that `predict` takes, by arrays where that works."""
         function = self._function
         made = as_arrays if function is not None and function.takes_arrays else as_tensors
         return self._run([keras.utils.pack_x_y_sample_weight(made(x))])
 
     def _run(self, data: Any) -> Any:
-        """A list of batches as Keras hands them over, by the plan where it serves them."""
+        """Predicts a list of batches as Keras hands them over, by the plan if that serves them."""
         function = self._function
         if function is None:
             return self._run_own(data)
@@ -216,7 +214,7 @@ class AcceleratedModel:
         return self._run_own(data)
 
     def _run_own(self, data: Any) -> Any:
-        """The model's own predictions; arrays were for an engine, which others may have left."""
+        """The model's own predictions, for tensors or for arrays that were meant for an engine."""
         if any(isinstance(leaf, np.ndarray) for leaf in tf.nest.flatten(data)):
             data = [as_tensors(batch) for batch in data]
         return self._own(data)
@@ -226,7 +224,7 @@ class AcceleratedModel:
             return function.accepts(data)
         if any(isinstance(leaf, tf.experimental.Optional) for leaf in tf.nest.flatten(data)):
             return False
-        # Where XLA compiles the model's own function too, there is no way around it.
+        # XLA compiles the model's own function for each size, too, so that would be no better.
         if not function.compiles_sizes or self.model.jit_compile:
             return True
         sizes = shapes(data)
@@ -249,7 +247,7 @@ class AcceleratedModel:
         )
 
     def _checked(self, data: Any, watch: Watch) -> Any:
-        """Predictions, by the model's own function where that alone finds finite ones."""
+        """Predictions; those of the model's own function where only they are finite."""
         outputs = self._run(data)
         if self._function is None or is_finite(outputs):
             return outputs

@@ -33,9 +33,9 @@ from tfaccel.steps.snapshot import Snapshot
 
 # Calls of the model's own function that are timed first. The first is traced.
 _OWN_CALLS = 3
-# How much of the time for trials one engine may look for the ops that lose too much in 8 bits.
+# The share of the time for trials in which an engine may look for ops that 8 bits harm.
 _SEARCH_SHARE = 0.25
-# What predictions may be optimized for.
+# The aims of `optimize`.
 AIMS = ("throughput", "latency")
 
 
@@ -69,8 +69,8 @@ def accelerate(
         plan: `"auto"`, or one plan, such as that of a training, less what serves training alone.
         y: the sample's labels, for the metric's column and for `allow`.
         allow: `("int8",)` lets engines compute in 8 bits, calibrated on the sample.
-        max_drop, metric: how much less of which metric 8 bits may give: `"accuracy"`, or a
-            function of labels and predictions, of which more is better.
+        max_drop, metric: how far 8 bits may lower the metric: `"accuracy"`, or a function of
+            labels and predictions whose larger values are better.
         batch_size: samples in a batch, the size that matters; None for all of the sample.
         optimize: `"throughput"`; or `"latency"`: engines give one batch all cores.
         includes, excludes: names of passes and engines to try (docs/inference.md).
@@ -78,7 +78,7 @@ def accelerate(
         max_tuning_seconds, cache_dir, verbose: as in `AccelCallback`.
 
     Raises:
-        TypeError: `model` is no Keras model, or `sample` nothing that can be predicted.
+        TypeError: `model` is not a Keras model, or `sample` is of a kind that can't be predicted.
         ValueError: `sample` is empty, or an argument breaks its rule.
 
     >>> model, x = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]), np.ones((32, 4))
@@ -98,7 +98,7 @@ def accelerate(
 
 @dataclasses.dataclass(frozen=True)
 class _Wish:
-    """What predictions are to be good at, and what they may lose."""
+    """The aim of the predictions, and how much accuracy they may lose."""
 
     optimize: str
     allow: tuple[str, ...]
@@ -106,7 +106,7 @@ class _Wish:
 
 
 def _inputs(model: Any, sample: Any, optimize: str) -> Any:
-    """The sample's inputs, once the other arguments are looked at."""
+    """The sample's inputs, after the other arguments are checked."""
     if optimize not in AIMS:
         raise ValueError(f"`optimize` must be one of {', '.join(AIMS)}. Received: {optimize!r}")
     if not isinstance(model, keras.Model):
@@ -193,7 +193,7 @@ def _trials(
 
 
 def _hindrance(model: keras.Model) -> str:
-    """What makes acceleration impossible from the start; empty when nothing does."""
+    """Why acceleration is impossible from the start; empty where it is possible."""
     if model.run_eagerly:
         return "The model runs eagerly (run_eagerly=True), so there is nothing compiled."
     if model.distribute_strategy is not default_strategy():
@@ -215,7 +215,7 @@ def _timed(workload: Workload, own: Callable[[Any], Any], clock: Clock) -> Workl
 def _rescued(
     workload: Workload, error: Exception, settings: Options
 ) -> tuple[Report, PredictFunction] | None:
-    """How to predict where the model's own function can't run here."""
+    """A report and a function that predicts where the model's own can't run; None without one."""
     able = fallbacks(workload, settings.considered, settings.plan)
     report = fallback(able, error, settings.plan)
     if report is None:
@@ -237,7 +237,7 @@ def _remembered(report: Report, bench: PredictionTrials) -> Report:
     """A report from the cache. Its plan is compared with these weights; it is not timed again."""
     note = "From the cache."
     if not report.plan.is_baseline:
-        # What was measured before is on disk; there is no time for anything new.
+        # Earlier measurements are on disk; there is no time for new ones.
         trial = bench.check(report.plan, bench.clock())
         if trial.outcome is not Outcome.FASTER:
             note = f"{report.plan} is in the cache, but does not serve now: {trial.reason}."

@@ -15,7 +15,7 @@ from tfaccel.core.tracing import unmarked
 from tfaccel.core.workload import Workload
 from tfaccel.inference.sample import spec_of
 
-# How TensorFlow marks a call of what XLA is to compile.
+# The attribute of calls that XLA is to compile.
 _COMPILED = "_XlaMustCompile"
 ENDPOINT = "serve"
 
@@ -23,8 +23,8 @@ ENDPOINT = "serve"
 class PredictFunction:
     """A function like `model.predict_function`, traced under a plan.
 
-    It runs the model's `predict_step`, the user's own where there is one. The passes are
-    entered whenever it is traced, and the model has no mark of that afterwards.
+    It runs the model's `predict_step`, the user's own where there is one. The passes are active
+    whenever it is traced, and leave the model as it was.
 
     Args:
         workload: the model, built, and its facts.
@@ -32,7 +32,7 @@ class PredictFunction:
         prepared: what the plan's passes found out before.
 
     Attributes:
-        plan: what it was made for.
+        plan: that it is traced under.
         compiles_sizes: whether XLA compiles some of it anew for each size; known once it ran.
         takes_arrays: False, as TensorFlow would copy them at each call.
     """
@@ -48,11 +48,11 @@ class PredictFunction:
         self._under_plan = SharedContext(lambda: plan.applied(context))
         self._function = tf.function(self.step, reduce_retracing=True, autograph=False)
         with unmarked(workload.model), self._under_plan:
-            pass  # what passes keep is made now and not in a trace: weights as they are, variables
+            pass  # passes make variables and copies here, not in a trace
 
     def __call__(self, data: Any) -> Any:
         """Predicts a list of batches, as Keras hands them over; one for each step of a call."""
-        # Inputs alone come in a tuple or not; that must not mean another trace.
+        # Inputs alone may come in a tuple or not, which must not cause another trace.
         batches = [batch if isinstance(batch, tuple) else (batch,) for batch in data]
         parts = [self._function(batch) for batch in batches]
         if len(parts) == 1:
@@ -70,7 +70,7 @@ class PredictFunction:
         return self._workload.layers
 
     def again(self) -> "PredictFunction":
-        """The same for the model as it is now."""
+        """The function for the model as it is now."""
         # Layers are looked up anew.
         made = PredictFunction(dataclasses.replace(self._workload), self.plan, self._prepared)
         made.compiles_sizes = self.compiles_sizes
@@ -91,7 +91,7 @@ class PredictFunction:
 
 def _is_compiled(operation: tf.Operation) -> bool:
     if not operation.type.endswith("PartitionedCall"):
-        return False  # a constant's attributes would be megabytes
+        return False  # reading a constant's attributes would copy megabytes
     attributes = operation.node_def.attr
     return _COMPILED in attributes and attributes[_COMPILED].b
 
@@ -99,7 +99,7 @@ def _is_compiled(operation: tf.Operation) -> bool:
 def own_function(model: keras.Model) -> Any:
     """The model's own predict function; the model keeps the one that it has."""
     with instance_attribute(model, "predict_function", None):
-        model.make_predict_function()  # as Keras asks for it; there is none, so it is made
+        model.make_predict_function()  # makes one, as the model has none at this moment
         return model.predict_function
 
 
@@ -128,13 +128,13 @@ def save(
     for layer in tracked(model, function):
         archive.track(layer)
     archive.add_endpoint(ENDPOINT, serve, input_signature=[signature(model, sample)])
-    # Nobody trains it, and gradients of what XLA compiled can't be traced by themselves.
+    # It has no gradients: those of functions that XLA compiles can't be traced alone.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     archive.write_out(os.fspath(path), options=options, verbose=False)
 
 
 def tracked(model: keras.Model, function: PredictFunction | None) -> list[Any]:
-    """What holds the variables and tables that the graph reads."""
+    """The objects that hold the variables and tables that the graph reads."""
     if function is None or not function.is_frozen:
         return [model]
     # Constants are in the graph. Lookup tables are in layers without weights.
@@ -142,7 +142,7 @@ def tracked(model: keras.Model, function: PredictFunction | None) -> list[Any]:
 
 
 def signature(model: keras.Model, sample: Any) -> Any:
-    """Floating-point numbers and sizes as declared, where they are; the rest as in the sample."""
+    """The inputs' specs: floating-point dtypes and sizes as declared, others as sampled."""
     spec = spec_of(sample)
     try:
         declared = list(model.inputs)

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfaccel.compat import keras_private
 from tfaccel.core.workload import default_strategy
 
-# What Keras takes where there is no `batch_size`.
+# Keras's default `batch_size`.
 _BATCH_SIZE = 32
 # Arrays of numbers, which Keras feeds as they are or in `floatx`.
 _NUMBERS = "fiub"
@@ -44,14 +44,14 @@ def is_plain(model: keras.Model, x: Any, batch_size: Any, verbose: Any, *others:
 def predict_arrays(
     predict: Callable[[Any], Any], x: Any, batch_size: int | None, verbose: Any
 ) -> Any:
-    """What `model.predict` gives for arrays.
+    """Predicts arrays as `model.predict` does.
 
-    Inputs are cut batch by batch, and outputs written into one array each, so that neither is
-    there twice.
+    Inputs are cut batch by batch, and outputs are written into one array each, so neither is held
+    twice.
 
     Args:
-        predict: gives tensors for the inputs of one batch.
-        x, batch_size, verbose: what `is_plain` has agreed to.
+        predict: takes the inputs of one batch, gives tensors.
+        x, batch_size, verbose: as `is_plain` accepts them.
     """
     count, size = _rows(keras.tree.flatten(x)[0]), batch_size or _BATCH_SIZE
     bar = _bar(-(-count // size), verbose)
@@ -71,8 +71,8 @@ def predict_arrays(
 class _Output:
     """One output for all samples: an array that is filled batch by batch.
 
-    What has another number of rows than the inputs, or is no plain tensor, is joined as Keras
-    joins it.
+    Outputs with another number of rows than the inputs, and outputs that are no plain tensors, are
+    joined as Keras joins them.
     """
 
     def __init__(self, count: int):
@@ -106,7 +106,7 @@ class _Output:
 
 
 def _rows(leaf: Any) -> int:
-    """How many samples an array has; -1 for what only Keras knows how to feed."""
+    """How many samples an array has; -1 for types that only Keras can feed."""
     if isinstance(leaf, np.ndarray):
         return len(leaf) if leaf.ndim and leaf.dtype.kind in _NUMBERS else -1
     if not isinstance(leaf, tf.Tensor) or not leaf.shape.rank:
@@ -116,7 +116,7 @@ def _rows(leaf: Any) -> int:
 
 
 def _bar(steps: int, verbose: Any) -> Callable[[int], None]:
-    """Draws Keras's progress bar, as its `predict` does, when it is told what is done."""
+    """A function that draws Keras's progress bar when it is told how many steps are done."""
     if verbose == 0:
         return lambda done: None
     shown = 1 if verbose == "auto" else verbose

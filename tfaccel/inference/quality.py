@@ -1,4 +1,4 @@
-"""What the user's labels say of predictions: the metric, and how much of it 8 bits may cost."""
+"""The metric of predictions by the user's labels, and how much of it 8 bits may cost."""
 
 import dataclasses
 import time
@@ -11,21 +11,21 @@ import numpy as np
 from tfaccel.inference.sample import sample_size
 from tfaccel.measure.timing import Clock
 
-# What may be allowed beside what is as faithful as the tolerance asks for.
+# The values of `allow`: candidates that are not held to the tolerance.
 ALLOWED = ("int8",)
 Metric = Callable[[Any, Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """Labelled samples, and what counts on them.
+    """Labelled samples, and the metric on them.
 
     Attributes:
         x: the inputs of all samples, as tensors in the model's structure.
         y: their labels, as arrays in any structure.
         metric: takes labels and predictions; larger is better.
         max_drop: how much less of the metric is allowed.
-        seconds: how long what loses too much may be looked for, by `clock`.
+        seconds: by `clock`, in which ops that 8 bits harm may be looked for.
     """
 
     x: Any
@@ -78,7 +78,7 @@ class Quality:
         return lambda: self.clock() - start < self.seconds
 
     def violation(self, before: float, after: float) -> str | None:
-        """What is lost too much, in words; None where it is not."""
+        """A sentence on a metric that fell too far; None where it did not."""
         if before - after <= self.max_drop:
             return None
         return (
@@ -90,7 +90,7 @@ class Quality:
 def asked_quality(
     x: Any, y: Any, allow: Collection[str], max_drop: float, metric: str | Metric
 ) -> Quality | None:
-    """What the user's arguments stand for; None without labels.
+    """The user's arguments as a `Quality`; None without labels.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names it.
@@ -125,7 +125,7 @@ def asked_quality(
 def accuracy(labels: Any, predictions: Any) -> float:
     """The share of samples whose class is the label's.
 
-    Labels are classes or one-hot rows of them; where there is one number, 0.5 divides two classes.
+    Labels are classes or one-hot rows. For one number a prediction, 0.5 divides two classes.
     """
     if keras.tree.is_nested(labels) or keras.tree.is_nested(predictions):
         raise ValueError("'accuracy' is for one output; give a function for several")

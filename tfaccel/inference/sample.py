@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfaccel.compat.patching import instance_attribute
 from tfaccel.core.tracing import unmarked
 
-# By how much of its own spread a number is moved in a sample that is changed.
+# By what share of its own spread a number is moved in a changed sample.
 _MOVED = 0.05
 _KINDS = (
     "arrays or tensors as for `model.predict` (also in lists or dicts), a tf.data.Dataset of "
@@ -27,11 +27,11 @@ def first_batch(model: keras.Model, sample: Any) -> Any:
 
     Args:
         model: nothing of it is run or changed.
-        sample: whatever `predict` takes, and can begin anew. All of an array is one batch.
+        sample: of any kind that `predict` takes and that can begin anew. An array is one batch.
 
     Raises:
-        TypeError: `sample` is of another kind.
-        ValueError: there is nothing in it.
+        TypeError: `sample` is of a kind that `predict` does not take.
+        ValueError: `sample` is empty.
     """
     if isinstance(sample, collections.abc.Iterator | str | bytes | None):
         raise TypeError(f"`sample` must be {_KINDS}. Received: {type(sample).__name__}")
@@ -48,7 +48,7 @@ def first_batch(model: keras.Model, sample: Any) -> Any:
     try:
         with unmarked(model), instance_attribute(model, "predict_function", take):
             keras.Model.predict(model, sample, batch_size=size, steps=1, verbose=0)
-    except NameError:  # Keras's way to say that there was no batch
+    except NameError:  # that is how Keras says that there was no batch
         pass
     except (TypeError, ValueError) as error:
         kind = type(sample).__name__
@@ -83,7 +83,7 @@ def first_samples(x: Any, count: int | None) -> Any:
 
 
 def spec_of(x: Any) -> Any:
-    """What batches like this one are, of any number of samples."""
+    """The specs of batches like this one, of any number of samples."""
 
     def spec(leaf: Any) -> Any:
         if not isinstance(leaf, tf.Tensor):
@@ -119,7 +119,7 @@ def as_tensors(x: Any) -> Any:
 
 
 def as_arrays(x: Any) -> Any:
-    """The same, of which what is no tensor stays an array: engines need no tensors."""
+    """As `as_tensors`, but arrays stay arrays: engines need no tensors."""
 
     def array(leaf: Any) -> Any:
         if leaf is None or tf.is_tensor(leaf):

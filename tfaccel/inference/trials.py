@@ -40,14 +40,13 @@ from tfaccel.system.memory import Peak, meter_for
 
 Outputs = dict[str, np.ndarray]
 _FLOATS = "fcV"  # V: bfloat16 and its kin
-# How far the sum of an output's last axis may be from 1 for it to be probabilities: what 16 bits
-# make of them.
+# How far the sum of an output's last axis may be from 1, by 16 bits, for it to be probabilities.
 _PROBABILITY = 2e-2
-# How often the error that 16-bit weights alone make a plan's in 16 bits may be, and the most that
-# it may be in any case. ResNet50 and MobileNetV2 with random weights: 0.08 and 0.10 by their
+# How many times the error that 16-bit weights alone cause a plan's may be in 16 bits, and the
+# largest error in any case. ResNet50 and MobileNetV2 with random weights: 0.08 and 0.10 by their
 # weights, 1.1 to 1.2 times that under Keras's policy and by OpenVINO.
 _LIKELY, _MOST_IN_16_BITS = 2.0, 0.2
-# Calls by which latency is told, and the seconds that they may take.
+# Calls by which latency is measured, and the most seconds that they may take.
 _CALLS, _CALLS_SECONDS = 100, 4.0
 
 
@@ -62,7 +61,7 @@ class PredictionTrials(TrialRunner):
         own: Keras's own predict function, traced already.
         clock: seconds.
         tolerance: the user's; None for the table's.
-        cache: where engines keep what compiling made; None for nowhere.
+        cache: the folder of engines' compiled models; None for none.
         quality: the user's labelled samples; None for none.
 
     Raises:
@@ -93,7 +92,7 @@ class PredictionTrials(TrialRunner):
         return worst(compare(ref, found) for ref, found in self._pairs(plan))
 
     def _pairs(self, plan: Plan) -> Iterator[tuple[Outputs, Outputs]]:
-        """The model's own outputs, and what each way to predict under the plan makes of them."""
+        """Pairs of the model's own outputs and a plan's, for each batch and each way to predict."""
         function = self.step_function(plan)
         other_sizes = getattr(function, "any_size", None)
         for run in filter(None, (function, other_sizes)):
@@ -116,7 +115,7 @@ class PredictionTrials(TrialRunner):
         """Batches, and what the model's own function predicts."""
         found = [(self._data, self._run(self._own, self._data))]
         other = [changed(batch) for batch in self._data]
-        # The user's own code may refuse what is no real sample.
+        # The user's own code may refuse a changed sample, which is no real one.
         with contextlib.suppress(tf.errors.OpError, ValueError, TypeError):
             found.append((other, self._run(self._own, other)))
         return found
@@ -127,7 +126,7 @@ class PredictionTrials(TrialRunner):
         return self._drift_after(round_otherwise, self.workload.layers)
 
     def _sensitivity(self, dtype: str) -> float:
-        """How far they are if weights, and nothing else, are rounded to 16 bits."""
+        """How far the model's own outputs are from themselves with weights rounded to 16 bits."""
         if dtype not in self._sensitivities:
             drifts = [self._drift_after(change, dtype) for change in (round_once, move)]
             self._sensitivities[dtype] = worst(drifts).output
@@ -189,7 +188,7 @@ class PredictionTrials(TrialRunner):
 
     @contextlib.contextmanager
     def _peak_memory(self) -> Iterator[Callable[[], int | None]]:
-        """On a CPU: how far the process grew, as engines are beside TensorFlow's allocator."""
+        """On a CPU the growth of the process, as engines don't use TensorFlow's allocator."""
         with contextlib.ExitStack() as measuring:
             try:
                 peak = measuring.enter_context(meter_for(self.workload.device).measured())
@@ -236,7 +235,7 @@ class PredictionTrials(TrialRunner):
         )
 
     def _lost(self, plan: Plan, drift: Drift, metric: float | None) -> str | None:
-        """What a plan loses too much, in words: of the metric in 8 bits, else of its numbers."""
+        """What a plan loses too much of, in words: the metric in 8 bits, else precision."""
         engine = engine_of(plan)
         if engine is None or engine.precision != EIGHT_BITS or not drift.finite:
             return self.violation(plan, drift)
@@ -248,7 +247,7 @@ class PredictionTrials(TrialRunner):
 def compare(reference: Outputs, candidate: Outputs) -> Drift:
     """The drift of outputs: the worst one's relative error.
 
-    What is no floating-point number (a class, a word) must be the same.
+    Values that are not floating-point (classes, words) must be the same.
     """
     errors = {name: _error(value, candidate.get(name)) for name, value in reference.items()}
     name = max(errors, key=lambda one: errors[one], default="")
@@ -258,7 +257,7 @@ def compare(reference: Outputs, candidate: Outputs) -> Drift:
 
 
 def top1_agreement(pairs: Iterable[tuple[Outputs, Outputs]]) -> float | None:
-    """The share of samples of which two sides say the same class; None without probabilities.
+    """The share of samples with the same class on both sides; None without probabilities.
 
     An output holds probabilities where its last axis sums to 1 and nothing is negative.
     """

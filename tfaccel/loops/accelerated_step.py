@@ -20,20 +20,20 @@ from tfaccel.training.phases import Phase
 
 
 class Stepper:
-    """Makes steps by the original function, or by a session that may find a plan for it.
+    """Runs steps by the original function, or by a session that may find a plan for it.
 
     Args:
         models: the user's.
         optimizers: the user's.
-        function: makes a step; None where it must be left as it is.
-        original: makes a step of the original, wherever no session does.
+        function: makes a step; None where that must be left as it is.
+        original: makes a step of the original where no session does.
         settings: what the user asked for.
         steps: how many there will be in all; None where unknown.
-        verbose: whether to say what was decided.
+        verbose: whether to print the choice.
         note: why the function is left as it is; empty where it need not be.
 
     Attributes:
-        session: what makes steps; None before the first one, and where nothing can be done.
+        session: makes the steps; None before the first one, and where nothing can be done.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class Stepper:
         self._has_begun = False
 
     def __call__(self, call: Call) -> Any:
-        """Makes a step; what the function raises is raised."""
+        """Makes a step; errors of the function are raised."""
         session = None
         try:
-            # While the user traces, the original is what is to be traced.
+            # A user's own trace is to have the original step.
             if not tf.inside_function():
                 session = self._present(call)
         except Exception as error:
@@ -69,13 +69,13 @@ class Stepper:
         return self._original(*call.args, **call.kwargs) if session is None else session(call)
 
     def _present(self, call: Call) -> LoopSession | None:
-        """What makes this step; None for the original."""
+        """The session that makes this step; None for the original."""
         if not self._has_begun:
             self._begin(call)
         return None if self.session is None or self.session.is_over else self.session
 
     def _leave(self, error: Exception) -> None:
-        """tfaccel's own work failed: the original makes all steps from now on."""
+        """Leaves all further steps to the original, after tfaccel's own work failed."""
         self.session, self._has_begun = None, True
         self._note = f"It could not be accelerated: {error_line(error)}."
         notices.warn(f"tfaccel leaves the loop as it is: {self._note}", stacklevel=4)
@@ -93,7 +93,7 @@ class Stepper:
         return self.session.report
 
     def finish(self) -> None:
-        """The loop has ended."""
+        """Ends the session with the loop."""
         try:
             if self.session is not None:
                 self.session.finish()
@@ -133,7 +133,7 @@ class AcceleratedStep:
     Attributes:
         plan: the plan in use; `Plan()` until one is chosen, and where none is.
         report: the `Report` of what was tried, and why not more.
-        session: what makes the steps; None where the function is left as it is.
+        session: makes the steps; None where the function is left as it is.
         path: the phases that the loop went through, the present one last.
     """
 
@@ -155,7 +155,7 @@ class AcceleratedStep:
 
     @property
     def session(self) -> LoopSession | None:
-        """What makes the steps; None before the first, and where the function is left alone."""
+        """The session that makes the steps; None before the first, and without acceleration."""
         return self._stepper.session
 
     @property
@@ -173,7 +173,7 @@ class AcceleratedStep:
 
 
 def _ineligibility(models: tuple[keras.layers.Layer, ...], call: Call) -> str:
-    """What makes acceleration impossible from the start; empty when nothing does."""
+    """Why acceleration is impossible from the start; empty where it is possible."""
     if tf.config.functions_run_eagerly():
         return (
             "TensorFlow runs functions eagerly (tf.config.run_functions_eagerly(True)), so there "

@@ -36,9 +36,9 @@ def accelerate_step(
 ) -> AcceleratedStep:
     """Makes a custom training loop faster, or leaves it as it was.
 
-    What `AccelCallback` does in `fit` (docs/choice.md), on the calls that a loop makes. What is
-    returned tells how a step went: of a dict, the items that are called a loss; else all
-    floating-point scalars. docs/loops.md has what is left alone, and examples.
+    It does on the calls of a loop what `AccelCallback` does in `fit` (docs/choice.md). Steps are
+    judged by what they return: of a dict, the items with the name of a loss; else all
+    floating-point scalars. docs/loops.md has examples, and says which loops are left alone.
 
     Args:
         step: a `tf.function` (or, with `compile=True`, a plain function) that trains on one
@@ -48,8 +48,8 @@ def accelerate_step(
         plan: as in `AccelCallback`.
         model: the model that `step` trains, or all of them in a list.
         optimizer: the optimizer that it applies, or all in a list; None for updates by hand.
-        steps: how many calls there will be; None where unknown: then as many are expected as were
-            made so far.
+        steps: how many calls there will be in all. None: at any time as many are expected to
+            follow as were made so far.
         compile: whether a plain function may be compiled, whose Python code then runs once.
         verbose: as in `AccelCallback`.
         options: the other arguments of `AccelCallback`, by name: `includes`, `excludes`,
@@ -57,8 +57,8 @@ def accelerate_step(
             `cache_dir`, `guard`, `clock`.
 
     Returns:
-        What to call in place of `step`, with a `plan`, a `report` and a `finish()`. For a model:
-        in place of `model.train_on_batch`, with `train_on_batch`, `test_on_batch` and
+        A function to call in place of `step`, with a `plan`, a `report` and a `finish()`. For a
+        model it stands for `model.train_on_batch` and has `train_on_batch`, `test_on_batch` and
         `predict_on_batch`, none of which is traced anew for each size of batch.
 
     Raises:

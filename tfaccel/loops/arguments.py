@@ -1,4 +1,4 @@
-"""What a loop says of its models and optimizers, checked at the door."""
+"""A loop's models and optimizers, as arguments that are checked."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import keras
 
 
 def as_models(model: Any) -> tuple[keras.layers.Layer, ...]:
-    """One model or several as a tuple; TypeError where they are none."""
+    """One model or several as a tuple; TypeError for anything else."""
     found = tuple(model) if isinstance(model, Sequence) else (model,)
     if not found or not all(isinstance(one, keras.layers.Layer) for one in found):
         raise TypeError(
@@ -18,7 +18,7 @@ def as_models(model: Any) -> tuple[keras.layers.Layer, ...]:
 
 
 def as_optimizers(optimizer: Any) -> tuple[keras.optimizers.Optimizer, ...]:
-    """No optimizer, one or several as a tuple; TypeError where they are none."""
+    """No optimizer, one or several as a tuple; TypeError for anything else."""
     if optimizer is None:
         return ()
     found = tuple(optimizer) if isinstance(optimizer, Sequence) else (optimizer,)

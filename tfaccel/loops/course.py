@@ -1,4 +1,4 @@
-"""How a loop gets from one phase to the next: as a fit does, and on, as it turns out longer."""
+"""How a loop gets from one phase to the next: as a fit, with further searches as it grows."""
 
 from tfaccel.core.workload import Workload
 from tfaccel.training.course import Course
@@ -7,9 +7,9 @@ from tfaccel.training.races import Contest
 
 
 class LoopCourse(Course):
-    """A course that looks for more while a plan runs, where the length is not known.
+    """A course that goes on searching while a plan runs, where the length is unknown.
 
-    What did not pay for the steps that were expected may pay for twice as many. The batches of the
+    A trial that did not pay for the expected steps may pay for twice as many. The batches of the
     search are kept for that.
     """
 
@@ -21,7 +21,7 @@ class LoopCourse(Course):
         super()._end_race(contest)
 
     def look_again(self) -> None:
-        """Another candidate is checked, and raced, where the loop has doubled and one may pay."""
+        """Checks and races another candidate, if the loop has doubled and one may pay."""
         found, workload = self.chooser.candidates, self._searched
         epoch = self._progress.epoch
         if self.phase is not Phase.RUN or not self._progress.grows or epoch == self._looked_at:
@@ -40,6 +40,6 @@ class LoopCourse(Course):
                 self._take(choice)
 
     def finish(self) -> None:
-        """The loop has ended."""
+        """Ends with the loop."""
         self._searched = None
         super().finish()

@@ -30,7 +30,7 @@ class AcceleratedBatches(AcceleratedStep):
         model: compiled.
         settings: what the user asked for.
         steps: how many calls there will be in all; None where unknown.
-        verbose: whether to say what was decided.
+        verbose: whether to print the choice.
     """
 
     def __init__(self, model: keras.Model, settings: Options, steps: int | None, verbose: int):
@@ -57,7 +57,7 @@ class AcceleratedBatches(AcceleratedStep):
             return self._model.predict_on_batch(*args, **kwargs)
 
     def during(self, method: str) -> contextlib.AbstractContextManager[None]:
-        """For one call of the model's method of this name: Keras has our step for its own."""
+        """A block for one call of the model's method of this name, in which Keras runs our step."""
         name = _function_of(method)
         steps = {
             "train_function": lambda batch: self._stepper(batch),
@@ -103,7 +103,7 @@ class AcceleratedBatches(AcceleratedStep):
         return instance_attribute(self._model, name, _StandIn(function))
 
     def _own_function(self, name: str) -> Callable[..., Any]:
-        """Keras's, for what is no array: it knows what to make of it."""
+        """Keras's own function, for data that is no array."""
         if name not in self._own:
             with set_attribute(self._model, name, None):
                 getattr(self._model, f"make_{name}")()
@@ -112,17 +112,17 @@ class AcceleratedBatches(AcceleratedStep):
 
 
 def has_stand_in(model: keras.Model, method: str) -> bool:
-    """Whether a call of the model's method is on its way through an `AcceleratedBatches`."""
+    """Whether a call of the model's method is inside an `AcceleratedBatches`."""
     return isinstance(vars(model).get(_function_of(method)), _StandIn)
 
 
 def _function_of(method: str) -> str:
-    """The name of what a method of the model calls for the step."""
+    """The name of the function that a method of the model calls for the step."""
     return f"{method.removesuffix('_on_batch')}_function"
 
 
 class _StandIn:
-    """What Keras calls in place of its own function of a step."""
+    """Stands in for Keras's own function of a step."""
 
     def __init__(self, function: Callable[[Any], Any]):
         self._function = function
@@ -132,7 +132,7 @@ class _StandIn:
 
 
 def _parts(model: keras.Model) -> list[Any]:
-    """What `compile` makes anew."""
+    """The parts of a model that `compile` makes anew."""
     return [model.optimizer, *keras_private.losses_and_metrics(model)]
 
 

@@ -1,4 +1,4 @@
-"""plan_applied: a plan around whatever the user traces."""
+"""plan_applied: a plan around all that the user traces."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from tfaccel.loops.arguments import as_models, as_optimizers
 from tfaccel.passes.xla import XLA
 from tfaccel.steps.looped_model import LoopedModel
 
-# What passes keep from step to step lives as long as the model whose step it is.
+# The variables that passes keep from step to step live as long as the model.
 _KEPT: "weakref.WeakKeyDictionary[Any, list[StepContext]]" = weakref.WeakKeyDictionary()
 
 
@@ -28,7 +28,7 @@ def plan_applied(
 ) -> Iterator[Plan]:
     """Applies a plan to all that is traced inside of the block.
 
-    For those who trace by themselves and know what they want: nothing is tried, timed or
+    It is for users who trace steps themselves and know the plan: nothing is tried, timed or
     compared. Python code of a `tf.function` runs while it is traced and at no other time, so a
     function that is traced in the block runs under the plan from then on, and one that was traced
     before does not. On leaving, models and optimizers are exactly what they were.
@@ -79,7 +79,7 @@ def plan_applied(
 
 
 def _in_trace(plan: Plan) -> Plan:
-    """The plan less what acts elsewhere than in a trace, or before it."""
+    """The plan without passes that act outside a trace or before it."""
     for item in plan.passes:
         if isinstance(item, XLA):
             plan = left_out(plan, item.name, "write tf.function(jit_compile=True)")

@@ -1,4 +1,4 @@
-"""How far a loop has come, and what is to follow."""
+"""How far a loop has come, and how many steps are expected to follow."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,9 @@ from tfaccel.autotune.options import COLLECTED_STEPS
 class LoopProgress:
     """Counts the steps of a loop.
 
-    Nobody knows how long a loop goes on unless it is said. Then as many steps are taken to follow
-    as were made already: so the time that a search may cost grows with the time trained, and at
-    each doubling it is asked again whether one pays.
+    Where the length of a loop is not given, as many steps are expected to follow as were made
+    already. So the time that a search may cost grows with the time trained, and at each doubling
+    the question is asked again whether a search pays.
 
     Args:
         calls: how many steps were made.
@@ -27,17 +27,17 @@ class LoopProgress:
 
     @property
     def epoch(self) -> int:
-        """Goes up at each doubling of the steps that were made."""
+        """A number that grows at each doubling of the steps that were made."""
         return self._calls().bit_length()
 
     @property
     def epochs_left(self) -> int:
-        """There is one."""
+        """Always 1: a loop has no epochs."""
         return 1
 
     @property
     def steps_to_come(self) -> int | None:
-        """Steps that are to come; None where nothing can be said yet."""
+        """Steps that are to come; None where unknown so far."""
         calls = self._calls()
         if self._steps is not None:
             return max(0, self._steps - calls)
@@ -45,10 +45,10 @@ class LoopProgress:
 
     @property
     def grows(self) -> bool:
-        """Whether more steps are to come, as far as is known, the more were made."""
+        """Whether the known number of steps to come grows with the steps that were made."""
         return self._steps is None
 
     @property
     def room(self) -> int:
-        """No step is made before its call: the loop has not handed its batch over."""
+        """0: no step can run before its call, which hands its batch over."""
         return 1

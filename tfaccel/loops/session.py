@@ -1,4 +1,4 @@
-"""One accelerated training loop: who makes each of its steps."""
+"""One accelerated training loop, and which function makes each of its steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,8 +33,8 @@ class LoopSession:
         looped: the loop's models, optimizers and function.
         settings: what the user asked for.
         steps: how many there will be in all; None where unknown.
-        on_tuning: told the budget in seconds before trials begin.
-        on_report: told once, when it is decided how the loop goes on.
+        on_tuning: called with the budget in seconds before trials begin.
+        on_report: called once with the report, when the choice is made.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class LoopSession:
         return not self._dispatcher.is_replaced
 
     def __call__(self, call: Call) -> Any:
-        """Makes a step, and gives what the function returned.
+        """Makes a step, and returns the function's results.
 
         Raises:
-            Exception: whatever the function itself raises.
+            Exception: any that the function itself raises.
         """
         with self._course.own_work():
             call = _frozen(call)
@@ -115,25 +115,25 @@ class LoopSession:
             if error is made.raised:
                 raise  # the function's own
             self._course.give_up(error)
-            # Beside the step: it was made, or is still to be made.
+            # An error outside the step, which has run or is still to run.
             return made.returned if made.call is call else self._dispatcher.own(Handed((call,)))
         finally:
             made.forget()  # holds a batch
             self._dispatcher.taken.clear()  # each call has its own
 
     def _look_into(self, call: Call) -> None:
-        """The function was traced: it may call what no plan can reach."""
+        """Looks, after the function was traced, whether it calls functions that no plan reaches."""
         if calls_others(self._function.concrete(call).graph):
             self._course.stay_for(_NESTED)
 
     def finish(self) -> None:
-        """The loop has ended: no batch and no copy of the state is kept."""
+        """Ends with the loop: lets go of batches and copies of the state."""
         self._dispatcher.give_back()
         self._course.finish()
 
 
 def _frozen(call: Call) -> Call:
-    """The same with arrays as tensors: whoever made them may fill them anew for the next step."""
+    """The call with arrays as tensors, as the loop may reuse its arrays for the next step."""
     return tf.nest.map_structure(_tensor, call)
 
 

@@ -20,9 +20,9 @@ sqrt(n) u for sums of n terms. Deep nets amplify it: differences of 1e-4 of the
 gradient are common (a relu input that falls on the other side of zero). The
 bounds 1e-2 and 5e-2 leave room for that and none for a mistake. Some nets amplify
 more (batch normalizations at random initialisation, above all in 16 bits). So a plan
-beyond a bound is held against the untouched step itself, with its weights rounded
-otherwise (`tfaccel.autotune.comparison.faithfulness`): how much a model amplifies rounding
-is no mistake of a plan.
+beyond a bound is compared with the untouched step under other roundings of its weights
+(`tfaccel.autotune.comparison.faithfulness`), as that shows how much the model itself
+amplifies rounding.
 
 **Updates.** Handed the same gradients, optimizers differ by the rounding of their
 hyperparameters: fused ops take Adam's 1 - 0.999 in float32, which is 1.3e-5 off.
@@ -74,7 +74,7 @@ class Tolerance:
     output: float = 1e-3
 
 
-# What products may be computed in with less than float32's precision.
+# Dtypes of products with less than float32's precision.
 SIXTEEN_BITS = ("bfloat16", "float16")
 TOLERANCES: Mapping[str, Tolerance] = {
     "float64": Tolerance(1e-8, variable=1e-6, cosine=1 - 1e-9, loss=1e-9, state=1e-6, output=1e-9),
@@ -82,7 +82,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "float16": Tolerance(3e-2, variable=3e-2, cosine=0.998, loss=1e-2, state=2e-2, output=1e-2),
     "bfloat16": Tolerance(6e-2, variable=6e-2, cosine=0.998, loss=3e-2, state=5e-2, output=5e-2),
 }
-# What training would not notice: see above.
+# Errors that training would not notice: see above.
 NOTICED = Tolerance(0.25, variable=0.6, cosine=0.8, loss=3e-2, state=5e-2, output=5e-2)
 # The relative errors of a step that the net's own may widen, and that one number stands for.
 _RELATIVE = ("gradient", "variable", "loss", "state", "output")
@@ -94,8 +94,8 @@ _LUCKY, _LIKELY = 1.5, 4.0
 def as_tolerance(tolerance: "Tolerance | float | None", compute_dtype: str) -> Tolerance:
     """The tolerance that a user's argument stands for, for a plan that computes in a dtype.
 
-    None stands for the table's, a number for the relative error that one variable's gradient may
-    have (the rest follows from it). ValueError for a number that is not positive and finite,
+    None stands for the defaults, a number for the relative error that one variable's gradient may
+    have (the other bounds follow from it). ValueError for a number that is not positive and finite,
     TypeError for anything else.
     """
     usual = TOLERANCES.get(compute_dtype, TOLERANCES["float32"])
@@ -157,9 +157,9 @@ class Drift:
 def widened(tolerance: Tolerance, own: Drift) -> Tolerance:
     """The tolerance for a step that is random, or that amplifies rounding.
 
-    A plan may draw other random numbers than the untouched step, and rounds otherwise. Where
-    that shows, the plan must be as close to the untouched step as that is to itself under
-    another seed and another rounding, with half as much again for luck.
+    A plan may draw other random numbers than the untouched step, and rounds in another way. Where
+    that shows, the plan must be as close to the untouched step as that is to itself under another
+    seed and another rounding, with a margin of a half.
 
     As long as that is noise that training would not notice (16 bits make as much), four
     times are allowed: other weights are one rounding of many. ResNet50's gradient in float32

@@ -1,4 +1,4 @@
-"""How a candidate fared, whether it is a plan, a kernel or a batch size."""
+"""How the trial of a candidate (a plan, a kernel, a batch size) ended."""
 
 import enum
 
@@ -6,7 +6,7 @@ import enum
 class Outcome(enum.Enum):
     """How trying one candidate ended."""
 
-    BASELINE = "baseline"  # what the others are held against
+    BASELINE = "baseline"  # that the others are compared with
     FASTER = "faster"
     SLOWER = "slower"
     UNFAITHFUL = "unfaithful"

@@ -1,11 +1,11 @@
-"""Why a step was traced again: what of its batch is other than at the trace before."""
+"""Why a step was traced again: the part of its batch that differs from the trace before."""
 
 import collections
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-# What a trace may be caused by. The first two are none too many.
+# The causes of traces. The first two are no needless traces.
 FIRST, PLAN, STRUCTURE, DTYPE, SHAPE, VALUE = (
     "first",
     "plan",
@@ -15,7 +15,7 @@ FIRST, PLAN, STRUCTURE, DTYPE, SHAPE, VALUE = (
     "value",
 )
 _EXPECTED = (FIRST, PLAN)
-# As Keras names what `fit` is fed.
+# Keras's names of `fit`'s data.
 _NAMES = ("x", "y", "sample_weight")
 
 
@@ -68,11 +68,11 @@ def _within(name: str, part: Any) -> Iterator[Leaf]:
 
 @dataclasses.dataclass(frozen=True)
 class Cause:
-    """What a trace was caused by.
+    """The cause of a trace.
 
     Attributes:
-        kind: `first`, `plan`, `structure`, `dtype`, `shape`, or `value`: nothing of the batch.
-        argument: the part of the batch; empty where it is none.
+        kind: `first`, `plan`, `structure`, `dtype`, `shape`, or `value`: no part of the batch.
+        argument: the part of the batch; empty where no part is the cause.
         was, now: that part at the trace before, and at this one.
     """
 
@@ -94,7 +94,7 @@ class Cause:
 
 
 def cause_of(before: Leaves | None, now: Leaves, expected: str = FIRST) -> Cause:
-    """What is other in a batch than in the one that the same step was traced for before.
+    """The difference between a batch and the one that the same step was last traced for.
 
     Args:
         before: the one before; None where there was none.
@@ -118,7 +118,7 @@ def _names(leaves: Leaves) -> str:
 
 
 class Retraces:
-    """Counts traces by what caused them; of each cause the last stands for all."""
+    """Counts traces by cause, and keeps the last of each cause."""
 
     def __init__(self) -> None:
         self._times: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -133,7 +133,7 @@ class Retraces:
 
     @property
     def count(self) -> int:
-        """How many there were."""
+        """How many retraces there were."""
         return self._times.total()
 
     def to_list(self) -> list[dict[str, Any]]:
@@ -144,7 +144,7 @@ class Retraces:
 
 
 def retraces_in(traces: Iterable[Mapping[str, Any]]) -> Retraces:
-    """Those that `trace` records tell of."""
+    """The retraces in `trace` records."""
     found = Retraces()
     for record in traces:
         if record.get("cause") is not None:

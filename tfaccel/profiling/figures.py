@@ -50,13 +50,13 @@ class Figures:
 
     meter: Meter  # runs the steps
     ledger: Ledger  # adds them up
-    # What a step computes.
+    # The FLOPs of a step, and the device's peak.
     work: Work = Work()  # noqa: RUF009 (frozen)
-    analysis_seconds: float = 0.0  # what finding `work` out took
+    analysis_seconds: float = 0.0  # that finding `work` took
     loss_scale: float | None = None  # float16's; None for other dtypes
     growth: Growth = dataclasses.field(default_factory=Growth)  # of memory
     steps_per_epoch: int | None = None  # None where unknown
-    # What one replica does alone.
+    # The times of one replica alone.
     scaling: Scaling = Scaling()  # noqa: RUF009 (frozen)
 
     @property
@@ -79,7 +79,7 @@ class Figures:
 
     @property
     def overhead_share(self) -> float | None:
-        """What measuring cost, as a share of the time of all steps."""
+        """The cost of measuring, as a share of the time of all steps."""
         ledger = self.ledger
         cost = ledger.live.cost_seconds + ledger.live.trace_seconds + ledger.profiler_seconds
         cost += self.meter.sampling.cost_seconds + self.analysis_seconds
@@ -123,7 +123,7 @@ class Figures:
         }
 
     def _facts(self, tally: Tally) -> dict[str, Any]:
-        """What intervals and the summary both tell, by the summary's keys."""
+        """The facts that intervals and the summary share, by the summary's keys."""
         gain, (low, high) = self.speedup, self.interval_ends
         return {
             "plan": str(self.ledger.plan),

@@ -13,19 +13,19 @@ import tensorflow as tf
 from tfaccel.system.memory import process_bytes
 
 FLAT, GROWS = "flat", "grows"
-# Readings that are kept; every other is dropped when there are more, and the next ones come at
-# twice the distance. So a training of a million steps has some two thousand of them read.
+# The most readings that are kept. When there are more, every other one is dropped and the distance
+# doubles, so a training of a million steps has some two thousand readings.
 MOST = 256
-# Readings after the warm-up that tell growth from chance.
+# The fewest readings after the warm-up that tell growth from chance.
 LEAST = 8
-# What an allocator takes and gives back without anything being kept.
+# Bytes that an allocator takes and gives back although nothing grows.
 _NOISE_BYTES = 8 * 2**20
 # A rise that goes on: each quarter has at least this part of an even share.
 _STEADY = 0.25
 
 
 class Reading(NamedTuple):
-    """What is held now, in bytes; None where that can't be told."""
+    """The memory held now, in bytes; None where it is unknown."""
 
     host: int | None
     device: int | None
@@ -45,7 +45,7 @@ def read() -> Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Trend:
-    """How a memory went.
+    """How a memory changed over a training.
 
     Attributes:
         bytes: the last reading; None without any.
@@ -61,9 +61,9 @@ class Trend:
 def trend(steps: Sequence[int], sizes: Sequence[int]) -> Trend:
     """The trend of readings in the later half of the steps: what was before is warm-up.
 
-    The slope is Theil and Sen's, the median of those between any two readings, which a jump does
-    not move. Memory grows where the slope makes more than noise of it and each quarter of the
-    readings lies above the one before: neither a jump nor a buffer that fills does that.
+    The slope is Theil and Sen's, the median of the slopes between any two readings, which a jump
+    does not change. Memory grows where the slope exceeds the noise and each quarter of the readings
+    lies above the one before: neither a jump nor a buffer that fills does that.
 
     Source: P. K. Sen, https://doi.org/10.1080/01621459.1968.10480934
     """
@@ -87,7 +87,7 @@ class Growth:
     """Reads memory at some of a training's steps.
 
     Args:
-        reader: gives what is held now; None for `read`.
+        reader: gives the memory held now; None for `read`.
     """
 
     def __init__(self, reader: Callable[[], Reading] | None = None):
@@ -109,12 +109,12 @@ class Growth:
 
     @property
     def host(self) -> Trend:
-        """That of the process's memory."""
+        """The trend of the process's memory."""
         return self._trend([reading.host for reading in self._readings])
 
     @property
     def device(self) -> Trend:
-        """That of the first GPU's memory."""
+        """The trend of the first GPU's memory."""
         return self._trend([reading.device for reading in self._readings])
 
     def _trend(self, sizes: Sequence[int | None]) -> Trend:

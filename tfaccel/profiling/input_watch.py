@@ -13,10 +13,9 @@ from tfaccel.profiling.tally import INPUT_BOUND_SHARE
 from tfaccel.steps.replay import is_plain
 from tfaccel.training.step_dispatcher import StepDispatcher
 
-# The first steps trace; batches that were made meanwhile are used up in a few more.
+# The first steps trace; the next ones use up the batches that were made meanwhile.
 _SKIPPED_STEPS = 8
-# So many measured steps make a verdict. Old ones are forgotten, as trials, too, leave a
-# buffer full.
+# The measured steps of a verdict. Old ones are forgotten, as trials also leave a full buffer.
 _STEPS = 4
 # A pipeline with a cache is slow in the first epoch only, so the second is watched, too.
 _EPOCHS = 2
@@ -25,16 +24,15 @@ LEAST_CALLS = _SKIPPED_STEPS + _STEPS
 
 
 class InputWatch:
-    """Runs whatever step is in use, and on some steps takes the batch first.
+    """Runs the step in use, and before some steps takes the batch out.
 
-    How long a step waits for its input is seen in steps whose batch was taken before, at no
-    more than `Sampling`'s share of the time. Once the verdict is told, or after two epochs,
-    the watch ends and costs nothing.
+    That shows how long a step waits for its input, and costs no more than `Sampling`'s share of
+    the time. After the verdict, or two epochs, the watch ends and costs nothing.
 
     Args:
         function: the fit's train function; nobody else may watch it.
         clock: seconds.
-        tell: is told once, in a few sentences, that the input is the bottleneck.
+        tell: called once, with sentences that say that the input is the bottleneck.
     """
 
     def __init__(
@@ -91,7 +89,7 @@ class InputWatch:
 
 
 def bottleneck(waited_seconds: float, step_seconds: float, dataset: tf.data.Dataset | None) -> str:
-    """Says that the input sets the pace, and what to change."""
+    """Sentences that say that the input sets the pace, and what to change."""
     share = waited_seconds / (waited_seconds + step_seconds)
     found = stages(dataset) if dataset is not None else None
     said = (
@@ -108,7 +106,7 @@ _PREPARE = (
 )
 
 
-# How the pipeline begins that Keras makes of arrays; none of it is the user's to change.
+# The first stages of the pipeline that Keras makes of arrays, which no user can change.
 # Source: get_tf_dataset in keras/src/trainers/data_adapters/array_data_adapter.py
 _OF_ARRAYS = ["Range", "Map", "Prefetch", "FlatMap", "Tensor", "Repeat", "Zip"]
 

@@ -1,4 +1,4 @@
-"""The key figures of a run in words: what a training ends with, and the report begins with."""
+"""The key figures of a run in words, for the end of a training and the top of the report."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from tfaccel.profiling.records import Record, Records, number
 
 # The memories that are watched, by the prefix of their keys.
 MEMORIES = {"host": "process", "device": "device"}
-# One or two (an epoch's last batch) are no leak.
+# Retraces up to which memory is not said to grow by them: last batches of epochs cause some.
 _MANY_RETRACES = 8
 _SHOWN_CAUSES = 3
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 def plain_number(value: float | None) -> str:
-    """Four digits, or all of a larger number's; nothing for None.
+    """A number with four digits, or all digits before the point; nothing for None.
 
     >>> plain_number(16.123), plain_number(3846.0), plain_number(0.0001)
     ('16.12', '3,846', '0.0001')
@@ -48,7 +48,7 @@ def share(value: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds, or what is nearer to the size (ms, min, h); nothing for None.
+    """A time in ms, s, min or h; nothing for None.
 
     >>> duration(0.0161), duration(13.0), duration(300), duration(9000)
     ('16.1 ms', '13 s', '5 min', '2.5 h')
@@ -210,7 +210,7 @@ def _retraces(found: Record) -> Figure:
 def _first_step(found: Record) -> Figure:
     compiling, traces = number(found, "compile_seconds"), number(found, "traces")
     notes = [] if compiling is None else [f"tracing and compiling took {duration(compiling)}"]
-    notes += [] if traces is None else [f"{traces:.0f} traces"]
+    notes += [] if traces is None else [f"{traces:.0f} trace{'s' * (traces != 1)}"]
     return Figure("First step", duration(number(found, "first_step_seconds")), ", ".join(notes))
 
 

@@ -1,4 +1,4 @@
-"""What the steps of a training took, call by call."""
+"""The times of a training's steps, call by call."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from tfaccel.profiling.causes import Cause, Leaves, Retraces
 from tfaccel.profiling.live import LiveComparison, Pair
 from tfaccel.profiling.tally import Tally
 
-# Is handed each record as it comes about: tfaccel.profiling.records has their keys.
+# Called with each record as it is made; tfaccel.profiling.records has their keys.
 Sink = Callable[[Mapping[str, Any]], None]
 
 
@@ -26,7 +26,7 @@ class Call:
     waited_seconds: float | None  # for input; None where it was not measured
     plan: Plan  # that it ran under; the baseline for the user's own step
     is_comparison: bool  # whether it was the user's own step amid accelerated ones
-    # Whether the TensorFlow profiler wanted it, and may have slowed it down.
+    # Whether the TensorFlow profiler traced it, and so may have slowed it down.
     is_profiled: bool = False
 
 
@@ -38,7 +38,7 @@ class Ledger:
 
     Args:
         live: makes pairs of the user's own steps and accelerated ones.
-        sink: is handed `trace`, `tuning` and `comparison` records.
+        sink: called with `trace`, `tuning` and `comparison` records.
     """
 
     def __init__(self, live: LiveComparison, sink: Sink):
@@ -48,9 +48,9 @@ class Ledger:
         self.steps = 0  # batches so far, all of them
         self.elapsed_seconds = 0.0  # the time of all steps, tuning aside
         self.first_step_seconds: float | None = None
-        self.tuning_seconds = 0.0  # what trials cost
+        self.tuning_seconds = 0.0  # that trials cost
         self.report: Report | None = None  # the tuning's
-        self.profiler_seconds = 0.0  # what steps took longer for the TensorFlow profiler
+        self.profiler_seconds = 0.0  # by which the TensorFlow profiler made steps longer
         self.plan = Plan()  # that steps run under now
         self.traces = 0  # of the user's own step and the plan's
         self.compiles = 0  # how often XLA met new shapes
@@ -62,22 +62,22 @@ class Ledger:
 
     @property
     def compile_seconds(self) -> float:
-        """What tracing and compiling took, beyond the steps in which it happened."""
+        """The seconds of tracing and compiling, beyond the steps in which it happened."""
         usual = self.total.median_seconds or 0.0
         return sum(max(0.0, seconds - usual) for seconds in self._trace_seconds)
 
     def begin_epoch(self) -> None:
-        """Steps are not followed by those of the next epoch: validation may lie between."""
+        """Begins an epoch: validation may lie between its steps and those before."""
         self.interval, self.epoch = Tally(), Tally()
         self._last_end = None
         self.live.note_irregular()
 
     def begin_interval(self) -> None:
-        """A new interval begins."""
+        """Begins an interval."""
         self.interval = Tally()
 
     def add_regular(self, call: Call) -> None:
-        """A call in which nothing but a step happened."""
+        """Adds a call in which nothing but a step happened."""
         since = call.seconds if self._last_end is None else call.ended - self._last_end
         self._count(call)
         for tally in (self.interval, self.epoch, self.total):
@@ -98,7 +98,7 @@ class Ledger:
         return None if call.plan.is_baseline else self.live.note_plan(seconds)
 
     def add_irregular(self, call: Call) -> None:
-        """A call in which something was traced, compiled, tuned or profiled."""
+        """Adds a call in which something was traced, compiled, tuned or profiled."""
         self._count(call)
         usual = self.total.median_seconds or call.seconds
         if call.is_profiled:
@@ -116,7 +116,7 @@ class Ledger:
             self.first_step_seconds = call.seconds
 
     def note_tuning(self, report: Report) -> None:
-        """Trials took place in the call that is about to be added."""
+        """Notes trials that took place in the call that is added next."""
         self.report = report
         self.tuning_seconds += report.tuning_seconds
         self._sink(
@@ -131,7 +131,7 @@ class Ledger:
     def note_trace(
         self, call: Call, traces: int, compiled: bool, leaves: Leaves, cause: Cause
     ) -> None:
-        """The call that is about to be added traced the step, or XLA compiled it."""
+        """Notes that the call that is added next traced the step, or had XLA compile it."""
         self.retraces.add(cause)
         self.traces, self.compiles = traces, self.compiles + compiled
         self._trace_seconds.append(call.seconds / call.batches)

@@ -1,4 +1,4 @@
-"""The user's own step among accelerated ones: a comparison that goes on while training does."""
+"""The user's own step among accelerated ones: a comparison throughout the training."""
 
 import dataclasses
 import statistics
@@ -8,11 +8,11 @@ from typing import Literal
 from tfaccel.measure.timing import Speedup, speedup
 
 Every = int | Literal["auto"] | None
-# The share of the time so far that "auto" may spend on own steps being slower, and of
-# the whole training on tracing the own step, where it never ran before.
+# The share of the time so far that "auto" may lose by slower own steps, and the share of the whole
+# training that it may take to trace the own step, where that never ran before.
 SHARE = 0.01
 TRACE_SHARE = 0.005
-# What an own step is taken to cost, in accelerated steps, before one was timed.
+# The assumed cost of an own step, in accelerated steps, before one was timed.
 _GUESSED_RATIO = 2.0
 # Accelerated steps whose median is the usual one.
 _RECENT = 31
@@ -30,9 +30,9 @@ class Pair:
 class LiveComparison:
     """Says when to run the user's own step, and makes pairs of what was timed.
 
-    Both are valid training steps, so nothing is computed in vain: all that a
-    comparison costs is what the own step is slower. A pair counts only once the
-    epoch has gone on past it, as the last batch of an epoch may be a small one.
+    Both are valid training steps, so a comparison costs only the time by which the own step
+    is slower. A pair counts only once the epoch has gone on past it, as the last batch of an
+    epoch may be smaller.
 
     Args:
         every: accelerated steps between two own ones; `"auto"` keeps their cost
@@ -71,7 +71,7 @@ class LiveComparison:
 
         Args:
             elapsed_seconds: the time of all steps so far.
-            trace_seconds: what tracing the own step would cost, where it was never run.
+            trace_seconds: that tracing the own step would cost, where it never ran.
             expected_seconds: the time of the whole training; None where unknown.
         """
         if self._every is None or self._before is None or self._open or self._complete:
@@ -88,7 +88,7 @@ class LiveComparison:
         return usual * max(0.0, (gain.median if gain else _GUESSED_RATIO) - 1.0)
 
     def note_plan(self, seconds: float) -> Pair | None:
-        """An accelerated step took `seconds`. Gives the pair that counts from now on, if any."""
+        """Notes an accelerated step; returns the pair that counts from now on, if any."""
         counted = self._count()
         self._recent.append(seconds)
         self._steps_since += 1
@@ -100,7 +100,7 @@ class LiveComparison:
         return counted
 
     def note_own(self, step: int, seconds: float) -> Pair | None:
-        """The own step that was due took `seconds`."""
+        """Notes the own step that was due; returns the pair that counts from now on, if any."""
         counted = self._count()
         self._steps_since = 0
         self.cost_seconds += max(0.0, seconds - statistics.median(self._recent))
@@ -109,10 +109,10 @@ class LiveComparison:
         return counted
 
     def note_irregular(self, own_cost_seconds: float = 0.0) -> None:
-        """A step was traced, or an epoch ended: nothing beside it can be compared.
+        """Notes a trace or the end of an epoch: steps beside it can't be compared.
 
         Args:
-            own_cost_seconds: what tracing the user's own step cost, if that was it.
+            own_cost_seconds: of tracing the user's own step, if that was traced.
         """
         self.trace_seconds += own_cost_seconds
         self._before = self._open = self._complete = None

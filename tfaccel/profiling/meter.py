@@ -1,4 +1,4 @@
-"""Runs and times every step of a fit, whoever's step it is."""
+"""Runs and times every step of a fit, the plan's and the user's own."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from tfaccel.training.step_dispatcher import StepDispatcher
 
 
 class _State(NamedTuple):
-    """What a regular call leaves as it was."""
+    """Facts that a regular call does not change."""
 
     traces: int
     own_traces: int
@@ -31,7 +31,7 @@ class _State(NamedTuple):
 
 
 class Meter:
-    """Is called in place of a step: runs it, times it, and at times runs the user's own instead."""
+    """Stands in for a step: runs and times it, and now and then runs the user's own instead."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Meter:
         self._counters: dict[StepFunction | MultiStep, Callable[[], int]] = {}
         self.steps_in_epoch = 0  # so far
         self._steps_per_epoch: int | None = None
-        # What steps were last traced for (False), and compiled for (True).
+        # The batches that steps were last traced for (False), and compiled for (True).
         self._own_specs = {} if own_specs is None else own_specs
         self._specs: dict[StepFunction | MultiStep, dict[bool, Leaves]] = {}
 
@@ -67,8 +67,8 @@ class Meter:
     def traces(self) -> int:
         """How often the steps were traced so far, the user's own and those of plans.
 
-        Those of plans that do not run now are counted, too: in a race a plan comes and goes with
-        its turns, and is traced once.
+        Traces of plans that do not run now count, too: in a race a plan comes and goes with its
+        turns, and is traced once.
         """
         built = self._function.built
         for function in (self._function.own, *((built.function,) if built else ())):
@@ -81,7 +81,7 @@ class Meter:
         return self._counters[function]()
 
     def begin_epoch(self, steps_per_epoch: int | None) -> None:
-        """An epoch begins; its batches, where known."""
+        """Begins an epoch of so many batches; None where unknown."""
         self.steps_in_epoch, self._steps_per_epoch = 0, steps_per_epoch
         self._ledger.begin_epoch()
 
@@ -110,7 +110,7 @@ class Meter:
         return logs
 
     def _add(self, call: Call, iterator: Any, sample: Sample | None, before: _State) -> bool:
-        """Hands a call to the ledger; says whether nothing but a step happened in it."""
+        """Hands a call to the ledger; returns whether nothing but a step happened in it."""
         compiled = self._is_compile(call, sample)
         if self.traces > before.traces or compiled:
             self._note_trace(call, iterator, sample if compiled else None, before)
@@ -124,7 +124,7 @@ class Meter:
         return clean
 
     def _note_trace(self, call: Call, iterator: Any, sample: Sample | None, before: _State) -> None:
-        """Says why: compares the batch with the one that the same step was last traced for."""
+        """Notes a trace and its cause: how the batch differs from the last one traced for."""
         compiled = sample is not None
         fed = getattr(iterator, "element_spec", ()) if sample is None else sample.first
         leaves, built = leaves_of(fed), self._function.built
@@ -142,7 +142,7 @@ class Meter:
         return _State(self.traces, own, self._function.plan, self._function.report)
 
     def _asked_by_tracer(self) -> tuple[bool, bool]:
-        """Whether the tracer wants the user's own step, and whether it has a hand in this step."""
+        """Whether the tracer wants the user's own step, and whether it affects this step."""
         if self._tracer is None:
             return False, False
         wanted = self._tracer.wants_own(self._ledger.steps)
@@ -161,7 +161,7 @@ class Meter:
         return self._ledger.live.is_due(self._ledger.elapsed_seconds, trace_seconds, expected)
 
     def _sampled(self, iterator: Any) -> tuple[Sample | None, Any]:
-        """What the step is fed, for the first call, the epoch's last, and whenever it is cheap."""
+        """The step's batches, at the first call, an epoch's last one, and whenever it is cheap."""
         per_call, length = int(self._model.steps_per_execution), self._steps_per_epoch
         first = self._ledger.first_step_seconds is None
         last = length is not None and self.steps_in_epoch + per_call >= length
@@ -190,12 +190,12 @@ class Meter:
             if before.report is None or report.trials is not before.report.trials:
                 self._ledger.note_tuning(report)
                 tuning_seconds = report.tuning_seconds
-            else:  # the training waited once more on account of the same trials, between calls
+            else:  # the training waited once more because of the same trials, between calls
                 more = report.tuning_seconds - before.report.tuning_seconds
                 self._ledger.tuning_seconds += more
         batches, samples, waited = self._size(sample)
         plan = Plan() if own else self._function.plan
-        # Some of it may have been waited for before this call.
+        # A part of the waiting may have been before this call.
         seconds = max(0.0, end - start - tuning_seconds)
         return Call(seconds, start, end, batches, samples, waited, plan, own, profiled)
 

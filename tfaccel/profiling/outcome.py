@@ -1,4 +1,4 @@
-"""What a run came to, as numbers."""
+"""The results of a run, as numbers."""
 
 import json
 
@@ -9,7 +9,7 @@ from tfaccel.profiling.records import Record, Records, number
 
 BASELINE = "baseline"
 
-# What a summary has under another name than an interval.
+# Keys of a summary whose names differ in an interval.
 IN_INTERVALS = {
     "steps": "step",
     "step_ms": "time/step_ms",
@@ -46,10 +46,10 @@ def part(record: Record, key: str) -> Record:
 
 
 def facts(records: Records) -> Record:
-    """What the run came to, with a summary's keys.
+    """The results of a run, with a summary's keys.
 
-    The summary itself, over what the other records tell where the run was stopped
-    before it wrote one. A speedup is left out where the run was input-bound, and its
+    They are the summary's, and those of the other records where the run was stopped before
+    it wrote one. A speedup is left out where the run was input-bound, and its
     interval where too few pairs were compared to have one.
     """
     last = records.intervals[-1] if records.intervals else {}
@@ -74,7 +74,7 @@ def tuning_report(record: Record) -> Report:
     """The report within a tuning record.
 
     Raises:
-        ValueError: it is none, or it names a pass that is not known here.
+        ValueError: the record holds no report, or one with a pass that is not known here.
     """
     return Report.from_json(json.dumps(record.get("report")))
 

@@ -33,7 +33,7 @@ from tfaccel.training.step_dispatcher import StepDispatcher
 # Counting FLOPs traces the forward pass once more: about this share of a first step,
 # which traces the backward pass and the updates too.
 _ANALYSIS_OF_FIRST_STEP = 0.3
-# The share of the time so far that may be spent on it before the training's end.
+# The share of the time so far that counting may take before the training's end.
 _ANALYSIS_SHARE = 0.02
 # The share of the time so far that timing one replica alone may take.
 _SCALING_SHARE = 0.05
@@ -115,13 +115,13 @@ class Profile:
         )
 
     def begin_epoch(self, epoch: int) -> None:
-        """An epoch begins. The one before is told of now, below Keras's line on it."""
+        """Begins an epoch, and prints the line on the one before, below Keras's own."""
         self._say_line()
         self._epoch = epoch
         self._meter.begin_epoch(self._steps_per_epoch)
 
     def end_epoch(self) -> None:
-        """An epoch ends."""
+        """Ends an epoch."""
         self._steps_of_epoch = self._meter.steps_in_epoch
         estimate = _ANALYSIS_OF_FIRST_STEP * (self._ledger.first_step_seconds or 0.0)
         if estimate <= _ANALYSIS_SHARE * self._ledger.elapsed_seconds:
@@ -130,7 +130,7 @@ class Profile:
         self._line = sentence(self.figures().interval(self._epoch, self._ledger.epoch))
 
     def end(self) -> None:
-        """The fit has ended: gives the train function back and says what was measured."""
+        """Ends the fit: gives the train function back and prints the results."""
         self._function.watch(None)
         self._window.close()
         self._analyse()
@@ -145,7 +145,7 @@ class Profile:
             self._say_result(summary)
 
     def _say_result(self, summary: dict[str, Any]) -> None:
-        """What was measured, in the words of the report."""
+        """Prints the results in the words of the report."""
         report = self._ledger.report
         tuning = [] if report is None else [{"report": report.to_dict()}]
         records = Records(self._run_record(), tuning=tuning, summary=summary)
@@ -192,7 +192,7 @@ class Profile:
         }
 
     def _analyse(self) -> None:
-        """Finds out how much a step computes; once, and only with a batch at hand."""
+        """Counts the FLOPs of a step, once, as soon as there is a batch."""
         batch, self._meter.first_batch = self._meter.first_batch, None
         if batch is None:
             return
@@ -206,7 +206,7 @@ class Profile:
             self._shared_batch = batch
 
     def _measure_scaling(self) -> None:
-        """Times one replica alone: where its trace costs little, or comparisons are wanted."""
+        """Times one replica alone, if its trace costs little or comparisons are wanted."""
         batch, self._shared_batch = self._shared_batch, None
         first, elapsed = self._ledger.first_step_seconds or 0.0, self._ledger.elapsed_seconds
         if batch is None or not (self._wants_scaling or first <= _SCALING_SHARE * elapsed):

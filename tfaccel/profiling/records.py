@@ -1,7 +1,7 @@
 """profile.jsonl: how it is written from within a training, and read back.
 
 One JSON object a line; `"kind"` says which of `KINDS` it is, and docs/report.md has the keys
-of each. A fact that nobody knows is null, or its key is missing. Several runs may follow each
+of each. An unknown fact is null, or its key is missing. Several runs may follow each
 other in one file; each begins with a `run` record.
 """
 
@@ -90,7 +90,7 @@ def read_records(path: str | os.PathLike[str]) -> Records:
 
 
 def _parsed(lines: Iterable[bytes]) -> Iterable[Record | None]:
-    """A record for each line that is not empty; None for what is none, or is not known."""
+    """A record for each line that is not empty; None for other text and unknown kinds."""
     for line in lines:
         if not line.strip():
             continue
@@ -118,18 +118,17 @@ def number(record: Mapping[str, Any], key: str) -> float | None:
 
 
 class JsonLines:
-    """Appends records to a file, one a line, and never stands in a training's way.
+    """Appends records to a file, one a line, and never stops a training.
 
-    A line goes to the system in one piece, so that a process which is killed leaves
-    at most its last line unfinished. What an earlier process or a full disk left
-    unfinished is closed off before the next line. The file is opened, and its folder
+    A line goes to the system in one piece, so a process that is killed leaves at most its
+    last line unfinished. A line that an earlier process or a full disk left unfinished is
+    ended before the next one. The file is opened, and its folder
     made, by the first `write`.
 
     Args:
         path: the file; records are added to one that is there.
-        warn: is handed a message, a category and a `stacklevel`, once, if the file
-            can't be written. Later records are tried in silence, and dropped where
-            they fail.
+        warn: called once with a message, a category and a `stacklevel`, if the file can't
+            be written. Later records are tried in silence, and dropped where they fail.
 
     Example:
 
@@ -210,8 +209,8 @@ def _ends_a_line(file: io.FileIO) -> bool:
 def plain(value: Any) -> Any:
     """A value as JSON can hold it.
 
-    Mappings, lists and tuples are gone through; numbers that are not finite become
-    None; what is not known becomes its `str`.
+    It goes through mappings, lists and tuples; numbers that are not finite become None;
+    values of unknown types become their `str`.
 
     >>> plain({"loss": np.float32(0.5), "scale": tf.constant(2), "mfu": float("nan")})
     {'loss': 0.5, 'scale': 2, 'mfu': None}

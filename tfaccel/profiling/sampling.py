@@ -14,7 +14,7 @@ SHARE = 0.005
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What a step was fed."""
+    """The batches of a step, and how long it waited for them."""
 
     batches: int  # how many batches
     samples: int  # how many samples in them
@@ -24,14 +24,14 @@ class Sample:
 
 
 class Sampling:
-    """Takes a step's batches out of the iterator first, so that waiting is seen by itself.
+    """Takes a step's batches out of the iterator first, which shows the waiting by itself.
 
-    A step waits for its input inside the compiled function, where nobody sees how
-    long. Here the batches are taken first and handed on through an iterator of the
-    same `element_spec`, so the step is the same to the last bit.
+    A step waits for its input inside the compiled function, where that can't be timed. Here
+    the batches are taken first and handed on through an iterator of the same
+    `element_spec`, so the step is the same to the last bit.
 
     Attributes:
-        cost_seconds: what handing on took so far.
+        cost_seconds: that handing on has taken so far.
     """
 
     def __init__(self, clock: Clock):
@@ -48,8 +48,8 @@ class Sampling:
 
         Args:
             iterator: the fit's.
-            taken: holds what is out of it.
-            strategy: what it was distributed by; None where it was not.
+            taken: holds the batches that are out of it.
+            strategy: by which it was distributed; None where it was not.
 
         Raises:
             StopIteration: there are none.

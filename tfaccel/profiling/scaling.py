@@ -1,4 +1,4 @@
-"""How well several replicas work together: against one that trains alone."""
+"""How well several replicas work together, compared with one that trains alone."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ _TIMED_STEPS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-    """What a replica does alone."""
+    """The times of a replica alone."""
 
     replicas: int = 1  # how many train together
     # A step of one replica by itself, on its share of a batch; None where that was not
@@ -30,7 +30,7 @@ class Scaling:
     alone_seconds: float | None = None
 
     def efficiency(self, step_seconds: float | None) -> float | None:
-        """The throughput of all replicas over that of as many which needn't wait for another.
+        """The throughput of all replicas over that of as many that never wait for another.
 
         Each has the same share of a batch either way (weak scaling), so it is the time of
         a step alone over the time of a step together.
@@ -63,7 +63,7 @@ def measure_scaling(
             step()
             seconds = [timed(step, clock) for _ in range(_TIMED_STEPS)]
     except Exception as error:
-        # A model that can't be copied, or whose copy can't be compiled, for one.
+        # Such as a model that can't be copied, or whose copy can't be compiled.
         notices.warn(
             f"tfaccel could not measure a replica alone: {error!r}", RuntimeWarning, stacklevel=2
         )

@@ -1,4 +1,4 @@
-"""Times of steps, and the numbers that they make."""
+"""Times of steps, and the figures that follow from them."""
 
 import dataclasses
 import math
@@ -33,14 +33,14 @@ class Tally:
     step_seconds: "array[float]" = dataclasses.field(default_factory=lambda: array("d"))
     batches: int = 0  # that the calls ran
     samples: int | None = 0  # in them; None once a batch of unknown size was met
-    wall_seconds: float = 0.0  # from the first call's begin to the last's end, less irregular ones
+    wall_seconds: float = 0.0  # from the first call's start to the last's end, less irregular ones
     waited_seconds: float = 0.0  # for input, in the calls in which that was measured
     sampled_seconds: float = 0.0  # of these calls
 
     def add(
         self, seconds: float, batches: int, samples: int | None, waited_seconds: float | None
     ) -> None:
-        """One call of the step in use ended."""
+        """Adds one call of the step in use."""
         self.step_seconds.append(seconds / batches)
         self.add_other(batches, samples)
         if waited_seconds is not None:
@@ -48,7 +48,7 @@ class Tally:
             self.sampled_seconds += seconds
 
     def add_other(self, batches: int, samples: int | None) -> None:
-        """One call of the user's own step ended, run for comparison: throughput counts it too."""
+        """Adds a call of the user's own step, run for comparison: throughput counts it too."""
         self.batches += batches
         self.samples = None if samples is None or self.samples is None else self.samples + samples
 
@@ -59,7 +59,7 @@ class Tally:
 
     @property
     def p95_seconds(self) -> float | None:
-        """What 95 % of the steps do not exceed; None without steps."""
+        """The time that 95 % of the steps do not exceed; None without steps."""
         return percentile(self.step_seconds, 0.95) if self.step_seconds else None
 
     @property

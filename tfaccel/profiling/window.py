@@ -36,7 +36,7 @@ class TraceWindow:
         log_dir: the folder for the traces; None for one that is removed again.
         batches: the first and the last batch (from 1); None for no trace.
         may_run_own: whether the user's own step may be traced after the plan's.
-        sink: is handed `ops` records.
+        sink: called with `ops` records.
     """
 
     def __init__(
@@ -70,18 +70,18 @@ class TraceWindow:
         return self._phase in (_Phase.WARMING, _Phase.OWN)
 
     def end_step(self, step: int, plan: Plan, was_regular: bool) -> None:
-        """A step ended, `step` batches are done; may end a trace."""
+        """Notes the end of a step after `step` batches; may end a trace."""
         if self._phase is _Phase.WARMING:
             self._phase = _Phase.READY
         elif not self.is_tracing:
             return
         elif not was_regular:
-            self._begin(self._phase, step)  # a trace of a trial or a compilation says nothing
+            self._begin(self._phase, step)  # traces with a trial or compilation are of no use
         elif step - self._begun_at > self._last - self._first:
             self._end(step, plan)
 
     def close(self) -> None:
-        """The training has ended; a trace under way is dropped."""
+        """Ends with the training; an unfinished trace is dropped."""
         self._drop()
         self._phase = _Phase.DONE
         if self._scratch is not None:
@@ -89,7 +89,7 @@ class TraceWindow:
             self._scratch = None
 
     def tables(self) -> list[rich.console.RenderableType]:
-        """The dearest ops of each trace, then kinds of ops before and after acceleration."""
+        """The longest ops of each trace, then kinds of ops before and after acceleration."""
         found: list[rich.console.RenderableType] = []
         for plan, steps, profile in self._traced:
             many = f"{steps} steps" if steps > 1 else "one step"

@@ -41,7 +41,7 @@ def speedup_words(record: Mapping[str, Any], prefix: str = "") -> str:
 
 
 def verdict(records: Records) -> str:
-    """One sentence on what the run was like (and, input-bound, one on what to do)."""
+    """One sentence on the run, and one more on what to do where it was input-bound."""
     found = facts(records)
     plan = plan_of(found)
     if found["input_bound"] is True:

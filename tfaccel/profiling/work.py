@@ -35,7 +35,7 @@ class Work:
 def work_of(model: keras.Model, batch: Any, plan: Plan) -> Work:
     """Counts the model's FLOPs on a batch, and looks the device's peak up (measures a CPU's).
 
-    Whatever fails leaves a figure out; a training is not to end for it.
+    A failure leaves a figure out, and never ends the training.
     """
     workload = Workload(model)
     try:

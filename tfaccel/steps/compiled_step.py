@@ -37,9 +37,9 @@ class BuiltStep:
         touched: the state that the step uses, as far as it was traced.
         held: its latest batches; None where they are not held.
         steps_per_call: how many steps one call may run.
-        ahead: the logs of steps that ran and that nobody was handed yet, in order.
-        sizes: counts the sizes that XLA compiled some of the step for; None where it compiles
-            none anew.
+        ahead: the logs of steps that have run and are not handed out yet, in order.
+        sizes: counts the sizes that XLA compiled parts of the step for; None where it compiles
+            nothing anew for a size.
     """
 
     function: StepFunction | MultiStep
@@ -55,7 +55,7 @@ class BuiltStep:
         return self.run(iterator, 1)[0]
 
     def run(self, iterator: Any, most: int) -> Sequence[Any]:
-        """Runs up to `most` steps, at least one, and gives the logs of each, in order."""
+        """Runs 1 to `most` steps, and returns the logs of each, in order."""
         if isinstance(self.function, MultiStep):
             return self.function(iterator, min(most, self.steps_per_call))
         return (self.function(iterator),)
@@ -97,7 +97,7 @@ def build_step(
     context = StepContext(workload, prepared=prepared if prepared is not None else Prepared())
     model = workload.model
     alone = workload.num_replicas == 1  # several replicas are traced in one graph
-    # Where the user's own step is compiled for each size, there is no way around it.
+    # The user's own step is compiled for each size, too, so another would be no better.
     sizes = Sizes() if alone and not model.jit_compile and plan.compiles_sizes(workload) else None
     step, function = f"{kind}_step", f"{kind}_function"
     user_step = getattr(model, step)
@@ -150,7 +150,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _note_bad_data(data: Any, outputs: Any, bad_data: tf.Variable) -> None:
-    """Looks at the batch, but only when the step's results are not finite: no cost till then."""
+    """Looks at the batch only when the step's results are not finite, so it costs nothing else."""
 
     def note() -> None:
         bad_data.assign(bad_data | ~all_finite_in_graph(data))

@@ -4,7 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-# What the batches may take in memory, and how many they are at most.
+# The most bytes and the most batches that are held.
 _MOST_BYTES = 64 * 2**20
 _MOST = 256
 # Never reached: enqueuing must not wait.
@@ -30,9 +30,9 @@ class HeldBatches:
         self._good = self._epoch = 0
 
     def hold(self, batch: Any, jit_compile: bool = False) -> Any:
-        """While a step is traced: has it hold its batch. Gives the batch to go on with.
+        """Called while a step is traced, makes it hold its batch; returns the batch to go on with.
 
-        A step that XLA compiles can't.
+        A step that XLA compiles can't hold batches.
         """
         leaves = tf.nest.flatten(batch, expand_composites=True)
         if jit_compile or not leaves or not all(tf.is_tensor(leaf) for leaf in leaves):
@@ -50,7 +50,7 @@ class HeldBatches:
         with tf.control_dependencies([self._queue.enqueue(leaves)]):
             oldest = self._queue.dequeue()
             counted = self._count.assign_add(1)
-        # Before the step uses it: a step that fails has held its batch, most of the time.
+        # Before the step uses it, so that a step that fails has mostly held its batch.
         with tf.control_dependencies([*tf.nest.flatten(oldest), counted]):
             leaves = [tf.identity(leaf) for leaf in leaves]
         return tf.nest.pack_sequence_as(batch, leaves, expand_composites=True)
@@ -66,7 +66,7 @@ class HeldBatches:
         return self._length if self.is_whole and self._queue is not None else 0
 
     def widen(self, batch: Any, most: int = _MOST) -> None:
-        """Holds as many batches like this one as may be, from now on."""
+        """Holds as many batches like this one as the bounds allow, from now on."""
         if not self.is_whole:
             return  # a batch is no tensors alone, or not the same ones
         length = max(1, min(most, _MOST_BYTES // max(1, _bytes(batch))))
@@ -78,17 +78,17 @@ class HeldBatches:
             self._length = length
 
     def mark_good(self) -> None:
-        """The state is good now: batches before are not wanted again."""
+        """Lets go of all batches, as the state is good now."""
         self._good = self._steps()
 
     def mark_epoch(self) -> None:
-        """An epoch begins."""
+        """Marks the beginning of an epoch."""
         self._epoch = self._steps()
 
     def since_good(self) -> list[list[Any]] | None:
         """The batches since the state was good, an epoch's in each list; None where some are lost.
 
-        To be asked once: they are let go of.
+        May be called once, as it lets go of them.
         """
         steps = self._steps() - self._good
         if not self.is_whole or self._queue is None or not 0 < steps <= self._length:

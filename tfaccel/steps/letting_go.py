@@ -1,4 +1,4 @@
-"""Letting go of iterators where nobody waits for it."""
+"""Destroying iterators in a thread, so that the training need not wait."""
 
 import threading
 import time
@@ -18,8 +18,8 @@ NAME = "tfaccel lets go"
 class LettingGo:
     """Holds the iterator of an epoch until Keras is done with it, and destroys it in a thread.
 
-    Destroying an iterator joins tf.data's autotuning thread. That is woken for it, but may look
-    whether it is to end before it is told so, and then sleeps on, up to a minute. A fit whose
+    Destroying an iterator joins tf.data's autotuning thread. The thread is woken for that, but may
+    check whether to end before it is told to, and then sleeps again for up to a minute. A fit whose
     batches come from such a dataset would return, or begin its next epoch, that much later.
 
     Source: `Model::OptimizeLoop` in tensorflow/core/framework/model.cc and
@@ -35,13 +35,13 @@ class LettingGo:
         self._clock = clock
 
     def hold(self, iterator: Any) -> None:
-        """This is the iterator of the present epoch; that of the one before is not needed."""
+        """Holds the present epoch's iterator, and lets go of the one before."""
         if iterator is not self._held:
             self.release()
             self._held, self._since = iterator, self._clock()
 
     def release(self) -> None:
-        """No step will ask for the iterator any more."""
+        """Lets go of the iterator, which no step needs any more."""
         held, self._held = [self._held], None
         if held[0] is not None and self._clock() - self._since >= _LEAST_SECONDS:
             # The process waits for it at its end, as TensorFlow must not go away meanwhile.

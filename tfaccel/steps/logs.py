@@ -7,14 +7,14 @@ from tfaccel.measure.finite import all_finite
 
 
 def tells_loss(name: str) -> bool:
-    """Whether a log is called a loss."""
+    """Whether a log has the name of a loss."""
     return "loss" in name
 
 
 def judged(logs: Any) -> dict[str, Any]:
     """The logs that a step is judged by.
 
-    The log `loss`; where there is none, those that are called a loss; where none is, all.
+    The log `loss`; without it those with the name of a loss; without those all logs.
     """
     named = logs if isinstance(logs, Mapping) else {"loss": logs}
     names = ["loss"] if "loss" in named else list(filter(tells_loss, named)) or list(named)

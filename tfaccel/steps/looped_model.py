@@ -14,8 +14,8 @@ from tfaccel.steps.user_functions import UserFunction
 class LoopedModel(keras.Model, Looped):
     """Has the models and optimizers of a loop, and its function as `train_step`.
 
-    So all that holds for `fit` holds for a loop. `train_function` takes an iterator over `Call`s,
-    and gives what the function returned as `Returned`. The models themselves keep no mark of it.
+    So the code for `fit` serves loops, too. `train_function` takes an iterator over `Call`s, and
+    gives the function's results as `Returned`. The models themselves are not changed.
 
     Args:
         models: the user's.
@@ -23,7 +23,7 @@ class LoopedModel(keras.Model, Looped):
         function: makes a step; None where nothing is run.
 
     Attributes:
-        made: the step that was made last.
+        made: the latest step.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class LoopedModel(keras.Model, Looped):
         super().__init__()
         for index, model in enumerate(models):
             setattr(self, f"model_{index}", model)
-        own: dict[str, Any] = self.__dict__  # past Keras's tracking: the rest is nobody's part
+        own: dict[str, Any] = self.__dict__  # past Keras's tracking of a model's parts
         own["trained_models"] = tuple(models)
         own["optimizer"] = optimizers[0] if len(optimizers) == 1 else None
         own.update({f"optimizer_{index}": one for index, one in enumerate(optimizers)})
@@ -50,7 +50,7 @@ class LoopedModel(keras.Model, Looped):
 
     @property
     def metrics(self) -> list[Any]:
-        """None: metrics are the loop's own, which begins and ends them."""
+        """No metrics: the loop has its own, and resets them itself."""
         return []
 
     def train_step(self, data: Call) -> Any:
@@ -59,12 +59,12 @@ class LoopedModel(keras.Model, Looped):
         return self.function.untraced()(*args, **kwargs)
 
     def step_and(self, batch: Call, also: Callable[[], Any]) -> tuple[Any, Any]:
-        """While a step is traced: makes it, and gives what `also` tells within it, too."""
+        """Called while a step is traced, makes it; returns its results and those of `also`."""
         args, kwargs = batch
         return self.function.untraced(also)(*args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> None:
-        """Makes the function of a plan: `train_step` is the plan's while it is made."""
+        """Makes the train function; for a plan, `train_step` is the plan's meanwhile."""
         compiled = self.function.compiled(self.train_step, self.jit_compile)
         self.train_function = PlanStep(compiled, self.made)
 
@@ -84,7 +84,7 @@ class LoopedModel(keras.Model, Looped):
 
 
 class Made:
-    """The step that was made last, whoever made it, so that it is known whose an error is.
+    """The latest step of either side, which tells whether an error is the user's.
 
     Attributes:
         call: its batch; None before any.
@@ -96,7 +96,7 @@ class Made:
         self.forget()
 
     def forget(self) -> None:
-        """Another step is to be made."""
+        """Forgets the latest step before another one."""
         self.call: Call | None = None
         self.returned = Returned(None)
         self.raised: Exception | None = None
@@ -128,11 +128,11 @@ class OwnStep:
         return self._made.by(self._function, next(iterator))
 
     def experimental_get_tracing_count(self) -> int:
-        """How often it was traced, by the name that a `tf.function` has for it."""
+        """How often the step was traced, under the name of `tf.function`'s method."""
         return self._function.traces()
 
     def get_concrete_function(self, iterator: Any) -> Any:
-        """What it is traced to for a batch, by the name that a `tf.function` has for it."""
+        """The step's concrete function for a batch, under the name of `tf.function`'s method."""
         return self._function.concrete(next(iterator))
 
 

@@ -12,14 +12,12 @@ from tfaccel.steps.logs import judged
 class MultiStep:
     """Runs up to some number of Keras's own steps in one call of one graph.
 
-    What is saved is what lies between steps: a call of a `tf.function` from Python, the
-    iterator's and the variables' way into it, and the logs' way back. The step itself is Keras's,
-    one after the other, on batches that are taken from the iterator one by one, so no more than
-    one batch is held.
+    That saves the time between steps: a call of a `tf.function` from Python, handing it the
+    iterator and the variables, and handing the logs back. The steps are Keras's, one after the
+    other, on batches that are taken from the iterator one by one, so no more than one is held.
 
-    A group ends early where the data end, and after the first step whose loss turned non-finite:
-    whoever ends a training for that reason (Keras's `TerminateOnNaN`, tfaccel's guard) does so in
-    time.
+    A call ends early where the data end, and after the first step whose loss turned non-finite, so
+    that Keras's `TerminateOnNaN` and tfaccel's guard end a training in time.
 
     Keras's train function `step`, given a list of batches in place of an iterator, runs its step
     on the first. It counts `steps_per_execution` of them as one call: the logs of the last are
@@ -33,7 +31,7 @@ class MultiStep:
         self._step = step
         self._stride = steps_per_execution
         self._structure: Any = None
-        self._finite: tf.Tensor | None = None  # which logs were, at the end of the last group
+        self._finite: tf.Tensor | None = None  # which logs were finite at the end of the last call
         self._one = tf.function(self._one_step, reduce_retracing=True, autograph=False)
         self._loop = tf.function(self._traced, reduce_retracing=True, autograph=False)
 
@@ -98,7 +96,7 @@ class MultiStep:
         return done, finite, [column.stack() for column in columns]
 
     def _log_specs(self, iterator: tf.data.Iterator) -> list[tf.TensorSpec]:
-        """What the step's logs are, from a trace of it that the loop shares."""
+        """The specs of the step's logs, from a trace of it that the loop shares."""
         logs = self._one.get_concrete_function(iterator.element_spec).structured_outputs
         self._structure = tf.nest.map_structure(_spec, logs)
         return tf.nest.flatten(self._structure)
@@ -125,5 +123,5 @@ def _values(column: tf.Tensor, rows: Sequence[int]) -> list[Any]:
 
 
 def _are_finite(logs: Any) -> tf.Tensor:
-    """Whether each of the logs is finite by which a step is judged."""
+    """Whether each log that a step is judged by is finite."""
     return tf.stack([all_finite_in_graph(value) for value in tf.nest.flatten(judged(logs))])

@@ -1,4 +1,4 @@
-"""What a fit of a compiled model leaves to the fits after it, whoever's callback they have."""
+"""What a fit of a compiled model leaves to later fits, under any callback."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ class TracedStep:
 
 @dataclasses.dataclass(frozen=True)
 class TooShort:
-    """What an earlier fit knew when it was too short for any trial.
+    """What an earlier fit knew, which was too short for any trial.
 
     The passes that were considered, whether a callback acted at every batch (which some refuse),
     the spec of its data, the seconds of the cheapest trial (None where no pass serves the model),
@@ -49,12 +49,12 @@ class TooShort:
 
 @dataclasses.dataclass(frozen=True)
 class Pending:
-    """A candidate that was checked, and whose race was not decided when a fit ended.
+    """A checked candidate whose race was undecided when a fit ended.
 
     Attributes:
         element_spec: of the data.
         trial: its check.
-        race: as far as it came.
+        race: what was measured so far.
         trials: what was tried before.
     """
 
@@ -67,11 +67,10 @@ class Pending:
 class Memory:
     """Lives as long as the user's own train function, which `compile` makes anew.
 
-    It is an attribute of that function, so nothing but the compiled model holds it: what it keeps
-    goes with the model. After `keras.utils.clear_session()` it begins afresh. `trace_seconds` is
-    the longest first step so far (0.0: none was timed), `work` how much a step computes, by what
-    it was counted for, `specs` the batch that it was last traced for (False) and that XLA last
-    compiled it for (True).
+    It is an attribute of that function, so it lives as long as the compiled model. After
+    `keras.utils.clear_session()` it begins afresh. `trace_seconds` is the longest first step so far
+    (0.0: none was timed), `work` how much a step computes, by what it was counted for, `specs` the
+    batch that it was last traced for (False) and that XLA last compiled it for (True).
     """
 
     def __init__(self, model: keras.Model, era: int):
@@ -91,7 +90,7 @@ class Memory:
         found = getattr(train_function, _ATTRIBUTE, None)
         if not isinstance(found, cls) or found._model() is not model or found._era != era:
             found = cls(model, era)
-            # A function of the user's own may have no room: then nothing is remembered.
+            # A user's own function may take no attributes: then nothing is remembered.
             with contextlib.suppress(AttributeError, TypeError):
                 setattr(train_function, _ATTRIBUTE, found)
         return found
@@ -112,7 +111,7 @@ class Memory:
         self._steps = [kept for kept in self._steps if kept is not known]
 
     def note_pending(self, pending: Pending) -> None:
-        """A fit ended in a race; the candidate's step is kept beside."""
+        """Notes the undecided race of a fit that ended; the candidate's step is kept, too."""
         self._pending = pending
 
     def pending(self, element_spec: Any) -> Pending | None:
@@ -132,7 +131,7 @@ class Memory:
         return self._too_short is not None
 
     def note_too_short(self, known: TooShort) -> None:
-        """Nothing could pay in a fit."""
+        """Notes a fit in which nothing could pay."""
         self._too_short = known
 
     def too_short(
@@ -146,7 +145,7 @@ class Memory:
 
 
 class _Eras:
-    """Counts how often Keras's session was cleared, as far as anybody asked in between."""
+    """Counts how often Keras's session was cleared between two calls."""
 
     def __init__(self) -> None:
         self.era = self._last = 0

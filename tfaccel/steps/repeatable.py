@@ -8,7 +8,7 @@ from tfaccel.steps.resources import side_effects, stateful_random_ops
 
 
 class CannotRepeatError(ValueError):
-    """A step does what can't be undone, so that it can't be tried; the message says what."""
+    """A step can't be tried, as part of it can't be undone; the message says which."""
 
 
 def unrepeatable(function: Callable[..., Any], iterator: Any) -> str:

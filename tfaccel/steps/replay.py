@@ -11,16 +11,16 @@ from tfaccel.steps.user_functions import open_spec
 
 # How an iterator says that it has no more batches, in Python and in a graph.
 END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
-# As often as nobody runs a step. Without an end the data would be of another kind: then
-# TensorFlow does not ask each time whether all workers still have some.
+# More often than any step runs. Endless data would be another kind of dataset, for which
+# TensorFlow does not ask at each batch whether all workers still have data.
 _FOREVER = 2**40
 
 
 class Handed:
-    """Batches that a loop handed over, one after the other and round again, as often as asked.
+    """An endless iterator over batches that a loop handed over.
 
     Args:
-        batches: one of a step that is made now, or several that were kept.
+        batches: the one of the present step, or several that were kept.
     """
 
     def __init__(self, batches: tuple[Call, ...]):
@@ -37,7 +37,7 @@ class Handed:
 
     @property
     def element_spec(self) -> Call:
-        """What the batches are, their number of samples left open."""
+        """The spec of the batches, their number of samples left open."""
         return tf.nest.map_structure(open_spec, self.batches[0])
 
 
@@ -51,7 +51,7 @@ def is_plain(iterator: Any) -> bool:
 
 
 def is_of_input(error: BaseException) -> bool:
-    """Whether the input pipeline raised it within a step, so that it is the user's."""
+    """Whether the input pipeline raised an error within a step, so that it is the user's."""
     return "IteratorGetNext" in str(error)
 
 
@@ -61,7 +61,7 @@ def pull(iterator: Any, count: int, into: list[Any] | None = None) -> tuple[Any,
     Args:
         iterator: to take them out of.
         count: how many.
-        into: has each as soon as it is taken out, whatever fails then.
+        into: a list to which each batch is added as soon as it is taken out.
     """
     into = [] if into is None else into
     begun = len(into)
@@ -76,7 +76,7 @@ def pull(iterator: Any, count: int, into: list[Any] | None = None) -> tuple[Any,
 
 
 def feed(batches: tuple[Any, ...], like: Any, strategy: Any = None) -> Any:
-    """An iterator over pulled batches that a step can't tell from the one they came from.
+    """An iterator over pulled batches, of the same type as the one that they came from.
 
     Args:
         batches: as `pull` gave them.
@@ -96,8 +96,10 @@ def kept(
         batches: as `pull` gave them.
         element_spec: the iterator's.
         strategy: what it was distributed by; None where it was not.
-        forever: whether to begin again after the last one. `CannotReplayError` where they can be
-            fed slowly only, which is too slow to be timed.
+        forever: whether to begin again after the last one.
+
+    Raises:
+        CannotReplayError: `forever` is True, and these batches can only be fed too slowly to time.
     """
     if isinstance(batches[0], Call):
         return Handed(batches)
@@ -116,6 +118,6 @@ def _in_any_way(batches: tuple[Any, ...], element_spec: Any) -> tf.data.Dataset:
     try:
         return replay(batches, element_spec)
     except CannotReplayError:
-        # Slower by tens of milliseconds, but it takes whatever tf.data can hold.
+        # Slower by tens of milliseconds, but it serves every type that tf.data can hold.
         slow = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=element_spec)
         return unattended(slow)

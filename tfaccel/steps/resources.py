@@ -1,4 +1,4 @@
-"""What a traced graph uses beside its arguments: variables, tables, and the world outside."""
+"""What a traced graph uses beside its arguments: variables, tables, and side effects."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -92,7 +92,7 @@ def resources_of(graph: Any) -> Iterator[Resource]:
 
 
 class Touched:
-    """The resources of every graph that was traced for one function, as they become known.
+    """The resources of all graphs that were traced for one function so far.
 
     `on_more` is called when a graph was traced, before it runs for the first time.
     """
@@ -115,7 +115,7 @@ class Touched:
 
 
 def side_effects(graph: Any) -> tuple[str, ...]:
-    """What a whole step does that can't be undone, so that it must not be repeated.
+    """What a whole step does that can't be undone, which is why it must not be repeated.
 
     Returns:
         A clause for each, such as "runs Python code (tf.py_function)".
@@ -147,7 +147,7 @@ def stateful_random_ops(graph: Any) -> tuple[str, ...]:
 
 
 def _is_queue(tensor: Any) -> bool:
-    """Whether it can be seen at once, without a look into functions, that this is no table."""
+    """Whether a tensor is plainly no table, without a look into functions."""
     return all(operation.type.startswith("Queue") for operation in tensor.consumers())
 
 
@@ -156,7 +156,7 @@ def _is_opaque(handle: tf.Tensor) -> bool:
 
 
 def _assigned(graph: Any) -> set[int]:
-    """The ids of the tensors in a graph whose resources it does not merely read."""
+    """The ids of a graph's tensors whose resources it does more with than read."""
     found: set[int] = set()
     for operation in graph.get_operations():
         if operation.type in _READING:
@@ -184,7 +184,7 @@ def _op_types(graph: Any, functions: dict[str, Any]) -> set[str]:
 
 
 def _uses(tensor: Any, functions: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The ops that a captured resource gets to, with their attributes, in functions too."""
+    """The ops that use a captured resource, with their attributes, also within functions."""
     found: list[tuple[str, Any]] = []
     seen: set[tuple[str, int]] = set()
 

@@ -55,7 +55,7 @@ class Snapshot:
             return
         with tf.init_scope():
             value = resource.read()
-        if value is not None:  # else made by this very trace, and given its value when it ends
+        if value is not None:  # else this trace made it, and sets it at its end
             self._values[id(resource.handle)] = resource, value
 
     def take_anew(self) -> None:
@@ -106,7 +106,7 @@ def known_variables(workload: Workload) -> list[Any]:
 def build_optimizer(model: keras.Model) -> None:
     """Makes the optimizer's slots, which the first step would make, so that they can be kept.
 
-    Not where the model has others: GANs leave the one unused that `compile` makes by default.
+    A model with other optimizers is left out: GANs don't use the one that `compile` makes.
     """
     optimizer = model.optimizer
     if optimizer is None or optimizer.built or len(Workload(model).optimizers) > 1:
@@ -118,7 +118,7 @@ def build_optimizer(model: keras.Model) -> None:
 
 
 def build_used_optimizer(model: keras.Model) -> None:
-    """As `build_optimizer`, where it is sure that the step uses the optimizer.
+    """As `build_optimizer`, but only where the step is sure to use the optimizer.
 
     A `train_step` of the user's own may use another, or none; the first step shows it.
     """
@@ -129,8 +129,8 @@ def build_used_optimizer(model: keras.Model) -> None:
 def _build_as_traced(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> None:
     """Builds an optimizer as the trace of Keras's first step does: what `build` assigns is lost.
 
-    That trace makes the variables and is thrown away, and in the one that runs `build` is
-    over. So slots that begin as copies of the weights (ScheduleFreeAdamW) begin as zeros.
+    That trace makes the variables and is thrown away; in the trace that runs, `build` is over.
+    So slots that should begin as copies of the weights (ScheduleFreeAdamW) begin as zeros.
     Keras's classes assign by their own methods; another class is built in a trace,
     which takes ten times as long.
     """
@@ -171,7 +171,7 @@ def build_all(model: keras.Model, element_spec: Any) -> None:
     if targets is None:
         return
     parts = [part for part in keras_private.losses_and_metrics(model) if not part.built]
-    # What does not fit fails in the first step, in Keras's own words.
+    # A batch that does not fit fails in the first step, with Keras's own error.
     with contextlib.suppress(Exception):
         symbolic = keras.tree.map_structure(_symbolic, targets)
         outputs = keras_graphs.graph_outputs(graph, {id(x): x for x in graph.outputs})

@@ -1,4 +1,4 @@
-"""Batches that were taken out of a training's iterator: each is trained on, whatever fails."""
+"""Batches that were taken out of a training's iterator, each of which is trained on."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from tfaccel.steps.replay import feed, pull
 
 
 class TakenBatches:
-    """Holds batches from when they are taken out until the step on them was made.
+    """Holds batches from when they are taken out until the step on them has run.
 
-    A call begins with `fed`, ends with `done`, and where its step failed before it was made
-    `take_back` lets another step have its batches.
+    A call begins with `fed` and ends with `done`. If its step failed, `take_back` lets another
+    step have its batches.
 
     Args:
         model: whose `steps_per_execution` and strategy count.
@@ -18,11 +18,11 @@ class TakenBatches:
     def __init__(self, model: Any):
         self._model = model
         self._batches: list[Any] = []  # in order, those of the present call first
-        self._lent = 0  # how many the present call has
+        self._lent = 0  # how many of them the present call has
 
     @property
     def has_more(self) -> bool:
-        """Whether there are some for later calls."""
+        """Whether there are batches for later calls."""
         return len(self._batches) > self._lent
 
     def take(self, iterator: Any, calls: int) -> tuple[Any, ...]:
@@ -59,15 +59,15 @@ class TakenBatches:
         return feed(batches, iterator, self._model.distribute_strategy)
 
     def take_back(self) -> None:
-        """The step of the present call was not made; another is to have its batches."""
+        """Takes back the batches of the present call, whose step failed, for another step."""
         self._lent = 0
 
     def done(self) -> None:
-        """The step of the present call was made."""
+        """Lets go of the present call's batches, whose step has run."""
         del self._batches[: self._lent]
         self._lent = 0
 
     def clear(self) -> None:
-        """There is no call more that could have them."""
+        """Lets go of all batches, as no call is to come."""
         self._batches.clear()
         self._lent = 0

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfaccel.compat import tensorflow_private
 from tfaccel.core.looped import Call
 
-# What calls a function that was traced by itself.
+# Ops that call a function with a trace of its own.
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 
 
@@ -18,7 +18,7 @@ class UserFunction(abc.ABC):
     """A step as it is called, and how it is traced anew.
 
     Attributes:
-        named: what tells trainings apart in the cache: the Python function, or a loss.
+        named: the Python function or loss by which the cache tells trainings apart.
         jit_compile: whether XLA compiles it.
     """
 
@@ -35,15 +35,15 @@ class UserFunction(abc.ABC):
 
     @abc.abstractmethod
     def untraced(self, also: Callable[[], Any] | None = None) -> Callable[..., Any]:
-        """What runs the step while another is traced, without any trace of its own.
+        """A function that runs the step within another trace, without a trace of its own.
 
         Args:
-            also: asked at the step's end, within its trace; what it tells is returned, too.
+            also: called at the step's end, within its trace; its result is returned, too.
         """
 
     @abc.abstractmethod
     def concrete(self, call: Call) -> Any:
-        """What the step is traced to for a batch."""
+        """The step's concrete function for a batch."""
 
     @abc.abstractmethod
     def traces(self) -> int:
@@ -143,7 +143,7 @@ class _AnySize:
         return sum(map(int, counts))
 
     def function(self, call: Call) -> Any:
-        """What was compiled for batches like this one, of the leaves that are not None."""
+        """The compiled function for batches like this one; it takes all leaves but None."""
         specs = tf.nest.map_structure(open_spec, call)
         flat = tf.nest.flatten(specs)
         key = (repr(tf.nest.map_structure(lambda spec: spec is None, specs)), *flat)
@@ -164,7 +164,7 @@ class _AnySize:
 
 
 def open_spec(leaf: Any) -> Any:
-    """What a leaf of a batch is, its number of samples left open; None where it is no tensor."""
+    """The spec of a batch's leaf, its number of samples left open; None for no tensor."""
     if isinstance(leaf, tf.Tensor | np.ndarray | np.generic):
         dims = list(leaf.shape)
         return tf.TensorSpec([None, *dims[1:]] if dims else [], tf.as_dtype(leaf.dtype))
@@ -174,5 +174,5 @@ def open_spec(leaf: Any) -> Any:
 
 
 def calls_others(graph: Any) -> bool:
-    """Whether a step calls functions that were traced by themselves, and are kept so."""
+    """Whether a step calls functions that have traces of their own."""
     return any(operation.type in _CALLS for operation in graph.get_operations())

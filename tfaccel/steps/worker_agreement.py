@@ -24,9 +24,8 @@ class WorkerAgreement:
     """What processes decide together; here for a process that trains alone.
 
     With several workers each step is one step of all of them, so they must run the same function
-    at the same time. They do, as they run the same program on the same numbers: whatever may
-    differ between them (clocks, caches, errors) goes through here. The chief is the one to print
-    and to write files.
+    at the same time. They run the same program on the same numbers; all that may differ between
+    them (clocks, caches, errors) is agreed on here. Only the chief prints and writes files.
     """
 
     is_alone = True
@@ -81,7 +80,7 @@ class _Workers(WorkerAgreement):
 
 
 def agreement_of(strategy: tf.distribute.Strategy) -> WorkerAgreement:
-    """The consensus of the processes under a strategy."""
+    """The agreement of the processes under a strategy."""
     if strategy is default_strategy() or not isinstance(strategy, multi_worker.MultiWorker):
         return WorkerAgreement()
     return _Workers(strategy) if strategy.num_workers > 1 else WorkerAgreement()

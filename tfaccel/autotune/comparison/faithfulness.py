@@ -1,18 +1,18 @@
 """Whether a candidate's step is the untouched step but for rounding, variable by variable.
 
-A plan may do what rounding does, and nothing else. Two yardsticks say what that is for the net
-at hand. Neither costs a trace, as the untouched step is traced already:
+A plan may do what rounding does, and nothing else. Two yardsticks measure what that is for this
+net. Neither costs a trace, as the untouched step is traced already:
 
-**Sensitivity.** The untouched step once more, its weights (in 16 bits its inputs, too) rounded
+**Sensitivity.** The untouched step run again, its weights (in 16 bits its inputs, too) rounded
 otherwise. A net that amplifies rounding does so without any plan: batch normalizations at their
 first weights make gradients differ by 0.5 to 1.1 of their norm if weights are rounded once to
 bfloat16. Under Keras's mixed policy the errors of ResNet50, MobileNetV2 and a net of three
 convolutions are 0.9 to 1.7 times the sensitivity, variable by variable, 3.7 at most where
 nothing amplifies.
 
-Rounding once leaves weights alone that 16 bits have: the ones of a normalization, or all of a
-model that was kept in 16 bits. Where a variable is beyond its bound, weights are moved by as much
-as rounding usually moves them, all of them, and the larger of both sensitivities counts. In
+Rounding once does not change weights that are exact in 16 bits: the ones of a normalization, or
+all of a model that was kept in 16 bits. Where a variable is beyond its bound, all weights are moved
+by as much as rounding usually moves them, and the larger of both sensitivities counts. In
 bfloat16 the errors of EfficientNetB0 are 2.4 times the first at the median and 5.9 at most,
 2.0 and 3.3 times the second.
 
@@ -25,13 +25,12 @@ moved by rounding may have its loss off by a tenth of that.
 allowed: training does not notice what adds 1 % to the variance that it lives with
 (McCandlish et al., An Empirical Model of Large-Batch Training, arXiv:1812.06162).
 
-**Scale.** Rounding points anywhere, a mistake of scale along the gradient. So the part of an
-error that lies along the gradient must be small by itself: of random errors with n components
-it is one part in the root of n.
+**Scale.** Rounding errors have any direction; a wrong scale has the gradient's. So the part of an
+error along the gradient must be small by itself: of a random error with n components it is
+1 / sqrt(n).
 
-In 16 bits the sensitivity may be as large as the gradient, so that no mistake shows beside it.
-That is why passes other than the 16-bit ones are compared in float32, by the same plan without
-those.
+In 16 bits the sensitivity may be as large as the gradient, which would hide any mistake. So the
+passes other than the 16-bit ones are compared in float32, by the same plan without those.
 """
 
 import dataclasses
@@ -55,15 +54,15 @@ from tfaccel.measure.numerics import (
     state_scales,
 )
 
-# How often the untouched step's own error a plan's may be: other roundings are one of many.
+# How many times the untouched step's own error a plan's may be, as that is one random sample.
 _LIKELY = 4.0
-# The same where that is more than 16 bits make, but computed in float32: whoever is random or
-# chaotic by nature is only expected to be no more so.
+# The same for float32 steps whose own error is as large as that of 16 bits: a step that is random
+# or chaotic itself must only be no more so under a plan.
 _CHAOTIC = 1.5
 # The shares of the minibatch noise, and of the whole gradient, that 16 bits may add.
 _NOISE_SHARE = 0.1
 _WHOLE_SHARE = 1e-3
-# How many times more or less than its own norm a gradient's may be in 16 bits, beyond once.
+# By what factor, less 1, a gradient's norm may be too large or too small in 16 bits.
 _MOST_TIMES = 1.0
 # What the loss may be off by in 16 bits, as a share of what rounding moves the whole gradient by.
 _LOSS_SHARE = 0.1
@@ -71,12 +70,12 @@ _LOSS_SHARE = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Yardsticks:
-    """What the untouched step makes of rounding, and of another batch.
+    """The untouched step under other roundings, and on another batch.
 
     Attributes:
         dtype: the least precise dtype of what is compared.
         nears: the untouched step with weights rounded otherwise, and with all weights moved by
-            what rounding usually does, as far as they are needed.
+            as much as rounding usually moves them, as far as they are needed.
         other: the untouched step on another batch; None where none was kept, or none is needed.
     """
 
@@ -92,10 +91,10 @@ class Yardsticks:
 
 @dataclasses.dataclass(frozen=True)
 class Violation:
-    """A bound that is broken.
+    """A bound that a candidate breaks.
 
     Attributes:
-        kind: what is off: `"finite"`, `"loss"`, `"gradient"`, `"scale"`, `"update"`, `"state"`.
+        kind: of the error: `"finite"`, `"loss"`, `"gradient"`, `"scale"`, `"update"`, `"state"`.
         where: the name of the variable or loss.
         found, allowed: relative errors.
     """
@@ -223,7 +222,7 @@ def _mistaken_scale(
     tolerance: Tolerance,
     yardsticks: Yardsticks,
 ) -> list[Violation]:
-    """What shows in an error that rounding may have made, by its size."""
+    """A wrong scale within an error that by its size may be rounding."""
     size = _norm(right)
     own = max(map(_norm, owns), default=0.0)
     by_chance = _LIKELY * own / (size * math.sqrt(right.size)) if size else math.inf
@@ -240,7 +239,7 @@ def _mistaken_scale(
 
 
 def _room(scale: float, bound: float, own: float, yardsticks: Yardsticks, kind: str) -> float:
-    """What an error may be: the dtype's bound, or what the untouched step makes of rounding."""
+    """The largest error allowed: the dtype's bound, or the untouched step's own by rounding."""
     if yardsticks.in_16_bits:
         return max(bound * scale, _LIKELY * own)
     noticed = getattr(NOTICED, kind) * scale
@@ -266,7 +265,7 @@ def _along(gradient: np.ndarray, error: np.ndarray) -> float:
 
 
 def _times(gradient: np.ndarray, error: np.ndarray) -> float:
-    """How many times too large or too small an array is, beyond once, by its norm."""
+    """By what factor, less 1, an array's norm is too large or too small."""
     right, found = _norm(gradient), _norm(gradient + error)
     return max(right, found) / max(min(right, found), 1e-30) - 1
 

@@ -1,6 +1,6 @@
-"""A model's weights, and its inputs, as another rounding might have left them.
+"""A model's weights and inputs, changed as another rounding might have left them.
 
-What a net makes of that is its own sensitivity to rounding, and no mistake of a plan.
+How much a step changes by that is the model's own sensitivity to rounding.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ def round_otherwise(weights: Iterable[Any], layers: Iterable[keras.layers.Layer]
     computes in 16 bits.
 
     Args:
-        weights: variables. Those that are no numbers with a fraction stay as they are.
+        weights: variables. Those that are not floating-point numbers stay as they are.
         layers: a model and the layers inside it, each after those around it.
     """
     generator = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def round_otherwise(weights: Iterable[Any], layers: Iterable[keras.layers.Layer]
 
 
 def round_once(weights: Iterable[Any], dtype: str) -> None:
-    """Rounds each float variable to a 16-bit dtype, and keeps it as it is otherwise.
+    """Rounds the values of each float variable to a 16-bit dtype; its own dtype stays.
 
     Args:
         weights: variables.
@@ -59,9 +59,9 @@ def round_once(weights: Iterable[Any], dtype: str) -> None:
 def move(weights: Iterable[Any], dtype: str) -> None:
     """Moves each float variable by as much as rounding it to a 16-bit dtype usually does.
 
-    `round_once` leaves numbers that the dtype has as they are: the ones that normalizations
-    begin with, and weights that were kept in 16 bits. What a step computes by them in 16 bits
-    is rounded all the same. Each call moves them alike.
+    `round_once` does not change numbers that are exact in the dtype: the ones that normalizations
+    begin with, and weights that were kept in 16 bits. Results that a step computes from them in
+    16 bits are rounded all the same. Every call moves them in the same way.
 
     Args:
         weights: variables.
@@ -99,7 +99,7 @@ def rounded_inputs(batch: Any, dtype: str, strategy: tf.distribute.Strategy | No
 
 
 def _rounded_call(call: Call, dtype: str) -> Call:
-    """The same of what a loop hands over, which may hold more than tensors."""
+    """The call of a loop with its inputs rounded; it may hold more than tensors."""
     args = call.args
     if len(args) == 1 and isinstance(args[0], tuple | list):
         first, *others = args[0]

@@ -1,8 +1,7 @@
-"""Gradients that follow from what an optimizer's step left behind, so that none need be recorded.
+"""Gradients computed from the state after an optimizer's step, so that none need be recorded.
 
-Only optimizers whose state shows each gradient by itself: those with a first moment, and plain
-SGD by its weights. Where gradients are clipped, scaled or added up first, the state shows
-something else, and nothing is told.
+That serves optimizers whose state shows each gradient by itself: those with a first moment, and
+plain SGD by its weights. It does not where gradients are clipped, scaled or added up first.
 """
 
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ import numpy as np
 
 from tfaccel.compat import keras_private
 
-# Attributes of an optimizer that stand between a gradient and the state.
+# Attributes of an optimizer that change gradients before they reach the state.
 _BETWEEN = (
     "clipnorm",
     "clipvalue",
@@ -41,7 +40,7 @@ def shows_gradients(optimizer: keras.optimizers.Optimizer) -> bool:
 
 
 def make_visible(optimizer: keras.optimizers.Optimizer) -> None:
-    """Has plain SGD take whole steps, so that weights show gradients beyond their own rounding.
+    """Sets plain SGD's rate to 1, so that weights show gradients beyond their own rounding.
 
     The learning rate is a variable, which a snapshot puts back.
     """

@@ -1,4 +1,4 @@
-"""Looking into one step: its losses, its gradients, and what it leaves behind."""
+"""Observing one step: its losses, its gradients, and the state after it."""
 
 import contextlib
 import dataclasses
@@ -94,7 +94,7 @@ class StepRecorder:
         return self._traced(Plan())
 
     def _traced(self, plan: Plan) -> Callable[..., Any]:
-        """A step under a plan, to be traced when it is called first."""
+        """A step under a plan, which is traced at its first call."""
         workload = self._workload
         context = StepContext(workload, prepared=self._prepared)
         tape = Tape(self._names.of)
@@ -135,7 +135,7 @@ class StepRecorder:
             self._snapshot.restore()
 
     def observe_steps(self, run: Callable[[], Sequence[Any]]) -> Observation:
-        """What some traced steps leave behind; as gradients, what they add to each weight.
+        """The state after some traced steps; as gradients, what they add to each weight.
 
         Args:
             run: makes the steps and gives the logs of each, in order.
@@ -224,7 +224,7 @@ class Names:
     def state(self) -> dict[str, np.ndarray]:
         """The values of float variables that no optimizer changes, metrics aside.
 
-        Of a loop, those too that it keeps beside its models, numbers aside: as a metric has them.
+        For a loop also variables beside its models, except single numbers, as metrics have them.
         """
         workload = self._workload
         metrics = {id(v) for one in workload.models for m in one.metrics for v in m.variables}
@@ -245,7 +245,7 @@ class Names:
 
 @contextlib.contextmanager
 def _under(plan: Plan, context: StepContext, tape: Tape) -> Iterator[None]:
-    """A step is traced under the plan, its optimizers recorded from the outside."""
+    """A block in which a step is traced under the plan, and its optimizers are recorded."""
     optimizers = context.workload.optimizers
     with contextlib.ExitStack() as stack:
         inner = {id(getattr(o, "inner_optimizer", None)) for o in optimizers}
@@ -266,7 +266,7 @@ def _each(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def _quiet(workload: Workload) -> Iterator[None]:
-    """Keras's random layers let everything through."""
+    """A block in which Keras's random layers let everything through."""
     with contextlib.ExitStack() as stack:
         for layer in workload.layers:
             for name in randomness_of(layer):

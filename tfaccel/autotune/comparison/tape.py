@@ -1,4 +1,4 @@
-"""The gradients that optimizers are handed in a step, noted while it is traced."""
+"""Notes the gradients that optimizers are handed in a step, while it is traced."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,14 +25,14 @@ class Tape:
         self._given: dict[int, Mapping[str, Any]] = {}
 
     def start(self, given: Mapping[str, Any]) -> None:
-        """A replica's step begins; `given` are the gradients to hand on in place of its own."""
+        """Begins a replica's step; `given` are the gradients to hand on in place of its own."""
         self._gradients[replica_id()], self._given[replica_id()] = {}, given
 
     @property
     def gradients(self) -> dict[str, Any]:
-        """What this replica's optimizers were handed, where the step can give it out.
+        """The gradients that this replica's optimizers were handed.
 
-        It can't from within a branch or a loop (`tf.cond`, `tf.while_loop`).
+        Those within a branch or a loop (`tf.cond`, `tf.while_loop`) can't be given out.
         """
         graph = tf.compat.v1.get_default_graph()
         noted = self._gradients[replica_id()].items()

@@ -1,4 +1,4 @@
-"""Looking at traced steps from outside: what they leave behind, without a trace of their own."""
+"""Observing steps that are traced already, by the state after them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,8 +19,8 @@ from tfaccel.measure.numerics import TOLERANCES, Observation, relative_error
 from tfaccel.steps.replay import kept
 from tfaccel.steps.snapshot import Snapshot
 
-# How much further than gradients may be off what an optimizer makes of them, where Keras's
-# own update can't be repeated: squares of gradients are off twice as far.
+# By what factor updates may be further off than gradients where Keras's own update can't be
+# repeated: squares of gradients are off twice as far.
 _UPDATE_TIMES = 3.0
 _BOUND = TOLERANCES["float32"]
 
@@ -164,10 +164,10 @@ class TracedObserver:
         }
 
     def _translated(self, seen: Observation, reference: Observation) -> Observation:
-        """The same, its update moved to the reference's gradients, to be compared exactly.
+        """An observation, its update moved to the reference's gradients, to be compared.
 
-        Keras does not treat the sparse gradient of an embedding as it treats their sum, so its
-        update can't be repeated from it: that is compared as gradients are.
+        Keras treats an embedding's sparse gradient differently from the sum that the state
+        shows, so that update can't be repeated and is compared as gradients are.
         """
         expected = self._updated(seen.gradients)
         trained = dict(seen.trained)
@@ -185,7 +185,7 @@ class TracedObserver:
         return dataclasses.replace(seen, trained=trained)
 
     def _unrepeated(self, reference: Observation) -> frozenset[str]:
-        """What Keras's own update, repeated on the original's gradients, makes otherwise."""
+        """The names of values that Keras's own update of the original's gradients misses."""
         if self._otherwise is None:
             again = self._updated(reference.gradients)
             self._otherwise = frozenset(
@@ -206,7 +206,7 @@ class TracedObserver:
         return _UPDATE_TIMES * max(_BOUND.variable, error)
 
     def _updated(self, gradients: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What Keras's own update makes of gradients, run eagerly from the snapshot."""
+        """The values after Keras's own update by gradients, run eagerly from the snapshot."""
         try:
             self._start()
             for optimizer in self._working():
@@ -225,7 +225,7 @@ def _apart(value: np.ndarray, other: np.ndarray, before: np.ndarray) -> float:
 
 
 def _as_large(value: np.ndarray, reference: np.ndarray) -> float:
-    """What brings an error of one value down to one of the reference, where that is smaller.
+    """The factor that scales an error to the reference's size, where that is smaller.
 
     A gradient that is zero by construction is rounding, of which 16 bits make more.
     """

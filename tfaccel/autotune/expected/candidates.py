@@ -19,13 +19,13 @@ from tfaccel.measure.timing import Speedup
 
 
 class Candidates:
-    """The search of one training: what was tried, what won, and what is worth a look next.
+    """The search of one training: what was tried, what won, and what may pay next.
 
     Args:
         workload: with its baseline times and batches.
         names: the passes to consider.
         evidence: what was measured before.
-        most_seconds: what all of it may cost.
+        most_seconds: that the whole search may cost.
 
     Attributes:
         trials: what was tried, in order.
@@ -70,18 +70,18 @@ class Candidates:
 
     @property
     def left_seconds(self) -> float:
-        """What may still be spent; 0.0 where a check took longer than that.
+        """The seconds that may still be spent; 0.0 where a check took longer than that.
 
-        Not less: a race that wins loses nothing, and would end before it can be told by how much.
+        Never negative: a race that wins loses no time, and would end before its gain is known.
         """
         return max(0.0, self._most_seconds - self.spent_seconds)
 
     def allow(self, most_seconds: float) -> None:
-        """What all of it may cost, as the training turned out to be longer."""
+        """Allows the search more seconds, as the training turned out to be longer."""
         self._most_seconds = most_seconds
 
     def next(self, steps_to_come: int) -> Candidate | None:
-        """The plan that is worth a look; None where nothing is expected to pay any longer.
+        """The plan that is expected to pay most; None where none is.
 
         Args:
             steps_to_come: of the training.
@@ -111,7 +111,7 @@ class Candidates:
         )
 
     def least_seconds(self) -> float | None:
-        """What the cheapest plan costs that is expected to be faster; None where none is."""
+        """Seconds of the cheapest trial of a plan expected to be faster; None without one."""
         return self._expectation.least_seconds()
 
     def check(self, bench: TrialRunner, candidate: Candidate) -> Trial:
@@ -135,11 +135,11 @@ class Candidates:
         return trial
 
     def has_won(self, trial: Trial, race: racing.Race, calls: int) -> bool:
-        """Whether a candidate that was checked, and raced with the step that ran so far, has won.
+        """Whether a checked candidate has won its race against the step that ran so far.
 
         Args:
             trial: its check.
-            race: how it went.
+            race: that it had.
             calls: how many steps each turn was.
         """
         outcome, reason = racing.verdict(race.gain, WORTHWHILE, str(self.plan))
@@ -153,7 +153,7 @@ class Candidates:
         return outcome is Outcome.FASTER
 
     def broken_off(self, trial: Trial) -> Report:
-        """What came of it where a training ends in the race of a candidate."""
+        """The report of a search whose training ended in the race of a candidate."""
         reason = "the training ended before it was decided"
         last = dataclasses.replace(trial, outcome=Outcome.UNDECIDED, reason=reason)
         report = self.report()
@@ -174,7 +174,7 @@ class Candidates:
         self.spent_seconds += seconds
 
     def report(self) -> Report:
-        """What came of it."""
+        """The report of the search."""
         return Report(
             trials=(self._baseline, *self.trials),
             plan=self.plan,
@@ -186,7 +186,7 @@ class Candidates:
 
 
 def _times(before: Speedup, more: Speedup) -> Speedup:
-    """The speedup over the original step of what was raced with a plan that was faster than it."""
+    """The speedup over the original step of a plan that was raced against a faster one."""
     if not before.pairs:
         return more
     return Speedup(

@@ -1,4 +1,4 @@
-"""What was measured before, on this machine or another, with this model or another."""
+"""Earlier measurements, on this machine or others, with this model or others."""
 
 import dataclasses
 import functools
@@ -13,17 +13,17 @@ from tfaccel.autotune.report import Report
 from tfaccel.core.machine_class import MachineClass
 from tfaccel.system.json_files import typed
 
-# How much less a measurement counts for a model with no work in common.
+# The factor by which a measurement counts less for a model with no work in common.
 _OTHER_WORK = 0.01
 _SHIPPED = "priors.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """One plan that was timed.
+    """The measurement of one plan.
 
     Attributes:
-        machine: where.
+        machine: that measured it.
         mix: of the model, as `tfaccel.autotune.expected.layer_mix` has it.
         passes: the names of the plan's passes.
         gain: the speedup over the original step.
@@ -37,11 +37,11 @@ class Evidence:
     trace: float | None
 
     def weight(self, machine: MachineClass, mix: Mapping[str, float]) -> float:
-        """How much it says of another model on another machine, from 0 to 1."""
+        """How much the measurement counts for another model on another machine, from 0 to 1."""
         return self.machine.likeness(machine) * _OTHER_WORK ** distance(self.mix, mix)
 
     def to_dict(self) -> dict[str, Any]:
-        """It as JSON values."""
+        """The measurement as JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -63,7 +63,7 @@ class Evidence:
 
 
 def evidence_of(report: Report, machine: MachineClass, mix: Mapping[str, float]) -> list[Evidence]:
-    """What the timed trials of a report show."""
+    """The timed trials of a report as measurements."""
     baseline, *trials = report.trials or (None,)
     if baseline is None:
         return []
@@ -82,7 +82,7 @@ def evidence_of(report: Report, machine: MachineClass, mix: Mapping[str, float])
 
 @functools.cache
 def shipped() -> tuple[Evidence, ...]:
-    """What comes with the package: `make priors` reads it out of benchmarks/results."""
+    """The measurements of the package, which `make priors` takes from benchmarks/results."""
     text = importlib.resources.files(__package__).joinpath(_SHIPPED).read_text(encoding="utf-8")
     return tuple(map(Evidence.from_dict, json.loads(text)))
 

@@ -1,9 +1,9 @@
-"""What plans are expected to win and to cost, by what was measured before.
+"""What plans are expected to win and to cost, by earlier measurements.
 
-The logarithm of a plan's gain is taken to be the sum of what its passes bring, alone and two by
-two. What each brings is fitted to the evidence by weighted least squares, drawn towards the pass's
-own prior (ridge regression): where nothing like it was measured the prior stands, where this very
-training has tried a plan that counts most. The cost of a trace is fitted in the same way.
+The logarithm of a plan's gain is modelled as a sum of terms, one for each pass and one for each
+pair of passes. They are fitted to the evidence by weighted least squares, drawn towards each pass's
+own prior (ridge regression): the prior stands where nothing similar was measured, and trials of
+this training count most. The cost of a trace is fitted in the same way.
 
 Source: Hoerl and Kennard, Ridge Regression, Technometrics 12 (1970).
 """
@@ -26,20 +26,20 @@ from tfaccel.core.prior import Prior
 from tfaccel.core.workload import Workload
 from tfaccel.measure.outcome import Outcome
 
-# How much a pass's prior counts, in measurements of the same model on the same machine; and a
-# trial in this very training.
+# The weights of a pass's prior and of a trial in this very training, where a measurement of the
+# same model on the same machine has 1.
 _PRIOR_WEIGHT, _OWN_WEIGHT = 0.3, 20.0
-# Likewise, how much it counts that two passes do nothing to each other.
+# Likewise, the weight of the prior that two passes do not affect each other.
 _PAIR_WEIGHT, _BETWEEN = 3.0, " with "
-# What a check takes beside the trace, in steps: two of the candidate, one to three of the
-# original, and as long again for copies of the state.
+# The steps of a check, beside its trace: two of the candidate, one to three of the original, and
+# as long again for copies of the state.
 CHECKED_STEPS = 6
 # Traces of a check that records gradients: the plan's step, and both steps once more.
 _RECORDED_TRACES = 3
-# What every later trace has in common, beside what its passes add: the first step of a fit makes
-# variables and threads, too, and readies TensorFlow's kernels.
+# The factor of every later trace, beside those of its passes: the first step of a fit also makes
+# variables and threads, and readies TensorFlow's kernels.
 _TRACE, _LATER_TRACE = "", 0.5
-# A plan must be expected to be so much faster than the present one to be worth a look.
+# A plan is tried only if it is expected to be faster than the present one by this factor.
 _WORTH_A_LOOK = 1.03
 
 
@@ -49,10 +49,10 @@ class Candidate:
 
     Attributes:
         plan: what to try.
-        gain: how many times faster than the original step it is expected to be.
-        cost_seconds: what it is expected to take until it is known whether it is.
-        saved_seconds: what is expected to be saved over the rest of the training, cost aside.
-        prepare_seconds: what its passes may take to get ready.
+        gain: the speedup over the original step that is expected.
+        cost_seconds: that a trial is expected to take.
+        saved_seconds: that it is expected to save over the rest of the training, cost aside.
+        prepare_seconds: that its passes may take to get ready.
     """
 
     plan: Plan
@@ -63,11 +63,11 @@ class Candidate:
 
     @property
     def net_seconds(self) -> float:
-        """What is expected to be won in all."""
+        """The seconds that are expected to be won in all."""
         return self.saved_seconds - self.cost_seconds
 
     def pays(self, most_seconds: float) -> bool:
-        """Whether it is worth a look that may cost so many seconds."""
+        """Whether a trial is expected to pay, and costs no more than these seconds."""
         return self.cost_seconds < min(self.saved_seconds, most_seconds)
 
 
@@ -102,17 +102,17 @@ class Expectation:
         self._fit()
 
     def gain(self, plan: Plan) -> float:
-        """How many times faster than the original step a plan is expected to be."""
+        """The speedup over the original step that is expected of a plan."""
         return math.exp(sum(self._gains.get(term, 0.0) for term in _terms(plan.names)))
 
     def trace_seconds(self, plan: Plan) -> float:
-        """What the first step under a plan is expected to take."""
+        """The seconds that the first step under a plan is expected to take."""
         workload = self._workload
         own = max(workload.first_step_seconds, workload.trace_seconds)
         return own * math.exp(sum(self._traces.get(name, 0.0) for name in (_TRACE, *plan.names)))
 
     def cost_seconds(self, plan: Plan) -> float:
-        """What it takes to know whether a plan is faithful; its race costs next to nothing."""
+        """The seconds of checking a plan; its race costs next to nothing."""
         looked_at = CHECKED_STEPS * self._workload.step_seconds
         return self._checks * self.trace_seconds(plan) + looked_at + self._prepare_seconds(plan)
 
@@ -146,7 +146,7 @@ class Expectation:
             steps_to_come: of the training.
             present_gain: how many times faster than the original the present step is.
             tried: plans that are not tried again.
-            most_seconds: what a plan may cost.
+            most_seconds: that a trial may cost.
             any_cost: the best of those that are expected to be faster, whether it pays or not.
         """
         known = set(tried)
@@ -160,7 +160,7 @@ class Expectation:
         return max(paying, key=lambda one: one.net_seconds, default=None)
 
     def least_seconds(self) -> float | None:
-        """What the cheapest plan costs that is expected to be faster; None where none is."""
+        """Seconds of the cheapest trial of a plan expected to be faster; None without one."""
         faster = (plan for plan in self._plans() if self.gain(plan) > _WORTH_A_LOOK)
         return min(map(self.cost_seconds, faster), default=None)
 
@@ -173,7 +173,7 @@ class Expectation:
                     yield plan
 
     def _fit(self) -> None:
-        # Asked for once, and not for each of some hundred plans.
+        # Computed once, and not for each of some hundred plans.
         self._checks = _RECORDED_TRACES if hides_gradients(self._workload) else 1
         priors = {item.name: prior.expected_gain for item, prior in self._usable}
         traces = {item.name: item.compile_factor for item, _ in self._usable}
@@ -197,7 +197,7 @@ def _computed(plan: Plan) -> Plan:
 
 
 def _terms(names: Sequence[str]) -> list[str]:
-    """What a plan's gain is made of: its passes', and what any two of them do to each other.
+    """The terms of a plan's gain: one for each pass, and one for each pair of passes.
 
     Kernels, for one, win more in 16 bits, where TensorFlow's own are at their slowest.
     """

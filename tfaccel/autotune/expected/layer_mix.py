@@ -1,4 +1,4 @@
-"""What kinds of work a model is made of, so that what was measured on another tells about it."""
+"""The kinds of work of a model, by which measurements of other models count for it."""
 
 import math
 from collections.abc import Mapping
@@ -26,9 +26,9 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
         keras.layers.GroupNormalization,
     ),
 }
-# What an op on each number costs in multiplications of a product, which chips do many at once.
+# The cost of an elementwise op on a number, in multiplications of a product.
 _ELEMENTWISE = 50
-# The step's own work for each weight under an optimizer of two slots, likewise.
+# Likewise, the cost of updating a weight by an optimizer with two slots.
 _UPDATE = 50
 
 
@@ -52,7 +52,7 @@ def layer_mix(workload: Workload) -> dict[str, float]:
 
 
 def distance(mix: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """How unlike two mixes are: half of what their shares differ by, and a bit for the size."""
+    """How unlike two mixes are: half the sum of differences of shares, and a bit for the size."""
     kinds = {*mix, *other} - {"size"}
     apart = sum(abs(mix.get(kind, 0.0) - other.get(kind, 0.0)) for kind in kinds) / 2
     return apart + 0.1 * abs(mix.get("size", 0.0) - other.get("size", 0.0))

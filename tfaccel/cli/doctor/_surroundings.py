@@ -1,4 +1,4 @@
-"""What doctor looks at. Tests put other surroundings in the place of the real ones."""
+"""The machine and installation that doctor looks at; tests replace them by others."""
 
 import contextlib
 import dataclasses

@@ -45,7 +45,7 @@ def define_feed_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def make_feed(chosen: Chosen, args: argparse.Namespace) -> Feed:
-    """What the flags ask for: a file's samples, or random ones of the model's kind.
+    """The samples that the flags ask for: a file's, or random ones that fit the model.
 
     Raises:
         UsageError: the file, or the model, does not say enough; or they don't fit.
@@ -85,7 +85,7 @@ def file_feed(chosen: Chosen, path: pathlib.Path, batch_size: int) -> Feed:
 
 
 def first_outputs(model: keras.Model, x: Any) -> Any:
-    """What the model makes of the first sample: its outputs' shapes and structure."""
+    """The model's outputs for the first sample, which show their shapes and structure."""
     first = keras.tree.map_structure(lambda array: tf.convert_to_tensor(array[:1]), x)
     try:
         return model(first)

@@ -13,7 +13,7 @@ from tfaccel.compat import keras_private
 
 
 class Labels(enum.Enum):
-    """What a loss wants for labels."""
+    """The kind of labels that a loss takes."""
 
     INDICES = "the index of a class"
     ONE_HOT = "one number for each class"
@@ -37,7 +37,7 @@ _WANTED: Mapping[str, Labels] = {
 
 
 def wanted(loss: Any) -> Labels | None:
-    """What a loss wants for labels; None where its name does not say.
+    """The kind of labels that a loss takes; None where its name does not say.
 
     >>> wanted("sparse_categorical_crossentropy").value
     'the index of a class'

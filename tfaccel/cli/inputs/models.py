@@ -68,7 +68,7 @@ def load_model(name: str, args: argparse.Namespace) -> Chosen:
 
 
 def named_models() -> Mapping[str, Callable[..., keras.Model]]:
-    """What makes a model with random weights, by name."""
+    """Functions that make models with random weights, by name."""
     found = vars(keras.applications).items()
     architectures = {name: make for name, make in found if name[0].isupper() and callable(make)}
     return {
@@ -107,7 +107,7 @@ def _built(name: str, shape: tuple[int, ...] | None, classes: int | None) -> ker
 
 
 def _maker(name: str) -> Callable[..., keras.Model]:
-    """What makes the model of that name; case, hyphens and underscores don't matter."""
+    """The function that makes a named model; case, hyphens and underscores don't matter."""
     known = named_models()
     by_plain_name = {_plain(key): make for key, make in known.items()}
     if _plain(name) in by_plain_name:
@@ -140,7 +140,7 @@ def _loaded(path: pathlib.Path) -> keras.Model:
 
 
 def _compiled(model: keras.Model, optimizer: str | None, loss: str | None) -> tuple[str, ...]:
-    """Compiles the model where it has to be, and says what was chosen for the user."""
+    """Compiles the model if needed; returns sentences on what was chosen for the user."""
     if model.compiled and optimizer is None and loss is None:
         return ()
     own = (model.optimizer, model.loss) if model.compiled else (_OPTIMIZER, _default_loss(model))

@@ -17,7 +17,7 @@ class Parts:
 
     compute: float  # of a worker alone on its share of a batch, on average
     waiting: float  # for the slowest worker, on average
-    all_reduce: float  # what is left: of it only what computing does not hide
+    all_reduce: float  # the rest of the step: the part that computing does not hide
 
 
 def parts(step_seconds: float, alone: Sequence[Sequence[float]]) -> Parts:
@@ -25,9 +25,8 @@ def parts(step_seconds: float, alone: Sequence[Sequence[float]]) -> Parts:
 
     Args:
         step_seconds: of all workers together.
-        alone: of each worker the seconds of steps that it took by itself, while the others did,
-            too. All began each of these at the same time, so that the longest of a step is when
-            the last would have been there.
+        alone: for each worker the seconds of steps that it took by itself, while the others did the
+            same. All began each step at the same time, so its longest time is the slowest worker's.
 
     >>> parts(2.0, [[1.0, 1.0], [1.5, 1.5]])
     Parts(compute=1.25, waiting=0.25, all_reduce=0.5)
@@ -40,7 +39,7 @@ def parts(step_seconds: float, alone: Sequence[Sequence[float]]) -> Parts:
 
 @dataclasses.dataclass(frozen=True)
 class RingCost:
-    """What summing gradients around a ring of n workers takes.
+    """The seconds of summing gradients around a ring of n workers.
 
     `2 (n-1)/n * bytes / bandwidth + 2 (n-1) * latency`
 
@@ -51,7 +50,7 @@ class RingCost:
     gradient_bytes: int
     seconds_per_byte: float
     latency_seconds: float  # of each of the 2 (n-1) messages that wait for one another
-    residual_seconds: float = 0.0  # the root of the mean square that the fit leaves
+    residual_seconds: float = 0.0  # the root mean square error of the fit
     points: int = 0  # how many numbers of workers it was fitted to
 
     def seconds(self, workers: int, gigabits_per_second: float = float("inf")) -> float:
@@ -59,8 +58,8 @@ class RingCost:
 
         Args:
             workers: 1 or more.
-            gigabits_per_second: of the link of each. Its time comes on top of what was measured,
-                which is what it takes to send a byte where the link costs nothing.
+            gigabits_per_second: of each worker's link, whose time is added to the measured time,
+                in which the link costs nothing.
         """
         sent, messages = _ring(workers)
         per_byte = self.seconds_per_byte + _BITS / (gigabits_per_second * _GIGA)
@@ -70,11 +69,11 @@ class RingCost:
 def fitted(
     workers: Sequence[int], all_reduce_seconds: Sequence[float], gradient_bytes: int
 ) -> RingCost:
-    """The ring whose bandwidth and latency, neither below zero, come nearest to what was measured.
+    """The ring whose bandwidth and latency, neither negative, fit the measured seconds best.
 
     Args:
         workers: how many there were.
-        all_reduce_seconds: what it took them.
+        all_reduce_seconds: of each of these numbers of workers.
         gradient_bytes: of one worker.
 
     Raises:
@@ -102,8 +101,8 @@ def fitted(
 def nonnegative(matrix: np.ndarray, values: np.ndarray) -> tuple[list[float], float]:
     """The least squares of a few unknowns that may not be negative, and the residual.
 
-    Where the best solution has a negative unknown, some are zero in the best that has none: all
-    choices of them are tried. The residual is the root of the mean square.
+    In the best solution without negative unknowns some may be zero: all choices of these are
+    tried. The residual is the root of the mean square.
     """
     scale = np.linalg.norm(matrix, axis=0)
     columns = range(matrix.shape[1])

@@ -1,4 +1,4 @@
-"""Starts workers on this machine, so many at a time, and reads what they measured."""
+"""Starts several workers on this machine, and reads what they measured."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2"}
 def bench_workers(
     args: argparse.Namespace, words_of: Callable[[argparse.Namespace], list[str]]
 ) -> ScalingResult:
-    """Steps of several workers, and what more of them would take.
+    """Measures the steps of several workers, and predicts those of more.
 
     Args:
         args: the flags of `tfaccel bench`.
@@ -88,13 +88,13 @@ def _crowded(most: int) -> list[str]:
 
 
 def measure_workers(words: Sequence[str], count: int, most: int) -> tuple[ScalingRow, list[Any]]:
-    """The steps of so many workers on this machine.
+    """Measures the steps of several workers on this machine.
 
     Args:
         words: of `tfaccel`, for each of them.
         count: how many.
-        most: how many are started at most, for other rows: each has its share of cores and GPUs
-            here, too, so that a worker is the same in each row.
+        most: workers in any row: each gets its share of cores and GPUs as among so many, so that
+            a worker is the same in each row.
 
     Returns:
         What was found, and what each worker wrote.

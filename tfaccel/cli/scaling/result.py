@@ -25,7 +25,7 @@ _PREDICTED = ("workers", "Gbit/s", "step, ms", "samples/s", "efficiency")
 
 @dataclasses.dataclass(frozen=True)
 class ScalingRow:
-    """So many workers."""
+    """The measured steps of some number of workers."""
 
     workers: int
     step_seconds: float  # the median, of the slowest worker
@@ -35,7 +35,7 @@ class ScalingRow:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """So many workers, each on a machine of its own, on links of one speed."""
+    """The predicted steps of workers, each on a machine of its own, on links of one speed."""
 
     workers: int
     gigabits_per_second: float
@@ -97,7 +97,7 @@ class ScalingResult:
 def predicted(
     rows: Sequence[ScalingRow], gradient_bytes: int
 ) -> tuple[RingCost | None, tuple[Prediction, ...], list[str]]:
-    """A model of the measured all-reduces, what it makes of more workers, and what it assumes."""
+    """A model of the measured all-reduces, its predictions for more workers, and notes on it."""
     try:
         cost = fitted(
             [row.workers for row in rows], [row.parts.all_reduce for row in rows], gradient_bytes

@@ -1,4 +1,4 @@
-"""What an engine's quantizer is handed: samples to calibrate on, and what the result is worth."""
+"""The samples on which an engine's quantizer calibrates, and the score of its results."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +16,13 @@ Arrays = Sequence[np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class EightBits:
-    """Samples, and what outputs for them are worth.
+    """Samples, and the score of outputs for them.
 
     Attributes:
         inputs: the flattened inputs of all samples, each an array with a row for each.
         score: the metric of flattened outputs for samples at some places; larger is better.
         max_drop: how much less than the model's own is allowed.
-        in_time: whether there is time left to look for what loses too much.
+        in_time: whether there is time left to look for ops that 8 bits harm.
     """
 
     inputs: Arrays

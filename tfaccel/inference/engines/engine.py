@@ -1,4 +1,4 @@
-"""What an engine is: something other than TensorFlow that makes a model's predictions."""
+"""Engines: libraries other than TensorFlow that make a model's predictions."""
 
 import abc
 import dataclasses
@@ -43,12 +43,12 @@ class Runner(abc.ABC):
         """
 
     def run_any_size(self, arrays: Sequence[Any]) -> list[np.ndarray]:
-        """The same by what serves batches of other sizes than the sample's, where that differs."""
+        """As `run`, for batches of other sizes than the sample's."""
         return self.run(arrays)
 
     @abc.abstractmethod
     def save(self, folder: pathlib.Path) -> None:
-        """Writes what `Engine.load` reads, and programs without tfaccel do, into a folder."""
+        """Writes files into a folder for `Engine.load` and for programs without tfaccel."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Engine(StandalonePass, is_base=True):
     in functions only.
 
     Args:
-        precision: what products are computed in: `"float32"`, `"bfloat16"` or, where the user
+        precision: of the products: `"float32"`, `"bfloat16"` or, where the user
             allows it, `"int8"`.
         hint: `"latency"`, where all cores work on one batch, or `"throughput"`, where they
             share its samples.
@@ -70,13 +70,13 @@ class Engine(StandalonePass, is_base=True):
     title: ClassVar[str]
     module: ClassVar[str]
     extra: ClassVar[str]
-    # What it computes in, from the most precise on, and whether it converts bfloat16 of layers.
+    # Its precisions, the most precise first, and whether it converts layers in bfloat16.
     precisions: ClassVar[tuple[str, ...]] = PRECISIONS
     converts_bfloat16: ClassVar[bool] = True
-    # The module that makes 8 bits for it, and the extra that installs it.
+    # The module that quantizes for it, and the extra that installs that.
     quantizer: ClassVar[str] = ""
     quantizer_extra: ClassVar[str] = ""
-    # It is converted and compiled beside the trace.
+    # Converting and compiling take time beside the trace.
     compile_factor: ClassVar[float] = 1.5
 
     precision: str = "float32"
@@ -113,7 +113,7 @@ class Engine(StandalonePass, is_base=True):
 
     @abc.abstractmethod
     def load(self, folder: pathlib.Path, names: Sequence[str], sizes: Sequence[Any]) -> Runner:
-        """What `Runner.save` wrote, ready to predict. No code out of the folder is run.
+        """Loads what `Runner.save` wrote. No code from the folder is run.
 
         Args:
             folder: where it is.
@@ -123,7 +123,7 @@ class Engine(StandalonePass, is_base=True):
 
     @classmethod
     def missing(cls) -> Unsupported | None:
-        """What has to be installed; None where everything is."""
+        """The package that must be installed first; None where nothing is missing."""
         if importlib.util.find_spec(cls.module) is not None:
             return None
         return Refusal.MISSING(
@@ -167,7 +167,7 @@ class Engine(StandalonePass, is_base=True):
         )
 
     def applied(self, context: StepContext) -> Any:
-        """Nothing: what the engine is handed is traced as it is."""
+        """A block that changes nothing: the engine takes the forward computation as it is."""
         return tf.name_scope("")
 
     def prior(self, workload: Workload) -> Prior:
@@ -194,7 +194,7 @@ class Engine(StandalonePass, is_base=True):
 
 
 def unknown_ops(title: str, ops: Sequence[str], forward: Forward) -> str:
-    """The error of an engine that has no such ops, with the layers that they stand in."""
+    """The error text of an engine that lacks these ops, with the layers that have them."""
     graph = forward.function.graph.get_operations()
     where = dict.fromkeys(op.name.rpartition("/")[0] for op in graph if op.type in ops)
     places = f", in {', '.join(where)}" if where else ""
@@ -208,7 +208,7 @@ def _samples(workload: Workload) -> int:
 
 
 def _inconvertible(workload: Workload) -> Unsupported | None:
-    """What no engine can take over; None where there is nothing."""
+    """Why no engine can serve the model; None where one can."""
     if workload.device.kind != "CPU":
         return Refusal.DEVICE("the model runs on a GPU, and the engine runs on CPUs")
     own = keras_private.overridden(workload.model, keras.Model, "predict_step")

@@ -26,8 +26,8 @@ class Served:
     """A model that an engine runs, from inputs to outputs in the user's structures.
 
     Attributes:
-        runner: what runs it.
-        signature: what it takes and gives.
+        runner: runs the model.
+        signature: its inputs and outputs.
     """
 
     runner: Runner
@@ -38,7 +38,7 @@ class Served:
 
         Args:
             x: tensors that `accepts` takes.
-            any_size: whether to use what serves other sizes than the sample's.
+            any_size: whether the batch may have another size than the sample.
         """
         run = self.runner.run_any_size if any_size else self.runner.run
         arrays = run(keras.tree.flatten(x))
@@ -88,16 +88,16 @@ def each_batch(call: Callable[[Any], Any], data: Iterable[Any]) -> Any:
 
 
 class ServedFunction(abc.ABC):
-    """A function like `model.predict_function` that something else than a Keras model runs.
+    """A function like `model.predict_function` that does not run the Keras model.
 
     Args:
-        plan: what predictions are made under.
-        specs: what it takes, in the order of the flattened inputs.
+        plan: that predictions are made under.
+        specs: of the inputs, in their flattened order.
 
     Attributes:
         plan: as given.
         compiles_sizes: False, as other sizes than the sample's share one compiled model.
-        takes_arrays: whether batches of arrays are as good as tensors, and need no copy.
+        takes_arrays: whether arrays can be handed over without a copy into tensors.
     """
 
     compiles_sizes = False
@@ -109,22 +109,22 @@ class ServedFunction(abc.ABC):
 
     @abc.abstractmethod
     def served(self) -> Served:
-        """What runs."""
+        """The model that an engine runs."""
 
     def __call__(self, data: Any) -> Any:
         """Predicts a list of batches, as Keras hands them over; one for each step of a call."""
         return each_batch(self.served(), data)
 
     def any_size(self, data: Any) -> Any:
-        """The same by what serves other sizes than the sample's."""
+        """As a call, for batches of other sizes than the sample's."""
         return each_batch(lambda x: self.served()(x, any_size=True), data)
 
     def accepts(self, data: Any) -> bool:
-        """Whether batches are of a kind that this was made for."""
+        """Whether batches are of the kind that the function was made for."""
         return all(accepts(self.specs, inputs_of(batch)) for batch in data)
 
     def again(self) -> "ServedFunction":
-        """The same for the model as it is now; by default nothing can have changed."""
+        """The function for the model as it is now; by default itself, as nothing changes."""
         return self
 
 
@@ -163,14 +163,14 @@ class EngineFunction(ServedFunction):
         self._lock = threading.Lock()
 
     def again(self) -> "EngineFunction":
-        """The same for the model as it is now."""
+        """The function for the model as it is now."""
         workload = dataclasses.replace(self._workload)  # layers are looked up anew
         return EngineFunction(
             workload, self.plan, self._prepared, cache=self._cache, quality=self._quality
         )
 
     def served(self) -> Served:
-        """What runs; made by the first that asks."""
+        """The model that the engine runs, made at the first access."""
         if self._served is None:
             with self._lock:
                 self._served = self._served or self._built()

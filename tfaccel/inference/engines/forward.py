@@ -15,22 +15,21 @@ from tfaccel.core.workload import Workload
 from tfaccel.inference.predict_function import PredictFunction, signature
 from tfaccel.passes import FrozenWeights
 
-# What Keras calls inputs that have no name: another one in each process.
+# Keras's names of inputs without one, which differ between processes.
 _NUMBERED = re.compile(r"keras_tensor(_\d+)?")
 
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """What predictions compute, from named tensors to named tensors.
+    """The computation of predictions, from named tensors to named tensors.
 
     Attributes:
         traced: the function, traced once; it takes and gives tensors by name.
         function: its only concrete function.
-        inputs: what it takes, in the order of the flattened inputs.
-        outputs: what it gives, in the order of the flattened outputs.
+        inputs: the specs of the inputs, in their flattened order.
+        outputs: the specs of the outputs, in their flattened order.
         structure: the structure of the outputs, with the place of each as its leaf.
-        converted: what engines made of it, by a name, so that several configurations of
-            one engine share it.
+        converted: engines' conversions of it, by name, which configurations of one engine
     """
 
     traced: Any
@@ -41,7 +40,7 @@ class Forward:
     converted: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def made(self, name: str, make: Callable[[], Any]) -> Any:
-        """What was made under this name before, else what is made now."""
+        """The conversion of this name, which is made at its first use."""
         if name not in self.converted:
             self.converted[name] = make()
         return self.converted[name]
@@ -64,7 +63,7 @@ class Forward:
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """What a model that is served takes and gives.
+    """The inputs and outputs of a model that an engine runs.
 
     Attributes:
         inputs, outputs: the tensors, in the order of the flattened structures.
@@ -85,7 +84,7 @@ class Signature:
 
 
 def trace(workload: Workload, plan: Plan, prepared: Prepared | None = None) -> Forward:
-    """Traces what a model predicts, under a plan, the weights as constants.
+    """Traces a model's predictions under a plan, the weights as constants.
 
     Args:
         workload: the model, built, and a batch as Keras hands it over.
@@ -169,7 +168,7 @@ def _names(structure: Any, declared: list[str], what: str) -> list[str]:
 
 
 def _unique(names: list[str]) -> list[str]:
-    """The names, a number behind those that are there already.
+    """The names, with a number behind repeated ones.
 
     >>> _unique(["a", "b", "a"])
     ['a', 'b', 'a_1']

@@ -15,11 +15,11 @@ import numpy as np
 from tfaccel.inference.engines.eight_bits import Arrays, EightBits
 from tfaccel.system.device import read_cpu
 
-# Which shares of what adds noise stay in float, one after the other, until enough is kept.
+# The shares of the noisiest ops that stay in float, tried until accuracy suffices.
 _SHARES = (0.0, 0.1, 0.25, 0.5)
-# Samples by which noise is looked for: all tensors of a model are held for them.
+# Samples by which noise is measured, few as all of a model's tensors are held for them.
 _LOOKED_AT = 4
-# Products of 8 bits that are added up without an overflow on the way.
+# Op types whose 8-bit products are added up without overflow.
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "avx10_2"})
 
 
@@ -37,7 +37,7 @@ def quantized(
         eight: samples to calibrate on, and what may be lost.
 
     Returns:
-        The first that loses little enough, else the one that loses least.
+        The first model that loses little enough, else the one that loses least.
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -46,7 +46,7 @@ def quantized(
         folder = pathlib.Path(name)
         (folder / "model.onnx").write_bytes(model)
         plain, small = folder / "plain.onnx", folder / "small.onnx"
-        # Symbolic shapes need a package more, and convolutional nets gain nothing by them.
+        # Symbolic shapes need one more package, and convolutional nets gain nothing by them.
         quant_pre_process(folder / "model.onnx", plain, skip_symbolic_shape=True)
         least = _score(plain.read_bytes(), inputs, outputs, eight) - eight.max_drop
         noisy: list[list[str]] = []
@@ -86,10 +86,10 @@ def _quantize(
 def _noisy(
     plain: pathlib.Path, small: pathlib.Path, inputs: Sequence[str], eight: EightBits
 ) -> list[list[str]]:
-    """Groups of nodes that 8 bits make add noise, the noisiest first.
+    """Groups of nodes that add noise in 8 bits, the noisiest first.
 
-    Noise is told where a tensor was quantized: what is between two such tensors is a group, and
-    adds what the noise is more behind it than before it.
+    Noise is known at quantized tensors. The nodes between two of them are a group, which adds the
+    difference of the noise behind it and before it.
     """
     import onnx
     from onnxruntime.quantization import qdq_loss_debug as debug
@@ -145,7 +145,7 @@ def _score(model: bytes, inputs: Sequence[str], outputs: Sequence[str], eight: E
 
 
 class _Samples:
-    """What ONNX Runtime calls a CalibrationDataReader."""
+    """Samples as ONNX Runtime's CalibrationDataReader."""
 
     def __init__(self, inputs: Sequence[str], samples: Iterator[Arrays]):
         self._inputs, self._samples = inputs, samples

@@ -127,7 +127,7 @@ def _session(model: bytes, threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    # Else threads that wait for another run take the cores from what TensorFlow does next.
+    # Else threads that wait for another run keep the cores from TensorFlow.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -167,7 +167,7 @@ def _converted(forward: Forward) -> bytes:
                 )
         except Exception as error:
             raise ValueError(f"tf2onnx can't convert it: {error_line(error)}") from error
-    # What tf2onnx does not know it leaves as it is.
+    # tf2onnx leaves ops that it does not know as they are.
     unknown = {n.op_type for n in model.graph.node if not onnx.defs.has(n.op_type, n.domain)}
     if unknown:
         raise ValueError(unknown_ops(ONNXRuntime.title, sorted(unknown), forward))
@@ -177,9 +177,9 @@ def _converted(forward: Forward) -> bytes:
 
 @contextlib.contextmanager
 def _without_xla(graph: Any) -> Iterator[None]:
-    """Has a graph written with nothing that is XLA's to compile (Keras's grouped convolutions are).
+    """A block in which a graph is written without marks for XLA (as of grouped convolutions).
 
-    TensorFlow moves no such call into the graph that calls it, and ONNX has no calls.
+    TensorFlow never inlines functions with such a mark, and ONNX has no calls of functions.
     """
     write = graph.as_graph_def
 
@@ -213,7 +213,7 @@ def _erfc(context: Any, node: Any, name: str, args: Any) -> None:
 
 
 def _keep_captured(graph: Any, function: Any) -> None:
-    """Makes constants of the tensors that a function closes over, which else were inputs."""
+    """Makes constants of a function's captured tensors, which would else become inputs."""
     import onnx
 
     captured, used = function.captured_inputs, set(_read_by(graph))

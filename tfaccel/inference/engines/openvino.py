@@ -117,7 +117,7 @@ class OpenVINO(Engine):
         return _Runner(model, engine, [tuple(size) for size in sizes], None, splits)
 
     def config(self, cache: pathlib.Path | None) -> dict[str, Any]:
-        """What OpenVINO is told when it compiles."""
+        """The options with which OpenVINO compiles."""
         told = {
             "PERFORMANCE_HINT": self.hint.upper(),
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self.precision],
@@ -268,9 +268,9 @@ def _converted(forward: Forward) -> Any:
 
 
 def _by_front_end(function: Any) -> Any:
-    """What `openvino.convert_model` makes of a concrete function.
+    """A concrete function as `openvino.convert_model` converts it.
 
-    That function tells OpenVINO's makers of each call, unless the user has opted out; this is the
+    That function reports each call to OpenVINO's makers, unless the user has opted out; this is the
     part of it that converts.
     """
     from openvino.frontend import FrontEndManager
@@ -282,7 +282,7 @@ def _by_front_end(function: Any) -> Any:
 
 
 def _widen_sums(model: Any) -> None:
-    """Has products of integers added up in float32, as models that Keras quantized mean it.
+    """Makes products of integers add up in float32, as Keras's quantized models need.
 
     OpenVINO's converter leaves out that TensorFlow sums them in int32.
     """
@@ -313,7 +313,7 @@ def _ordered(ports: Sequence[Any], names: Sequence[str]) -> list[Any]:
 
 
 def _cause(error: Exception, forward: Forward) -> str:
-    """What OpenVINO can't convert, with the layers that it stands in, where it names ops."""
+    """The text of OpenVINO's error, with the layers of the ops that it names."""
     named = _UNKNOWN_OPS.search(str(error))
     if named is None:
         return f"OpenVINO can't convert it: {error_line(error)}"

@@ -20,7 +20,7 @@ _TOLD = ("start_session", "send_event", "end_session")
 
 
 class _OutOfTimeError(Exception):
-    """The search for what loses too much has taken what it may."""
+    """The search for ops that 8 bits harm has used its time."""
 
 
 def quantized(model: Any, eight: EightBits) -> Any:
@@ -51,7 +51,7 @@ def quantized(model: Any, eight: EightBits) -> Any:
                 subset_size=subset,
             )
         except _OutOfTimeError:
-            return small  # and the figures tell what it loses
+            return small  # whose metric shows the loss
 
 
 def _run(model: Any) -> Any:
@@ -79,7 +79,7 @@ def _scored(compiled: Any, slices: Iterable[slice], eight: EightBits) -> float:
 
 @contextlib.contextmanager
 def _unheard() -> Iterator[None]:
-    """Keeps NNCF from printing, and from telling its makers of the call."""
+    """Keeps NNCF from printing, and from reporting the call to its makers."""
     import nncf
 
     said = logging.getLogger("nncf")

@@ -15,7 +15,7 @@ _REMEDY = "let another model make numbers of them first"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """A Functional or Sequential model in two: what strings need, and all that follows.
+    """A Functional or Sequential model in two: the part that reads strings, and the rest.
 
     Attributes:
         graph: the Functional model that runs the layers.
@@ -31,7 +31,7 @@ class Split:
 
     @classmethod
     def of(cls, model: keras.Model) -> "Split | Unsupported":
-        """A model's split; why there is none, where that is so."""
+        """A model's split, or the reason why it has none."""
         graph = keras_graphs.graph_of(model)
         if graph is None:
             why = "an input holds strings, and the model has no graph of layers"
@@ -48,7 +48,7 @@ class Split:
         return cls(graph, tuple(head), tuple(tail), tuple(read.values()))
 
     def numbers(self, x: Any) -> list[Any]:
-        """What the tail reads, for inputs of the model.
+        """The tensors that the tail reads, for inputs of the model.
 
         Raises:
             ValueError: one of them has a mask, which engines would not see.
@@ -64,7 +64,7 @@ class Split:
 
 
 class Tail(keras.Model):
-    """The part of a model that reads no strings, on the list of tensors that it reads.
+    """The part of a model that reads no strings; it takes a list of tensors.
 
     Args:
         split: of a model, whose layers this one runs.
@@ -83,7 +83,7 @@ class Tail(keras.Model):
 
 
 def _with_words(nodes: Sequence[Any]) -> list[Any]:
-    """The calls that strings go through, and all that makes what they read."""
+    """The calls that strings go through, and all calls that these depend on."""
     needed: set[int] = set()
     found = []
     for node in reversed(nodes):
@@ -96,7 +96,7 @@ def _with_words(nodes: Sequence[Any]) -> list[Any]:
 
 
 def _run(nodes: Sequence[Any], values: dict[int, Any]) -> None:
-    """Makes calls on the values of what they read, and adds what they give."""
+    """Runs calls on the values of the tensors that they read, and adds their results."""
     for node in nodes:
         args, kwargs = node.arguments.fill_in(values)
         outputs = keras.tree.flatten(node.operation(*args, **kwargs))

@@ -86,11 +86,11 @@ class WordsFunction(ServedFunction):
 
     @property
     def rest(self) -> Served:
-        """What the engine runs, from numbers on."""
+        """The part that the engine runs, from numbers on."""
         return self._rest.served()
 
     def words(self) -> Forward:
-        """What TensorFlow runs, from the model's inputs to the numbers, as one flat graph."""
+        """The part that TensorFlow runs, from the inputs to the numbers, as one flat graph."""
         model = self._given[0].model
         return flat_forward(lambda batch: self.split.numbers(*batch), self._x, self._spec, model)
 
@@ -99,11 +99,11 @@ class WordsFunction(ServedFunction):
 
 
 class WordsRunner(Runner):
-    """Strings become numbers in one way, and predictions are made of these by a runner.
+    """Turns strings into numbers, from which a runner predicts.
 
     Args:
-        numbers: takes the model's inputs, gives what the rest reads, in its order.
-        rest: takes that.
+        numbers: a function from the model's inputs to the tensors that `rest` takes.
+        rest: predicts from these tensors.
     """
 
     def __init__(self, numbers: Callable[[Sequence[Any]], Sequence[Any]], rest: Runner):

@@ -1,1 +1,1 @@
-"""What won, as a folder that runs with and without tfaccel: save.py and load.py."""
+"""Accelerated predictions as a folder that runs with and without tfaccel."""

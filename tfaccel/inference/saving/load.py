@@ -1,4 +1,4 @@
-"""Reading what makes the predictions, without the Keras model."""
+"""Loading saved predictions, without the Keras model."""
 
 import os
 import pathlib
@@ -18,9 +18,9 @@ from tfaccel.inference.saving.saved_model import SavedModel
 
 
 def load(folder: str | os.PathLike[str]) -> AcceleratedModel:
-    """What `AcceleratedModel.save` wrote, ready to predict.
+    """Loads what `AcceleratedModel.save` wrote.
 
-    Nothing but data is read: no Python code out of the folder is run. A SavedModel is a TensorFlow
+    Only data is read: no Python code from the folder is run. A SavedModel is a TensorFlow
     program all the same, so load none that you would not run
     (https://github.com/tensorflow/tensorflow/blob/master/SECURITY.md).
 
@@ -28,8 +28,8 @@ def load(folder: str | os.PathLike[str]) -> AcceleratedModel:
         folder: where it was saved.
 
     Returns:
-        The model. There is no Keras model behind it: `refresh` and `export` raise an error
-        that says so, and whatever fails is raised.
+        The model. As there is no Keras model behind it, `refresh` and `export` raise an error,
+        and so does a prediction that fails.
 
     Raises:
         ValueError: the folder holds no saved model, or a damaged one; the message says what.
@@ -67,7 +67,7 @@ def _runner(folder: pathlib.Path, found: Manifest) -> Runner:
         names = [str(spec.name) for spec in found.between.inputs]
         rest = engine.load(folder, [*names, *outputs], found.between.sizes)
         return WordsRunner(words.run, rest)
-    except Exception as error:  # whatever a file that is not what it should be leads to
+    except Exception as error:  # a damaged file may fail in any way
         raise ValueError(f"{folder} can't be loaded: {type(error).__name__}: {error}") from error
 
 
@@ -82,7 +82,7 @@ class _LoadedFunction(ServedFunction):
         return self._served
 
     def or_told(self, data: Any) -> Any:
-        """The same for a batch that it may not be made for; ValueError where it is not."""
+        """As a call, but a batch of another kind raises a ValueError that says so."""
         if not self.accepts(data):
             received = keras.tree.map_structure(_kind, [inputs_of(batch) for batch in data])
             kinds = [f"{spec.name}: {spec.dtype.name}{spec.shape}" for spec in self.specs]

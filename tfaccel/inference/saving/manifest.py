@@ -16,7 +16,7 @@ from tfaccel.system.json_files import parsed, read_text, replace_text, to_text
 
 SCHEMA = 1
 MANIFEST = "tfaccel.json"
-# The folder of what makes numbers of strings, where an engine does the rest.
+# The folder of TensorFlow's part, which turns strings into numbers for an engine.
 WORDS = "words"
 _WHAT = "a model that tfaccel saved"
 _BLOCK_BYTES = 2**20
@@ -24,12 +24,12 @@ _BLOCK_BYTES = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Between:
-    """What an engine is handed of a model that reads strings.
+    """The tensors that TensorFlow hands to an engine, of a model that reads strings.
 
     Attributes:
-        names: what TensorFlow's part calls it.
-        inputs: what the engine calls it, in the same order.
-        sizes: the shapes of the sample's.
+        names: in TensorFlow's part.
+        inputs: the engine's names, in the same order.
+        sizes: their shapes for the sample.
     """
 
     names: tuple[str, ...]
@@ -53,17 +53,17 @@ class Between:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a saved model is.
+    """The description of a saved model.
 
     Attributes:
         model: the Keras model's name.
-        plan: what predictions are made under.
+        plan: that predictions are made under.
         report: what was tried, and what it won.
         x, y: the structures of inputs and outputs; a leaf is a place in the flattened structure.
-        inputs, outputs: what these are.
+        inputs, outputs: their specs.
         sizes: the shapes of the sample.
         files: the SHA-256 of every other file, by its path within the folder.
-        between: what an engine is handed by TensorFlow; None where it takes the inputs.
+        between: the tensors that an engine gets from TensorFlow; None where it takes the inputs.
     """
 
     model: str
@@ -100,7 +100,7 @@ class Manifest:
             report: with the plan.
             x: inputs, in the user's structure.
             signature: of what was written.
-            between: what an engine is handed of it, where TensorFlow reads the inputs.
+            between: the tensors that an engine gets, where TensorFlow reads the inputs.
         """
         places = keras.tree.pack_sequence_as(x, list(range(len(signature.inputs))))
         digests = {str(path.relative_to(folder)): digest(path) for path in files_of(folder)}
@@ -135,7 +135,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> "Manifest":
-        """Reads it, and looks whether every file is there and as it was written.
+        """Reads the manifest, and checks that every file is there and as it was written.
 
         Raises:
             ValueError: the folder holds no saved model, or a damaged one; the message says what.

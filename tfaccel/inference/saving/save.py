@@ -1,4 +1,4 @@
-"""Writing what makes the predictions."""
+"""Saving what makes the predictions."""
 
 import os
 import pathlib
@@ -22,13 +22,13 @@ def save(
     report: Report,
     folder: str | os.PathLike[str],
 ) -> int:
-    """Writes a folder that `load` reads, and that is run without tfaccel, too.
+    """Writes a folder for `load` and for programs without tfaccel.
 
-    It is written beside its place and moved there, so that there is a whole one or none.
+    It is written beside its place and moved there, so a folder is whole or absent.
 
     Args:
         model: the model.
-        function: what makes its predictions; None for its own function.
+        function: makes the predictions; None for the model's own function.
         sample: inputs.
         report: what was tried, and what it won.
         folder: a new one, an empty one, or one that was written by this before.
@@ -65,7 +65,7 @@ def save(
 
 
 def _write_words(function: WordsFunction, folder: pathlib.Path) -> Between:
-    """Writes what makes numbers of strings; gives what the engine takes of it."""
+    """Writes the part that turns strings into numbers; returns the tensors that it hands on."""
     forward, inner = function.words(), function.rest.signature
     operations = dict.fromkeys(node.operation for node in function.split.head)
     layers = [one for one in operations if isinstance(one, keras.Layer)]
@@ -74,7 +74,7 @@ def _write_words(function: WordsFunction, folder: pathlib.Path) -> Between:
 
 
 def bytes_of(folder: pathlib.Path) -> int:
-    """What all files of a folder take on disk."""
+    """The bytes of all files of a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

@@ -15,18 +15,18 @@ from tfaccel.inference.engines.forward import Forward, Signature, flat_forward
 from tfaccel.inference.predict_function import PredictFunction, signature, tracked
 
 FOLDER = "saved_model"
-# The signature that TensorFlow Serving takes where it is told of none.
+# TensorFlow Serving's default signature.
 SIGNATURE = "serving_default"
 
 
 def write_saved_model(
     model: keras.Model, function: PredictFunction | None, sample: Any, folder: pathlib.Path
 ) -> Signature:
-    """Writes what predicts, for TensorFlow Serving and whatever reads SavedModels.
+    """Writes the predictions as a SavedModel, for TensorFlow Serving and other readers.
 
     Args:
         model: whose variables and tables go with it.
-        function: what it computes; None for the model's own `predict_step`.
+        function: that it computes; None for the model's own `predict_step`.
         sample: inputs.
         folder: the SavedModel is made in it, under `FOLDER`.
 
@@ -51,7 +51,7 @@ def write_forward(forward: Forward, layers: Iterable[Any], folder: pathlib.Path)
     for layer in layers:
         archive.track(layer)
     archive.add_endpoint(SIGNATURE, forward.traced)
-    # Nobody trains it, and gradients of what XLA compiled can't be traced by themselves.
+    # It has no gradients: those of functions that XLA compiles can't be traced alone.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     archive.write_out(str(folder / FOLDER), options=options, verbose=False)
 

@@ -1,4 +1,4 @@
-"""What one operation of a graph multiplies: a formula for each kind of product."""
+"""The multiplications of one operation of a graph: a formula for each kind of product."""
 
 import dataclasses
 import math
@@ -21,8 +21,7 @@ class UnknownShapeError(ValueError):
 
 Rule = Callable[[tf.Operation], Product | None]
 
-# What these compute is written elsewhere than in the graph, so that products in them
-# can't be seen.
+# The code of these is not in the graph, so products in them can't be seen.
 OPAQUE = frozenset(
     (
         *("EagerPyFunc", "PyFunc", "PyFuncStateless"),

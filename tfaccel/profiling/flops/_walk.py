@@ -14,7 +14,7 @@ _STOPPING = ("StopGradient", "PreventGradient")
 
 
 class Origin(enum.IntEnum):
-    """What a tensor is computed from, as far as gradients go. Joined by `max`."""
+    """Which variables a tensor depends on, as far as gradients go. Joined by `max`."""
 
     DATA = 0  # the batch and constants
     FROZEN = 1  # also variables, but none that is trained
@@ -119,8 +119,7 @@ class _Frame:
         operands = [self._origin(op.inputs[index]) for index in found.operands]
         if Origin.TRAINED not in operands or op.name not in self._differentiated:
             return Flops(found.flops, 0, 1)
-        # One gradient for each operand. That of the batch itself is never computed, and
-        # counted all the same, as everyone does who counts three times the forward pass.
+        # One gradient for each operand. The batch's own is never computed, but counted, as is
         gradients = sum(origin != Origin.FROZEN for origin in operands)
         return Flops(found.flops, found.flops * gradients, 1)
 
@@ -134,7 +133,7 @@ class _Frame:
     def _branches(
         self, op: tf.Operation, functions: Sequence[Any], arguments: Iterable[tf.Tensor]
     ) -> tuple[Flops, list[Origin]]:
-        """Functions of which one is called: the dearest."""
+        """Functions of which one is called: the one with most FLOPs counts."""
         arguments = list(arguments)
         origins = [self._origin(argument) for argument in arguments]
         graphs = [self._function(function.name) for function in functions]
@@ -170,7 +169,7 @@ class _Frame:
             origins = joined
         trips = trip_count(op, condition, body, self._values)
         if trips is None:
-            # Without products it does not matter how often.
+            # Without products the number of trips does not matter.
             return Flops(uncounted=int(tally.products + tally.uncounted > 0)), origins
         return tally.times(trips), origins
 

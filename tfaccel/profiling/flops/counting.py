@@ -1,4 +1,4 @@
-"""Model FLOPs: what a training step has to multiply, whatever it is run by."""
+"""Model FLOPs: the multiplications that a training step needs, under any plan."""
 
 from typing import Any
 
@@ -43,12 +43,11 @@ def forward_flops(model: keras.Model, inputs: Any) -> Flops | None:
     """Counts the products of a model's forward pass in training.
 
     The pass is traced into a graph, with the inputs' shapes, and nothing is executed. The
-    model keeps no mark of it: weights, random state, metrics, losses and attributes are
-    what they were.
+    model's weights, random state, metrics, losses and attributes stay as they were.
 
     Args:
         model: built.
-        inputs: what the model is called with: arrays, tensors or `tf.TensorSpec`s, alone
+        inputs: as the model is called with them: arrays, tensors or `tf.TensorSpec`s, alone
             or in dicts, lists or tuples. Their shapes should be complete.
 
     Returns:

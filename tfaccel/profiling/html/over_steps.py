@@ -1,4 +1,4 @@
-"""What changed over the steps of a run, as plots with their tables: time, throughput, speedup."""
+"""A run over its steps, as plots with their tables: time, throughput, speedup."""
 
 import dataclasses
 import statistics
@@ -130,7 +130,7 @@ def throughput(records: Records) -> Plotted | None:
 
 
 def memory(records: Records) -> Plotted | None:
-    """What the process and the device hold, an interval a point; None where unknown."""
+    """The memory of the process and the device, an interval a point; None where unknown."""
     shown = thinned(records.intervals, MAX_POINTS)
     known = {
         whose: line
@@ -170,7 +170,7 @@ def _mebibytes(value: float | None) -> str:
 
 
 class _Look(NamedTuple):
-    """What was known about a plan's speedup at a step."""
+    """The known speedup of a plan at a step."""
 
     step: float
     pairs: int
@@ -211,7 +211,7 @@ def _speedup_line(plan: str, looks: list[_Look], paint: int) -> Line:
 
 
 def speedup(records: Records) -> Plotted | None:
-    """How the speedup came to be known, comparison by comparison; None without any."""
+    """The speedup after each comparison; None without any."""
     looked = _looks(records.comparisons)
     if not looked:
         return None

@@ -72,7 +72,7 @@ def _where_and_when(run: Record) -> str:
 
 
 def _date(text: str) -> str:
-    """`2026-11-21T02:00:00+00:00` as people write it; what is no such date as it is."""
+    """`2026-11-21T02:00:00+00:00` as people write it; other text as it is."""
     try:
         return datetime.datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M %Z").strip()
     except ValueError:

@@ -76,7 +76,7 @@ def required(name: str) -> Any:
 
 @contextlib.contextmanager
 def _drawing(name: str) -> Iterator[None]:
-    """matplotlib as it comes, whatever the user's own settings are, with our looks."""
+    """A block with matplotlib's defaults and this page's looks, not the user's settings."""
     matplotlib = required("matplotlib")
     with matplotlib.rc_context(), warnings.catch_warnings():
         # The browser has letters that matplotlib's font lacks.

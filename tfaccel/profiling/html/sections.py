@@ -92,10 +92,10 @@ def _top_ops(plan: str, record: Record) -> Table:
 
 
 def trials(records: Records) -> list[dict[str, Any]]:
-    """What was tried, what it gave, why it was chosen or not.
+    """The trials, with their results and reasons.
 
     Returns:
-        For each tuning `table` (None where it can't be read), `reasons` and what is `said`.
+        For each tuning `table` (None where it can't be read), `reasons`, and a sentence `said`.
     """
     bound = facts(records)["input_bound"] is True
     return [_trials(record, with_gain=not bound) for record in records.tuning]
@@ -149,7 +149,7 @@ def _shapes(record: Record) -> str:
 
 
 def machine(records: Records) -> Table:
-    """What the run ran on, as far as it is known."""
+    """The machine of the run, as far as it is known."""
     found = part(records.run, "machine")
     words = {key: str(value or "") for key, value in found.items()}
     rows = [

@@ -1,4 +1,4 @@
-"""What kind of work an operation is, by its type and by where in the model it stands."""
+"""The kind of work of an operation, by its type and its place in the model."""
 
 import functools
 import re
@@ -82,7 +82,7 @@ _ELEMENTWISE = frozenset(
     """.split()  # noqa: SIM905 (a list of one word a line is no easier to read)
 )
 
-# Calls: what they run has events of its own, so that they are no work.
+# Calls: the ops that they run have events of their own.
 CALLS = frozenset(
     """
     Case If PartitionedCall RemoteCall StatefulPartitionedCall StatelessCase StatelessIf
@@ -105,10 +105,10 @@ _XLA_OTHER = frozenset(
 def op_kind(op_type: str, op_name: str = "") -> str:
     """One of `KINDS`.
 
-    Its type decides, but for two places: an op inside an optimizer's name scope is the
-    optimizer's, whatever it computes; the arithmetic inside a normalisation's is
-    normalisation, fused or not. Updates of variables elsewhere (of metrics, say) count as
-    the optimizer's, reductions as elementwise.
+    Its type decides, except in two places: every op inside an optimizer's name scope is the
+    optimizer's, and the arithmetic inside a normalisation's is normalisation, fused or not.
+    Updates of variables elsewhere (as of metrics) count as the optimizer's, reductions as
+    elementwise.
 
     Args:
         op_type: the type of a TensorFlow op, as it runs: graph optimisers' replacements
@@ -165,8 +165,7 @@ def _type_kind(op_type: str) -> str:
 def xla_kind(instruction: str) -> str:
     """One of `KINDS` for an instruction of a compiled program, by its name alone.
 
-    A fused one is named after what is in it. Without a product it is elementwise, unless
-    it only moves numbers about.
+    A fused instruction has the names of its parts. Without a product it is elementwise, unless
 
     >>> xla_kind("loop_add_fusion.3"), xla_kind("cublas-gemm.1"), xla_kind("transpose_copy_fusion")
     ('elementwise', 'matmul', 'casts and layout')
@@ -182,7 +181,7 @@ def xla_kind(instruction: str) -> str:
 
 
 def _plain(scope: str) -> str:
-    """A scope as it is compared: `SGD_1` and `sgd` are alike."""
+    """A scope in the form for comparison: `SGD_1` and `sgd` are the same."""
     return re.sub(r"_\d+$", "", scope).replace("_", "").lower()
 
 

@@ -1,4 +1,4 @@
-"""Reading what TensorFlow's profiler writes: which operation ran, and for how long."""
+"""Reads the traces of TensorFlow's profiler: which operation ran, and for how long."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ from tfaccel.profiling.traces._op_kinds import (
 
 # https://openxla.org/xla/operation_semantics
 _OPCODE_KINDS = {"convolution": CONVOLUTION, "dot": MATMUL, "copy": LAYOUT, "transpose": LAYOUT}
-# What they run has events of its own.
+# The ops that they run have events of their own.
 _CONTROL = ("while", "call", "conditional")
 
 
@@ -97,7 +97,7 @@ _EAGER_EVENT = re.compile(r"EagerLocalExecute: (?P<type>[A-Z]\w*)")
 # tf.data's are named after the pipeline: "Iterator::Root::Prefetch::Map".
 _ITERATOR_EVENT = re.compile(r"(?:.*::)?(?P<last>\w+)(?:\[\d+\])?")
 _NEXT_EVENT = "IteratorGetNextOp::DoCompute"  # the step, waiting for a batch
-# Iterators that wait for other threads. In the background that is no work.
+# Iterators that wait for other threads, which is no work in the background.
 _WAITING = re.compile(r"Prefetch|Parallel|MapAndBatch")
 # XLA's instructions on a CPU begin with an event and end, maybe on another thread, with
 # one of this name. The profiler links the two by these stats.
@@ -185,7 +185,7 @@ def _host_work(plane: Any, programs: Programs) -> Iterator[Work]:
 
 
 def _self_times(events: Iterable[_Event], is_input: bool) -> Iterator[Work]:
-    """What each operation on a thread took, less what it ran in that time.
+    """The time of each operation on a thread, less that of operations within it.
 
     Args:
         events: of one thread, nested or one after the other.

@@ -18,14 +18,14 @@ from tfaccel.system import notices
 
 @dataclasses.dataclass(frozen=True)
 class OpCost:
-    """What one type of operation took in a trace."""
+    """The time of one type of operation in a trace."""
 
     # Its type, such as `"Conv2DBackpropFilter"`, whether oneDNN's kernel ran or another; XLA's
     # name for an instruction of a compiled program.
     name: str
     op_kind: str  # one of `KINDS`
     count: int  # how often it ran
-    # What all runs took together, without operations that they ran. On a CPU runs on several
+    # The seconds of all runs together, without operations within them. On a CPU runs on several
     # threads overlap, so the sum can exceed the time that passed.
     seconds: float
 
@@ -34,18 +34,17 @@ class OpCost:
 class OpProfile:
     """The operations of a trace."""
 
-    # The dearest first. Types that belong to two kinds (a product in the model and one in the
-    # optimizer) stand there twice.
+    # The longest first. Types of two kinds (a product in the model and one in the optimizer) are
     ops: tuple[OpCost, ...]
 
     @property
     def seconds(self) -> float:
-        """What all operations took."""
+        """The seconds of all operations."""
         return sum(op.seconds for op in self.ops)
 
     @property
     def kinds(self) -> dict[str, float]:
-        """Seconds of each kind that occurs, the dearest first."""
+        """Seconds of each kind that occurs, the longest first."""
         total: dict[str, float] = collections.defaultdict(float)
         for op in self.ops:
             total[op.op_kind] += op.seconds
@@ -53,7 +52,7 @@ class OpProfile:
 
     @property
     def opaque(self) -> bool:
-        """Whether it has programs of XLA's that say nothing of what they did."""
+        """Whether it has programs of XLA's whose operations are unknown."""
         return any(op.name == XLA_PROGRAM for op in self.ops)
 
     def to_record(self, plan: str, steps: int) -> dict[str, Any]:
@@ -80,7 +79,7 @@ def read_ops(log_dir: str | os.PathLike[str]) -> list[OpCost]:
             `plugins/profile/<time>/<host>.xplane.pb`.
 
     Returns:
-        The operations, the dearest first.
+        The operations, the longest first.
 
     Raises:
         TraceError: there is no trace, or it can't be read.
@@ -103,10 +102,10 @@ def read_ops(log_dir: str | os.PathLike[str]) -> list[OpCost]:
 
 
 class OpTrace:
-    """Traces what runs between `start` and `stop`.
+    """Traces all that runs between `start` and `stop`.
 
-    A trace is extra: when it can't be taken (another profiler is running, the folder can't
-    be written) a warning says why, and nothing else happens.
+    If a trace can't be taken (another profiler is running, the folder can't be written), a
+    warning says why, and nothing else happens.
 
     Args:
         log_dir: where the trace goes, in TensorBoard's layout.
@@ -127,7 +126,7 @@ class OpTrace:
         self._running = False
 
     def start(self) -> bool:
-        """Begins to trace, and says whether it does."""
+        """Begins to trace; returns whether it does."""
         try:
             self._log_dir.mkdir(parents=True, exist_ok=True)
             tf.profiler.experimental.start(str(self._log_dir))
@@ -181,8 +180,8 @@ def kinds_table(
 
     Returns:
         Columns kind, milliseconds a step and share; with `after` kind, milliseconds a step
-        before and after, and how many times less it is. Ratios of single kinds are left
-        out where a compiled program could not be taken apart.
+        before and after, and their ratio. Ratios of single kinds are left out where the
+        operations of a compiled program are unknown.
     """
     rows: list[tuple[str, ...]]
     if after is None:
