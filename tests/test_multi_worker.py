@@ -196,7 +196,7 @@ def test_trials_on_all_workers_leave_no_trace(two_workers):
     assert set(outcomes[1:]) <= {"slower", "stopped"}, report.to_markdown()
     for worker in (chief, other):
         assert_trained_as(worker["tuned"], worker["plain"])
-        assert worker["again"].startswith("From the cache")
+        assert worker["again"] is True
     assert (chief["cached"], other["cached"]) == (1, 0)
     assert_same_weights([chief["tuned"], other["tuned"]])
 

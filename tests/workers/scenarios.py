@@ -231,7 +231,7 @@ def tuned(strategy, out):
         "tuned": found,
         "plain": trained_plainly(strategy),
         "report": accel.report.to_json(),
-        "again": again.report.note,
+        "again": again.report.cached,
         "cached": len(list(out.glob(f"plans-{os.environ['TEST_WORKER']}/*"))),
     }
 

@@ -112,8 +112,13 @@ LENGTHS = [(QUERIES,), (QUERIES, KEYS), (QUERIES, KEYS, KEYS)]
 
 # Every layer meets one of them, and masks meet the two kinds of layers.
 SELF_AND_CROSS = [
-    pytest.param(make, lengths, id=f"{name}-{lengths}")
+    pytest.param(
+        make,
+        lengths,
+        id=f"{name}-{lengths}",
+        marks=() if place % 3 == turn else pytest.mark.slow,
+    )
     for place, (name, make) in enumerate(LAYERS.items())
     for turn, lengths in enumerate(LENGTHS)
-    if place % 3 == turn
+    if place % 3 == turn or name in ("plain", "grouped")
 ]

@@ -22,7 +22,7 @@ from attending import (
     twins,
     workload_of,
 )
-from crossed import crossed
+from crossed import crossed, with_slow
 
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import StepContext
@@ -115,7 +115,7 @@ def test_dropout_draws_what_keras_draws(training, rng):
     assert np.allclose(first[0], second[0]) != bool(training)
 
 
-@pytest.mark.parametrize("unknown", [(0,), (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize("unknown", with_slow([(0,), (1,), (0, 1)], [(0,), (1,)]), ids=str)
 def test_sizes_that_are_not_known_while_tracing(unknown, rng, monkeypatch):
     shape = [None if i in unknown else n for i, n in enumerate((BATCH, QUERIES, WIDTH))]
     fused = assert_same_as_keras(
@@ -227,7 +227,9 @@ def test_lora_is_part_of_the_weights(rng):
     assert_close(fused(*inputs), Run(own, inputs)(*inputs))
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_training_a_model_agrees(policy, rng):
     keras.config.set_dtype_policy(policy)
 

@@ -174,7 +174,9 @@ def test_16_bit_gradients_of_float32_variables(rng):
 
 @pytest.mark.parametrize(
     "name",
-    with_slow(["nesterov", "adam", "rmsprop_centered", "adadelta"], ("nesterov", "adadelta")),
+    with_slow(
+        ["nesterov", "adam", "rmsprop_centered", "adadelta"], ("nesterov", "adadelta", "adam")
+    ),
 )
 def test_xla(name, rng):
     make, op = SERVED[name]

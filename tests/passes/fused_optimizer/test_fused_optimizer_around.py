@@ -284,7 +284,7 @@ def test_nothing_is_left_behind(wrap, rng):
     assert marks() == before
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 2])
+@pytest.mark.parametrize("steps_per_execution", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_through_keras_own_train_function(steps_per_execution, rng):
     x = rng.normal(size=(14, 6)).astype("float32")
     y = rng.normal(size=(14, 3)).astype("float32")

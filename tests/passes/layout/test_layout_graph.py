@@ -38,11 +38,11 @@ def count(function, *inputs):
 
     with context.collect_graphs(optimized=True) as graphs:
         function(*[tf.constant(x) for x in inputs])
-    nodes = [n for g in graphs for part in (g, *g.library.function) for n in nodes(part)]
+    nodes = [n for g in graphs for part in (g, *g.library.function) for n in nodes_of(part)]
     return collections.Counter(node.op for node in nodes)
 
 
-def nodes(part):
+def nodes_of(part):
     return part.node if hasattr(part, "node") else part.node_def
 
 
