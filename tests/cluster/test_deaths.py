@@ -14,8 +14,8 @@ pytestmark = pytest.mark.slow
 
 # All must have ended within that time.
 MOST_SECONDS = 15.0
-# Without a launcher a heartbeat must stop first, which takes 10 s: 18 s in all were seen on a machine
-# with five times as much to do as it has cores.
+# Without a launcher a heartbeat must stop first, which takes 10 s: 18 s in all were seen on a
+# machine with five times as much to do as it has cores.
 MOST_SECONDS_ALONE = 30.0
 # The chief alone writes backups.
 VICTIMS = {"start": 1, "trial": 1, "race": 0, "training": 1, "validation": 0, "checkpoint": 0}
