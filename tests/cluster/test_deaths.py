@@ -14,6 +14,9 @@ pytestmark = pytest.mark.slow
 
 # All must have ended within that time.
 MOST_SECONDS = 15.0
+# Without a launcher a heartbeat must stop first, which takes 10 s: 18 s in all were seen on a
+# machine with five times as much to do as it has cores.
+MOST_SECONDS_ALONE = 30.0
 # The chief alone writes backups.
 VICTIMS = {"start": 1, "trial": 1, "race": 0, "training": 1, "validation": 0, "checkpoint": 0}
 # The epochs that are left when all have started again.
@@ -99,5 +102,5 @@ def test_without_a_launcher_the_others_end_with_an_error(tmp_path, point):
         statuses = workers.wait(240)
         ended, said = time.time(), workers.said()
     assert np.array_equal(statuses, [1, -9]), said
-    assert "UnavailableError" in said.splitlines()[-1] or "UnavailableError" in said
-    assert ended - float((tmp_path / "died").read_text()) < MOST_SECONDS
+    assert "UnavailableError" in said
+    assert ended - float((tmp_path / "died").read_text()) < MOST_SECONDS_ALONE
