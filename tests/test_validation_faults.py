@@ -26,7 +26,7 @@ FAILS = tf.Variable(False, trainable=False)
 class Failing(tfaccel.Pass):
     """Fails while `FAILS`, beside metrics that may have been moved on by then."""
 
-    name = "failing"
+    name = "failing_in_validation"
 
     def unsupported(self, workload):
         return None
@@ -38,7 +38,10 @@ class Failing(tfaccel.Pass):
 
         def failing(*args, **kwargs):
             found = compute(*args, **kwargs)
-            with tf.control_dependencies([tf.debugging.assert_equal(FAILS, False)]):
+            # Not before the batch is there: what fails beside it may lose it.
+            with tf.control_dependencies([*found.values()]):
+                checked = tf.debugging.assert_equal(FAILS, False)
+            with tf.control_dependencies([checked]):
                 return {name: tf.identity(value) for name, value in found.items()}
 
         with instance_attribute(model, "compute_metrics", failing):

@@ -30,7 +30,7 @@ def numbers(*shape):
 )
 @pytest.mark.parametrize("shares_memory", [True, False])
 def test_values_and_gradients_are_tensorflows(a, b, shares_memory, monkeypatch):
-    at, fresh = runtime(), kernel._Device()
+    at, fresh = runtime(), kernel.Device()
     facts = devices.dataclasses.replace(at.device, shares_memory=shares_memory)
     monkeypatch.setattr(at, "device", facts)
     monkeypatch.setattr(products, "matrix_variant", lambda at: CLBLAST)

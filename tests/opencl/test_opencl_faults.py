@@ -40,7 +40,7 @@ COPYING = ["allocate", "enqueue_copy", "enqueue_nd_range_kernel"]
 @pytest.fixture
 def device(monkeypatch):
     """One that has not failed yet, and runs one variant."""
-    fresh = kernel._Device()
+    fresh = kernel.Device()
     monkeypatch.setattr(kernel, "DEVICE", fresh)
     for name in ("variant", "matrix_variant"):
         monkeypatch.setattr(products, name, lambda at: Variant(tiled=True))

@@ -10,14 +10,20 @@ from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import Prepared
 from tfaccel.core.workload import Workload, shapes, sizes_vary
-from tfaccel.passes.step_batching import is_watched
 from tfaccel.steps.compiled_step import StepFunction
 from tfaccel.steps.logs import not_finite
 from tfaccel.steps.remembered import Memory
 from tfaccel.steps.replay import feed, kept
 from tfaccel.steps.taken_batches import TakenBatches
 from tfaccel.steps.worker_agreement import WorkerAgreement
+from tfaccel.system.later import later
 from tfaccel.training.progress import Progress
+
+TYPE_CHECKING = False  # see tfaccel/system/later.py
+if TYPE_CHECKING:
+    from tfaccel.passes import step_batching
+else:
+    step_batching = later("tfaccel.passes.step_batching")
 
 # The most batches that are kept, whatever `steps_per_execution` is.
 _KEPT_BATCHES = 8
@@ -105,7 +111,7 @@ class Observed:
         self.agree_on_steps_to_come()
         if self._agreement.is_alone:
             return
-        watched = is_watched(self.workload())
+        watched = step_batching.is_watched(self.workload())
         if self._agreement.any(watched) and not watched:
             self.callbacks = None
 

@@ -10,7 +10,9 @@ from tfaccel.ops.kernels._spec import CallSpec
 
 def _refusal(spec: CallSpec) -> Unsupported | None:
     if len(set(spec.dilation)) > 1:
-        return Unsupported("its dilations differ, and would be strides, which TensorFlow has equal")
+        return Refusal.SHAPE(
+            "its dilations differ, and would be strides, which TensorFlow has equal"
+        )
     if 0 in (*spec.x, *spec.w):
         return Refusal.SIZES("it has nothing to compute, and would have no channels")
     return None

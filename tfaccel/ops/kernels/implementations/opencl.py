@@ -50,7 +50,7 @@ def _unasked(spec: CallSpec) -> Unsupported | None:
     return None
 
 
-class _Device:
+class Device:
     """Warns once of what went wrong, and knows whether the device may be asked again."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class _Device:
             notices.warn(f"tfaccel has TensorFlow compute what the OpenCL device failed at: {said}")
 
 
-DEVICE = _Device()
+DEVICE = Device()
 Compute = Callable[..., np.ndarray]
 
 
