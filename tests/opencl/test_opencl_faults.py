@@ -111,7 +111,7 @@ def test_a_smaller_call_is_served_after_one_that_was_too_large(device, monkeypat
     served = []
     parts = {name: getattr(cl, name) for name in dir(cl) if not name.startswith("__")}
     strict = types.SimpleNamespace(**parts | {"enqueue_nd_range_kernel": run})
-    monkeypatch.setattr(runtime(), "_cl", strict)
+    monkeypatch.setattr(runtime(), "cl", strict)
     large = np.ones((600, 8), np.float32)
     with pytest.warns(UserWarning, match="too large") as said:
         for _ in range(2):

@@ -39,7 +39,7 @@ class Runtime:
         import pyopencl as cl
 
         self.device = device
-        self._cl = cl
+        self.cl = cl
         self._context = cl.Context([device.handle])
         self._queue = cl.CommandQueue(self._context)
         self.pool = cl.tools.MemoryPool(cl.tools.ImmediateAllocator(self._queue))
@@ -73,7 +73,7 @@ class Runtime:
         def begin(queue: Any, buffers: Sequence[Any]) -> None:
             kernel = self._kernel(name, options)
             kernel.set_args(*buffers, call)
-            self._cl.enqueue_nd_range_kernel(queue, kernel, tuple(items), group)
+            self.cl.enqueue_nd_range_kernel(queue, kernel, tuple(items), group)
 
         return self.computed(operands, shape, begin)
 
@@ -110,7 +110,7 @@ class Runtime:
     def _kernel(self, name: str, options: str) -> Any:
         found = self._kernels.get((name, options))
         if found is None:
-            found = self._cl.Kernel(self._program(options), name)
+            found = self.cl.Kernel(self._program(options), name)
             self._kernels[name, options] = found
         return found
 
@@ -119,25 +119,25 @@ class Runtime:
         if found is None:
             # pyopencl keeps what it built, by source, options, device and driver; PoCL by itself.
             text = importlib.resources.files(__package__).joinpath(_SOURCE).read_text("utf-8")
-            program = self._cl.Program(self._context, text)
+            program = self.cl.Program(self._context, text)
             found = program.build(f"-cl-mad-enable {options}", cache_dir=_cache_dir())
             self._programs[options] = found
         return found
 
     def _input(self, array: np.ndarray) -> Any:
-        flags = self._cl.mem_flags
+        flags = self.cl.mem_flags
         if self.device.shares_memory:
-            return self._cl.Buffer(
+            return self.cl.Buffer(
                 self._context, flags.READ_ONLY | flags.USE_HOST_PTR, hostbuf=array
             )
         buffer = self.pool.allocate(array.nbytes)
-        self._cl.enqueue_copy(self._queue, buffer, array, is_blocking=False)
+        self.cl.enqueue_copy(self._queue, buffer, array, is_blocking=False)
         return buffer
 
     def _output(self, pages: np.ndarray) -> Any:
-        flags = self._cl.mem_flags
+        flags = self.cl.mem_flags
         if self.device.shares_memory:
-            return self._cl.Buffer(
+            return self.cl.Buffer(
                 self._context, flags.WRITE_ONLY | flags.USE_HOST_PTR, hostbuf=pages
             )
         return self.pool.allocate(pages.nbytes)
@@ -145,11 +145,11 @@ class Runtime:
     def _finish(self, out: Any, made: np.ndarray) -> None:
         """Waits until the result is in the host's memory."""
         if not self.device.shares_memory:
-            self._cl.enqueue_copy(self._queue, made, out)
+            self.cl.enqueue_copy(self._queue, made, out)
             return
         # The host sees what is written there once it is mapped.
-        mapped, _ = self._cl.enqueue_map_buffer(
-            self._queue, out, self._cl.map_flags.READ, 0, made.shape, made.dtype
+        mapped, _ = self.cl.enqueue_map_buffer(
+            self._queue, out, self.cl.map_flags.READ, 0, made.shape, made.dtype
         )
         mapped.base.release(self._queue)
         self._queue.finish()
