@@ -88,13 +88,13 @@ def test_results_are_written_in_place():
             made.append(mapped.ctypes.data)
             return mapped, event
 
-    cl, at._cl = at._cl, Watched()
+    cl, at.cl = at.cl, Watched()
     try:
         found = ops.matmul(
             np.ones((37, 5), np.float32), np.ones((5, 3), np.float32), kernel="opencl"
         )
     finally:
-        at._cl = cl
+        at.cl = cl
     np.testing.assert_array_equal(found, 5.0)
     place = made[-1]  # the first calls found out which variant is the fastest
     assert place % 4096 == 0 and place == np.asarray(memoryview(found)).ctypes.data
