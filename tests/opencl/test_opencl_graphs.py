@@ -75,11 +75,11 @@ def test_xla_refuses_what_is_around_it_and_in_its_gradients():
 
 
 def test_a_profile_names_it():
-    name, kind = _xplane._operation("model/layer/opencl_depthwise_conv2d_12:PyFuncStateless")
+    name, kind = _xplane.operation("model/layer/opencl_depthwise_conv2d_12:PyFuncStateless")
     assert (name, kind) == ("opencl_depthwise_conv2d", _op_kinds.CONVOLUTION)
-    name, kind = _xplane._operation("opencl_matmul:PyFuncStateless")
+    name, kind = _xplane.operation("opencl_matmul:PyFuncStateless")
     assert (name, kind) == ("opencl_matmul", _op_kinds.MATMUL)
-    assert _xplane._operation("mine/opencl_like/PyFunc:PyFunc") == ("PyFunc", _op_kinds.OTHER)
+    assert _xplane.operation("mine/opencl_like/PyFunc:PyFunc") == ("PyFunc", _op_kinds.OTHER)
 
 
 @ON_DEVICE

@@ -222,7 +222,7 @@ def _events(plane: Any, line: Any, opaque: bool) -> Iterator[_Event]:
     for event in line.events:
         name = plane.event_metadata[event.metadata_id].name.partition("#")[0]
         start, end = event.offset_ps, event.offset_ps + event.duration_ps
-        found = _operation(name)
+        found = operation(name)
         if found is not None:
             yield _Event(start, end, *found, counts=found[0] not in CALLS)
         elif name == _NEXT_EVENT:
@@ -236,7 +236,7 @@ def _events(plane: Any, line: Any, opaque: bool) -> Iterator[_Event]:
 
 
 @functools.lru_cache(maxsize=8192)
-def _operation(event: str) -> tuple[str, str] | None:
+def operation(event: str) -> tuple[str, str] | None:
     """The type and the kind of an op, from its event's name."""
     op = _OP_EVENT.fullmatch(event)
     if op is not None:
@@ -281,7 +281,7 @@ def _kernels(plane: Any, programs: Programs) -> Iterator[Work]:
         for event in line.events if line.name.startswith("Stream") else ():
             stats = _stats(plane, event)
             found = programs.operation(stats) if stats.get("hlo_op") else None
-            found = found or _operation(str(stats.get("tf_op", "")).partition("#")[0])
+            found = found or operation(str(stats.get("tf_op", "")).partition("#")[0])
             kernel = plane.event_metadata[event.metadata_id].name
             name, kind = found or (kernel, op_kind(kernel))
             yield Work(name, kind, event.duration_ps * _PICOSECOND)
