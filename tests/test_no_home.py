@@ -29,7 +29,7 @@ def homeless(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     monkeypatch.chdir(tmp_path)
-    cache_dir._warn.cache_clear()
+    cache_dir.warn_of_no_home.cache_clear()
     temporary_place.cache_clear()
     return tmp_path
 

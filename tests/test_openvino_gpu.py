@@ -54,7 +54,7 @@ def core(monkeypatch):
     def found(*devices):
         monkeypatch.setattr(FakeCore, "devices", devices)
         monkeypatch.setattr(FakeCore, "compiled", [])
-        openvino._devices.cache_clear()
+        openvino.found_devices.cache_clear()
 
     real = sys.modules.get("openvino")
     try:
@@ -68,7 +68,7 @@ def core(monkeypatch):
     monkeypatch.setattr(sys.modules["openvino"], "Core", FakeCore, raising=False)
     yield found
     monkeypatch.undo()
-    openvino._devices.cache_clear()
+    openvino.found_devices.cache_clear()
 
 
 def workload(**facts):

@@ -104,13 +104,13 @@ def test_step_batching(mirrored, one_by_one, steps_per_execution):
 def test_kernels_that_were_measured_for_a_replica(mirrored, one_by_one, monkeypatch):
     """As many samples as a replica has; whatever wins computes the same."""
     seen = []
-    own = Kernels._selection
+    own = Kernels.selection
 
     def selection(self, context):
         seen.append(own(self, context))
         return seen[-1]
 
-    monkeypatch.setattr(Kernels, "_selection", selection)
+    monkeypatch.setattr(Kernels, "selection", selection)
     accel = tfaccel.AccelCallback([Kernels(exhaustive=True)], verbose=0)
     history, weights = fit(cnn(mirrored), accel)
     assert accel.plan.names == ("kernels",)

@@ -12,12 +12,13 @@ def default_directory() -> pathlib.Path:
     """Where all of it is (`cache_place`); where that goes with the process, a warning says so."""
     place = cache_place()
     if not has_home() and not os.environ.get("TFACCEL_CACHE_DIR"):
-        _warn(place)
+        warn_of_no_home(place)
     return pathlib.Path(place)
 
 
 @functools.cache
-def _warn(place: str) -> None:
+def warn_of_no_home(place: str) -> None:
+    """Says once for each place that what is learned goes with the process."""
     notices.warn(
         f"tfaccel: there is no home folder, so what is learned is kept in {place}, for this "
         "process alone. Set TFACCEL_CACHE_DIR to a folder of your own to keep it.",

@@ -68,7 +68,7 @@ class OpenVINO(Engine):
 
     def unsupported(self, workload: Workload) -> Unsupported | None:
         found = super().unsupported(workload)
-        if found is None and self.device not in _devices():
+        if found is None and self.device not in found_devices():
             return Refusal.DEVICE(
                 "OpenVINO finds no GPU here",
                 "install the driver of an Intel GPU (Debian: intel-opencl-icd)",
@@ -76,7 +76,7 @@ class OpenVINO(Engine):
         return found
 
     def cache_key(self, workload: Workload) -> Any:
-        version, gpu = super().cache_key(workload), _devices().get("GPU")
+        version, gpu = super().cache_key(workload), found_devices().get("GPU")
         return version if gpu is None else (version, gpu)
 
     def variants(self, workload: Workload) -> Sequence[Engine]:
@@ -85,7 +85,7 @@ class OpenVINO(Engine):
         there = [
             dataclasses.replace(self, precision=one.precision, hint=one.hint, device="GPU")
             for one in here
-            if one.precision in _ON_A_GPU and "GPU" in _devices()
+            if one.precision in _ON_A_GPU and "GPU" in found_devices()
         ]
         return [*here, *there]
 
@@ -113,7 +113,7 @@ class OpenVINO(Engine):
             raise ValueError(f"{_FILE} must have the tensors {list(names)}. Received: {found}")
         splits = self.hint == "throughput" and _has_open_batch(model)
         # What was saved on a machine with a GPU is the same model on one without.
-        engine = self if self.device in _devices() else dataclasses.replace(self, device="CPU")
+        engine = self if self.device in found_devices() else dataclasses.replace(self, device="CPU")
         return _Runner(model, engine, [tuple(size) for size in sizes], None, splits)
 
     def config(self, cache: pathlib.Path | None) -> dict[str, Any]:
@@ -237,7 +237,7 @@ class _Compiled:
 
 
 @functools.cache
-def _devices() -> dict[str, str]:
+def found_devices() -> dict[str, str]:
     """What a model can be compiled for: the CPU, and the name of the GPU that OpenVINO finds."""
     found = {"CPU": ""}
     if importlib.util.find_spec("openvino") is None:

@@ -108,7 +108,7 @@ class Kernels(LayerPass):
 
     def prepare(self, context: StepContext, plan: Plan, clock: Clock, deadline: float) -> None:
         deadline = min(deadline, clock() + self.max_seconds)
-        workload, selection = context.workload, self._selection(context)
+        workload, selection = context.workload, self.selection(context)
         # The layers' dtypes decide which calls there are.
         key = tuple(item.compute_dtype(workload) for item in plan.passes)
         if not workload.batches or key in selection.looked_at:
@@ -144,7 +144,7 @@ class Kernels(LayerPass):
         yield "call", _layers.kernel_call(layer, context.chooser)
 
     def _chooser(self, context: StepContext) -> Chooser:
-        model, selection = context.workload.model, self._selection(context)
+        model, selection = context.workload.model, self.selection(context)
         compiled = self.compiles_sizes(context.workload)
 
         def wanted(layer: str, specs: list[CallSpec]) -> bool:
@@ -154,7 +154,7 @@ class Kernels(LayerPass):
         return Chooser(wanted, functools.partial(selection.choose, compiled=compiled))
 
     def findings(self, context: StepContext) -> tuple[str, ...]:
-        selection = self._selection(context)
+        selection = self.selection(context)
         lines = []
         for layer, specs in selection.seen.items():
             for spec in specs:
@@ -174,13 +174,14 @@ class Kernels(LayerPass):
             RuntimeError,
         ):  # never called on symbols, or several times
             return LayerNote(runs)
-        selection = self._selection(StepContext(workload))
+        selection = self.selection(StepContext(workload))
         words = [selection.words(spec) for spec in specs]
         used = "; ".join(said for said, _ in words if said)
         why_not = tuple(clause for _, others in words for clause in others)
         return LayerNote(runs.extended(used), why_not)
 
-    def _selection(self, context: StepContext) -> Selection:
+    def selection(self, context: StepContext) -> Selection:
+        """The calls that were seen of a workload and what was measured, kept with its context."""
         directions = DIRECTIONS if context.workload.training else DIRECTIONS[:1]
         # Predictions may be exported.
         families = self.families if context.workload.training else None
