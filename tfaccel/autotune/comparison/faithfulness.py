@@ -16,10 +16,10 @@ by as much as rounding usually moves them, and the larger of both sensitivities 
 bfloat16 the errors of EfficientNetB0 are 2.4 times the first at the median and 5.9 at most,
 2.0 and 3.3 times the second.
 
-A loss is one number, which a single rounding may leave alone by luck: of ResNet50 at its first
-weights two roundings moved it by 0.07 and 0.6 %, Keras's mixed policy by 2 %, the same with other
-kernels by 4.5 %, where either turned the gradient around altogether. So a net whose gradient is
-moved by rounding may have its loss off by a tenth of that.
+A loss is one number, which a single rounding may leave alone by luck: of ResNet50 after its first
+steps two roundings moved it by 0.07 and 0.6 %, 16-bit plans by 2 and 4.5 %, and either turned the
+whole gradient around. So in 16 bits a loss may be off by a tenth of what rounding moves the
+gradient by.
 
 **Minibatch noise.** How far the gradients on another batch are. In 16 bits a tenth of it is
 allowed: training does not notice what adds 1 % to the variance that it lives with
