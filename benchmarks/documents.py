@@ -84,7 +84,7 @@ def _interval(row: dict[str, Any]) -> str:
 def readme_words() -> str:
     """Fits of ten minutes, and a line for each model that predicts in batches beside engines."""
     fits = rows_of("whole-fit-600s").items()
-    whole = ", ".join(f"{_NAMES[name].partition(',')[0]} {fit['speedup']:.2f}x in ten minutes" for name, fit in fits)
+    whole = ", ".join(f"{_short(name)} {fit['speedup']:.2f}x in ten minutes" for name, fit in fits)
     lines = [
         f"Longer trainings gain more, as the search is paid for once{': ' * bool(whole)}{whole}.",
         f"Predictions ({_README_BATCH}, 224x224) by `tfaccel.accelerate`, without further packages",
@@ -96,9 +96,13 @@ def readme_words() -> str:
             plans, engines = (
                 _ratio(row["speedup"][side]) for side in ("TensorFlow's plans", "with engines")
             )
-            lines.append(f"{_NAMES[model].partition(',')[0]} {plans} and {engines};")
+            lines.append(f"{_short(model)} {plans} and {engines};")
     lines[-1] = lines[-1].removesuffix(";") + "."
     return "\n".join(lines) + "\n"
+
+
+def _short(model: str) -> str:
+    return _NAMES[model].partition(",")[0]
 
 
 def _ratio(interval: list[float]) -> str:
