@@ -16,7 +16,7 @@ import numpy as np
 
 from tfaccel.measure import racing
 from tfaccel.ops.kernels._opencl import products
-from tfaccel.ops.kernels._opencl.runtime import Runtime, runtime
+from tfaccel.ops.kernels._opencl.runtime import Runtime, in_pages, runtime
 from tfaccel.ops.kernels._opencl.variants import Variant
 
 # include/clblast_c.h
@@ -55,8 +55,8 @@ def product(
     size, handle = ctypes.c_size_t, ctypes.c_void_p
 
     def run() -> np.ndarray:
-        made = np.empty((n, m), np.float32)
-        buffers = [at._input(a), at._input(b), at._output(made.view(np.uint8).reshape(-1))]
+        made, pages = in_pages((n, m), np.dtype(np.float32))
+        buffers = [at._input(a), at._input(b), at._output(pages)]
         first, second, out = (handle(buffer.int_ptr) for buffer in buffers)
         queue = handle(at._queue.int_ptr)
         code = clblast.CLBlastSgemm(

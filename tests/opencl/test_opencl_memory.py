@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tfaccel import ops
-from tfaccel.ops.kernels._opencl import devices
+from tfaccel.ops.kernels._opencl import devices, products
 from tfaccel.ops.kernels._opencl.runtime import runtime
 
 ON_DEVICE = pytest.mark.skipif(devices.missing() is not None, reason=str(devices.missing()))
@@ -98,3 +98,30 @@ def test_results_are_written_in_place():
     np.testing.assert_array_equal(found, 5.0)
     place = made[-1]  # the first calls found out which variant is the fastest
     assert place % 4096 == 0 and place == np.asarray(memoryview(found)).ctypes.data
+
+
+@ON_DEVICE
+def test_operands_that_do_not_begin_at_64_bytes_are_copied(monkeypatch):
+    """Vector loads of unaligned memory end the process under PoCL, CLBlast's among them."""
+    at, handed = runtime(), []
+    monkeypatch.setattr(at, "device", dataclasses.replace(at.device, shares_memory=True))
+    raw = np.zeros(5 * 7 * 4 + 64, np.uint8)
+    place = -raw.ctypes.data % 64 + 4
+    a = raw[place : place + 5 * 7 * 4].view(np.float32).reshape(1, 5, 7)
+    a[...] = np.arange(35).reshape(1, 5, 7)
+    b = np.ones((1, 7, 3), np.float32)
+    cl = at.cl
+
+    class Watched:
+        """Calls the module, and notes where memory begins that it is handed."""
+
+        def __getattr__(self, name):
+            return getattr(cl, name)
+
+        def Buffer(self, *args, hostbuf):
+            handed.append(hostbuf.ctypes.data % 64)
+            return cl.Buffer(*args, hostbuf=hostbuf)
+
+    monkeypatch.setattr(at, "cl", Watched())
+    np.testing.assert_allclose(products.matrices(a, b, at), a @ b)
+    assert len(handed) >= 3 and not any(handed)

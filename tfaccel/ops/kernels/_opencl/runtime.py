@@ -91,7 +91,7 @@ class Runtime:
             begin: is handed the queue, and buffers of the operands and of the result.
         """
         with self._lock:
-            made, pages = _in_pages(shape, operands[0].dtype)
+            made, pages = in_pages(shape, operands[0].dtype)
             try:
                 buffers = [*map(self._input, operands), self._output(pages)]
                 begin(self._queue, buffers)
@@ -127,6 +127,10 @@ class Runtime:
     def _input(self, array: np.ndarray) -> Any:
         flags = self.cl.mem_flags
         if self.device.shares_memory:
+            if array.ctypes.data % _LINE_BYTES:
+                # Kernels may load vectors of as many bytes: PoCL crashes where these are unaligned.
+                array, unaligned = in_pages(array.shape, array.dtype)[0], array
+                array[...] = unaligned
             return self.cl.Buffer(
                 self._context, flags.READ_ONLY | flags.USE_HOST_PTR, hostbuf=array
             )
@@ -171,7 +175,7 @@ def _cache_dir() -> str | bool:
     return str(folder) if os.access(folder, os.W_OK) else False
 
 
-def _in_pages(shape: Sequence[int], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+def in_pages(shape: Sequence[int], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """An array for a result, and the bytes that it begins at."""
     size = math.prod(shape) * dtype.itemsize
     whole = -(-size // _LINE_BYTES) * _LINE_BYTES
