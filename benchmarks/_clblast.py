@@ -19,9 +19,9 @@ from tfaccel.ops.kernels._opencl import products
 from tfaccel.ops.kernels._opencl.runtime import Runtime, in_pages, runtime
 from tfaccel.ops.kernels._opencl.variants import Variant
 
-# include/clblast_c.h
 # Relative error of a product of float32, by norms.
 _TOLERANCE = 1e-5
+# include/clblast_c.h
 _ROW_MAJOR, _AS_IT_IS, _SUCCESS = 101, 111, 0
 _NAMES = ("libclblast.so.1", "libclblast.dylib", "clblast.dll")
 
