@@ -89,10 +89,11 @@ def measure_here(strategy: tfaccel.AccelStrategy) -> dict[str, Any]:
     data = tf.data.Dataset.from_tensor_slices(images.train).repeat().batch(batch_size, True)
     model, stock = _built(strategy, images), _built(strategy, images)
     plan: Any = _PLAN.value
+    report = None
     if plan is None:
         accel = tfaccel.AccelCallback(cache_dir=False, verbose=0)
         model.fit(data, steps_per_epoch=_STEPS.value, callbacks=[accel], **_QUIET)
-        plan = accel.plan
+        plan, report = accel.plan, accel.report.to_dict()
     used = tfaccel.AccelCallback(plan, verbose=0)
     pairs = [(_block(stock, data), _block(model, data, used)) for _ in range(_BLOCKS.value + 1)][
         1:
@@ -103,6 +104,7 @@ def measure_here(strategy: tfaccel.AccelStrategy) -> dict[str, Any]:
         "stock_seconds": statistics.median(own for own, _ in pairs),
         "plan_seconds": statistics.median(faster for _, faster in pairs),
         "gain": list(median_interval([own / faster for own, faster in pairs])),
+        "report": report,
     }
 
 

@@ -11,17 +11,16 @@ from tfaccel.compat.no_data import mended
 from tfaccel.compat.tensorflow_private import feeds_captures_in_loops
 from tfaccel.distribute.loss_scale import agreed_loss_scale
 from tfaccel.distribute.splitting import can_split, even_shares
+from tfaccel.distribute.statistics import averaged_at_the_end, averaged_statistics
 
-# Running statistics, by the names that Keras's normalisation layers give them.
-STATISTICS = ("moving_", "renorm_")
 _POLICY = tf.data.experimental.AutoShardPolicy
 
 
 class SynchronizedReplicas:
     """Mixed into a `tf.distribute` strategy: one model on all replicas, and even batches.
 
-    - Running statistics (BatchNormalization's) are averaged over the replicas whenever
-      a step updates them. Keras 3 creates them without an aggregation, so that each
+    - Running statistics (BatchNormalization's) are averaged over the replicas at the end of
+      a step that updates them. Keras 3 creates them without an aggregation, so that each
       replica, and each worker, would otherwise keep its own.
     - Batches are cut into nearly equal shares, none of them empty, unless the
       dataset's auto-shard policy is FILE, HINT or OFF: then TensorFlow distributes it.
@@ -39,7 +38,7 @@ class SynchronizedReplicas:
     @contextlib.contextmanager
     def scope(self) -> Iterator[Any]:
         """Makes this strategy the current one; new statistics will be averaged."""
-        with super().scope(), tf.variable_creator_scope(_averaged_statistics):  # type: ignore[misc]
+        with super().scope(), tf.variable_creator_scope(averaged_statistics):  # type: ignore[misc]
             yield self
 
     def run(self, fn: Callable[..., Any], args: Any = (), kwargs: Any = None, options: Any = None):
@@ -48,7 +47,8 @@ class SynchronizedReplicas:
         devices = self.extended.worker_devices  # type: ignore[attr-defined]
         on_cpu = any("CPU" in device for device in devices)
         with mended(on_cpu=on_cpu), agreed_loss_scale():
-            return super().run(fn, args, kwargs, options)  # type: ignore[misc]
+            step = averaged_at_the_end(fn)
+            return super().run(step, args, kwargs, options)  # type: ignore[misc]
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
         """Distributes a dataset of global batches: every replica gets its share of each."""
@@ -111,20 +111,6 @@ class Mirrored(SynchronizedReplicas, tf.distribute.MirroredStrategy):
 
 def _is_mean(reduce_op: Any) -> bool:
     return str(getattr(reduce_op, "value", reduce_op)).upper() == "MEAN"
-
-
-def _averaged_statistics(next_creator: Callable[..., Any], **kwargs: Any) -> Any:
-    """A variable creator: running statistics without an aggregation get the mean."""
-    unset = kwargs.get("aggregation") in (None, tf.VariableAggregation.NONE)
-    fixed = kwargs.get("trainable") is False
-    if unset and fixed and _is_statistic(kwargs.get("name"), kwargs.get("dtype")):
-        kwargs["aggregation"] = tf.VariableAggregation.MEAN
-    return next_creator(**kwargs)
-
-
-def _is_statistic(name: str | None, dtype: Any) -> bool:
-    named = (name or "").rpartition("/")[2].startswith(STATISTICS)
-    return named and dtype is not None and tf.as_dtype(dtype).is_floating
 
 
 def _ours(dataset: tf.data.Dataset) -> bool:

@@ -121,14 +121,18 @@ def as_tensors(x: Any) -> Any:
 def as_arrays(x: Any) -> Any:
     """As `as_tensors`, but arrays stay arrays: engines need no tensors."""
 
-    def array(leaf: Any) -> Any:
+    if isinstance(x, np.ndarray):
+        # Walking through a structure takes as long as a small model's predictions.
+        return _as_array(x)
+    return tf.nest.map_structure(_as_array, keras.tree.lists_to_tuples(x))
+
+
+def _as_array(leaf: Any) -> Any:
+    if not isinstance(leaf, np.ndarray):
         if leaf is None or tf.is_tensor(leaf):
             return leaf
-        found = np.asarray(leaf)
-        floats = found.dtype.kind == "f"
-        return found.astype(keras.config.floatx(), copy=False) if floats else found
-
-    return tf.nest.map_structure(array, keras.tree.lists_to_tuples(x))
+        leaf = np.asarray(leaf)
+    return leaf.astype(keras.config.floatx(), copy=False) if leaf.dtype.kind == "f" else leaf
 
 
 def _as_tensor(leaf: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -42,8 +43,10 @@ class Served:
         """
         run = self.runner.run_any_size if any_size else self.runner.run
         arrays = run(keras.tree.flatten(x))
-        tensors = map(_tensor, arrays, self.signature.outputs)
-        return keras.tree.pack_sequence_as(self.signature.structure, list(tensors))
+        tensors = list(map(_tensor, arrays, self.signature.outputs))
+        if not keras.tree.is_nested(self.signature.structure):
+            return tensors[0]
+        return keras.tree.pack_sequence_as(self.signature.structure, tensors)
 
 
 def _tensor(array: np.ndarray, spec: tf.TensorSpec) -> tf.Tensor:
@@ -64,9 +67,15 @@ def accepts(specs: Iterable[tf.TensorSpec], x: Any) -> bool:
 
 def _is_of(spec: tf.TensorSpec, leaf: Any) -> bool:
     if isinstance(leaf, np.ndarray):
-        is_of_dtype = spec.dtype.is_numpy_compatible and spec.dtype.as_numpy_dtype == leaf.dtype
-        return is_of_dtype and spec.shape.is_compatible_with(leaf.shape)
+        return _takes(spec, leaf.dtype, leaf.shape)
     return isinstance(leaf, tf.Tensor) and spec.is_compatible_with(leaf)
+
+
+# Comparing shapes takes a good part of a small model's predictions.
+@functools.lru_cache(maxsize=256)
+def _takes(spec: tf.TensorSpec, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
+    is_of_dtype = spec.dtype.is_numpy_compatible and spec.dtype.as_numpy_dtype == dtype
+    return bool(is_of_dtype and spec.shape.is_compatible_with(shape))
 
 
 def inputs_of(batch: Any) -> Any:
