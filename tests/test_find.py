@@ -98,6 +98,23 @@ def test_the_fastest_faithful_kernel_wins(clock, only_slow_reference):
     assert "1e-05" in reasons["wrong"] and "no such luck" in reasons["broken"]
 
 
+def test_what_is_expected_to_lose_against_a_winner_is_left_untried(clock, only_slow_reference):
+    """Nothing is known of `unknown`, and `disappointing` is no reason to leave any other out."""
+    costs = {"second": 0.4, "first": 0.25, "disappointing": 2.0, "unknown": 0.5}
+    expected = {"disappointing": 8.0, "first": 4.5, "second": 3.0, "better": 4.2}
+    quick = {name: (seconds, tf.matmul) for name, seconds in costs.items()}
+    with kernels(clock, **quick, better=(0.2, tf.matmul)):
+        found = measure(SPEC, clock, expected=expected)
+    assert [c.kernel for c in found.candidates if c.verdict is Outcome.FASTER] == [
+        "better",
+        "first",
+        "unknown",
+    ]
+    assert verdicts(found)["disappointing"] is Outcome.SLOWER
+    assert verdicts(found)["second"] is Outcome.UNDECIDED
+    assert found.is_settled and not found.complete
+
+
 def test_a_kernel_that_has_gone_is_not_chosen(clock, only_slow_reference):
     with kernels(clock, quick=(0.5, tf.matmul)):
         found = measure(SPEC, clock)

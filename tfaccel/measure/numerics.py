@@ -41,11 +41,16 @@ step adds to them: one that is not moved on is off by 1, however small the step.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+import math
+import weakref
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from tfaccel.measure.apart import Apart, norm, overall, square, update_error
+from tfaccel.measure.apart import relative_error as relative_error
 from tfaccel.measure.finite import finite_where
 
 
@@ -203,15 +208,33 @@ class Observation:
         """Without weights and slots, which are the larger part; enough for a yardstick."""
         return dataclasses.replace(self, trained={}, before={}, counters={}, handed={})
 
+    def apart(self, other: "Observation") -> Mapping[str, Apart]:
+        """How far the gradients of another observation are from these, which is found out once."""
+        known, found = self._found.get(id(other), (lambda: None, {}))
+        if known() is not other:
+            found = {k: Apart.of(v, other.gradients[k]) for k, v in self.gradients.items()}
+            self._found[id(other)] = weakref.ref(other), found
+        return found
+
+    @functools.cached_property
+    def _found(self) -> dict[int, Any]:
+        return {}
+
+    @functools.cached_property
+    def floors(self) -> dict[str, float]:
+        """What errors of the gradients are measured against, as `floors` has it."""
+        return floors(self.gradients)
+
 
 def compare(reference: Observation, candidate: Observation) -> Drift:
     """The candidate's drift from the reference, worst case over everything observed."""
     counters, losses = reference.counters.items(), reference.losses.items()
     same_counters = all(np.array_equal(value, candidate.counters[name]) for name, value in counters)
     relative, cosine, worst = _per_variable(reference, candidate)
+    apart = reference.apart(candidate).values()
     pairs = (reference.losses, candidate.losses), (reference.gradients, candidate.gradients)
     return Drift(
-        gradient=_overall(reference.gradients, candidate.gradients),
+        gradient=overall(apart) if all(one.is_alike for one in apart) else math.inf,
         variable=relative,
         cosine=cosine,
         loss=max((loss_error(v, candidate.losses[k]) for k, v in losses), default=0.0),
@@ -228,69 +251,40 @@ def loss_error(reference: np.ndarray, candidate: np.ndarray) -> float:
     Keras logs losses in float32 also where a model computes in float64.
     """
     off = np.asarray(candidate, np.float64) - np.asarray(reference, np.float64)
-    is_rounding = _norm(off) <= rounding_of(np.asarray(reference))
+    is_rounding = norm(off) <= rounding_of(np.asarray(reference))
     return 0.0 if is_rounding else relative_error(reference, candidate)
-
-
-def relative_error(reference: np.ndarray, candidate: np.ndarray, floor: float = 0.0) -> float:
-    """The norm of the difference over the norm of the reference, or over `floor`.
-
-    Two zeros, and NaN or Inf in the same places, count as equal.
-    """
-    a, b = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
-    with np.errstate(invalid="ignore"):
-        difference, scale = _norm(a - b), _norm(a)
-    if not np.isfinite(difference + scale):
-        usable = np.isfinite(a)
-        if not np.array_equal(usable, np.isfinite(b)):
-            return float("inf")
-        difference, scale = _norm(a[usable] - b[usable]), _norm(a[usable])
-    scale = max(scale, floor)
-    return 0.0 if difference == 0.0 else difference / scale if scale else float("inf")
-
-
-def _norm(array: np.ndarray) -> float:
-    flat = np.asarray(array, np.float64).ravel()
-    return float(np.sqrt(np.dot(flat, flat)))
-
-
-def _overall(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> float:
-    others = [candidate[name] for name in reference]
-    return relative_error(_joined(list(reference.values())), _joined(others))
-
-
-def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    flat = (np.asarray(array, np.float64).ravel() for array in arrays)
-    return np.concatenate([np.zeros(0), *flat])
 
 
 def _largest_update(reference: Observation, candidate: Observation) -> float:
     """The worst error of a new value, relative to the value or, if larger, to the change."""
-    errors = [0.0]
-    for name, value in reference.trained.items():
-        added = candidate.trained[name] - candidate.before[name]
-        errors.append(relative_error(value - reference.before[name], added, _norm(value)))
-    return max(errors)
+    return max(
+        (
+            update_error(
+                value, reference.before[name], candidate.trained[name], candidate.before[name]
+            )
+            for name, value in reference.trained.items()
+        ),
+        default=0.0,
+    )
 
 
 def _per_variable(reference: Observation, candidate: Observation) -> tuple[float, float, str]:
     """The worst relative error, the worst cosine, and the variable with the first."""
     largest, smallest, worst = 0.0, 1.0, ""
-    least = floors(reference.gradients)
-    for name, value in reference.gradients.items():
-        floor = least[name] * value.size**0.5
-        error = relative_error(value, candidate.gradients[name], floor)
+    for name, apart in reference.apart(candidate).items():
+        floor = reference.floors[name] * apart.count**0.5
+        error = apart.relative(floor)
         if error > largest:
             largest, worst = error, name
-        if _norm(value) >= 0.5 * floor:
-            smallest = min(smallest, _cosine(value, candidate.gradients[name]))
+        if apart.norm >= 0.5 * floor:
+            smallest = min(smallest, apart.cosine)
     return largest, smallest, worst
 
 
 def _largest_state(reference: Observation, candidate: Observation) -> float:
     after, scales, errors = changes(candidate), state_scales(reference), [0.0]
     for name, change in changes(reference).items():
-        if _norm(np.nan_to_num(after[name] - change)) > rounding_of(reference.state[name]):
+        if norm(np.nan_to_num(after[name] - change)) > rounding_of(reference.state[name]):
             errors.append(relative_error(change, after[name], scales[name]))
     return max(errors)
 
@@ -303,7 +297,7 @@ def state_scales(reference: Observation) -> dict[str, float]:
     added = changes(reference)
     least = floors(added)
     return {
-        name: max(_norm(np.nan_to_num(change)), 0.1 * least[name] * change.size**0.5)
+        name: max(norm(np.nan_to_num(change)), 0.1 * least[name] * change.size**0.5)
         for name, change in added.items()
     }
 
@@ -319,29 +313,30 @@ def changes(observation: Observation) -> dict[str, np.ndarray]:
 def rounding_of(value: np.ndarray) -> float:
     """The norm of what rounding may do to a stored array in an update or two."""
     kind = value.dtype if value.dtype.kind == "f" else np.dtype(np.float32)
-    return 4 * float(np.finfo(kind).eps) * _norm(np.nan_to_num(np.asarray(value, np.float64)))
+    return 4 * float(np.finfo(kind).eps) * norm(np.nan_to_num(np.asarray(value, np.float64)))
 
 
 def floors(values: Mapping[str, np.ndarray]) -> dict[str, float]:
     """For each `"layer/variable"` the root mean square that its error is measured against."""
     layer_of = {name: name.rpartition("/")[0] for name in values}
-    members: dict[str, list[np.ndarray]] = {}
+    members: dict[str, list[tuple[float, int]]] = {}
     for name, value in values.items():
-        members.setdefault(layer_of[name], []).append(value)
-    by_layer = {layer: _root_mean_square(arrays) for layer, arrays in members.items()}
-    least = 1e-3 * _root_mean_square(list(values.values()))
+        members.setdefault(layer_of[name], []).append(_finite_square(value))
+    by_layer = {layer: _root_mean(squares) for layer, squares in members.items()}
+    least = 1e-3 * _root_mean(one for squares in members.values() for one in squares)
     return {name: max(by_layer[layer_of[name]], least) for name in values}
 
 
-def _root_mean_square(arrays: Sequence[np.ndarray]) -> float:
-    joined = _joined(arrays)
-    finite = joined[np.isfinite(joined)]
-    return float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
+def _finite_square(array: np.ndarray) -> tuple[float, int]:
+    """The sum of the squares of an array's finite elements, and how many there are."""
+    found = square(array)
+    if math.isfinite(found):
+        return found, np.size(array)
+    finite = np.asarray(array)[np.isfinite(array)]
+    return square(finite), finite.size
 
 
-def _cosine(reference: np.ndarray, candidate: np.ndarray) -> float:
-    a, b = _joined([reference]), _joined([candidate])
-    norms = np.linalg.norm(a) * np.linalg.norm(b)
-    if not norms or np.array_equal(a, b, equal_nan=True):
-        return 1.0
-    return float(np.dot(a, b) / norms) if np.isfinite(norms) else -1.0
+def _root_mean(squares: Iterable[tuple[float, int]]) -> float:
+    found = list(squares)
+    count = sum(count for _, count in found)
+    return math.sqrt(sum(one for one, _ in found) / count) if count else 0.0

@@ -259,7 +259,7 @@ def test_training_a_model_agrees(policy, rng):
 def test_with_kernels_its_products_are_chosen(rng, monkeypatch):
     """They are noted before the step, each shape once, and computed by what won."""
 
-    def measured(spec, clock, deadline, likely, families):
+    def measured(spec, clock, deadline, likely, families, expected):
         rows = [
             Candidate("transposed", Outcome.FASTER, 1e-3, Speedup(2.0, 1.9, 2.1, 6), 0.0)
             if spec.direction == "weight_gradient"

@@ -11,7 +11,7 @@ def measured(monkeypatch):
     """What was measured, in order; and who wins (by default nobody)."""
     asked = []
 
-    def measure(spec, clock, deadline, likely, families):
+    def measure(spec, clock, deadline, likely, families, expected):
         assert likely is None
         asked.append(spec)
         if hasattr(clock, "advance"):

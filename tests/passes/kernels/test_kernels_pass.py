@@ -96,7 +96,7 @@ def test_what_is_likely_to_win_is_measured(measured, monkeypatch):
     """That first which saves most; not calls on which all lost; `exhaustive` measures all."""
     asked = []
 
-    def measure(spec, clock, deadline, likely, families):
+    def measure(spec, clock, deadline, likely, families, expected):
         asked.append((spec.op, likely))
         return ranked(spec)
 

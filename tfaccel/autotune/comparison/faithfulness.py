@@ -37,8 +37,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
+from tfaccel.measure.apart import Apart, overall
 from tfaccel.measure.numerics import (
     NOTICED,
     SIXTEEN_BITS,
@@ -47,7 +46,6 @@ from tfaccel.measure.numerics import (
     Tolerance,
     changes,
     compare,
-    floors,
     loss_error,
     relative_error,
     rounding_of,
@@ -160,18 +158,8 @@ def _losses(
 
 def _turned(reference: Observation, nears: Sequence[Observation]) -> float:
     """How far rounding moves the whole gradient, relative to its norm."""
-    whole = sum(_norm(value) ** 2 for value in reference.gradients.values())
-    moved = max(
-        (
-            sum(
-                _norm(_difference(value, near.gradients[name])) ** 2
-                for name, value in reference.gradients.items()
-            )
-            for near in nears
-        ),
-        default=0.0,
-    )
-    return math.sqrt(moved / whole) if whole else 0.0
+    moved = (overall(reference.apart(near).values()) for near in nears)
+    return max(filter(math.isfinite, moved), default=0.0)
 
 
 def _states(
@@ -183,8 +171,8 @@ def _states(
     scales = state_scales(reference)
     found = []
     for name, change in before.items():
-        scale, error = scales[name], _norm(_difference(change, after[name]))
-        own = max((_norm(_difference(change, near[name])) for near in nears), default=0.0)
+        scale, error = scales[name], Apart.of(change, after[name]).error
+        own = max((Apart.of(change, near[name]).error for near in nears), default=0.0)
         allowed = _room(scale, tolerance.state, own, yardsticks, "state")
         allowed = max(allowed, rounding_of(reference.state[name]))
         if not error <= allowed:
@@ -195,45 +183,41 @@ def _states(
 def _gradients(
     reference: Observation, candidate: Observation, tolerance: Tolerance, yardsticks: Yardsticks
 ) -> list[Violation]:
-    whole = math.sqrt(sum(_norm(value) ** 2 for value in reference.gradients.values()))
-    least = floors(reference.gradients)
+    aparts = reference.apart(candidate)
+    nears = [reference.apart(near) for near in yardsticks.nears]
+    whole = math.sqrt(sum(apart.size for apart in aparts.values()))
     found = []
-    for name, value in reference.gradients.items():
-        right = np.nan_to_num(np.asarray(value, np.float64), posinf=0.0, neginf=0.0)
-        error = _difference(value, candidate.gradients[name])
-        owns = [_difference(value, near.gradients[name]) for near in yardsticks.nears]
-        scale = max(_norm(right), least[name] * right.size**0.5)
-        free = _free(name, right, whole, yardsticks)
-        size = _norm(error)
-        own = max(map(_norm, owns), default=0.0)
+    for name, apart in aparts.items():
+        owns = [near[name] for near in nears]
+        scale = max(apart.norm, reference.floors[name] * apart.count**0.5)
+        free = _free(name, reference, whole, yardsticks)
+        own = max((one.error for one in owns), default=0.0)
         allowed = max(free, _room(scale, tolerance.variable, own, yardsticks, "variable"))
-        if not size <= allowed:
-            found.append(_relative("gradient", name, size, allowed, scale))
-        elif size > max(free, tolerance.variable * scale):
-            found.extend(_mistaken_scale(name, right, error, owns, tolerance, yardsticks))
+        if not apart.error <= allowed:
+            found.append(_relative("gradient", name, apart.error, allowed, scale))
+        elif apart.error > max(free, tolerance.variable * scale):
+            found.extend(_mistaken_scale(name, apart, owns, tolerance, yardsticks))
     return found
 
 
 def _mistaken_scale(
     name: str,
-    right: np.ndarray,
-    error: np.ndarray,
-    owns: Sequence[np.ndarray],
+    apart: Apart,
+    owns: Sequence[Apart],
     tolerance: Tolerance,
     yardsticks: Yardsticks,
 ) -> list[Violation]:
     """A wrong scale within an error that by its size may be rounding."""
-    size = _norm(right)
-    own = max(map(_norm, owns), default=0.0)
-    by_chance = _LIKELY * own / (size * math.sqrt(right.size)) if size else math.inf
-    along = _along(right, error)
-    usual = max((_along(right, one) for one in owns), default=0.0)
+    own = max((one.error for one in owns), default=0.0)
+    by_chance = _LIKELY * own / (apart.norm * math.sqrt(apart.count)) if apart.size else math.inf
+    along = _along(apart)
+    usual = max(map(_along, owns), default=0.0)
     allowed = max(tolerance.variable, _LIKELY * usual, by_chance)
     if yardsticks.in_16_bits:
         # Where sensitivity is as large as the gradient, directions say nothing, norms still do:
         # those of ResNet50's variables are 0.7 to 1.25 times what they are in float32.
-        along = _times(right, error)
-        usual = max((_times(right, one) for one in owns), default=0.0)
+        along = _times(apart)
+        usual = max(map(_times, owns), default=0.0)
         allowed = max(_MOST_TIMES, _LIKELY * usual, by_chance)
     return [] if along <= allowed else [Violation("scale", name, along, allowed)]
 
@@ -246,51 +230,29 @@ def _room(scale: float, bound: float, own: float, yardsticks: Yardsticks, kind: 
     return max(bound * scale, _CHAOTIC * own, min(_LIKELY * own, noticed))
 
 
-def _free(name: str, gradient: np.ndarray, whole: float, yardsticks: Yardsticks) -> float:
+def _free(name: str, reference: Observation, whole: float, yardsticks: Yardsticks) -> float:
     """The error that training would not notice in 16 bits, whatever else holds."""
     if not yardsticks.in_16_bits:
         return 0.0
     free = _WHOLE_SHARE * whole
     if yardsticks.other is not None:
         # Two batches differ by the noise of both.
-        apart = _norm(_difference(gradient, yardsticks.other.gradients[name]))
+        apart = reference.apart(yardsticks.other)[name].error
         free = max(free, _NOISE_SHARE * apart / math.sqrt(2))
     return free
 
 
-def _along(gradient: np.ndarray, error: np.ndarray) -> float:
+def _along(apart: Apart) -> float:
     """The part of an error that lies along the gradient, relative to it."""
-    square = float(np.vdot(gradient, gradient))
-    return abs(float(np.vdot(gradient, error))) / square if square else 0.0
+    return abs(apart.along) / apart.size if apart.size else 0.0
 
 
-def _times(gradient: np.ndarray, error: np.ndarray) -> float:
+def _times(apart: Apart) -> float:
     """By what factor, less 1, an array's norm is too large or too small."""
-    right, found = _norm(gradient), _norm(gradient + error)
+    right, found = apart.norm, math.sqrt(apart.other)
     return max(right, found) / max(min(right, found), 1e-30) - 1
 
 
 def _relative(kind: str, name: str, error: float, allowed: float, scale: float) -> Violation:
     scale = scale or 1.0
     return Violation(kind, name, error / scale, allowed / scale)
-
-
-def _difference(value: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """How far another value is; zero where either is not finite, which is judged by itself."""
-    a, b = np.asarray(value, np.float64), np.asarray(other, np.float64)
-    with np.errstate(invalid="ignore"):
-        found = b - a
-        is_finite = np.isfinite(_square(found))
-    return found if is_finite else np.where(np.isfinite(found), found, 0.0)
-
-
-def _norm(value: np.ndarray) -> float:
-    wide = np.asarray(value, np.float64)
-    with np.errstate(invalid="ignore"):
-        square = _square(wide)
-    return math.sqrt(square if np.isfinite(square) else _square(wide[np.isfinite(wide)]))
-
-
-def _square(wide: np.ndarray) -> float:
-    """The sum of an array's squares; not finite where an element is not."""
-    return float(np.dot(wide.ravel(), wide.ravel()))

@@ -48,6 +48,19 @@ def make_visible(optimizer: keras.optimizers.Optimizer) -> None:
         optimizer.learning_rate = 1.0
 
 
+def shown_in(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """The variables whose values around a step show the gradients, one for each trained one.
+
+    Args:
+        optimizer: one of which `shows_gradients` holds.
+    """
+    if type(optimizer) is keras.optimizers.SGD:
+        momentum = bool(optimizer.momentum)
+        trained = keras_private.trained_variables(optimizer)
+        return list(keras_private.slots(optimizer, "momentums") if momentum else trained)
+    return list(keras_private.slots(optimizer, _MOMENTS[type(optimizer)][0]))
+
+
 def gradients(
     optimizer: keras.optimizers.Optimizer,
     before: Mapping[int, np.ndarray],
@@ -57,34 +70,31 @@ def gradients(
 
     Args:
         optimizer: one of which `shows_gradients` holds; its rate is that of the step.
-        before, after: the values of variables and slots around the step, by `id`.
+        before, after: the values of `shown_in`'s variables around the step, by `id`.
 
     Returns:
-        Variables, as the optimizer holds them, with float64 arrays.
+        Variables, as the optimizer holds them, with arrays as precise as their slots.
     """
-    variables = keras_private.trained_variables(optimizer)
+    # Of an average new = kept * old + share * gradient, or of weights with kept = 1.
     if type(optimizer) is keras.optimizers.SGD:
-        rate = float(optimizer.learning_rate)
-        if not optimizer.momentum:
-            changes = [_wide(before[id(v)]) - _wide(after[id(v)]) for v in variables]
-            return [(v, change / rate) for v, change in zip(variables, changes, strict=True)]
-        kept, slots = float(optimizer.momentum), keras_private.slots(optimizer, "momentums")
-        return [
-            (v, (kept * _wide(before[id(slot)]) - _wide(after[id(slot)])) / rate)
-            for v, slot in zip(variables, slots, strict=True)
-        ]
-    attribute, decay = _MOMENTS[type(optimizer)]
-    share = 1.0 - float(getattr(optimizer, decay))
-    found = []
-    for v, slot in zip(variables, keras_private.slots(optimizer, attribute), strict=True):
-        old, new = _wide(before[id(slot)]), _wide(after[id(slot)])
-        found.append((v, old + (new - old) / share))
-    return found
+        kept, share = float(optimizer.momentum) or 1.0, -float(optimizer.learning_rate)
+    else:
+        share = 1.0 - float(getattr(optimizer, _MOMENTS[type(optimizer)][1]))
+        kept = 1.0 - share
+    variables, shown = keras_private.trained_variables(optimizer), shown_in(optimizer)
+    return [
+        (v, _averaged(before[id(one)], after[id(one)], kept, share))
+        for v, one in zip(variables, shown, strict=True)
+    ]
+
+
+def _averaged(old: np.ndarray, new: np.ndarray, kept: float, share: float) -> np.ndarray:
+    """What was added to `kept * old` with a share, to give the new value."""
+    found = np.multiply(old, -kept, dtype=np.float64)
+    found += new
+    found /= share
+    return found.astype(np.result_type(old, np.float32), copy=False)
 
 
 def _is_scheduled(optimizer: keras.optimizers.Optimizer) -> bool:
     return not isinstance(optimizer.get_config()["learning_rate"], float)
-
-
-def _wide(value: np.ndarray) -> np.ndarray:
-    return np.asarray(value, np.float64)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -203,9 +203,10 @@ class Names:
         owners = [w for w in self.weights if w == name or w.replace("/", "_") in name]
         return max(owners, key=len, default="")
 
-    def trained(self) -> dict[str, np.ndarray]:
-        """The values of weights and of the optimizers' slots."""
-        return {k: _array(v) for k, v in self._trained().items()}
+    def trained(self, only: Collection[int] | None = None) -> dict[str, np.ndarray]:
+        """The values of weights and of the optimizers' slots; of some by `id`, None for all."""
+        named = self._trained().items()
+        return {k: _array(v) for k, v in named if only is None or id(v) in only}
 
     def trained_ids(self) -> dict[str, int]:
         """The `id` of the variable behind each name of `trained`."""

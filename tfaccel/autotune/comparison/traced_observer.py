@@ -1,7 +1,7 @@
 """Observing steps that are traced already, by the state after them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import keras
@@ -15,6 +15,7 @@ from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
+from tfaccel.measure.apart import norm, update_error
 from tfaccel.measure.numerics import TOLERANCES, Observation, relative_error
 from tfaccel.steps.replay import kept
 from tfaccel.steps.snapshot import Snapshot
@@ -92,13 +93,14 @@ class TracedObserver:
             reference: the original step; where given, weights and slots are what the plan's
                 update would have made of its gradients.
         """
-        seen = self._one(self._steps(plan), self._workload.batches[0])
+        before = None if reference is None else reference.before
+        seen = self._one(self._steps(plan), self._workload.batches[0], before=before)
         if reference is None:
             return seen
         return self._translated(seen, reference)
 
     def near(self, dtype: str | None = None, moved: bool = False) -> Observation:
-        """The original step with other roundings, as `StepRecorder.near` has them.
+        """The original step with other roundings, as `StepRecorder.near` has them, lightened.
 
         Its random numbers are the same: they do not differ under a plan that is observed here.
         """
@@ -113,26 +115,38 @@ class TracedObserver:
             else:
                 (move if moved else round_once)(weights, dtype)
 
-        return self._one(self._steps(Plan()), batch, perturb)
+        return self._lightly(batch, perturb)
 
     def other(self) -> Observation | None:
-        """The original step on another batch; None where no other was kept."""
+        """The original step on another batch, lightened; None where no other was kept."""
         batches = self._workload.batches
-        return self._one(self._steps(Plan()), batches[1]) if len(batches) > 1 else None
+        return self._lightly(batches[1]) if len(batches) > 1 else None
+
+    def _lightly(self, batch: Any, perturb: Callable[[], None] = lambda: None) -> Observation:
+        """A step of the original, of whose weights and slots only those are read that are needed.
+
+        To copy all of them takes as long as a step.
+        """
+        shown = (one for optimizer in self._working() for one in slot_gradients.shown_in(optimizer))
+        only = {id(variable) for variable in shown}
+        return self._one(self._steps(Plan()), batch, perturb, only=only).lightened()
 
     def _one(
         self,
         step: Callable[[Any], Any],
         batch: Any,
         perturb: Callable[[], None] = lambda: None,
+        before: Mapping[str, np.ndarray] | None = None,
+        only: Collection[int] | None = None,
     ) -> Observation:
         workload = self._workload
         iterator = iter(kept((batch,), workload.element_spec, workload.strategy))
         try:
             self._start(perturb)
-            before, state_before = self._names.trained(), self._names.state()
+            before = self._names.trained(only) if before is None else before
+            state_before = self._names.state()
             logs = step(iterator)
-            trained = self._names.trained()
+            trained = self._names.trained(only)
             return Observation(
                 losses=losses_of(logs),
                 gradients=self._gradients(before, trained),
@@ -220,8 +234,7 @@ class TracedObserver:
 
 def _apart(value: np.ndarray, other: np.ndarray, before: np.ndarray) -> float:
     """How far two new values are, relative to the value or, if larger, to its change."""
-    floor = float(np.linalg.norm(np.asarray(value, np.float64)))
-    return relative_error(value - before, other - before, floor)
+    return update_error(value, before, other, before)
 
 
 def _as_large(value: np.ndarray, reference: np.ndarray) -> float:
@@ -229,5 +242,5 @@ def _as_large(value: np.ndarray, reference: np.ndarray) -> float:
 
     A gradient that is zero by construction is rounding, of which 16 bits make more.
     """
-    own, right = (float(np.linalg.norm(np.asarray(x, np.float64))) for x in (value, reference))
+    own, right = norm(value), norm(reference)
     return min(1.0, right / own) if own else 1.0

@@ -76,11 +76,13 @@ class Guess:
             call was measured.
         speedup: of the best of them; 1.0 where none is worth trying.
         seconds: of TensorFlow's kernel.
+        expected: the speedups of those of which something is known, by name.
     """
 
     kernels: tuple[str, ...] | None
     speedup: float
     seconds: float
+    expected: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def saved_seconds(self) -> float:
@@ -124,7 +126,8 @@ def guess(
     known_names = {kernel.name for kernel in KERNELS if not kernel.in_python} | set(speedups)
     own = [name for name in serving if name not in known_names or name in (families or ())]
     own = [name for name in own if name not in chosen]
-    return Guess((*chosen, *own), max(best, _HOPED_SPEEDUP) if own else best, seconds)
+    expected = {name: speedups[name] for name in chosen}
+    return Guess((*chosen, *own), max(best, _HOPED_SPEEDUP) if own else best, seconds, expected)
 
 
 def typical_seconds(spec: CallSpec) -> float:

@@ -3,7 +3,8 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,7 @@ def measure(
     deadline: float = math.inf,
     likely: Collection[str] | None = None,
     families: Collection[str] | None = (),
+    expected: Mapping[str, float] = MappingProxyType({}),
 ) -> Ranking:
     """Runs, compares and times the kernels of a call, whose sizes are known.
 
@@ -100,10 +102,13 @@ def measure(
         deadline: the clock's value after which no further kernel is begun.
         likely: the kernels to try; None for all.
         families: kernels to try that are otherwise left out; None where a plan may be saved.
+        expected: the speedups of kernels of which something is known. Those of which less is
+            expected than another was measured to have are not tried.
     """
     race = _Race(spec, clock)
-    candidates, left_outs = [race.own()], set()
-    for kernel in kernels(spec.op, spec.direction)[1:]:
+    candidates, left_outs, surely = [race.own()], set(), 0.0
+    others = kernels(spec.op, spec.direction)[1:]
+    for kernel in sorted(others, key=lambda one: -expected.get(one.name, math.inf)):
         unsupported = kernel.unsupported(spec)
         if unsupported is not None:
             candidates.append(Candidate(kernel.name, Outcome.REFUSED, reason=str(unsupported)))
@@ -117,10 +122,19 @@ def measure(
             candidates.append(
                 Candidate(kernel.name, Outcome.UNDECIDED, reason=reason, unlikely=True)
             )
+        elif expected.get(kernel.name, math.inf) < surely:
+            reason = "another is faster than it is expected to be"
+            candidates.append(
+                Candidate(kernel.name, Outcome.UNDECIDED, reason=reason, unlikely=True)
+            )
         elif clock() + race.least_seconds > deadline:
             candidates.append(Candidate(kernel.name, Outcome.UNDECIDED, reason="out of time"))
         else:
-            candidates.append(race.run(kernel, deadline))
+            found = race.run(kernel, deadline)
+            candidates.append(found)
+            # What XLA compiles for each size may not be used for batches of many sizes.
+            if found.verdict is Outcome.FASTER and found.speedup and not kernel.jit_compile:
+                surely = max(surely, found.speedup.low)
     tried = (c.verdict is not Outcome.UNDECIDED or c.kernel in left_outs for c in candidates)
     return Ranking(spec, tuple(candidates), complete=all(tried))
 

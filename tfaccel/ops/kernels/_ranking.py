@@ -38,7 +38,7 @@ class Candidate:
             result; None where it was not compared.
         reason: why it was refused, failed, or is not used.
         reduces: whether it multiplies in fewer bits than the operands have.
-        unlikely: whether it was left untried, as it has won no call of this kind one.
+        unlikely: whether it was left untried, as it is not expected to win.
     """
 
     kernel: str
