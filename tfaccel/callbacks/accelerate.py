@@ -21,6 +21,7 @@ from tfaccel.measure.timing import Clock
 from tfaccel.profiling.input_watch import LEAST_CALLS, InputWatch
 from tfaccel.steps.worker_agreement import agreement_of
 from tfaccel.system import notices
+from tfaccel.system.arguments import one_of
 from tfaccel.training.phases import IllegalTransitionError
 from tfaccel.training.step_dispatcher import StepDispatcher
 
@@ -119,7 +120,7 @@ class AccelCallback(keras.callbacks.Callback):
             tuning=tuning,
             reproducible=reproducible,
         )
-        self._verbose = verbose
+        self._verbose = one_of("verbose", verbose, (0, 1, 2))
         self._session: FitSession | None = None
         self._watch: InputWatch | None = None
         self._idle: Report | None = None  # in a loop that has no use for this callback

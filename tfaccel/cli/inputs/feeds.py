@@ -23,6 +23,7 @@ from tfaccel.data.rules import fits
 _BATCHES = 4
 _WEIGHT = "sample_weight"
 _UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+_MAKES_ONE = "numpy.savez(path, x=..., y=...) makes one"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +118,11 @@ class NpzSamples:
         except FileNotFoundError:
             raise UsageError(f"--data: there is no such file: {path}") from None
         except _UNREADABLE as error:
-            raise UsageError(f"--data: {path} is no .npz file: {first_line(error)}") from error
+            # NumPy takes whatever it does not know for a pickle, and says how to load one.
+            told = first_line(error) if isinstance(error, OSError) else _MAKES_ONE
+            raise UsageError(f"--data: {path} is no .npz file: {told}") from error
         if not isinstance(self._file, np.lib.npyio.NpzFile):
-            raise UsageError(
-                f"--data: {path} holds one array; numpy.savez(path, x=..., y=...) makes an .npz"
-            )
+            raise UsageError(f"--data: {path} holds one array; {_MAKES_ONE}")
         self._first: tuple[str, int] | None = None
 
     def inputs(self, model: keras.Model) -> Any:
