@@ -183,7 +183,7 @@ def _draw(
         figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
         axes.barh(list(gains), list(gains.values()), xerr=spread, color="#4c8dae")
         axes.axvline(1, color="#555555", linewidth=1)
-        axes.set_xlabel(label)
+        figure.supxlabel(label, fontsize="medium")  # as wide as the picture: the axes are too narrow
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, metadata={"Date": None})
         pyplot.close(figure)
