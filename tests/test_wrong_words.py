@@ -49,6 +49,13 @@ def test_the_argument_is_named(arguments, error, message):
         tfaccel.AccelCallback(**arguments)
 
 
+@pytest.mark.parametrize("text", ["{}", MISSPELT, "no JSON"])
+def test_a_manifest_that_is_none_is_told_with_its_folder(tmp_path, text):
+    (tmp_path / "tfaccel.json").write_text(text)
+    with pytest.raises(ValueError, match=f"{tmp_path} is not a model that tfaccel saved"):
+        tfaccel.load(tmp_path)
+
+
 def test_a_path_that_leads_nowhere(tmp_path):
     with pytest.raises(ValueError, match="that exists.*no_such_folder"):
         tfaccel.data.check(tmp_path / "no_such_folder")

@@ -37,7 +37,9 @@ class Feed:
 
 def define_feed_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say what to feed."""
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="samples in a batch")
+    parser.add_argument(
+        "--batch_size", type=positive_int, default=32, help="samples in a batch (32)"
+    )
     parser.add_argument(
         "--data",
         help="an .npz file with arrays x and y, or x_train and y_train, or named as the model's "
