@@ -67,8 +67,9 @@ class AccelCallback(keras.callbacks.Callback):
             None for `$TFACCEL_CACHE_DIR`, else `~/.cache/tfaccel`; False for none.
         guard: if a loss turns non-finite under an accelerated plan, put back the
             last good state and go on with the untouched step, once.
-        verbose: 0 for silence; 1 for a table when the choice is made, and a sentence on what it
-            saved when the training ends; 2 for all columns, reasons and findings.
+        verbose: 0 for silence; 1 for a table and the first findings when the choice is made, and
+            a sentence on what it saved when the training ends; 2 for all columns, reasons and
+            findings.
 
     Attributes:
         plan: the plan in use; `Plan()` until one is chosen.

@@ -71,7 +71,11 @@ class Explanation:
 
     def sentences(self) -> list[str]:
         """A line for each pass, and the notes."""
-        return [*(f"{name}: {said}" for name, said in self.passes.items()), *self.notes]
+        told = (
+            (name, " " if said.startswith("refuses") else ": ", said)
+            for name, said in self.passes.items()
+        )
+        return [*map("".join, told), *self.notes]
 
     def _title(self) -> str:
         under = "" if self.plan is None else f", under {self.plan}"
