@@ -183,7 +183,8 @@ def _draw(
         figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
         axes.barh(list(gains), list(gains.values()), xerr=spread, color="#4c8dae")
         axes.axvline(1, color="#555555", linewidth=1)
-        axes.set_xlabel(label)
+        # Below the axes alone, which are narrower than the picture, it would be cut off.
+        figure.supxlabel(label, fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, metadata={"Date": None})
         pyplot.close(figure)

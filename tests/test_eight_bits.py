@@ -138,7 +138,11 @@ def test_accuracy_of_every_kind_of_labels():
 @pytest.mark.parametrize(
     ("arguments", "error", "told"),
     [
-        ({"allow": ("int4",)}, ValueError, "`allow` may have int8. Received: 'int4'"),
+        (
+            {"allow": ("int4",)},
+            ValueError,
+            "`allow` must have no name but 'int8'. Received: 'int4'",
+        ),
         ({"allow": "int8"}, TypeError, "`allow` must be a tuple of names"),
         ({"allow": 8}, TypeError, "`allow` must be a tuple of names"),
         ({"allow": ("int8",)}, ValueError, "needs `y`, the labels of `sample`"),

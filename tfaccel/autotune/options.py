@@ -105,8 +105,9 @@ def make_options(
     tuning = tuning or ("full" if tuning_share is None else "quick")
     if tuning not in TUNING:
         raise ValueError(f"`tuning` must be one of {', '.join(TUNING)}. Received: {tuning!r}")
-    if not isinstance(reproducible, bool):
-        raise TypeError(f"`reproducible` must be True or False. Received: {reproducible!r}")
+    for name, value in (("reproducible", reproducible), ("guard", guard)):
+        if not isinstance(value, bool):
+            raise TypeError(f"`{name}` must be True or False. Received: {value!r}")
     if includes is not None or excludes != ():
         priors.pass_names(includes, excludes)  # says which name is none
     return Options(

@@ -29,6 +29,7 @@ def pass_names(includes: Collection[str] | None, excludes: Collection[str]) -> t
     """The names of the passes to consider, in order.
 
     Raises:
+        TypeError: what is given is no list of names.
         ValueError: a name is not that of a pass.
     """
     built_in = tuple(item.name for item in PASSES if item.tried_by_default)
@@ -39,7 +40,10 @@ def pass_names(includes: Collection[str] | None, excludes: Collection[str]) -> t
         if isinstance(chosen, str) or not isinstance(chosen, Collection):
             raise TypeError(f"`{argument}` must be a list of pass names. Received: {chosen!r}")
         for name in chosen:
-            make_pass(name)
+            try:
+                make_pass(name)
+            except ValueError as error:
+                raise ValueError(f"{error} (in `{argument}`)") from error
     return tuple(n for n in (built_in if includes is None else includes) if n not in set(excludes))
 
 

@@ -226,7 +226,8 @@ class Report:
             detailed: whether all columns, reasons and findings are shown, at any length.
         """
         shown: list[rich.console.RenderableType] = []
-        if len(self.trials) > 1 and self.tuning_seconds and not self.cached:
+        tells_more = detailed or self.complete or len(self.tried()) > 1
+        if tells_more and len(self.trials) > 1 and self.tuning_seconds and not self.cached:
             chosen = [i for i, trial in enumerate(self.tried()) if trial.plan == self.plan]
             numbers = (*_NUMBERS, *_OF_PREDICTIONS)
             cells = self.table() if detailed else self._narrow()

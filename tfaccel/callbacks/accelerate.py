@@ -21,6 +21,7 @@ from tfaccel.measure.timing import Clock
 from tfaccel.profiling.input_watch import LEAST_CALLS, InputWatch
 from tfaccel.steps.worker_agreement import agreement_of
 from tfaccel.system import notices
+from tfaccel.system.arguments import one_of
 from tfaccel.training.phases import IllegalTransitionError
 from tfaccel.training.step_dispatcher import StepDispatcher
 
@@ -66,8 +67,9 @@ class AccelCallback(keras.callbacks.Callback):
             None for `$TFACCEL_CACHE_DIR`, else `~/.cache/tfaccel`; False for none.
         guard: if a loss turns non-finite under an accelerated plan, put back the
             last good state and go on with the untouched step, once.
-        verbose: 0 for silence; 1 for a table when the choice is made, and a sentence on what it
-            saved when the training ends; 2 for all columns, reasons and findings.
+        verbose: 0 for silence; 1 for a table and the first findings when the choice is made, and
+            a sentence on what it saved when the training ends; 2 for all columns, reasons and
+            findings.
 
     Attributes:
         plan: the plan in use; `Plan()` until one is chosen.
@@ -119,7 +121,7 @@ class AccelCallback(keras.callbacks.Callback):
             tuning=tuning,
             reproducible=reproducible,
         )
-        self._verbose = verbose
+        self._verbose = one_of("verbose", verbose, (0, 1, 2))
         self._session: FitSession | None = None
         self._watch: InputWatch | None = None
         self._idle: Report | None = None  # in a loop that has no use for this callback

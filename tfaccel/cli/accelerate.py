@@ -23,17 +23,25 @@ def _define(parser: argparse.ArgumentParser) -> None:
         "--data", help="an .npz file with an array x, or arrays named as the model's inputs"
     )
     parser.add_argument("-o", "--output", help="the folder to write, for tfaccel.load and others")
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="samples in a batch")
-    parser.add_argument("--optimize", choices=AIMS, default=AIMS[0], help="what counts")
+    parser.add_argument(
+        "--batch_size", type=positive_int, default=32, help="samples in a batch (32)"
+    )
+    parser.add_argument(
+        "--optimize", choices=AIMS, default=AIMS[0], help="what is to be fast (throughput)"
+    )
     parser.add_argument(
         "--allow", type=comma_list, default=[], help="int8: engines may compute in 8 bits"
     )
     parser.add_argument(
-        "--max_drop", type=float, default=0.005, help="how much accuracy 8 bits may cost"
+        "--max_drop", type=float, default=0.005, help="how much accuracy 8 bits may cost (0.005)"
     )
-    parser.add_argument("--max_seconds", type=seconds, default=120.0, help="what trials may take")
-    parser.add_argument("--includes", type=comma_list, help="the passes and engines to try")
-    parser.add_argument("--excludes", type=comma_list, default=[], help="those to leave out")
+    parser.add_argument(
+        "--max_seconds", type=seconds, default=120.0, help="seconds for all trials (120)"
+    )
+    parser.add_argument("--includes", type=comma_list, help="names of passes and engines to try")
+    parser.add_argument(
+        "--excludes", type=comma_list, default=[], help="names of those to leave out"
+    )
 
 
 def _run(args: argparse.Namespace) -> Tuned:

@@ -48,7 +48,10 @@ def _define(parser: argparse.ArgumentParser) -> None:
         "--mode", choices=_MODES, default=_TRAINING, help="what is timed: training or predictions"
     )
     parser.add_argument(
-        "--optimize", choices=AIMS, default=AIMS[0], help="of predictions, what counts"
+        "--optimize",
+        choices=AIMS,
+        default=AIMS[0],
+        help="what is to be fast in predictions (throughput)",
     )
     parser.add_argument(
         "--plans",
@@ -57,7 +60,9 @@ def _define(parser: argparse.ArgumentParser) -> None:
         help=f"what to measure: {_AUTO} (the tuner's choice), {_EACH} (each pass alone), names of "
         "passes such as fused_norm+xla, files of saved plans",
     )
-    parser.add_argument("--max_seconds", type=seconds, default=120.0, help="what trials may take")
+    parser.add_argument(
+        "--max_seconds", type=seconds, default=120.0, help="seconds for all trials (120)"
+    )
     parser.add_argument(
         "--devices",
         choices=(_AUTO, "cpu", "gpu"),

@@ -36,7 +36,7 @@ COMMANDS: tuple[Listed, ...] = (
     ),
     Listed(
         "explain",
-        "says what each layer runs as, and why not as something faster",
+        "says how each layer runs, and why not faster",
         "tfaccel.cli.explain",
     ),
     Listed(

@@ -28,7 +28,7 @@ def load_plan(path: str) -> Plan:
     except FileNotFoundError:
         raise UsageError(f"there is no such plan: {path}") from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is no plan: {error}") from error
+        raise UsageError(str(error)) from error
 
 
 def _run(args: argparse.Namespace) -> Explanation:

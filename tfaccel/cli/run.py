@@ -46,7 +46,7 @@ def _define(parser: argparse.ArgumentParser) -> None:
         "after its first steps: files that it writes till then stay, so use a small run",
     )
     parser.add_argument(
-        "--max_seconds", type=seconds, default=600.0, help="what a sweep may take (600 s)"
+        "--max_seconds", type=seconds, default=600.0, help="seconds for a sweep (600)"
     )
     _run_workers.define(parser)
     parser.add_argument("--measure_into", help=argparse.SUPPRESS)  # a sweep's own turns

@@ -48,9 +48,15 @@ def _define(parser: argparse.ArgumentParser) -> None:
     define_feed_flags(parser)
     parser.add_argument("-o", "--output", help="the file for the plan")
     parser.add_argument("--report", help="a file for the report, as JSON")
-    parser.add_argument("--max_seconds", type=seconds, default=120.0, help="what trials may take")
-    parser.add_argument("--includes", type=comma_list, help="the passes to try")
-    parser.add_argument("--excludes", type=comma_list, default=[], help="passes to leave out")
+    parser.add_argument(
+        "--max_seconds", type=seconds, default=120.0, help="seconds for all trials (120)"
+    )
+    parser.add_argument(
+        "--includes", type=comma_list, help="names of passes to try, such as fused_norm,xla"
+    )
+    parser.add_argument(
+        "--excludes", type=comma_list, default=[], help="names of passes to leave out"
+    )
 
 
 def _run(args: argparse.Namespace) -> Tuned:

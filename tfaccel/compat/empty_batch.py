@@ -2,9 +2,9 @@
 
 oneDNN's convolutions give an empty batch the shape of their input, `(0, 8, 8, 3)` for
 `(0, 8, 8, 5)`; the gradient of its max pooling ends the process; and TensorFlow's gradient
-of depthwise filters leaves its result as it finds it. Where a batch may be empty, they get a
-sample of zeros to work on, which is cut off from what they make. With samples there nothing
-is copied: a padding of nothing and a slice of everything hand their input on.
+of depthwise filters leaves its result uninitialised. Where a batch may be empty, these operations
+get one sample of zeros, which is cut off from their result. A batch with samples is not copied:
+padding it with nothing and slicing all of it hands it on.
 """
 
 import contextlib

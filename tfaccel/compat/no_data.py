@@ -1,4 +1,4 @@
-"""Steps without data: what TensorFlow's operations do with an empty batch is mended.
+"""Right results of TensorFlow's operations for batches without samples.
 
 A worker that is out of data, or a batch of fewer samples than replicas, leaves replicas with
 an empty batch. While a step of several replicas is traced, or one under a plan, the functions

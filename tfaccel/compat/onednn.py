@@ -2,7 +2,7 @@
 
 TensorFlow's builds for CPUs have two sets of kernels, Eigen's and oneDNN's. Whether it takes
 oneDNN's is decided once a process: yes on CPUs with AVX512-VNNI, AVX512-BF16 or AMX, no on
-others (tensorflow/core/util/port.cc). There they rest, though they are often the faster ones.
+others (tensorflow/core/util/port.cc), where they are not used, though often the faster ones.
 While TensorFlow optimizes a graph, it names oneDNN's operations in place of its own
 (tensorflow/core/common_runtime/mkl_layout_pass.cc); a graph that is made with these names
 from the start runs them whatever was decided.
@@ -25,10 +25,7 @@ SAMPLE = "_MklMatMul"
 
 
 def obstacle() -> str | None:
-    """Why oneDNN's kernels are not to be named; None where they rest and may be.
-
-    The cause as a clause.
-    """
+    """Why oneDNN's kernels are not to be called by name, as a clause; None where they may be."""
     if onednn_is_on():
         return "TensorFlow takes oneDNN's kernels by itself on this CPU"
     if os.environ.get(_VARIABLE) == "0":

@@ -1,5 +1,6 @@
 """The classes of passes by their names. The built-in ones are loaded when one is looked for."""
 
+import difflib
 import importlib
 from typing import Any
 
@@ -23,6 +24,17 @@ def found(name: Any) -> Any | None:
     if name not in _KNOWN:
         importlib.import_module(_BUILT_IN)
     return _KNOWN.get(name)
+
+
+def needed(name: Any) -> Any:
+    """The class of the pass called `name`; ValueError, with what is meant, where there is none."""
+    kind = found(name)
+    if kind is None:
+        known = names()
+        near = " or ".join(map(repr, difflib.get_close_matches(str(name), known)))
+        hint = f" Did you mean {near}?" if near else ""
+        raise ValueError(f"No pass is called {name!r}.{hint} Known: {', '.join(known)}")
+    return kind
 
 
 def names() -> list[str]:

@@ -289,8 +289,16 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Plan":
-        """Reads a plan from a file that `save` wrote."""
-        return cls.from_json(read_text(path))
+        """Reads a plan from a file that `save` wrote.
+
+        Raises:
+            OSError: the file can't be read.
+            ValueError: it holds no plan, as `from_json` says.
+        """
+        try:
+            return cls.from_json(read_text(path))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)} is no plan: {error}") from error
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.passes)) or "baseline"
@@ -298,7 +306,7 @@ class Plan:
 
 def suited_pass(name: str, workload: Workload) -> Pass:
     """The pass called `name` as tuning tries it on a workload; ValueError where there is none."""
-    return _kind(name).suited(workload)
+    return known_passes.needed(name).suited(workload)
 
 
 def make_pass(name: str, config: dict[str, Any] | None = None) -> Pass:
@@ -308,16 +316,9 @@ def make_pass(name: str, config: dict[str, Any] | None = None) -> Pass:
         ValueError: no pass has this name, or it has no such field.
     """
     try:
-        return typed(_kind(name).from_config(config or {}))
+        return typed(known_passes.needed(name).from_config(config or {}))
     except (TypeError, AttributeError) as error:
         raise ValueError(f"The pass {name!r} does not take {config}: {error}") from error
-
-
-def _kind(name: str) -> type[Pass]:
-    kind: type[Pass] | None = known_passes.found(name)
-    if kind is None:
-        raise ValueError(f"No pass is called {name!r}. Known: {known_passes.names()}")
-    return kind
 
 
 def as_plan(plan: "Plan | Sequence[str | Pass] | str | os.PathLike[str]") -> Plan:
@@ -337,7 +338,8 @@ def as_plan(plan: "Plan | Sequence[str | Pass] | str | os.PathLike[str]") -> Pla
     if isinstance(plan, str | os.PathLike):
         if not pathlib.Path(plan).is_file():
             raise ValueError(
-                f"`plan` must be {kinds}. Received: {str(plan)!r}, and there is no such file."
+                f"`plan` must be {kinds}. Received: {str(plan)!r}, and "
+                + ("that is a folder." if pathlib.Path(plan).is_dir() else "there is no such file.")
             )
         return Plan.load(plan)
     if isinstance(plan, Sequence):

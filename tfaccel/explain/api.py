@@ -71,7 +71,11 @@ class Explanation:
 
     def sentences(self) -> list[str]:
         """A line for each pass, and the notes."""
-        return [*(f"{name}: {said}" for name, said in self.passes.items()), *self.notes]
+        told = (
+            (name, " " if said.startswith("refuses") else ": ", said)
+            for name, said in self.passes.items()
+        )
+        return [*map("".join, told), *self.notes]
 
     def _title(self) -> str:
         under = "" if self.plan is None else f", under {self.plan}"
@@ -104,7 +108,7 @@ def explain(
         The explanation, with a row for each layer.
 
     Raises:
-        TypeError, ValueError: `plan` is not a plan.
+        TypeError, ValueError: `plan` is not a plan, or `model` is no model.
 
     Example:
 
@@ -115,6 +119,8 @@ def explain(
     >>> rows[1].would["fused_norm"]
     'loops by XLA'
     """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
     workload = Workload(model, device=device or current_device())
     chosen = None if plan is None else as_plan(plan)
     look = Look(workload, chosen)

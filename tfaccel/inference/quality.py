@@ -152,4 +152,5 @@ def _check_allow(allow: Any) -> None:
         raise TypeError(f"`allow` must be a tuple of names, such as ('int8',). Received: {allow!r}")
     unknown = [name for name in allow if name not in ALLOWED]
     if unknown:
-        raise ValueError(f"`allow` may have {', '.join(ALLOWED)}. Received: {unknown[0]!r}")
+        allowed = " or ".join(map(repr, ALLOWED))
+        raise ValueError(f"`allow` must have no name but {allowed}. Received: {unknown[0]!r}")

@@ -9,7 +9,7 @@ from tfaccel.system.cache_place import cache_place, has_home, sweeps_place
 
 
 def default_directory() -> pathlib.Path:
-    """Where all of it is (`cache_place`); where that goes with the process, a warning says so."""
+    """The folder of caches (`cache_place`); warns where it is removed when the process ends."""
     place = cache_place()
     if not has_home() and not os.environ.get("TFACCEL_CACHE_DIR"):
         warn_of_no_home(place)
@@ -18,7 +18,7 @@ def default_directory() -> pathlib.Path:
 
 @functools.cache
 def warn_of_no_home(place: str) -> None:
-    """Says once for each place that what is learned goes with the process."""
+    """Warns, once for each place, that what is learned is removed when the process ends."""
     notices.warn(
         f"tfaccel: there is no home folder, so what is learned is kept in {place}, for this "
         "process alone. Set TFACCEL_CACHE_DIR to a folder of your own to keep it.",

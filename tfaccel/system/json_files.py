@@ -38,7 +38,10 @@ def read_text(path: str | os.PathLike[str]) -> str:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise ValueError(f"{os.fspath(path)} has more than {MOST_BYTES} bytes")
-    return data.decode("utf-8")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(path)} holds no text") from error
 
 
 def typed(value: T) -> T:

@@ -1,4 +1,4 @@
-"""What is said beside a training: it never breaks the training."""
+"""Warnings and output beside a training, which never break the training."""
 
 import logging
 import warnings
@@ -9,7 +9,7 @@ _LOGGER = logging.getLogger("tfaccel")
 
 
 def warn(message: str, category: type[Warning] = UserWarning, stacklevel: int = 1) -> None:
-    """`warnings.warn`, but for those who made warnings errors: then the log has it.
+    """Warns as `warnings.warn` does; writes to the log where the user has made warnings errors.
 
     A warning of tfaccel's says that something was left as it was. As an error, in the middle of a
     step, it would end the training that it says is going on. `stacklevel` is seen from the caller.

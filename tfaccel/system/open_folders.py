@@ -10,10 +10,9 @@ from tfaccel.system import notices
 
 @functools.cache
 def warn_if_open(folder: pathlib.Path) -> None:
-    """Warns once of a folder in which anybody may have put what is read as one's own.
+    """Warns once of a folder whose files are trusted, and which other users may write to.
 
-    A group's members are trusted: on many systems each user is a group. So is who may write all
-    there is.
+    A group's members are trusted: on many systems each user is a group. So is root.
     """
     try:
         found = folder.stat()

@@ -3,8 +3,9 @@
 import dataclasses
 from collections.abc import Callable
 
+from tfaccel.autotune import priors
 from tfaccel.autotune.eligibility import too_short
-from tfaccel.autotune.expected.candidates import Candidates
+from tfaccel.autotune.expected.candidates import Candidates, refusals
 from tfaccel.autotune.expected.expectation import CHECKED_STEPS, Candidate
 from tfaccel.autotune.options import Options
 from tfaccel.autotune.report import Report
@@ -265,7 +266,10 @@ class PlanChooser:
                 max(workload.first_step_seconds, workload.trace_seconds),
             )
         )
-        return self._stay(note, workload)
+        names, found = self.settings.names, self.candidates
+        passes = (item for item, _ in priors.expected(workload, names))
+        ended = refusals(workload, passes) if found is None else found.trials
+        return Choice(Phase.STAY, workload, self.observed.untried(note, ended))
 
     def _unrepeatable(self, workload: Workload) -> Choice | None:
         """The choice to stay, with the reason, where no step may be repeated; else None."""

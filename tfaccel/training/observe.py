@@ -139,7 +139,7 @@ class Observing:
             build_all(self._model, self._course.observed.element_spec)
         except Exception as error:
             why = error_line(error)
-            notices.warn(f"tfaccel leaves all variables to the first step: {why}", stacklevel=2)
+            notices.warn(f"tfaccel has the first step make the variables: {why}", stacklevel=2)
 
     def _timed_step(self, iterator: tf.data.Iterator) -> Any:
         """One step of the original that is timed and whose batches are kept."""

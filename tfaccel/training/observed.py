@@ -1,11 +1,12 @@
 """What the first steps of a fit show: batches and their sizes, times, what is to come."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 
 from tfaccel.autotune.report import Report
-from tfaccel.autotune.trial import baseline_trial, expected_trace_seconds
+from tfaccel.autotune.trial import Trial, baseline_trial, expected_trace_seconds
 from tfaccel.compat import keras_private
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import Prepared
@@ -130,10 +131,11 @@ class Observed:
             sizes_vary=self.many_sizes or sizes_vary(self._sizes),
         )
 
-    def untried(self, note: str) -> Report:
-        """The report of a training that stays as it is before anything was tried."""
-        trials = (baseline_trial(self.workload()),) if self.seconds else ()
-        return Report(trials=trials, plan=Plan(), note=note)
+    def untried(self, note: str, trials: Iterable[Trial] = ()) -> Report:
+        """The report of a training that stays as it is, with the trials that ended before."""
+        ended = tuple(trials)
+        baseline = (baseline_trial(self.workload()),) if self.seconds else ()
+        return Report((*baseline, *ended), Plan(), note=note, complete=not ended)
 
     def pull(self, iterator: Any) -> tuple[Any, ...]:
         """Takes the batches of this call out, and notes their sizes.

@@ -18,6 +18,12 @@ from tfaccel.measure.outcome import Outcome
 from tfaccel.measure.timing import Speedup
 
 
+def refusals(workload: Workload, passes: Iterable[Pass]) -> list[Trial]:
+    """The passes that do not serve a workload, as trials that ended at once."""
+    asked = ((item, item.unsupported(workload)) for item in passes)
+    return [Trial.refused(Plan((item,)), why) for item, why in asked if why is not None]
+
+
 class Candidates:
     """The search of one training: what was tried, what won, and what may pay next.
 
@@ -54,14 +60,10 @@ class Candidates:
 
     def _usable(self, names: Sequence[str]) -> list[tuple[Pass, Prior]]:
         """The passes that serve; the refusals are trials that ended at once."""
-        usable = []
-        for item, prior in priors.expected(self._workload, names):
-            unsupported = item.unsupported(self._workload)
-            if unsupported is None:
-                usable.append((item, prior))
-            else:
-                self.trials.append(Trial.refused(Plan((item,)), unsupported))
-        return usable
+        expected = priors.expected(self._workload, names)
+        self.trials += refusals(self._workload, (item for item, _ in expected))
+        refused = [trial.plan for trial in self.trials]
+        return [(item, prior) for item, prior in expected if Plan((item,)) not in refused]
 
     @property
     def have_run(self) -> bool:

@@ -23,6 +23,7 @@ from tfaccel.data.rules import fits
 _BATCHES = 4
 _WEIGHT = "sample_weight"
 _UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+_MAKES_ONE = "numpy.savez(path, x=..., y=...) makes one"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Feed:
 
 def define_feed_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say what to feed."""
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="samples in a batch")
+    parser.add_argument(
+        "--batch_size", type=positive_int, default=32, help="samples in a batch (32)"
+    )
     parser.add_argument(
         "--data",
         help="an .npz file with arrays x and y, or x_train and y_train, or named as the model's "
@@ -117,11 +120,11 @@ class NpzSamples:
         except FileNotFoundError:
             raise UsageError(f"--data: there is no such file: {path}") from None
         except _UNREADABLE as error:
-            raise UsageError(f"--data: {path} is no .npz file: {first_line(error)}") from error
+            # NumPy takes whatever it does not know for a pickle, and says how to load one.
+            told = first_line(error) if isinstance(error, OSError) else _MAKES_ONE
+            raise UsageError(f"--data: {path} is no .npz file: {told}") from error
         if not isinstance(self._file, np.lib.npyio.NpzFile):
-            raise UsageError(
-                f"--data: {path} holds one array; numpy.savez(path, x=..., y=...) makes an .npz"
-            )
+            raise UsageError(f"--data: {path} holds one array; {_MAKES_ONE}")
         self._first: tuple[str, int] | None = None
 
     def inputs(self, model: keras.Model) -> Any:

@@ -45,7 +45,7 @@ def define_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input_shape", type=comma_list, help="shape of one sample, such as 96,96,3"
     )
-    parser.add_argument("--classes", type=positive_int, help="classes of a named model")
+    parser.add_argument("--classes", type=positive_int, help="how many classes a named model has")
     parser.add_argument("--optimizer", help="a Keras optimizer in place of the model's")
     parser.add_argument("--loss", help="a Keras loss in place of the model's")
 

@@ -35,7 +35,10 @@ def check_files(paths: Sequence[Any], rules: Rules, bounds: Bounds) -> Findings:
     """
     for path in paths:
         if not os.path.lexists(path):
-            raise ValueError(f"`data` must be the path of a folder or file. Received: {path!r}")
+            raise ValueError(
+                "`data` must be the path of a folder or file that exists, where it is a path. "
+                f"Received: {path!r}"
+            )
     log = Log(str(paths[0]) if len(paths) == 1 else "files")
     known, others = _sorted_out(_walk(paths, log), log)
     log.total = len(known)

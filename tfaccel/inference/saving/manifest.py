@@ -141,10 +141,15 @@ class Manifest:
             ValueError: the folder holds no saved model, or a damaged one; the message says what.
         """
         try:
-            text = read_text(folder / MANIFEST)
+            found = cls._from_text(read_text(folder / MANIFEST))
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder} is not {_WHAT}: {MANIFEST}: {error}") from error
-        with parsed(text, SCHEMA, _WHAT) as data:
+        _check_files(folder, found.files)
+        return found
+
+    @classmethod
+    def _from_text(cls, text: str) -> "Manifest":
+        with parsed(text, SCHEMA, "a manifest") as data:
             found = cls(
                 str(data["model"]),
                 Plan.from_json(json.dumps(data["plan"])),
@@ -158,7 +163,6 @@ class Manifest:
                 Between.from_json(data["between"]) if data.get("between") else None,
             )
             _check_places(found)
-        _check_files(folder, found.files)
         return found
 
 
@@ -196,7 +200,7 @@ def _check_places(found: Manifest) -> None:
     for structure, specs in ((found.x, found.inputs), (found.y, found.outputs)):
         places = keras.tree.flatten(structure)
         if sorted(places) != list(range(len(specs))):
-            raise ValueError(f"This is not {_WHAT}: {len(specs)} tensors at the places {places}")
+            raise ValueError(f"{len(specs)} tensors at the places {places}")
 
 
 def _structure_to_json(structure: Any) -> Any:

@@ -10,9 +10,7 @@ from tfaccel.ops.kernels._spec import CallSpec
 
 def _refusal(spec: CallSpec) -> Unsupported | None:
     if len(set(spec.dilation)) > 1:
-        return Refusal.SHAPE(
-            "its dilations differ, and would be strides, which TensorFlow has equal"
-        )
+        return Refusal.SHAPE("its dilations differ, and would become strides, which must be equal")
     if 0 in (*spec.x, *spec.w):
         return Refusal.SIZES("it has nothing to compute, and would have no channels")
     return None
