@@ -174,7 +174,7 @@ def test_gradients_are_those_of_differences(name, op, x, w, arguments):
     [
         *(("eager", dtype) for dtype in ("float16", "bfloat16", "float64")),
         *((wrapping, "float32") for wrapping in ("function", "xla", "distribute")),
-        # AutoGraph takes seconds to rewrite the ops; steps of users' own are rewritten elsewhere.
+        # AutoGraph takes seconds to rewrite all ops; below it rewrites a convolution.
         pytest.param("autograph", "float32", marks=pytest.mark.slow),
     ],
 )
