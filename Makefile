@@ -31,8 +31,6 @@ unexport PYTHONDONTWRITEBYTECODE
 # Most of a test is tracing, which Python does on one core. One process more than two cores, as
 # tests that start processes of their own wait for them.
 PARALLEL = --numprocesses 3 --dist worksteal
-# These start none, and a third process would take as long to begin as it saves.
-PARALLEL_ON_TWO = --numprocesses 2 --dist worksteal
 # What meets TensorFlow's kernels, of which a build for x86 has two sets: Eigen's and oneDNN's.
 # Which steps share a call, what an optimizer computes element by element and what is computed
 # twice are the same by both.
@@ -46,9 +44,15 @@ MARKED =
 # Two logical CPUs can only be had at the start of a process. 5: ARGS chose none of these tests.
 # Seen once in five runs: a segmentation fault while Keras lets go of a distributed iterator. What
 # failed is run once more, so that a crash is told apart from a fault.
-ON_TWO = env TFACCEL_TWO_DEVICES=1 $(1)/bin/python -m pytest $(PARALLEL_ON_TWO) $(MARKED) $(2) $(ARGS) \
-	tests/two_devices
-TWO_DEVICES = { $(ON_TWO) || [ $$? -eq 5 ] || $(ON_TWO) --last-failed; }
+ON_TWO = env TFACCEL_TWO_DEVICES=1 $(1)/bin/python -m pytest $(MARKED) $(2) $(ARGS) tests/two_devices
+TWO_DEVICES = $(ON_TWO) || [ $$? -eq 5 ] || $(ON_TWO) --last-failed
+# Both together, as neither keeps two cores busy: what the smaller part says is shown when it ends.
+# $(1): the environment. $(2): which tests on two logical CPUs. $(3): which of the others.
+TESTS = said=$$(mktemp); \
+	{ { $(call TWO_DEVICES,$(1),$(2)); } >"$$said" 2>&1; ended=$$?; cat "$$said"; exit $$ended; } & \
+	two=$$!; trap 'rm -f "$$said"' EXIT; trap 'rm -f "$$said"; trap - TERM; kill 0' INT TERM; \
+	$(1)/bin/python -m pytest $(PARALLEL) $(MARKED) $(3) $(ARGS); others=$$?; \
+	wait $$two && exit $$others
 # Prints how to ask for the set that TensorFlow does not take on this machine.
 OTHER_KERNELS = from tfaccel.compat.tensorflow_private import onednn_is_on; \
 	print("TF_ENABLE_ONEDNN_OPTS=%d" % (not onednn_is_on()))
@@ -67,16 +71,14 @@ demo: $(VENV)/.demo
 	@$(VENV)/bin/python examples/demo.py
 
 test test-all: $(VENV)/.test
-	@$(call TWO_DEVICES,$(VENV))
-	@$(VENV)/bin/python -m pytest $(PARALLEL) $(MARKED) $(ARGS)
+	@$(call TESTS,$(VENV))
 
 test-all: MARKED = -m "not gpu"
 
 test-kernels: $(VENV)/.test
-	@setting="$$($(VENV)/bin/python -c '$(OTHER_KERNELS)')" && \
-		echo "$$setting" && \
-		export "$$setting" && $(call TWO_DEVICES,$(VENV),$(TWO_KERNEL_TESTS)) && \
-		$(VENV)/bin/python -m pytest $(PARALLEL) $(KERNEL_TESTS) $(ARGS)
+	@setting="$$($(VENV)/bin/python -c '$(OTHER_KERNELS)')" || exit; \
+		echo "$$setting"; \
+		export "$$setting"; $(call TESTS,$(VENV),$(TWO_KERNEL_TESTS),$(KERNEL_TESTS))
 
 # PoCL's package brings an OpenCL platform for the CPU, which pyopencl finds by itself.
 test-opencl: $(VENV)/.test
@@ -94,8 +96,7 @@ conformance: $(VENV_CONFORMANCE)/.conformance
 	@$(VENV_CONFORMANCE)/bin/python conformance/run.py $(ARGS)
 
 test-oldest: $(VENV_OLDEST)/.test
-	@$(call TWO_DEVICES,$(VENV_OLDEST))
-	@$(VENV_OLDEST)/bin/python -m pytest $(PARALLEL) $(ARGS)
+	@$(call TESTS,$(VENV_OLDEST))
 
 priors: $(VENV)/.test
 	@$(VENV)/bin/python benchmarks/priors.py

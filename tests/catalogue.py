@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from early import built_early, targets
 from inference_models import image_model, numbers
 
 from tfaccel.core.plan import Pass
@@ -105,7 +106,7 @@ def several_inputs_and_outputs():
     outputs = {"u": layers.Dense(1, name="u")(joined), "v": layers.Dense(2, name="v")(joined)}
     model = keras.Model({"a": a, "b": b}, outputs)
     model.compile(
-        keras.optimizers.Adam(1e-2, clipnorm=1.0),
+        keras.optimizers.SGD(1e-2, momentum=0.9, clipnorm=1.0),
         {"u": "mse", "v": "mae"},
         loss_weights={"u": 1.0, "v": 0.5},
         metrics={"u": ["mae"]},
@@ -220,7 +221,8 @@ def _unknown_length():
     spec = (tf.TensorSpec((None, 4)), tf.TensorSpec((None, 1)))
     data = tf.data.Dataset.from_generator(batches, output_signature=spec)
     model = keras.Sequential([layers.Dense(4, activation="gelu"), layers.Dense(1)])
-    model.compile(keras.optimizers.Adam(gradient_accumulation_steps=2), "mse")
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9, gradient_accumulation_steps=2)
+    model.compile(optimizer, "mse")
     return model, {"x": data, "epochs": 3}
 
 
@@ -253,6 +255,8 @@ def results(fit: Fit, *callbacks: keras.callbacks.Callback) -> tuple[list[np.nda
     """Every variable after a fit, and its History, from the same seed each time."""
     keras.utils.set_random_seed(11)
     model, arguments = fit.make()
+    if not callbacks and model.built:
+        built_early(model, targets(**arguments))
     history = model.fit(**arguments, verbose=0, callbacks=list(callbacks))
     variables = [v.numpy() for v in [*model.variables, *model.optimizer.variables]]
     return variables, list(history.history.values())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from clocks import FakeClock
+from tensorflow.python.util import tf_stack
 
 from tfaccel.training import phases
 
@@ -15,6 +16,11 @@ from tfaccel.training import phases
 gc.collect()
 gc.freeze()
 gc.set_threshold(10_000, 20, 20)
+
+# TensorFlow keeps for each op of a graph where in Python it was made, for the text of errors. To
+# walk all frames of pytest, Keras and tfaccel is a sixth of what a trace takes; one place will do.
+PLACE = tf_stack.extract_stack()
+tf_stack.extract_stack = lambda stacklevel=1: PLACE
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -54,6 +54,7 @@ def test_what_is_there_is_shown(filled):
     assert "fused_optimizer" in shown.to_markdown()
 
 
+@pytest.mark.slow  # test_public_names.py has a process that begins by reading a plan
 def test_plans_are_read_in_a_process_that_has_done_nothing_else(filled):
     words = ["-m", "tfaccel", "cache", "show", "--format=json", "--cache_dir", str(filled)]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import rich.console
 import tensorflow as tf
+from early import built_early
 
 from tfaccel.batch_size import BatchSizeReport, SizeTrial, max_batch_size, steps
 from tfaccel.batch_size.search import Limits, search
@@ -193,7 +194,7 @@ def with_out(rows):
         ]
     )
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", metrics=["mae"])
-    return model, out
+    return built_early(model), out
 
 
 def test_memory_runs_out_in_a_real_step():

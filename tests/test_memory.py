@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from early import built_early
 
 import tfaccel
 from tfaccel.autotune import training_trials as train_bench
@@ -118,7 +119,7 @@ class Helped(FullWhileRunning):
 def untouched():
     """The state after a training without tfaccel."""
     keras.utils.set_random_seed(4)
-    model = make_model()
+    model = built_early(make_model())
     model.fit(**make_data(), verbose=0)
     return state(model)
 
@@ -197,7 +198,7 @@ def too_large(fits=False):
     model = TooLarge(inputs, layers.Dense(1)(layers.Dropout(0.2)(x)))
     model.fits = fits
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse")
-    return model
+    return built_early(model)
 
 
 @functools.cache

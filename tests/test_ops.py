@@ -174,6 +174,8 @@ def test_gradients_are_those_of_differences(name, op, x, w, arguments):
     [
         *(("eager", dtype) for dtype in ("float16", "bfloat16", "float64")),
         *((wrapping, "float32") for wrapping in ("function", "xla", "distribute")),
+        # AutoGraph takes seconds to rewrite all ops; below it rewrites a convolution.
+        pytest.param("autograph", "float32", marks=pytest.mark.slow),
     ],
 )
 def test_it_runs_everywhere(wrapping, dtype):
@@ -199,9 +201,12 @@ def test_it_runs_everywhere(wrapping, dtype):
     expected = stock(*(tf.cast(t, "float64") for t in (x, w, v)))
     run = {
         "eager": step,
-        "function": tf.function(step),
-        "xla": tf.function(step, jit_compile=True),
-        "distribute": lambda *t: tf.distribute.OneDeviceStrategy("CPU:0").run(tf.function(step), t),
+        "function": tf.function(step, autograph=False),
+        "autograph": tf.function(step),
+        "xla": tf.function(step, jit_compile=True, autograph=False),
+        "distribute": lambda *t: tf.distribute.OneDeviceStrategy("CPU:0").run(
+            tf.function(step, autograph=False), t
+        ),
     }[wrapping]
     bound = {"float16": 1e-2, "bfloat16": 8e-2}.get(dtype, 1e-5)
     for a, b in zip(run(x, w, v), expected, strict=True):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 
 import keras
 import numpy as np
@@ -56,10 +57,12 @@ class Loop:
 
     seconds, factor, nan_from = 1.0, 1.0, 10**6
 
-    def __init__(self, optimizer=None, clock=None):
+    def __init__(self, optimizer=None, clock=None, built=True):
         self.clock = clock
         self.model = make_model()
         self.optimizer = optimizer or keras.optimizers.SGD(0.05, momentum=0.9)
+        if built:  # else the first step would be traced twice, as its trace makes them
+            self.optimizer.build(self.model.trainable_variables)
         self.metric = keras.metrics.Mean()
         self.traces = 0
         LOOPS[:] = [self]
@@ -104,8 +107,9 @@ def run(step, count=6, size=8):
     return [{k: float(v) for k, v in step(*b).items()} for b in batches(count, size)]
 
 
-def plain(count=6, size=8, **settings):
-    loop = Loop(**settings)
+@functools.cache
+def plain(count=6, size=8, optimizer=None):
+    loop = Loop(optimizer)
     return loop, run(tf.function(loop.step), count, size)
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from crossed import crossed
+from early import built_early
 from norms import (
     BY_LOOPS,
     BY_OP,
@@ -278,7 +279,7 @@ def image_model(policy="float32"):
     x = block(keras.layers.GlobalAveragePooling2D()(x))
     model = keras.Model(inputs, keras.layers.Dense(3, dtype="float32")(x))
     model.compile("sgd", "mse", metrics=["mae"])
-    return model
+    return built_early(model)
 
 
 # The laws train models in float32.

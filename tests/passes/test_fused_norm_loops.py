@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from crossed import with_slow
+from early import built_early
 from norms import (
     BY_LOOPS,
     CPU,
@@ -245,6 +246,7 @@ def test_training_with_an_activation_that_fused_activation_serves(rng):
     for names in ((), ("fused_norm", "fused_activation"), ("fused_activation", "fused_norm")):
         model = model_with(LAYERS.Activation("silu"))
         model.compile("sgd", "mse")
+        built_early(model)
         plan = Plan(tuple(make_pass(name) for name in names))
         with plan.applied(StepContext(Workload(model, device=CPU))):
             model.make_train_function(force=True)

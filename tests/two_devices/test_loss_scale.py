@@ -7,7 +7,8 @@ import pytest
 import tfaccel
 
 
-@pytest.mark.parametrize("sample", [1, 13])
+# Of the first replica Keras asks, too.
+@pytest.mark.parametrize("sample", [pytest.param(1, marks=pytest.mark.slow), 13])
 def test_an_overflow_on_one_replica_is_one_on_all(sample):
     """Keras asks the first replica alone, and applies what overflowed on the second."""
     with tfaccel.AccelStrategy("mirrored").scope():

@@ -53,7 +53,7 @@ def test_names(name):
 
 def test_training_is_that_of_one_device(strategy):
     x, y = images(80)
-    arguments = {"batch_size": 32, "epochs": 3, "shuffle": False, "verbose": 0}
+    arguments = {"batch_size": 32, "epochs": 2, "shuffle": False, "verbose": 0}
     reference = cnn(synchronized=True).fit(x, y, validation_data=(x[:41], y[:41]), **arguments)
     with strategy.scope():
         model = cnn(synchronized=True)

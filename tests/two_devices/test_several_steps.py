@@ -69,7 +69,7 @@ def one_by_one(mirrored):
     return found
 
 
-@pytest.mark.parametrize("steps", [2, 3])
+@pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_steps_per_execution(mirrored, one_by_one, steps):
     """TensorFlow by itself feeds nothing to collective operations in a loop, and fails."""
     history, weights = fit(cnn(mirrored, steps))
@@ -89,7 +89,7 @@ class Losses(keras.callbacks.Callback):
         self.seen.append(logs["loss"])
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 2])
+@pytest.mark.parametrize("steps_per_execution", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_step_batching(mirrored, one_by_one, steps_per_execution):
     accel = tfaccel.AccelCallback([StepBatching(3, allow_batch_hooks=True)], verbose=0)
     losses = Losses()

@@ -23,6 +23,7 @@ from attending import (
     workload_of,
 )
 from crossed import crossed, with_slow
+from early import built_early
 
 from tfaccel.core.plan import Plan
 from tfaccel.core.step_context import StepContext
@@ -241,7 +242,7 @@ def test_training_a_model_agrees(policy, rng):
         x = keras.layers.Flatten()(x)
         model = keras.Model(tokens, keras.layers.Dense(2, dtype="float32")(x))
         model.compile("sgd", "mse")
-        return model
+        return built_early(model)
 
     x, y = rng.integers(0, 9, (20, QUERIES)), rng.normal(size=(20, 2)).astype("float32")
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)  # the last is smaller

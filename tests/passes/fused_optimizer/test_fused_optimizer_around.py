@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from early import built_early
 from optimized import (
     CPU,
     EXACT,
@@ -292,6 +293,7 @@ def test_through_keras_own_train_function(steps_per_execution, rng):
     states = []
     for passes in ((), (FusedOptimizer(),)):
         model = dense_model(opt.Adam(0.01), steps_per_execution=steps_per_execution)
+        built_early(model)
         workload = Workload(model, device=CPU)
         with Plan(passes).applied(StepContext(workload)):
             model.make_train_function(force=True)

@@ -9,6 +9,7 @@ from tfaccel.core.plan import Plan
 from tfaccel.core.workload import Workload
 from tfaccel.passes.recompute.recompute import Recompute
 from tfaccel.steps.compiled_step import build_step
+from tfaccel.steps.snapshot import build_all
 
 STEPS = 2
 
@@ -28,6 +29,10 @@ def trained(make, plan, data):
     model = make()
     if not model.built:
         model(next(iter(data))[0])
+    # Else each step would be traced once more, as the trace would make them.
+    build_all(model, data.element_spec)
+    if model.optimizer and not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
     step, iterator = build_step(Workload(model), plan), iter(data)
     logs = [{k: float(v) for k, v in step(iterator).items()} for _ in range(STEPS)]
     optimizer = model.optimizer.variables if model.optimizer else []

@@ -7,6 +7,7 @@ import keras
 import pytest
 import tensorflow as tf
 from batched_fits import Watching, accelerated, make_data, make_model
+from early import built_early
 
 import tfaccel
 from tfaccel.passes.step_batching import acts_per_batch
@@ -81,7 +82,7 @@ WRITTEN = {"ModelCheckpoint": ".h5", "CSVLogger": ".csv", "TensorBoard": " event
 def test_keras_s_callbacks_decide_and_write_the_same(names, tmp_path):
     def run(folder, *added):
         keras.utils.clear_session(free_memory=False)  # the layers' names are in the files
-        model = make_model()
+        model = make_model() if added else built_early(make_model())
         x, y = make_data()
         folder.mkdir()
         history = model.fit(
@@ -106,7 +107,8 @@ def test_keras_s_callbacks_decide_and_write_the_same(names, tmp_path):
 def test_the_progress_bar_ends_the_same(capsys):
     def shown(*added):
         x, y = make_data()
-        make_model().fit(x, y, batch_size=8, verbose=2, callbacks=list(added))
+        model = make_model() if added else built_early(make_model())
+        model.fit(x, y, batch_size=8, verbose=2, callbacks=list(added))
         return [line.split(" - ")[3:] for line in capsys.readouterr().out.splitlines()]
 
     assert shown(accelerated()) == shown() != []
