@@ -64,6 +64,11 @@ def _kinds(code: types.CodeType) -> list[BaseException]:
     return [FAULTS[_turn(code) % len(FAULTS)]]
 
 
+def _last(code: types.CodeType, count: int) -> int:
+    """The last entry; a generator's may be to close it, where Python drops what it raises."""
+    return 1 if code.co_flags & inspect.CO_GENERATOR else count
+
+
 def rotation(name: str) -> Iterator[Point]:
     """What a training has to try, so that all of them together try every function.
 
@@ -80,7 +85,7 @@ def rotation(name: str) -> Iterator[Point]:
         if among[turn % len(among)] == name:
             entries.add(1)
         if name_of(code).startswith(_OUTER) and among[(turn + 1) % len(among)] == name:
-            entries.add(count)
+            entries.add(_last(code, count))
         if code not in LAST_LINES:
             yield from ((code, nth, error) for nth in sorted(entries) for error in _kinds(code))
 
@@ -89,7 +94,7 @@ def everything(name: str) -> Iterator[Point]:
     """Every function that runs in a training, its first and its last entry."""
     for code, count in recorded(name)[1].items():
         if code not in LAST_LINES:
-            for nth in sorted({1, count}):
+            for nth in sorted({1, _last(code, count)}):
                 yield from ((code, nth, error) for error in _kinds(code))
 
 
@@ -99,9 +104,7 @@ def interrupts(name: str) -> Iterator[Point]:
     That is by turns the first and the last.
     """
     for code, count in recorded(name)[1].items():
-        # A generator may be entered last to be closed, where Python drops what it raises.
-        last = 1 if code.co_flags & inspect.CO_GENERATOR else count
-        yield code, (1, last)[_turn(code) % 2], KeyboardInterrupt()
+        yield code, (1, _last(code, count))[_turn(code) % 2], KeyboardInterrupt()
 
 
 def survey(name: str, points: Iterator[Point]) -> dict[str, list[str]]:

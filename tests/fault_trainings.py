@@ -25,6 +25,7 @@ from tfaccel.core.prior import Prior
 from tfaccel.measure import racing, timing
 from tfaccel.training import phases
 
+FUNCTIONS = (types.FunctionType, types.MethodType)
 WINS = tfaccel.Speedup(2.0, 1.9, 2.1, 6)
 
 
@@ -112,7 +113,7 @@ def left_on(model: keras.Model, folder: pathlib.Path) -> list[str]:
     left = [f"file {path.name}" for path in folder.rglob("*") if path.suffix not in ("", ".json")]
     for thing in (model, *model.layers, model.optimizer):
         for key, value in vars(thing).items():
-            kind = value if isinstance(value, types.FunctionType) else type(value)
+            kind = value if isinstance(value, FUNCTIONS) else type(value)
             module = getattr(kind, "__module__", "") or ""
             if module.startswith("tfaccel") or key == "call":
                 left.append(f"{type(thing).__name__}.{key}")

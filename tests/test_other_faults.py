@@ -143,7 +143,10 @@ PLACES = {
         lambda: fit(under_run),
         lambda: fit()(),
         ("launch.",),
-        ("every_fit.<locals>.fit", "_guarded", "Watch.__init__", "Watch.begin", "Watch.end"),
+        (
+            *("every_fit.<locals>.fit", "_guarded", "Options.__init__"),
+            *("Watch.__init__", "Watch.begin", "Watch.end"),
+        ),
     ),
     "the profiler": Place(
         lambda: fit(callback=tfaccel.ProfilerCallback(verbose=0)),

@@ -1,10 +1,13 @@
 """Random models: under every pass that says it serves one, and under a search, it trains as stock.
 
-python tests/test_random_models.py 600   # so many, told as they go
+python tests/test_random_models.py 600      # so many, told as they go
+python tests/test_random_models.py 600 40   # no more than can be begun in 40 minutes
 """
 
 import dataclasses
 import sys
+import time
+import traceback
 
 import fault_trainings  # noqa: F401 (its passes have names that searches find)
 import keras
@@ -14,7 +17,7 @@ import random_models
 import tensorflow as tf
 from clocks import FakeClock
 from hypothesis import HealthCheck, given, settings
-from random_models import build, trainings
+from random_models import build, floatx_of, trainings
 
 import tfaccel
 from tfaccel.autotune.comparison.step_recorder import StepRecorder
@@ -46,17 +49,19 @@ def wrong_under_passes(drawn) -> list[str]:
     workload = Workload(model, (next(iter(dataset)),), dataset.element_spec)
     probe = StepRecorder(workload, Snapshot.of(workload))
     reference = probe.observe(Plan())
-    own = numerics.compare(reference, probe.near())
     found = []
     for kind in PASSES:
         item = make_pass(kind.name)
         if item.unsupported(workload):
             continue
         drift = numerics.compare(reference, probe.observe(Plan((item,)), reference))
-        tolerance = numerics.TOLERANCES[coarsest_dtype(Plan((item,)), workload)]
-        # Keras keeps losses in float32, whatever computes them.
-        tolerance = dataclasses.replace(tolerance, loss=max(tolerance.loss, 1e-6))
-        if why := drift.violation(numerics.widened(tolerance, own)):
+        dtype = coarsest_dtype(Plan((item,)), workload)
+        near = probe.near(dtype if dtype in numerics.SIXTEEN_BITS else None)
+        own = numerics.compare(reference, near)
+        tolerance = numerics.widened(numerics.TOLERANCES[dtype], own)
+        if drawn.optimizer[0] == "Ftrl":  # it takes the difference of two roots that are close
+            tolerance = dataclasses.replace(tolerance, update=1e-3)
+        if why := drift.violation(tolerance):
             found.append(f"{kind.name}: {why}")
     return found
 
@@ -85,37 +90,58 @@ def searched(drawn) -> list[str]:
     return [] if same and np.array_equal(stock[1], fast[1], equal_nan=True) else [str(search.plan)]
 
 
+def wrong_by(check, drawn) -> list[str]:
+    """What a check finds wrong; nothing where Keras alone can't train the model either."""
+    with floatx_of(drawn):
+        try:
+            return check(drawn)
+        except Exception:
+            why = traceback.format_exc()
+        try:
+            trained(drawn)
+        except Exception:
+            return []
+        return [why]
+
+
 @pytest.mark.slow
 @settings(LONG)
 @given(trainings())
 def test_random_models_under_every_pass_that_serves_them(drawn):
-    assert not wrong_under_passes(drawn)
+    assert not wrong_by(wrong_under_passes, drawn)
 
 
 @pytest.mark.slow
 @settings(LONG)
 @given(trainings())
 def test_random_models_under_a_search(drawn):
-    assert not searched(drawn)
+    assert not wrong_by(searched, drawn)
 
 
-def _many(count: int) -> None:
-    tried = 0
+def _many(count: int, minutes: float) -> None:
+    """Tries models until so many were tried or the time is over, telling of each as it goes."""
+    tried: list[random_models.Drawn] = []
+    found, end = 0, time.monotonic() + 60 * minutes
 
-    @settings(LONG, max_examples=count)
+    # The first tenth of what hypothesis draws is small, and much the same: of nine there is none.
+    @settings(LONG, max_examples=9)
     @given(trainings())
-    def one(drawn):
-        nonlocal tried
-        tried += 1
+    def a_few(drawn):
+        nonlocal found
+        if drawn in tried or len(tried) == count or time.monotonic() > end:
+            return
+        tried.append(drawn)
         keras.utils.clear_session(free_memory=False)
-        try:
-            wrong = wrong_under_passes(drawn) + searched(drawn)
-        except Exception as error:
-            wrong = [repr(error)]
-        print(tried, wrong or "ok", drawn, flush=True)
+        wrong = wrong_by(wrong_under_passes, drawn)
+        # A search takes nearly as long as all passes one by one.
+        wrong += wrong_by(searched, drawn) if len(tried) % 2 else []
+        found += bool(wrong)
+        print(f"{len(tried)} tried, {found} wrong:", wrong or "ok", drawn, flush=True)
 
-    one()
+    while len(tried) < count and time.monotonic() < end:
+        a_few()
 
 
 if __name__ == "__main__":
-    _many(int(sys.argv[1]))
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    _many(int(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else np.inf)

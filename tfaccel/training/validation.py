@@ -94,11 +94,7 @@ class Validation:
         model = self._workload.model
         model.make_test_function()
         self._own.function = model.test_function
-
-        def test_function(iterator: Any) -> Any:
-            return self._run(iterator)
-
-        self._installed = model.test_function = test_function
+        self._installed = model.test_function = self._run
 
     def remove(self) -> None:
         """Gives the place back."""
