@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from crossed import with_slow
+from crossed import crossed, with_slow
 from early import built_early
 from norms import (
     BY_LOOPS,
@@ -39,10 +39,11 @@ def assert_loops_same_as_keras(make, shape, rng, kwargs, **options):
     return fused
 
 
-# What the batch's sums go over is a matter of training; without it channels stand alone.
+# What the batch's sums go over is a matter of training; without it channels stand alone. One
+# sample, and rows of one, are met in the other shapes.
 @pytest.mark.parametrize(
     "shape",
-    with_slow([*SHAPES, (3, 37, 1, 2), (2, 64, 33, 2)], [(2, 3, 4, 5, 2), (3, 1, 1, 2)]),
+    with_slow([*SHAPES, (3, 37, 1, 2), (2, 64, 33, 2)], [(2, 3, 4, 5, 2), (3, 1, 1, 2), (1, 3)]),
     ids=str,
 )
 def test_every_rank_and_size(shape, rng):
@@ -195,10 +196,9 @@ def test_an_activation_joins_the_loops(make, rng):
 
 
 # With the statistics that it keeps, the activation is part of other loops.
-@pytest.mark.parametrize("name", ["relu6", "silu"])
-@pytest.mark.parametrize(("training", "trainable"), [(False, True), (True, False)])
-def test_an_activation_joins_the_loops_by_kept_statistics(name, training, trainable, rng):
-    options = {"training": training, "trainable": trainable}
+@crossed(("name", "kept"), ["relu6", "silu"], [(False, True), (True, False)])
+def test_an_activation_joins_the_loops_by_kept_statistics(name, kept, rng):
+    options = dict(zip(("training", "trainable"), kept, strict=True))
     assert not own_activation(assert_models_same_as_keras(rng, JOINED[name], **options))
 
 

@@ -109,29 +109,15 @@ def accel(plan="auto", **settings):
     return tfaccel.AccelCallback(plan, verbose=0, **settings)
 
 
-@dataclasses.dataclass(frozen=True)
-class Idle(Pass):
-    """Does nothing, and so loses."""
-
-    name = "idle"
-
-    def unsupported(self, workload):
-        return None
-
-    @contextlib.contextmanager
-    def applied(self, context):
-        yield
-
-
 def test_trials_leave_no_trace(strategy, monkeypatch):
     """Batches are taken out and fed back, steps, probes and restores happen; nothing stays."""
     monkeypatch.setattr("tfaccel.autotune.trial_runner.WORTHWHILE", 1e9)  # whatever is tried loses
     plain, tuned = mlp(strategy), mlp(strategy)
     expected = fit(plain, epochs=2, validated=True)
-    callback = accel(includes=["idle", "fused_optimizer"])
+    callback = accel(includes=["fused_optimizer"])
     history = fit(tuned, callback, epochs=2, validated=True)
     tried = [t for t in callback.report.trials if t.outcome.value != "refused"]
-    assert len(tried) == 4, callback.report.to_markdown()
+    assert len(tried) == 2, callback.report.to_markdown()
     assert all(t.outcome.value in ("baseline", "slower", "stopped") for t in tried)
     assert_same(state(tuned), state(plain))
     assert list(history.values()) == list(expected.values())
