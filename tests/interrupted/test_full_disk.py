@@ -65,6 +65,8 @@ def trained(*callbacks: keras.callbacks.Callback):
         warnings.simplefilter("always")
         history = model.fit(**TRAININGS["trials"].arguments(), callbacks=list(callbacks))
     told = [str(w.message) for w in caught if str(w.message).startswith("tfaccel")]
+    # Once of plans, records, traces and, where it is installed, what TensorBoard reads.
+    assert len({text.partition(":")[0] for text in told}) == len(told)
     variables = [*model.variables, *model.optimizer.variables]
     return [v.numpy() for v in variables], history.history, told
 
@@ -83,7 +85,7 @@ def test_plans_and_records(free, disk):
     profiler = tfaccel.ProfilerCallback(disk / "logs", update_freq=1, verbose=0)
     state, history, told = trained(search, profiler)
     assert_stock_s(state, history)
-    assert 1 <= len(told) <= 2  # one of each
+    assert told
     assert not list(disk.rglob("*.tmp"))
 
 
@@ -92,18 +94,19 @@ def test_traces(disk):
     profiler = tfaccel.ProfilerCallback(disk / "logs", profile_batch=(2, 3), verbose=0)
     state, history, told = trained(profiler)
     assert_stock_s(state, history)
-    assert 1 <= len(told) <= 2
+    assert told
 
 
-def test_records_go_on_when_there_is_room_again(disk):
-    filler = fill(disk, 4096)
+@pytest.mark.parametrize("free", with_slow(FREE[:2], FREE[1:]))
+def test_records_go_on_when_there_is_room_again(free, disk):
+    filler = fill(disk, free)
     room = keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: filler.unlink() if epoch else None
     )
     profiler = tfaccel.ProfilerCallback(disk / "logs", update_freq=1, verbose=0)
     state, history, told = trained(room, profiler)
     assert_stock_s(state, history)
-    assert len(told) == 1
+    assert told
     found = read_records(disk / "logs" / FILE_NAME)
     assert found.summary and found.skipped <= 1
 

@@ -168,13 +168,15 @@ class Profile:
         self._ledger.begin_interval()
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        """Writes a record; the first one in a file is about the run itself."""
+        """Writes a record; the first one in a file is about the run itself.
+
+        Without that one it would be of the run before, so where it found no room it is tried again.
+        """
         if self._file is None:
             return
-        if not self._has_begun:
-            self._has_begun = True
-            self._file.write(self._run_record())
-        self._file.write(record)
+        self._has_begun = self._has_begun or self._file.write(self._run_record())
+        if self._has_begun:
+            self._file.write(record)
 
     def _run_record(self) -> dict[str, Any]:
         return {

@@ -136,6 +136,7 @@ class JsonLines:
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "run" / "profile.jsonl"
     >>> lines = JsonLines(path)
     >>> lines.write({"kind": "run", "schema": 1, "batch_size": np.int64(32)})
+    True
     >>> lines.close()
     >>> tfaccel.profiling.records.read_records(path).run["batch_size"]
     32
@@ -150,8 +151,8 @@ class JsonLines:
         self._warned = False
         self._unfinished = False
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one record.
+    def write(self, record: Mapping[str, Any]) -> bool:
+        """Appends one record; returns whether it is in the file.
 
         Args:
             record: its `"kind"` and its keys (see docs/report.md).
@@ -161,6 +162,7 @@ class JsonLines:
         line = json.dumps(plain(record)).encode("ascii") + b"\n"
         try:
             self._append(line)
+            return True
         except (OSError, ValueError) as error:  # ValueError: a path that no system takes
             if not self._warned:
                 self._warned = True
@@ -170,6 +172,7 @@ class JsonLines:
                     RuntimeWarning,
                     stacklevel=3,
                 )
+            return False
 
     def close(self) -> None:
         """Closes the file; a later `write` opens it again."""
