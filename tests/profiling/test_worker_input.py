@@ -11,6 +11,7 @@ from clocks import FakeClock
 
 import tfaccel
 from tfaccel.profiling import meter as metering
+from tfaccel.profiling import sampling
 from tfaccel.profiling.ledger import Ledger
 from tfaccel.profiling.live import LiveComparison
 from tfaccel.profiling.meter import Meter
@@ -72,9 +73,36 @@ def test_waiting_for_other_workers_is_no_waiting_for_ones_own_input():
     assert "reduce" not in vars(strategy)
 
 
+def test_handing_batches_on_is_no_part_of_a_step(monkeypatch):
+    """Of several workers it takes longer than a small step: a dataset is divided anew."""
+    clock = FakeClock()
+    feed = sampling.feed
+
+    def slow_feed(*args):
+        clock.advance(9.0)
+        return feed(*args)
+
+    monkeypatch.setattr(sampling, "feed", slow_feed)
+    monkeypatch.setattr(metering, "agreement_of", lambda strategy: TwoWorkers())
+    meter, ledger = metered(clock)
+    iterator = iter(tf.data.Dataset.range(80).batch(2))
+    for _ in range(10):
+        meter(iterator)
+    assert set(ledger.total.step_seconds) == {1.0}
+    assert (meter.own_waits.seconds, meter.sampling.cost_seconds) == (1.0, 18.0)
+
+
 def test_workers_measure_by_the_calls_that_they_have_made(monkeypatch):
     monkeypatch.setattr(metering, "agreement_of", lambda strategy: TwoWorkers())
-    clock = FakeClock()
+    meter, _ = metered(FakeClock())
+    iterator = iter(tf.data.Dataset.range(80).batch(2))
+    for _ in range(40):
+        meter(iterator)
+    assert meter.own_waits.batches == 3  # the 8th, 16th and 32nd; the first is no regular one
+
+
+def metered(clock):
+    """A meter of steps of a second, and its ledger."""
 
     def step(iterator):
         next(iterator)
@@ -91,12 +119,10 @@ def test_workers_measure_by_the_calls_that_they_have_made(monkeypatch):
         steps_per_execution=1, jit_compile=False, distribute_strategy=strategy
     )
     function.taken = TakenBatches(model)
-    meter = Meter(function, model, Ledger(LiveComparison(None), lambda _: None), None, clock)
+    ledger = Ledger(LiveComparison(None), lambda _: None)
+    meter = Meter(function, model, ledger, None, clock)
     meter.begin_epoch(None)
-    iterator = iter(tf.data.Dataset.range(80).batch(2))
-    for _ in range(40):
-        meter(iterator)
-    assert meter.own_waits.batches == 3  # the 8th, 16th and 32nd; the first is no regular one
+    return meter, ledger
 
 
 def test_what_all_workers_found():

@@ -213,8 +213,9 @@ class Meter:
                 self._ledger.tuning_seconds += more
         batches, samples, waited = self._size(sample)
         plan = Plan() if own else self._function.plan
+        handing = 0.0 if sample is None else sample.handing_seconds
         # A part of the waiting may have been before this call.
-        seconds = max(0.0, end - start - tuning_seconds)
+        seconds = max(0.0, end - start - tuning_seconds - handing)
         return Call(seconds, start, end, batches, samples, waited, plan, own, profiled)
 
     def _size(self, sample: Sample | None) -> tuple[int, int | None, float | None]:

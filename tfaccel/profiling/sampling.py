@@ -27,6 +27,7 @@ class Sample:
     samples: int  # how many samples in them
     waited_seconds: float  # for the input pipeline
     own_seconds: float  # of that for this process's own, without other workers'
+    handing_seconds: float  # that handing them on took: no part of a step
     shapes: tuple[Any, ...]  # of the first batch
     first: Any  # the first batch itself
 
@@ -71,8 +72,8 @@ class Sampling:
         self.cost_seconds += self._last_cost
         samples = sum(global_batch_size(batch, strategy) for batch in batches)
         own = max(0.0, waited - sum(met))
-        sample = Sample(len(batches), samples, waited, own, shapes(batches[0]), batches[0])
-        return sample, feeding
+        first, cost = batches[0], self._last_cost
+        return Sample(len(batches), samples, waited, own, cost, shapes(first), first), feeding
 
 
 @contextlib.contextmanager
