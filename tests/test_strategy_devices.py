@@ -41,18 +41,32 @@ def test_a_policy_of_the_users_stays():
     assert policy_name("auto", AMPERE) is None
 
 
+def of_replicas(count, here=None):
+    """A strategy as far as XLA's obstacles go, with so many devices in this process."""
+    extended = types.SimpleNamespace(worker_devices=("",) * (here or count))
+    return types.SimpleNamespace(num_replicas_in_sync=count, extended=extended)
+
+
 def test_xla_with_several_replicas_of_gpus():
     with pytest.warns(UserWarning, match="jit_compile=True with 8 replicas often fails: XLA"):
-        check_xla(True, 8, AMPERE)
+        check_xla(True, of_replicas(8), AMPERE)
     with pytest.raises(ValueError, match="does not work with 2 replicas on CPUs"):
-        check_xla(True, 2, CPU)
+        check_xla(True, of_replicas(2), CPU)
+
+
+@pytest.mark.parametrize(
+    ("here", "why"), [(1, "collective operations"), (2, "mirrored on several")]
+)
+def test_the_reason_is_that_of_the_devices_of_a_process(here, why):
+    with pytest.raises(ValueError, match=why):
+        check_xla(True, of_replicas(2, here), CPU)
 
 
 @pytest.mark.parametrize("jit_compile", [True, False, "auto"])
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_xla_where_nothing_is_wrong(jit_compile, replicas, recwarn):
     if (jit_compile, replicas) != (True, 2):
-        check_xla(jit_compile, replicas, AMPERE)
+        check_xla(jit_compile, of_replicas(replicas), AMPERE)
     assert not recwarn.list
 
 

@@ -12,11 +12,9 @@ from workers import launch
 
 pytestmark = pytest.mark.slow
 
-# All must have ended within that time.
+# All must have ended within that time, where each has a core: a worker is missed after 6 seconds,
+# and ending a process that has loaded TensorFlow and Keras takes 1.3 s of a core.
 MOST_SECONDS = 15.0
-# Without a launcher a heartbeat must stop first, which takes 10 s: 18 s in all were seen on a
-# machine with five times as much to do as it has cores.
-MOST_SECONDS_ALONE = 30.0
 # The chief alone writes backups.
 VICTIMS = {"start": 1, "trial": 1, "race": 0, "training": 1, "validation": 0, "checkpoint": 0}
 # The epochs that are left when all have started again.
@@ -41,6 +39,11 @@ def run(out, point, victim, *flags):
         text=True,
         timeout=240,
     )
+
+
+def most_seconds():
+    """More where others want the cores, too."""
+    return MOST_SECONDS * max(1.0, os.getloadavg()[0] / os.cpu_count())
 
 
 def results(out):
@@ -73,8 +76,9 @@ def test_all_start_again_and_end_as_if_nothing_had_been(tmp_path, whole, point):
     died = float((tmp_path / "died").read_text())
     for index in range(2):
         starts = [float(line) for line in (tmp_path / f"starts-{index}").read_text().split()]
-        assert len(starts) == 2
-        assert starts[1] - died < MOST_SECONDS  # when all had ended
+        # Who dies at its start may do so while the other still imports, and has not written.
+        assert len(starts) == 2 or (point == "start" and index != VICTIMS[point])
+        assert starts[-1] - died < most_seconds()  # when all had ended
     for worker, other in zip(results(tmp_path), whole, strict=True):
         assert worker["epochs"] == RESUMED[point]
         for name, values in worker["history"].items():
@@ -90,7 +94,7 @@ def test_without_restarts_all_end_with_one_error(tmp_path, point):
     assert done.returncode == 128 + 9
     said = "tfaccel run: worker 1 was ended by SIGKILL; all were ended"
     assert launcher_lines(done.stderr) == [said]
-    assert ended - float((tmp_path / "died").read_text()) < MOST_SECONDS
+    assert ended - float((tmp_path / "died").read_text()) < most_seconds()
     assert not list(tmp_path.glob("result-*"))
 
 
@@ -103,4 +107,4 @@ def test_without_a_launcher_the_others_end_with_an_error(tmp_path, point):
         ended, said = time.time(), workers.said()
     assert np.array_equal(statuses, [1, -9]), said
     assert "UnavailableError" in said
-    assert ended - float((tmp_path / "died").read_text()) < MOST_SECONDS_ALONE
+    assert ended - float((tmp_path / "died").read_text()) < most_seconds()

@@ -12,7 +12,7 @@ import keras
 import models
 
 import tfaccel
-from tfaccel.passes import StepBatching
+from tfaccel.passes import MixedPrecision, StepBatching
 from tfaccel.steps.worker_agreement import agreement_of
 
 # Those that serve several replicas (docs/distributed.md).
@@ -27,6 +27,7 @@ PLANS = {
     "kernels": ["kernels"],
     "step_batching": [StepBatching(4, allow_batch_hooks=True)],
     "mixed_precision": ["mixed_precision"],
+    "float16": [MixedPrecision("float16")],
 }
 # Statistics of each replica's share: `fused_norm` does not serve those of the whole batch.
 BY_SHARES = ("shares", "fused_norm")

@@ -13,6 +13,7 @@ from tfaccel.compat import keras_private
 from tfaccel.measure.timing import Clock
 from tfaccel.profiling.live import Every
 from tfaccel.profiling.profile import Profile
+from tfaccel.steps.worker_agreement import agreement_of
 from tfaccel.system import notices
 from tfaccel.system.arguments import is_positive
 from tfaccel.training.step_dispatcher import StepDispatcher
@@ -109,12 +110,25 @@ class ProfilerCallback(keras.callbacks.Callback):
         try:
             yield
         except Exception as error:
-            self._is_over = True
-            function = self.model.train_function
-            if isinstance(function, StepDispatcher):
-                function.watch(None)
+            self._stop()
             why = f"{type(error).__name__}: {error}"
             notices.warn(f"tfaccel measures this training no longer: {why}", stacklevel=4)
+
+    def _stop(self) -> None:
+        """Measures no longer."""
+        self._is_over = True
+        function = self.model.train_function
+        if isinstance(function, StepDispatcher):
+            function.watch(None)
+
+    def _running(self) -> Profile | None:
+        """What measures this training; None where it is measured no longer, by all of its workers.
+
+        Workers measure together, so one that has failed must not leave the others to wait for it.
+        """
+        if agreement_of(self.model.distribute_strategy).any(self._is_over) and not self._is_over:
+            self._stop()
+        return None if self._is_over else self._profile
 
     def _stay_idle(self) -> None:
         """Says once that steps of a user's own loop can't be measured."""
@@ -124,21 +138,24 @@ class ProfilerCallback(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Tells the profile that an epoch begins."""
-        if self._profile is not None and not self._is_over:
+        profile = self._running()
+        if profile is not None:
             with self._own_work():
-                self._profile.begin_epoch(epoch)
+                profile.begin_epoch(epoch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Closes the epoch's record."""
-        if self._profile is not None and not self._is_over:
+        profile = self._running()
+        if profile is not None:
             with self._own_work():
-                self._profile.end_epoch()
+                profile.end_epoch()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Gives the train function back and says what was measured."""
-        if self._profile is not None and not self._is_over:
+        profile = self._running()
+        if profile is not None:
             with self._own_work():
-                self._profile.end()
+                profile.end()
 
 
 def _check_counts(compare_every: Any, update_freq: Any) -> None:

@@ -1,4 +1,4 @@
-"""Collective operations that `tf.distribute` has no public name for."""
+"""What replicas tell each other, also by operations that `tf.distribute` has no name for."""
 
 from typing import Any
 
@@ -58,3 +58,19 @@ def collectives_of(context: Any) -> Collectives | None:
         return None
     one = launchers[int(replica) % len(launchers)]
     return Collectives(one) if all(hasattr(one, name) for name in _NEEDED) else None
+
+
+def xla_obstacle(strategy: tf.distribute.Strategy) -> str:
+    """Why XLA can't compile a step of several replicas."""
+    if len(strategy.extended.worker_devices) > 1:
+        return "XLA can't use variables that are mirrored on several devices"
+    return "XLA can't compile the collective operations by which workers sum their gradients"
+
+
+def true_on_all(flag: Any) -> Any:
+    """Whether a flag is true on all replicas, each of which asks while it is traced."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return flag
+    lacking = tf.cast(tf.logical_not(flag), tf.int32)
+    return tf.equal(context.all_reduce(tf.distribute.ReduceOp.SUM, lacking), 0)

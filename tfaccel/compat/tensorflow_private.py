@@ -13,6 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.compat.patching import instance_attribute
+
 
 @functools.cache
 def onednn_is_on() -> bool | None:
@@ -113,6 +115,22 @@ def feeds_captures_in_loops() -> bool:
 
     kind.capture_call_time_value = capture  # for good: there is no end to what is traced
     return True
+
+
+def heartbeats(timeout_seconds: float) -> contextlib.AbstractContextManager[None]:
+    """Inside, who joins other workers takes one for dead that was silent for so long.
+
+    TensorFlow's own timeout is 10 s, beside a second in which it looks and what ending a process
+    takes; no public function changes it. A cluster that was told of a timeout before keeps that.
+    """
+    try:
+        context = _part_of_tensorflow("python.eager.context").context()
+        own = context.configure_coordination_service
+    except (ImportError, AttributeError):  # this TensorFlow has another way
+        return contextlib.nullcontext()
+    milliseconds = round(1e3 * timeout_seconds)
+    configure = functools.partial(own, heartbeat_timeout_in_ms=milliseconds)
+    return instance_attribute(context, "configure_coordination_service", configure)
 
 
 def compiles_with_xla(function: Any) -> bool:

@@ -137,7 +137,7 @@ class AccelStrategy(tf.distribute.Strategy):
         self._paths = CheckpointPaths(
             self.strategy if isinstance(self.strategy, MultiWorker) else None
         )
-        check_xla(jit_compile, self.num_replicas_in_sync, current_device())
+        check_xla(jit_compile, self, current_device())
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[tf.distribute.Strategy]:

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
 
+from tfaccel.compat.collectives import xla_obstacle
 from tfaccel.system.arguments import one_of
 from tfaccel.system.device import Device
 
@@ -52,16 +54,17 @@ def check_jit_compile(jit_compile: Any) -> None:
         raise ValueError(f'`jit_compile` must be "auto", True or False. Received: {jit_compile!r}')
 
 
-def check_xla(jit_compile: Any, num_replicas: int, device: Device) -> None:
+def check_xla(jit_compile: Any, strategy: tf.distribute.Strategy, device: Device) -> None:
     """Says why XLA and several replicas (of all workers together) don't go together.
 
     Raises:
         ValueError: for XLA with several replicas on CPUs, where it always fails. On GPUs it is a
             warning.
     """
+    num_replicas = strategy.num_replicas_in_sync
     if jit_compile is not True or num_replicas == 1:
         return
-    reason = "XLA can't use variables that are mirrored on several devices (keras#19005)"
+    reason = xla_obstacle(strategy)
     if device.kind == "CPU":
         raise ValueError(
             f"jit_compile=True does not work with {num_replicas} replicas on CPUs: {reason}. "

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import tensorflow as tf
 
+from tfaccel.compat.collectives import true_on_all
 from tfaccel.compat.patching import SharedContext, class_attribute
 
 
@@ -22,12 +22,7 @@ def agreed_loss_scale() -> contextlib.AbstractContextManager[None]:
 
 def _wrapped(own: Callable[..., Any]) -> Callable[..., Any]:
     def check_finite(optimizer: Any, grads: Any) -> Any:
-        finite = own(optimizer, grads)
-        context = tf.distribute.get_replica_context()
-        if context is None or context.num_replicas_in_sync == 1:
-            return finite
-        overflowed = tf.cast(tf.logical_not(finite), tf.int32)
-        return tf.equal(context.all_reduce(tf.distribute.ReduceOp.SUM, overflowed), 0)
+        return true_on_all(own(optimizer, grads))
 
     return check_finite
 

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.compat.tensorflow_private import heartbeats
 from tfaccel.distribute.compression import compressed
 from tfaccel.distribute.replicas import SynchronizedReplicas
 
 # What one all-reduce carries when workers share bytes: 64 MiB of int32.
 _CHUNK_NUMBERS = 2**24
+# Of a worker's silence, after which it counts as dead. Who waits for it must have ended within
+# 15 s, of which a loaded machine takes half to end a process that has loaded TensorFlow.
+_HEARTBEAT_SECONDS = 6.0
 _MOST_SEEDS = 2**31  # TensorFlow keeps a seed modulo this
 
 
@@ -28,10 +32,26 @@ class MultiWorker(SynchronizedReplicas, tf.distribute.MultiWorkerMirroredStrateg
     Args:
         cluster_resolver: where the workers are; None reads TF_CONFIG.
         communication_options: `tf.distribute.experimental.CommunicationOptions`.
+        heartbeat_seconds: a worker that says nothing for so long counts as dead: the others' steps
+            then raise `tf.errors.UnavailableError`. More where a network or a machine may be gone
+            for as long and come back.
+
+    Raises:
+        ValueError: for heartbeat_seconds that aren't positive.
+        RuntimeError: if TensorFlow was used before.
     """
 
-    def __init__(self, cluster_resolver: Any = None, communication_options: Any = None):
-        super().__init__(cluster_resolver, communication_options)
+    def __init__(
+        self,
+        cluster_resolver: Any = None,
+        communication_options: Any = None,
+        *,
+        heartbeat_seconds: float = _HEARTBEAT_SECONDS,
+    ):
+        if not heartbeat_seconds > 0:
+            raise ValueError(f"heartbeat_seconds must be positive. Received: {heartbeat_seconds!r}")
+        with heartbeats(heartbeat_seconds):
+            super().__init__(cluster_resolver, communication_options)
         self._compressed: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if self.num_workers > 1:
             self._share_seed()
@@ -78,11 +98,8 @@ class MultiWorker(SynchronizedReplicas, tf.distribute.MultiWorkerMirroredStrateg
         Keras stops an epoch at the length that a dataset tells, on each worker by
         itself. Without it, workers go on until all are out of data, in step.
         """
-        length = int(dataset.cardinality())
-        mine = np.zeros(self.num_workers, np.int64)
-        mine[self._position] = length
-        lengths = super().reduce("SUM", tf.constant(mine), None).numpy()
-        return dataset if (lengths == length).all() else dataset.filter(lambda *_: True)
+        lengths = self.numbers_of_all(int(dataset.cardinality()))
+        return dataset if len(set(lengths)) == 1 else dataset.filter(lambda *_: True)
 
     @property
     def _position(self) -> int:
@@ -108,6 +125,12 @@ class MultiWorker(SynchronizedReplicas, tf.distribute.MultiWorkerMirroredStrateg
         """The chief's number, to the last bit, on every worker, all together."""
         halves = np.array([number], np.float64).view(np.int32)
         return float(self._from_chief(halves).view(np.float64)[0])
+
+    def numbers_of_all(self, number: float) -> list[float]:
+        """Each worker's number, to the last bit, the chief's first; all must call it together."""
+        mine = np.zeros(self.num_workers, np.float64)
+        mine[self._position] = number
+        return super().reduce("SUM", tf.constant(mine), None).numpy().tolist()
 
     def _from_chief(self, numbers: np.ndarray) -> np.ndarray:
         """The sum over workers of the chief's int32 numbers and the others' zeros."""

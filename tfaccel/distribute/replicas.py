@@ -32,8 +32,13 @@ class SynchronizedReplicas:
       to build the model by, and of scalar metrics along an axis (keras#20585, #19246).
       Here they are what Keras means.
 
+    Attributes:
+        reads_all: whether each process reads all of the dataset that was distributed last.
+
     Source: https://www.tensorflow.org/api_docs/python/tf/VariableAggregation
     """
+
+    reads_all = False
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[Any]:
@@ -52,7 +57,8 @@ class SynchronizedReplicas:
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
         """Distributes a dataset of global batches: every replica gets its share of each."""
-        if not isinstance(dataset, tf.data.Dataset) or not _ours(dataset):
+        self.reads_all = isinstance(dataset, tf.data.Dataset) and _ours(dataset)
+        if not self.reads_all:
             return super().experimental_distribute_dataset(dataset, options)  # type: ignore[misc]
         # Keras hands on (x, y) or (x, y, weights) to train and evaluate, and x alone to
         # predict, where every sample must come back.

@@ -8,6 +8,7 @@ from typing import ClassVar
 import keras
 import tensorflow as tf
 
+from tfaccel.compat.collectives import xla_obstacle
 from tfaccel.compat.patching import set_attribute
 from tfaccel.core.plan import Pass
 from tfaccel.core.prior import CONVOLUTIONS, Prior
@@ -39,7 +40,7 @@ class XLA(Pass):
     def unsupported(self, workload: Workload) -> Unsupported | None:
         model = workload.model
         if self.jit_compile and workload.num_replicas > 1:
-            return Refusal.REPLICAS("XLA can't use variables that are mirrored on several devices")
+            return Refusal.REPLICAS(xla_obstacle(workload.model.distribute_strategy))
         if bool(model.jit_compile) == self.jit_compile:
             state = "already uses" if self.jit_compile else "does not use"
             return Refusal.NO_USE(f"the model {state} XLA")

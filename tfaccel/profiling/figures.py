@@ -13,6 +13,7 @@ from tfaccel.profiling.growth import Growth, Trend
 from tfaccel.profiling.ledger import Ledger
 from tfaccel.profiling.meter import Meter
 from tfaccel.profiling.outcome import IN_INTERVALS
+from tfaccel.profiling.sampling import WorkerInput
 from tfaccel.profiling.scaling import Scaling
 from tfaccel.profiling.tally import Tally
 from tfaccel.profiling.work import Work
@@ -58,6 +59,7 @@ class Figures:
     steps_per_epoch: int | None = None  # None where unknown
     # The times of one replica alone.
     scaling: Scaling = Scaling()  # noqa: RUF009 (frozen)
+    worker_input: WorkerInput | None = None  # None before the end, and without several workers
 
     @property
     def scaling_efficiency(self) -> float | None:
@@ -102,13 +104,15 @@ class Figures:
 
     def summary(self) -> dict[str, Any]:
         """The `summary` record, less its `kind`."""
-        ledger = self.ledger
+        ledger, workers = self.ledger, self.worker_input
         return self._facts(ledger.total) | {
             "steps": ledger.steps,
             "seconds": ledger.elapsed_seconds,
             "replicas": self.scaling.replicas,
             "one_replica_step_ms": _milliseconds(self.scaling.alone_seconds),
             "scaling_efficiency": self.scaling_efficiency,
+            "worker_input_wait_shares": None if workers is None else list(workers.shares),
+            "worker_input_advice": None if workers is None else workers.advice,
             "comparisons": len(ledger.live.pairs),
             "first_step_seconds": ledger.first_step_seconds,
             "compile_seconds": ledger.compile_seconds,

@@ -92,6 +92,7 @@ def key_figures(records: Records) -> list[Figure]:
         _scaling(found),
         _mfu(found),
         _input(found),
+        _worker_input(found),
         _memory(found),
         *(_growth(found, key, whose) for key, whose in MEMORIES.items()),
         _first_step(found),
@@ -155,6 +156,12 @@ def _mfu(found: Record) -> Figure:
 def _input(found: Record) -> Figure:
     pace = "the input sets the pace" if found["input_bound"] is True else "the step sets the pace"
     return _of(found, "input_wait_share", "Waiting for input", pace)
+
+
+def _worker_input(found: Record) -> Figure:
+    shares = found.get("worker_input_wait_shares")
+    known = shares if isinstance(shares, list) else []
+    return Figure("Of each worker", ", ".join(map(share, known)), "for its own input, by number")
 
 
 def _memory(found: Record) -> Figure:

@@ -12,13 +12,16 @@ from tfaccel.measure.timing import Clock, wait_for
 from tfaccel.passes import XLA
 from tfaccel.profiling.causes import FIRST, PLAN, Leaves, cause_of, leaves_of
 from tfaccel.profiling.ledger import Call, Ledger
-from tfaccel.profiling.sampling import Sample, Sampling
+from tfaccel.profiling.sampling import OwnWaits, Sample, Sampling
 from tfaccel.profiling.window import TraceWindow
 from tfaccel.steps.compiled_step import StepFunction
 from tfaccel.steps.multi_step import MultiStep
 from tfaccel.steps.replay import is_plain
 from tfaccel.steps.worker_agreement import agreement_of
 from tfaccel.training.step_dispatcher import StepDispatcher
+
+# The call whose waiting several workers measure first: those before trace, or find a full buffer.
+_FIRST_SAMPLE = 8
 
 
 class _State(NamedTuple):
@@ -47,6 +50,8 @@ class Meter:
         self.first_batch: Any = None  # until somebody sets it to None
         self.element_spec: Any = None  # that the first batch came under
         self.sampling = Sampling(clock)  # how waiting for input is measured
+        self.own_waits = OwnWaits()
+        self._calls = 0
         self._function = function
         self._model = model
         self._strategy = model.distribute_strategy
@@ -119,6 +124,8 @@ class Meter:
         clean = before == self._state() and not compiled and not first and not racing
         if clean and not call.is_profiled:
             self._ledger.add_regular(call)
+            if sample is not None:
+                self.own_waits.add(sample.own_seconds, call.seconds, call.batches)
         else:
             self._ledger.add_irregular(call)
         return clean
@@ -165,7 +172,7 @@ class Meter:
         per_call, length = int(self._model.steps_per_execution), self._steps_per_epoch
         first = self._ledger.first_step_seconds is None
         last = length is not None and self.steps_in_epoch + per_call >= length
-        due = self._is_alone and self.sampling.is_due(self._ledger.elapsed_seconds)
+        due = self._is_sample_due()
         free = is_plain(iterator) and not self._function.is_racing
         free = free and not self._function.taken.has_more
         if not free or not (first or last or due):
@@ -175,6 +182,17 @@ class Meter:
             self.batch_size = sample.samples // sample.batches
             self.first_batch, self.element_spec = sample.first, iterator.element_spec
         return sample, feeding
+
+    def _is_sample_due(self) -> bool:
+        """Whether to see how long this call waits, whose batches are handed on by all workers.
+
+        These go by the calls that they have made, as their clocks tell each another time: at the
+        8th, the 16th, the 32nd and so on.
+        """
+        self._calls += 1
+        if self._is_alone:
+            return self.sampling.is_due(self._ledger.elapsed_seconds)
+        return self._calls >= _FIRST_SAMPLE and self._calls.bit_count() == 1
 
     def _measured(
         self,
@@ -195,8 +213,9 @@ class Meter:
                 self._ledger.tuning_seconds += more
         batches, samples, waited = self._size(sample)
         plan = Plan() if own else self._function.plan
+        handing = 0.0 if sample is None else sample.handing_seconds
         # A part of the waiting may have been before this call.
-        seconds = max(0.0, end - start - tuning_seconds)
+        seconds = max(0.0, end - start - tuning_seconds - handing)
         return Call(seconds, start, end, batches, samples, waited, plan, own, profiled)
 
     def _size(self, sample: Sample | None) -> tuple[int, int | None, float | None]:

@@ -19,6 +19,7 @@ from tfaccel.profiling.ledger import Ledger
 from tfaccel.profiling.live import Every, LiveComparison
 from tfaccel.profiling.meter import Meter
 from tfaccel.profiling.records import FILE_NAME, SCHEMA, JsonLines, Records
+from tfaccel.profiling.sampling import WorkerInput
 from tfaccel.profiling.scaling import Scaling, measure_scaling
 from tfaccel.profiling.tensorboard import Scalars
 from tfaccel.profiling.window import TraceWindow
@@ -66,7 +67,10 @@ class Profile:
         verbose: int,
         clock: Clock,
     ):
-        agreement = agreement_of(model.distribute_strategy)
+        self._agreement = agreement = agreement_of(model.distribute_strategy)
+        # As it is when a fit begins: its validation divides another dataset.
+        self._reads_all = bool(getattr(model.distribute_strategy, "reads_all", False))
+        self._worker_input: WorkerInput | None = None
         if not agreement.is_chief:
             log_dir, verbose = None, 0
         self._wants_scaling = isinstance(compare_every, int)
@@ -112,6 +116,7 @@ class Profile:
             self._growth,
             self._steps_per_epoch or self._steps_of_epoch,
             self._scaling,
+            self._worker_input,
         )
 
     def begin_epoch(self, epoch: int) -> None:
@@ -132,6 +137,7 @@ class Profile:
     def end(self) -> None:
         """Ends the fit: gives the train function back and prints the results."""
         self._function.watch(None)
+        self._worker_input = self._meter.own_waits.of_all(self._agreement, self._reads_all)
         self._window.close()
         self._analyse()
         self._measure_scaling()

@@ -41,7 +41,12 @@ def speedup_words(record: Mapping[str, Any], prefix: str = "") -> str:
 
 
 def verdict(records: Records) -> str:
-    """One sentence on the run, and one more on what to do where it was input-bound."""
+    """One sentence on the run, and more on what to do where input sets the pace."""
+    advice = str(facts(records).get("worker_input_advice") or "")
+    return " ".join(filter(None, (_verdict(records), advice)))
+
+
+def _verdict(records: Records) -> str:
     found = facts(records)
     plan = plan_of(found)
     if found["input_bound"] is True:

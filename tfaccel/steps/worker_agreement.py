@@ -43,6 +43,10 @@ class WorkerAgreement:
         """
         return value
 
+    def each(self, number: float) -> list[float]:
+        """The number of each process, in their order. All must ask for it together."""
+        return [number]
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process. All must ask for it together."""
         return flag
@@ -74,6 +78,9 @@ class _Workers(WorkerAgreement):
         if self.any(error is not None):
             raise error or RuntimeError("it could not be handed to another worker")
         return found
+
+    def each(self, number: float) -> list[float]:
+        return self._strategy.numbers_of_all(number)
 
     def any(self, flag: bool) -> bool:
         return bool(self._strategy.reduce("SUM", tf.constant(int(flag)), None) > 0)

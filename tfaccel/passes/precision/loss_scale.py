@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel.compat.collectives import true_on_all
 from tfaccel.compat.patching import instance_attributes
 from tfaccel.measure.finite import all_finite_in_graph
 
@@ -17,15 +18,21 @@ GROWTH_STEPS = 2000
 class LossScale:
     """A loss scale and the count of good steps since it last changed.
 
-    Made outside any `tf.function`, which may not create variables when it is traced again.
+    Made outside any `tf.function`, which may not create variables when it is traced again. Each
+    replica has its own, and all the same: they skip a step together where gradients overflow on
+    one of them.
+
+    Args:
+        strategy: of the model; None without one.
 
     Source: Micikevicius et al., arXiv:1710.03740, section 3.2;
     keras.optimizers.LossScaleOptimizer has the same constants.
     """
 
-    def __init__(self) -> None:
-        self.value = tf.Variable(_INITIAL_SCALE, trainable=False, name="loss_scale")
-        self.good_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="good_steps")
+    def __init__(self, strategy: tf.distribute.Strategy | None = None) -> None:
+        with strategy.scope() if strategy is not None else contextlib.nullcontext():
+            self.value = _variable(_INITIAL_SCALE, tf.float32, "loss_scale")
+            self.good_steps = _variable(0, tf.int64, "good_steps")
 
     def applied(
         self, optimizers: Sequence[keras.optimizers.Optimizer]
@@ -61,11 +68,12 @@ class LossScale:
                     "so float16 gradients would underflow"
                 )
             grads = [g if g is None else _divided(g, self.value) for g in grads]
-            tf.cond(
-                all_finite_in_graph([g for g in grads if g is not None]),
-                lambda: self._good_step(lambda: original(grads, trainable_variables)),
-                self._bad_step,
-            )
+            finite = true_on_all(all_finite_in_graph([g for g in grads if g is not None]))
+
+            def good(*grads: Any) -> tf.Tensor:
+                return self._good_step(lambda: original(grads, trainable_variables))
+
+            _on_condition(finite, good, self._bad_step, grads)
 
         return apply
 
@@ -80,6 +88,44 @@ class LossScale:
         self.value.assign(tf.maximum(self.value / 2, 1.0))
         self.good_steps.assign(0)
         return tf.constant(False)
+
+
+def _on_condition(
+    flag: tf.Tensor,
+    then: Callable[..., tf.Tensor],
+    otherwise: Callable[[], tf.Tensor],
+    args: Sequence[Any],
+) -> None:
+    """Calls one of two functions of each replica; the flag is the same on all.
+
+    In a branch of a condition of its own a replica can't hand gradients to the others. So they
+    leave for a condition that all stand in, as those of `keras.optimizers.LossScaleOptimizer` do.
+    """
+    if not tf.distribute.has_strategy():
+        tf.cond(flag, lambda: then(*args), otherwise)
+        return
+
+    def across(strategy: Any, flags: Any, *args: Any) -> None:
+        def of_each(function: Callable[..., Any], *args: Any) -> tf.Tensor:
+            strategy.extended.call_for_each_replica(function, args=args)
+            return tf.constant(True)
+
+        flag = strategy.experimental_local_results(flags)[0]
+        tf.cond(flag, lambda: of_each(then, *args), lambda: of_each(otherwise))
+
+    tf.distribute.get_replica_context().merge_call(across, args=(flag, *args))
+
+
+def _variable(value: float, dtype: tf.DType, name: str) -> tf.Variable:
+    """One that each replica reads and assigns by itself."""
+    return tf.Variable(
+        value,
+        trainable=False,
+        dtype=dtype,
+        name=name,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
 
 
 def _divided(gradient: Any, scale: tf.Variable) -> Any:

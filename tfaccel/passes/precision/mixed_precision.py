@@ -81,11 +81,6 @@ class MixedPrecision(LayerPass):
                 policy = getattr(layer.dtype_policy, "name", layer.dtype_policy)
                 return Refusal.SETTING(f"layer {layer.name!r} has the policy {policy!r} already")
         if self.compute_dtype(workload) == "float16":
-            if workload.num_replicas > 1:
-                return Refusal.REPLICAS(
-                    "each replica would have a loss scale of its own for float16",
-                    "the policy mixed_float16 for the model, or bfloat16",
-                )
             for optimizer in workload.optimizers:
                 if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
                     return Refusal.SETTING(
@@ -119,7 +114,7 @@ class MixedPrecision(LayerPass):
             stack.enter_context(super().applied(context))
             if dtype == "float16":
                 if self.name not in context.scratch:
-                    context.scratch[self.name] = LossScale()
+                    context.scratch[self.name] = LossScale(workload.strategy)
                 stack.enter_context(context.scratch[self.name].applied(workload.optimizers))
             yield
 
