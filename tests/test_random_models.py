@@ -20,6 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from random_models import build, floatx_of, trainings
 
 import tfaccel
+from tfaccel.autotune.comparison import faithfulness
+from tfaccel.autotune.comparison.faithfulness import Yardsticks
 from tfaccel.autotune.comparison.step_recorder import StepRecorder
 from tfaccel.autotune.trial import coarsest_dtype
 from tfaccel.core.plan import Plan, make_pass
@@ -54,14 +56,18 @@ def wrong_under_passes(drawn) -> list[str]:
         item = make_pass(kind.name)
         if item.unsupported(workload):
             continue
-        drift = numerics.compare(reference, probe.observe(Plan((item,)), reference))
+        candidate = probe.observe(Plan((item,)), reference)
         dtype = coarsest_dtype(Plan((item,)), workload)
-        near = probe.near(dtype if dtype in numerics.SIXTEEN_BITS else None)
-        own = numerics.compare(reference, near)
-        tolerance = numerics.widened(numerics.TOLERANCES[dtype], own)
+        nears = (
+            (probe.near(dtype), probe.near(dtype, moved=True))
+            if dtype in numerics.SIXTEEN_BITS
+            else (probe.near(),)
+        )
+        tolerance = numerics.TOLERANCES[dtype]
         if drawn.optimizer[0] == "Ftrl":  # it takes the difference of two roots that are close
             tolerance = dataclasses.replace(tolerance, update=1e-3)
-        if why := drift.violation(tolerance):
+        why = faithfulness.violation(reference, candidate, tolerance, Yardsticks(dtype, nears))
+        if why is not None:
             found.append(f"{kind.name}: {why}")
     return found
 
