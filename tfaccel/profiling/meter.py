@@ -213,7 +213,8 @@ class Meter:
                 self._ledger.tuning_seconds += more
         batches, samples, waited = self._size(sample)
         plan = Plan() if own else self._function.plan
-        handing = 0.0 if sample is None else sample.handing_seconds
+        # In one process it is as short as the taking out, which looks like waiting: both count.
+        handing = 0.0 if sample is None or self._is_alone else sample.handing_seconds
         # A part of the waiting may have been before this call.
         seconds = max(0.0, end - start - tuning_seconds - handing)
         return Call(seconds, start, end, batches, samples, waited, plan, own, profiled)

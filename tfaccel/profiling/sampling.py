@@ -27,7 +27,7 @@ class Sample:
     samples: int  # how many samples in them
     waited_seconds: float  # for the input pipeline
     own_seconds: float  # of that for this process's own, without other workers'
-    handing_seconds: float  # that handing them on took: no part of a step
+    handing_seconds: float  # that handing them on took
     shapes: tuple[Any, ...]  # of the first batch
     first: Any  # the first batch itself
 
