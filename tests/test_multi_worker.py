@@ -236,7 +236,9 @@ def test_the_profiler_of_several_workers(two_workers):
     summary = chief["summary"]
     assert summary["replicas"] == 2
     assert summary["samples_per_sec"] == pytest.approx(16 * summary["batches_per_sec"])
-    assert summary["scaling_efficiency"] > 0
+    assert summary["one_replica_step_ms"] > 0
+    # Steps of so small a model may wait for their input, which says nothing of the replicas.
+    assert (summary["scaling_efficiency"] is None) == summary["input_bound"]
     assert summary["speedup"] is None  # workers would have to agree on each own step
     assert (chief["files"], other["files"]) == (["profile.jsonl"], [])
 
