@@ -60,23 +60,24 @@ class AccelStrategy(tf.distribute.Strategy):
         mixed_precision: the policy of new models: `"auto"` (the dtype that a GPU
             multiplies fast; float32 on a CPU, where `AccelCallback` tries 16 bits),
             False (Keras's global one), `"bfloat16"`, `"float16"`, or a policy's name.
-        jit_compile: what `jit_compile` gives you to hand to `model.compile`: `"auto"`,
-            True or False. `"auto"` is Keras's choice.
+        jit_compile: what the attribute `jit_compile` holds, for you to hand to `model.compile`:
+            `"auto"`, True or False. `"auto"` is Keras's choice.
         data_format: of images in new models: `"auto"` (channels-last),
             `"channels_last"`, `"channels_first"`, or False (Keras's global one).
         memory_growth: let TensorFlow take GPU memory as it needs it, not all at once. Ignored
             with a strategy of your own: making it has started the GPUs.
-        memory_limit_bytes: let it take no more than this of each GPU.
+        memory_limit_bytes: let it take no more than this of each GPU, in whole MiB; None for no
+            limit.
         auto_shard_policy: how `distribute` divides a dataset among workers: `"auto"`
             (as the dataset's own options say), `"data"`, `"file"` or `"off"`.
         compress_gradients: `"bfloat16"`: workers send each other dense float32 gradients in
-            bfloat16, which halves the bytes; None: as they are. What a replica adds is rounded
-            once, by 2**-8 of itself at most, and summed in float32: two replicas are off by 2**-8
-            of the sum of the parts' sizes at most, more on CPUs by 2**-8 of the sum itself beside.
-            (Each sums a part of the numbers and hands the rounded sums on.) More than two on GPUs
-            are summed by TensorFlow's all-reduce, which rounds each partial sum by 2**-8. It holds
-            for all that this process trains by several workers, from the next trace on; with
-            one process nothing is sent.
+            bfloat16, which halves the bytes; None: as they are. Each replica's gradient is rounded
+            once, by 2**-8 of itself at most, and these are summed in float32: a sum over two
+            replicas is off by 2**-8 of the sum of their sizes at most. With more replicas on CPUs
+            each sums a part of the numbers and hands its sums on, which are rounded once more, by
+            2**-8 of the sum at most. With more on GPUs TensorFlow's all-reduce sums in bfloat16,
+            and rounds each partial sum. It holds for all that this process trains by several
+            workers, from the next trace on; with one process nothing is sent.
 
     Attributes:
         strategy: the `tf.distribute` strategy that does the work.
@@ -87,6 +88,7 @@ class AccelStrategy(tf.distribute.Strategy):
         ValueError: for an argument that isn't one of those above, for
             `jit_compile=True` with several replicas on CPUs, and for a TF_CONFIG that
             TensorFlow couldn't read.
+        TypeError: for a `memory_growth` or `memory_limit_bytes` of another type.
         RuntimeError: if TensorFlow was used before and that makes it too late.
 
     Example:
@@ -188,6 +190,14 @@ class AccelStrategy(tf.distribute.Strategy):
             TypeError: if `dataset` isn't a `tf.data.Dataset`.
             ValueError: if its elements aren't batches, a batch is smaller than the
                 number of replicas, or the policy isn't one of these.
+
+        Example:
+
+        >>> from tfaccel.distribute import AccelStrategy
+        >>> strategy = AccelStrategy("default")
+        >>> batches = tf.data.Dataset.range(64).batch(strategy.global_batch_size(32))
+        >>> sum(1 for _ in strategy.distribute(batches))
+        2
         """
         policy = self._auto_shard_policy if auto_shard_policy is None else auto_shard_policy
         return self.strategy.experimental_distribute_dataset(sharded_by(dataset, policy))
@@ -203,15 +213,27 @@ class AccelStrategy(tf.distribute.Strategy):
         Args:
             path: where the chief writes. Other workers write too, as saving is work
                 for all of them, to a temporary place.
+
+        Example:
+
+        >>> from tfaccel.distribute import AccelStrategy
+        >>> AccelStrategy("default").checkpoint_filepath("best.keras")
+        'best.keras'
         """
         return self._paths.filepath(os.fspath(path))
 
     def backup_dir(self, path: str | os.PathLike[str]) -> str:
-        """The folder to give to `BackupAndRestore`, on every worker, all together.
+        """The folder to give to `BackupAndRestore`. All workers must call it together.
 
         Args:
             path: where the chief keeps its backups. If there is one, the other
                 workers get it from the chief, and so all resume from the same.
+
+        Example:
+
+        >>> from tfaccel.distribute import AccelStrategy
+        >>> AccelStrategy("default").backup_dir("backup")
+        'backup'
         """
         return self._paths.backup_dir(os.fspath(path))
 

@@ -12,8 +12,8 @@ from tfaccel.distribute.multi_worker import MultiWorker
 class CheckpointPaths:
     """Paths for callbacks that write: the chief's are real, the others' temporary.
 
-    All workers must write, as saving may reduce values over the workers, and no two of them to
-    one place. `workers` is None where there is one process only.
+    All workers must write, as saving may reduce values over the workers, but no two of them may
+    write to one place. `workers` is None where there is one process only.
 
     Source: https://www.tensorflow.org/tutorials/distribute/multi_worker_with_keras
     """
@@ -64,7 +64,7 @@ def packed(folder: pathlib.Path) -> bytes:
 
 
 def unpack(data: bytes, folder: pathlib.Path) -> None:
-    """Makes the folder that was packed; nothing of nothing."""
+    """Writes the folder that was packed; nothing where `data` is empty."""
     if not data:
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -59,9 +59,9 @@ def _named(name: str, environ: Mapping[str, str]) -> Choice:
 
 @functools.cache
 def _mirrored(devices: tuple[str, ...]) -> Mirrored:
-    """One strategy for the same devices: two number their collective operations alike.
+    """One strategy for the same devices, as two would number their collective operations alike.
 
-    TensorFlow then takes one strategy's operation for the other's, and fails.
+    TensorFlow would take one strategy's operation for the other's, and fail.
     """
     return Mirrored(list(devices))
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-# Slurm gives no ports. Those of a job start here, by its number, so that two jobs on a
-# node seldom meet; all are below 32768, where Linux's short-lived ports start.
+# Slurm gives no ports. Those of a job follow from its number, from here on, so that two jobs on
+# a node seldom take the same; all are below 32768, where Linux's short-lived ports start.
 # https://docs.kernel.org/networking/ip-sysctl.html (ip_local_port_range)
 _FIRST_PORT = 12000
 _PORTS = 20000
@@ -31,9 +31,9 @@ class Cluster:
 
 
 def find_cluster(environ: Mapping[str, str]) -> Cluster | None:
-    """The cluster that environment variables tell of; None without one, or alone in it.
+    """The cluster that environment variables name; None where this process trains alone.
 
-    TF_CONFIG comes before Slurm, as who sets it means it. ValueError if TensorFlow can't read it.
+    TF_CONFIG comes before Slurm, as whoever sets it means it. ValueError if it can't be read.
     """
     if environ.get("TF_CONFIG", "").strip():
         return _from_tf_config(environ["TF_CONFIG"])

@@ -51,7 +51,7 @@ def _replaced(bytes_per_pack: int) -> Iterator[None]:
 def _reduced(
     own: _Reduce, optimizer: Any, pairs: list[Any], context: Any, bytes_per_pack: int
 ) -> list[Any]:
-    """The pairs with their sums: dense float32 gradients by ours, all others by Keras's."""
+    """Each variable with its summed gradient: dense float32 is summed here, all else by Keras."""
     ours = [i for i, (grad, _) in enumerate(pairs) if _serves(grad)]
     rest = [i for i in range(len(pairs)) if i not in set(ours)]
     sums = _summed([pairs[i][0] for i in ours], context, bytes_per_pack)
@@ -109,7 +109,7 @@ def _gathered(flat: tf.Tensor, ours: Collectives) -> tf.Tensor:
 
 
 def packs(sizes: Sequence[int], most: int) -> list[list[int]]:
-    """Neighbours together, up to so many numbers; what is larger stands alone.
+    """Indices of gradients, neighbours together up to `most` numbers; a larger one stands alone.
 
     >>> packs([2, 3, 9, 1], 5)
     [[0, 1], [2], [3]]

@@ -26,13 +26,13 @@ def set_up_gpus(growth: bool = True, limit_bytes: int | None = None, config: Any
     """Says how much memory TensorFlow may take of each visible GPU.
 
     A limit sets aside that much at once, and TensorFlow has no growth beside it, so
-    with a limit `growth` is of no matter.
+    with a limit `growth` has no effect.
 
     Args:
         growth: take memory as it is needed, and not all of it at the start. False
             leaves the GPUs as they are.
-        limit_bytes: take no more than this of each GPU; None for no limit.
-        config: what stands for `tf.config` in a test.
+        limit_bytes: take no more than this of each GPU, in whole MiB; None for no limit.
+        config: stands in for `tf.config` in a test; None for `tf.config` itself.
 
     Raises:
         RuntimeError: if TensorFlow has used the GPUs already, in another way.

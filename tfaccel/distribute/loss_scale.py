@@ -14,8 +14,8 @@ def agreed_loss_scale() -> contextlib.AbstractContextManager[None]:
     """Inside, replicas skip a step together when gradients of one of them are not finite.
 
     Keras's `LossScaleOptimizer` asks each replica about its own gradients, as they are not summed
-    yet, and believes the first of a process: what overflowed on another is applied. Of several
-    workers some would skip the step, and the others wait for them for good.
+    yet, and goes by the answer of a process's first replica: gradients that overflowed on another
+    are applied. Of several workers some would skip the step, and the others wait for them forever.
     """
     return _AGREED
 

@@ -14,8 +14,8 @@ from tfaccel.distribute.replicas import SynchronizedReplicas
 
 # What one all-reduce carries when workers share bytes: 64 MiB of int32.
 _CHUNK_NUMBERS = 2**24
-# Of a worker's silence, after which it counts as dead. Who waits for it must have ended within
-# 15 s, of which a loaded machine takes half to end a process that has loaded TensorFlow.
+# After so much silence a worker counts as dead. Those that wait for it must have ended within 15 s,
+# and a busy machine takes half of that to end a process that has loaded TensorFlow.
 _HEARTBEAT_SECONDS = 6.0
 _MOST_SEEDS = 2**31  # TensorFlow keeps a seed modulo this
 
@@ -32,13 +32,19 @@ class MultiWorker(SynchronizedReplicas, tf.distribute.MultiWorkerMirroredStrateg
     Args:
         cluster_resolver: where the workers are; None reads TF_CONFIG.
         communication_options: `tf.distribute.experimental.CommunicationOptions`.
-        heartbeat_seconds: a worker that says nothing for so long counts as dead: the others' steps
-            then raise `tf.errors.UnavailableError`. More where a network or a machine may be gone
-            for as long and come back.
+        heartbeat_seconds: seconds of silence after which a worker counts as dead: the others' steps
+            then raise `tf.errors.UnavailableError`. Give more where a network or a machine may be
+            silent for longer and come back.
 
     Raises:
         ValueError: for heartbeat_seconds that aren't positive.
         RuntimeError: if TensorFlow was used before.
+
+    Example, with TF_CONFIG set on each worker:
+
+        strategy = AccelStrategy(MultiWorker(heartbeat_seconds=30))
+        with strategy.scope():
+            model = build_model()
     """
 
     def __init__(
@@ -66,7 +72,7 @@ class MultiWorker(SynchronizedReplicas, tf.distribute.MultiWorkerMirroredStrateg
 
     @property
     def num_workers(self) -> int:
-        """The processes that train together."""
+        """How many processes train together; 1 in an evaluator."""
         tasks = self.cluster_resolver.cluster_spec().as_dict()
         if self.cluster_resolver.task_type == "evaluator":
             return 1
@@ -93,7 +99,7 @@ class MultiWorker(SynchronizedReplicas, tf.distribute.MultiWorkerMirroredStrateg
         )
 
     def _of_agreed_length(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """The dataset; its length hidden if other workers' is another one.
+        """The dataset, with its length hidden unless it is the same on all workers.
 
         Keras stops an epoch at the length that a dataset tells, on each worker by
         itself. Without it, workers go on until all are out of data, in step.
@@ -103,14 +109,14 @@ class MultiWorker(SynchronizedReplicas, tf.distribute.MultiWorkerMirroredStrateg
 
     @property
     def _position(self) -> int:
-        """This worker's place among all: the chief, if there is one so called, is first."""
+        """This worker's place among all, from 0; a task of type `"chief"` comes first."""
         resolver = self.cluster_resolver
         if resolver.task_type == "chief":
             return 0
         return len(resolver.cluster_spec().as_dict().get("chief", ())) + resolver.task_id
 
     def share_bytes(self, data: bytes) -> bytes:
-        """The chief's bytes, on every worker. All must call it together, others with any."""
+        """The chief's bytes, on every worker. All must call it; what others pass is ignored."""
         size = int(self._from_chief(np.array([len(data)], np.int32))[0])
         if size == 0:
             return b""  # TensorFlow crashes on a reduction of nothing.
@@ -122,7 +128,7 @@ class MultiWorker(SynchronizedReplicas, tf.distribute.MultiWorkerMirroredStrateg
         return b"".join(self._from_chief(chunk).tobytes() for chunk in chunks)[:size]
 
     def share_number(self, number: float) -> float:
-        """The chief's number, to the last bit, on every worker, all together."""
+        """The chief's number, to the last bit, on every worker. All must call it together."""
         halves = np.array([number], np.float64).view(np.int32)
         return float(self._from_chief(halves).view(np.float64)[0])
 
@@ -145,7 +151,7 @@ class MultiWorker(SynchronizedReplicas, tf.distribute.MultiWorkerMirroredStrateg
             tf.random.set_seed(int(chiefs[0]))
 
     def _differ_in_size(self, values: Sequence[Any]) -> bool:
-        # By the Cauchy-Schwarz inequality, equal only for equal sizes.
+        # By the Cauchy-Schwarz inequality both sides are equal only if all sizes are.
         sizes = np.array([value.shape[0] for value in values], np.int64)
         sums = tf.constant([sizes.sum(), (sizes**2).sum()])
         total, squares = super().reduce("SUM", sums, None).numpy()
@@ -155,7 +161,7 @@ class MultiWorker(SynchronizedReplicas, tf.distribute.MultiWorkerMirroredStrateg
 def _global_seed() -> int | None:
     """The seed that was set for TensorFlow, if any.
 
-    A traced function inherits it. Asked for eagerly, it would be used for a draw.
+    It is read from a traced function, which inherits it: asking for it eagerly draws a number.
     """
     seen = []
     trace = tf.function(lambda: seen.append(tf.compat.v1.get_default_graph().seed))

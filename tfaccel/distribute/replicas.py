@@ -77,11 +77,11 @@ class SynchronizedReplicas:
 
         Args:
             reduce_op: `"SUM"`, `"MEAN"`, or a `tf.distribute.ReduceOp`.
-            value: per-replica values, or a tuple, list or dict of them. `"MEAN"` without
-                an axis of a structure of batches, or of a batch of which replicas have
-                unequal shares, is this worker's own first share: Keras asks for it to
-                see shapes and dtypes.
-            axis: the axis to reduce along too; of no matter for scalars.
+            value: per-replica values, or a tuple, list or dict of them. Of a structure of
+                batches, or of a batch that replicas have unequal shares of, `"MEAN"` without
+                an axis is this worker's own first share: Keras asks for it to see shapes and
+                dtypes.
+            axis: the axis to reduce along too; ignored for scalars.
         """
         mean = axis is None and _is_mean(reduce_op)
         if isinstance(value, (tuple, list, dict)):
@@ -112,7 +112,14 @@ class SynchronizedReplicas:
 
 
 class Mirrored(SynchronizedReplicas, tf.distribute.MirroredStrategy):
-    """`tf.distribute.MirroredStrategy` with averaged statistics and even batches."""
+    """`tf.distribute.MirroredStrategy` with averaged statistics and even batches.
+
+    It takes the same arguments.
+
+    Example, on two GPUs:
+
+        strategy = AccelStrategy(Mirrored(["GPU:0", "GPU:1"]))
+    """
 
 
 def _is_mean(reduce_op: Any) -> bool:

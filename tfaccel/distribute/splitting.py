@@ -52,14 +52,14 @@ def can_split(dataset: tf.data.Dataset) -> bool:
 def even_shares(
     dataset: tf.data.Dataset, num_replicas: int, replicas: range, fill: bool
 ) -> tf.data.Dataset:
-    """The batches of some of the replicas, in turn: each global batch cut in nearly equal shares.
+    """The batches of these replicas, in turn: each global batch cut in nearly equal shares.
 
     Replica `i` of `R` (of all workers) gets samples `n * i // R` to `n * (i + 1) // R` of a batch
     of `n`. So all replicas get as many batches as there are global ones, shares differ by one
     sample at most, and put together in order they are the global batch. TensorFlow's own
     splitting rounds up: of 4 samples on 3 replicas it gives 2, 2 and 0, and BatchNormalization
-    makes NaN of an empty batch. With `fill`, of a batch of fewer samples than replicas some are
-    given to several, so that none is without.
+    makes NaN of an empty batch. With `fill`, a batch of fewer samples than
+    there are replicas has some of its samples given to several, so that no replica is without.
 
     Raises:
         ValueError: if all batches are known to be smaller than `num_replicas`.
@@ -80,7 +80,7 @@ def even_shares(
     shares = shares.flat_map(_one_by_one)
     length = int(dataset.cardinality())
     if length == tf.data.INFINITE_CARDINALITY or (length >= 0 and len(replicas) == 1):
-        # Keras takes the length of what several replicas get in turn for that many steps.
+        # Keras would take the length of what several replicas get in turn for its number of steps.
         shares = shares.apply(tf.data.experimental.assert_cardinality(length))
     return shares.prefetch(tf.data.AUTOTUNE)
 
@@ -89,7 +89,7 @@ def _bounds(size: Any, index: int, of: int, fill: bool) -> tuple[Any, Any]:
     """Where a replica's share of `size` samples starts and stops."""
     start, stop = size * index // of, size * (index + 1) // of
     if fill and not isinstance(size, int):
-        # A batch of none, which no dataset makes but a user's filter may, stays one.
+        # An empty batch, which no dataset makes but a user's filter may, stays empty.
         alone = index % tf.maximum(size, 1)
         start = tf.where(size < of, alone, start)
         stop = tf.where(size < of, tf.minimum(alone + 1, size), stop)

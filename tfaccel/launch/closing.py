@@ -84,7 +84,7 @@ def closing(fits: Sequence[Fit], notes: Sequence[str]) -> rich.console.Group:
         notes: sentences about the whole run.
     """
     table = [terminal_table(_HEADINGS, rows(fits), numbers=_NUMBERS)] if fits else []
-    # The last of each kind has seen most.
+    # The last fit of each kind knows most.
     last = {fit.kind: fit.note for fit in fits}
     reasons = dict.fromkeys(note for note in last.values() if note)
     lines = [rich.text.Text(f"tfaccel: {said}", overflow="fold") for said in (*reasons, *notes)]

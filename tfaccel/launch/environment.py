@@ -52,14 +52,14 @@ def takes_onednn(environ: Mapping[str, str], cpuinfo: str | os.PathLike[str] = C
 def additions(kept: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
     """What is to be set: what a sweep kept for this program, else what suits the machine.
 
-    A variable that the user has set stays as it is, also where it is set to nothing.
+    A variable that the user has set stays as it is, even where it is empty.
     """
     wanted = {**preset(), **kept}
     return {name: value for name, value in wanted.items() if name not in environ}
 
 
 def apply(added: Mapping[str, str]) -> None:
-    """Sets them; begins anew where a library is to be there before all others.
+    """Sets the variables; begins this process anew where one of them preloads a library.
 
     The loader reads LD_PRELOAD when a process begins, so this one becomes another with the same
     words, which finds the variable set. Where that can't be done, the program runs without.

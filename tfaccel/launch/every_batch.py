@@ -16,7 +16,7 @@ from tfaccel.loops.on_batch import AcceleratedBatches, has_stand_in
 from tfaccel.system import notices
 
 _METHODS = ("train_on_batch", "test_on_batch", "predict_on_batch")
-# Written past Keras's tracking: it goes with the model, which keeps nothing else of it.
+# Written past Keras's tracking: it lives as long as the model, and no part of Keras sees it.
 _ATTRIBUTE = "_tfaccel_batches"
 
 
@@ -26,7 +26,8 @@ class Batches:
     Args:
         model: compiled.
         options: what is asked of them.
-        ended: told once, when the model is gone or the program has ended, if it was trained.
+        ended: is handed this object once, when the model is gone or the program has ended, if the
+            model was trained.
 
     Attributes:
         model: the same.

@@ -1,6 +1,6 @@
-"""Callbacks of tfaccel's in every `fit` of Keras, whoever calls it.
+"""Adds tfaccel's callbacks to every `fit` of Keras, whoever calls it.
 
-The class's method is replaced, in processes that were asked for it: those of `tfaccel run`, and
+The class's method is replaced, only in processes that are meant for it: those of `tfaccel run`, and
 of the runs of Keras's own tests (conformance/).
 """
 
@@ -25,7 +25,7 @@ class Beside(Protocol):
         """Those to add at the end; may be none."""
 
     def end(self, raised: str) -> None:
-        """The fit has ended: by an exception of that name, or with an empty one by itself."""
+        """The fit has ended: by an exception of that name, or by itself where the name is empty."""
 
 
 # Is handed the model and the callbacks that its fit was given.
@@ -69,7 +69,7 @@ def every_fit(begin: Begin) -> contextlib.AbstractContextManager[None]:
 
 
 def _begun(begin: Begin, model: Any, arguments: dict[str, Any]) -> Beside | None:
-    """What goes along, whose callbacks are among the arguments then."""
+    """What goes along with the fit; its callbacks are added to the arguments."""
     given = arguments.get("callbacks")
     beside = begin(model, listed(given))
     if beside is not None and beside.callbacks:
@@ -78,7 +78,7 @@ def _begun(begin: Begin, model: Any, arguments: dict[str, Any]) -> Beside | None
 
 
 def listed(callbacks: Any) -> list[Any]:
-    """The callbacks in any form that `fit` takes."""
+    """A list of the callbacks, which may have any form that `fit` takes."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         return list(callbacks.callbacks)
     return keras.tree.flatten(callbacks) if callbacks else []
@@ -88,7 +88,7 @@ def joined(callbacks: Any, added: Sequence[Any], model: Any) -> Any:
     """`callbacks`, in any form that `fit` takes, with those that are added at the end."""
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         return [*listed(callbacks), *added]
-    # Keras has made its list ready already, and does so no more.
+    # Keras has set its list up already, and does not do so again.
     for callback in added:
         callback.set_params(callbacks.params)
         callback.set_model(model)
@@ -97,7 +97,7 @@ def joined(callbacks: Any, added: Sequence[Any], model: Any) -> Any:
 
 
 def parted(callbacks: Any, added: Sequence[Any]) -> None:
-    """A list of Keras's own, which is the user's, is as it was."""
+    """Takes the added callbacks out of a `CallbackList`, which is the user's."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks.callbacks[:] = [c for c in callbacks.callbacks if not any(c is a for a in added)]
 

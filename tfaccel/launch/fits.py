@@ -37,7 +37,7 @@ _ATTRIBUTE = "_tfaccel_callback"
 
 
 class Fits:
-    """Begins and ends fits, and keeps a few words of each.
+    """Begins and ends fits, and keeps what the closing table says of each.
 
     Args:
         options: what is asked of them.
@@ -185,13 +185,13 @@ class _Beside:
             _leave(self._model, self._accel)
 
     def _steps(self) -> int | None:
-        """The updates that the optimizer has made; None where the model trains by others."""
+        """The updates that the optimizer made in this fit; None where it doesn't count them."""
         after = _iterations(self._model)
         return None if after is None or self._iterations is None else after - self._iterations
 
 
 def _spent(before: Report | None, after: Report | None) -> float:
-    """What a fit spent on its choice; where it went on with that of an earlier one, the rest."""
+    """Seconds that this fit spent on its choice, without those of an earlier fit of the model."""
     if after is None:
         return 0.0
     carried_on = before is not None and before.trials == after.trials
@@ -214,7 +214,7 @@ def _parameters(model: Any) -> int | None:
 
 
 def _speedup(plan: Plan, report: Report | None) -> float | None:
-    """That of the steps that ran last; None for the model's own, and where it is not known."""
+    """The speedup of the last steps; None for the model's own, and where it is not known."""
     if report is None or plan.is_baseline or not report.gain.pairs:
         return None
     return report.speedup
@@ -231,5 +231,5 @@ def _left_by_last_fit(model: Any) -> AccelCallback | None:
 
 
 def _leave(model: Any, accel: AccelCallback) -> None:
-    with contextlib.suppress(AttributeError, TypeError):  # it may have no room
+    with contextlib.suppress(AttributeError, TypeError):  # some take no attribute
         setattr(model.train_function, _ATTRIBUTE, accel)

@@ -24,7 +24,7 @@ def after_import(name: str, then: Then) -> None:
 
     Args:
         name: a module that is not inside a package.
-        then: what to do.
+        then: is handed the module.
     """
     module = sys.modules.get(name)
     if module is not None:

@@ -54,7 +54,7 @@ class Program:
         Raises:
             NoProgramError: there is no such module, or the folder has no `__main__.py`.
             BaseException: what the program raised. It was shown as `python` shows it, and
-                `sys.excepthook` says nothing more: who lets it pass has Python end as it ends.
+                `sys.excepthook` says nothing more: where nobody catches it, Python ends as usual.
         """
         main = types.ModuleType(_MAIN)
         vars(main)["__builtins__"] = builtins

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    # Holds itself what it needs further.
+    # Keeps by itself whatever must outlive the call.
     Begin = Callable[[Any], None]
-# The process that has begun already.
+# The id of the process that has begun already.
 begun_in: list[int] = []
 
 

@@ -34,8 +34,8 @@ class Options:
         tuning: as AccelCallback's.
         verbose: whether AccelCallback tells at each fit what it chose.
         profile: the folder for ProfilerCallback; None for none.
-        measure_into: a file for the times of the first steps, after which the process ends.
-        process: the program's first process, which is this one; it may begin others.
+        measure_into: a file for the time of the first steps, after which the process ends.
+        process: the id of the program's first process, which is this one; it may begin others.
         backup_dir: the folder in which fits are kept for a restart; None for none.
         save_freq: steps between saves; None for the ends of epochs alone.
         on_batch: whether `train_on_batch` and its like are accelerated, too.
@@ -65,7 +65,7 @@ class Options:
         self.launched = launched
 
 
-# Those of workers, which nothing else holds.
+# Watches of processes that the program has begun: nothing else holds them.
 _watches: list[Watch] = []
 
 
@@ -83,7 +83,7 @@ class Watch:
         self._fits: Any = None
         self._has_keras = False
         self.has_run = False  # to its end, and not to an exception or a status other than 0
-        # Holds the patch: a context that nobody holds would be left.
+        # Holds the patch: a context manager that nobody holds would undo it.
         self.patches = contextlib.ExitStack()
         self._process = os.getpid()
 
@@ -114,7 +114,7 @@ class Watch:
 
     def end(self) -> None:
         """The program has ended: prints the closing table, or that there was nothing to do."""
-        # In a fork; and of several workers one tells of all.
+        # A forked process says nothing, and of several workers the first speaks for all.
         if os.getpid() != self._process or not is_first(os.environ):
             return
         if self._fits is not None:
@@ -134,7 +134,7 @@ def start(program: Program, options: Options) -> int:
         options: what is asked of the fits.
 
     Returns:
-        The exit status: 0, or 2 where there is no such module.
+        The exit status: 0, or 2 where there is no such program.
     """
     added: dict[str, str] = {}
     if options.measure_into is None:  # a sweep has set all that is to be set
@@ -170,7 +170,7 @@ def _kept(program: Program) -> dict[str, str]:
 
 
 def begin_worker(options: Options) -> None:
-    """The same for a process that the program has begun; its fits are in no closing table."""
+    """Does the same in a process that the program has begun; no closing table has its fits."""
     watch = Watch(options, {})
     after_import("keras", watch.begin)
     _watches.append(watch)

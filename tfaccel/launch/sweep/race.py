@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tfaccel.launch.sweep.settings import AS_IT_IS, Factor, Setting
 
-# Of each setting. A machine that is busier for a minute is so for all sides of a turn.
+# Of each setting. Settings alternate, so a machine that is busy for a minute slows all of them.
 TURNS = 2
 # Further ones of a setting that seems to have won, and of what it was raced with: of two equal
 # sides one wins two turns each by chance in one of six races, and four turns each in one of 70.
 CONFIRMING = 2
-# What is less is no reason to carry a setting along.
+# A smaller speedup is no reason to keep a setting.
 LEAST_GAIN = 1.02
-# How much longer than the first process another may take, before it counts as slower.
+# A turn fails after this many times what a turn without the setting took, and so many seconds more.
 _PATIENCE, _PATIENCE_SECONDS = 3.0, 10.0
 
-# Runs the program's first steps with these variables, within so many seconds.
+# Runs the program's first steps with a setting, within so many seconds; gives seconds of a step.
 Run = Callable[[Setting, float], float]
 
 
@@ -72,7 +72,7 @@ def race(
     Args:
         factors: what to try; the later ones may go by what the turns of the earlier ones told.
         run: times the first steps under a setting; raises TurnError.
-        clock: seconds.
+        clock: gives seconds.
         max_seconds: what all of it may take; a factor that would not end in time is left out.
 
     Raises:
@@ -156,7 +156,7 @@ class _Turns:
             self._limit = min(self._limit, _PATIENCE * self.slowest_seconds + _PATIENCE_SECONDS)
 
     def judged(self) -> tuple[Setting, list[Tried]]:
-        """Who goes on, and the rows."""
+        """The setting that goes on to the next factor, and the table's rows."""
         before = self._times[0]
         against, winner = statistics.median(before), self._leader()
         rows = []
@@ -170,7 +170,7 @@ class _Turns:
 
 
 def _is_faster(times: Sequence[float], before: Sequence[float]) -> bool:
-    """Whether its every turn was faster than each of the other's, and worth it."""
+    """Whether each of its turns was faster than each of the other's, and by enough."""
     gain = statistics.median(before) / statistics.median(times)
     return max(times) < min(before) and gain >= LEAST_GAIN
 

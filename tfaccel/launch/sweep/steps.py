@@ -32,7 +32,7 @@ class StepWatch(keras.callbacks.Callback):
     Args:
         tell: handed the median seconds, once, when enough calls were timed, or when a fit
             ends with a few.
-        clock: seconds.
+        clock: gives seconds.
     """
 
     def __init__(self, tell: Tell, clock: Clock = time.perf_counter):
@@ -55,7 +55,7 @@ class StepWatch(keras.callbacks.Callback):
             self._say()
 
     def on_train_end(self, logs: Any = None) -> None:
-        """The fit was shorter than that."""
+        """A fit that was shorter than that may still tell something."""
         if len(self._ends) - WARM_UP_CALLS >= LEAST_CALLS:
             self._say()
 

@@ -1,4 +1,4 @@
-"""What a stopped fit goes on from: Keras's BackupAndRestore, whose files can't be caught half."""
+"""What a stopped fit goes on from: Keras's BackupAndRestore, whose file is always a whole one."""
 
 import os
 import pathlib
@@ -39,7 +39,7 @@ class Backup(keras.callbacks.BackupAndRestore):
         self._serves = True
 
     def on_train_begin(self, logs: Any = None) -> None:
-        # Keras leaves it on the model, and the model's next fit would begin there, too.
+        # Keras leaves the initial epoch on the model, and its next fit would begin there, too.
         forget_initial_epoch(self.model)
         self._serves = bool(self.model.built)
         if self._serves:
@@ -58,7 +58,7 @@ class Backup(keras.callbacks.BackupAndRestore):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if not self._serves:
             return
-        # With steps Keras saves at no end of an epoch, and none at that of the fit.
+        # With a number of steps Keras saves neither at the end of an epoch nor at that of the fit.
         self.save_freq = "epoch"
         try:
             super().on_epoch_end(epoch, logs)

@@ -63,7 +63,7 @@ def gpus(environ: Mapping[str, str], nvidia: pathlib.Path = NVIDIA) -> list[str]
 def shares_of_gpus(found: Sequence[str], workers: int) -> list[str]:
     """CUDA_VISIBLE_DEVICES of each worker; none where there are no GPUs.
 
-    All get as many, as workers need the same devices. What is over is used by none.
+    All get the same number, as workers need the same devices. GPUs left over are used by none.
 
     Raises:
         LaunchError: there are fewer GPUs than workers.

@@ -14,7 +14,7 @@ from typing import Any
 
 from tfaccel.launch.workers.lines import Lines
 
-# A worker may write a last checkpoint, and no longer: all must have ended within 15 seconds.
+# Enough to write a last checkpoint, and no more: all must have ended within 15 seconds.
 GRACE_SECONDS = 10.0
 _LOOK_SECONDS = 0.02
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -29,7 +29,7 @@ class Crew:
         cores: the logical CPUs of each; none to leave them as they are.
         first: the number of the first of them.
         lines: where what they print goes.
-        events: is handed `("ended", number, status)` as each ends, in that order.
+        events: is handed `("ended", number, status)` when a worker ends, in the order of ends.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class Crew:
         """Ends all of them, and what they have begun; returns when none is left.
 
         Args:
-            number: the signal that asks them to. They have a grace to take it; then they are
+            number: the signal that asks them to. Those that run on for `GRACE_SECONDS` are
                 killed.
-            until: anything in here ends the grace: a second Ctrl-C.
+            until: anything in here has them killed at once, such as a second Ctrl-C.
         """
         for index in self.running:
             self._signal(index, number)

@@ -121,7 +121,7 @@ class Machines:
                 raise LaunchError(event[1])
             if time.monotonic() > deadline:
                 raise LaunchError(self._late())
-            if event is not None:  # the hub was left amid another round: once more
+            if event is not None:  # the hub was in another round, which has ended: try again
                 time.sleep(_RETRY_SECONDS)
 
     def ended(self) -> None:

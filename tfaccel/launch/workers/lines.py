@@ -5,7 +5,7 @@ import sys
 import threading
 from typing import IO, Any
 
-# For what a worker's own children, which outlive it, may still hold open.
+# How long to wait for streams that children of a worker, which outlive it, may hold open.
 _LATEST_SECONDS = 2.0
 
 
@@ -17,7 +17,7 @@ class Lines:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # of two lines neither is inside the other
+        self._lock = threading.Lock()  # no line is printed inside another
         self._threads: list[threading.Thread] = []
 
     def follow(self, index: int, source: IO[bytes], into: Any) -> None:
@@ -48,7 +48,7 @@ class Lines:
         with source:
             for line in source:
                 whole = line if line.endswith(b"\n") else line + b"\n"
-                # Who reads us may have left: workers are read on, or they would stand still.
+                # Our reader may be gone. Workers are read on, or they would block on a full pipe.
                 with self._lock, contextlib.suppress(AttributeError, OSError, ValueError):
                     _write(into, prefix + whole)
 

@@ -15,8 +15,8 @@ from typing import Any
 from tfaccel.launch.workers.errors import LaunchError
 
 _CONNECT_SECONDS = 5.0
-_LEAVING_SECONDS = 5.0  # for a machine that left and comes back to be seen to have left
-# Of a connection that says nothing: the network may be gone without either end hearing of it.
+_LEAVING_SECONDS = 5.0  # to notice that a machine which comes back had left
+# For a silent connection, in seconds and probes: a network may fail without either end noticing.
 _KEEPALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3))
 _LONGEST = 2**20  # bytes of a message
 
@@ -46,7 +46,7 @@ class Hub:
 
     def close(self) -> None:
         """Listens no more."""
-        with self._lock:  # what is being said is said to all
+        with self._lock:  # a message that is on its way still reaches all
             self._server.close()
 
     def _accept(self) -> None:

@@ -63,7 +63,7 @@ class Supervisor:
         self._crew: Crew | None = None
 
     def run(self) -> int:
-        """Trains.
+        """Runs the workers until they end.
 
         Returns:
             0; the exit status of the first worker that failed (128 and its number where a signal
@@ -102,7 +102,7 @@ class Supervisor:
         outcome = self._watched()
         if outcome.reason:
             self._group.failed(outcome.reason)
-            # A queue of its own for each round: what is still to come of this one is of no matter.
+            # Each round has a queue of its own, so that late events of this one are ignored.
             before, self._events = self._events, queue.SimpleQueue()
             if self._crew is not None:
                 self._crew.end(_asking(outcome), until=self._events)
@@ -161,7 +161,7 @@ def _asking(outcome: Outcome) -> int:
 
 
 def _interrupted(events: "queue.SimpleQueue[tuple[Any, ...]]") -> Outcome | None:
-    """The signal that came beside another end: who wants to stop gets no restart."""
+    """The signal that came during another end: whoever wants to stop gets no restart."""
     while not events.empty():
         what, *facts = events.get()
         if what == "signal":
@@ -181,7 +181,7 @@ def _failure(index: int, status: int) -> tuple[int, str]:
 
 
 def _handled(then: Callable[[int], None]) -> Callable[[], None]:
-    """Has signals noted; gives what puts their handlers back. Those that are ignored stay so."""
+    """Hands signals to `then`; gives what puts handlers back. Ignored signals stay ignored."""
     before = {}
 
     def handle(number: int, _: types.FrameType | None) -> None:
@@ -200,5 +200,5 @@ def _handled(then: Callable[[int], None]) -> Callable[[], None]:
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What all workers have: lines are seen when they are printed, into a pipe too."""
+    """The workers' environment: Python shows lines when they are printed, through a pipe too."""
     return {"PYTHONUNBUFFERED": "1", **environ}
