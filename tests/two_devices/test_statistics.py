@@ -90,3 +90,32 @@ def test_statistics_may_be_copied_and_let_go(strategy):
     layer.moving_mean.assign(np.arange(3.0))
     other.set_weights(layer.get_weights())
     np.testing.assert_array_equal(other.moving_mean, np.arange(3.0))
+
+
+class Copying(keras.Model):
+    """Keeps a copy of a statistic, under a name that is not averaged, as averages of weights do."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.last = keras.layers.BatchNormalization(), keras.layers.Dense(1)
+        self.copied = self.add_weight(shape=(3,), trainable=False, name="copied")
+
+    def call(self, x, training=None):
+        return self.last(self.norm(x, training=training))
+
+    def train_step(self, data):
+        logs = super().train_step(data)
+        self.copied.assign(self.norm.moving_mean)
+        return logs
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_copy_that_a_step_makes_is_averaged(strategy, scaled):
+    with strategy.scope():
+        model = Copying()
+        sgd = keras.optimizers.SGD()
+        model.compile(keras.optimizers.LossScaleOptimizer(sgd) if scaled else sgd, "mse")
+    model.fit(np.concatenate(halves()), np.zeros((8, 1)), batch_size=8, verbose=0)
+    first, second = (part.numpy() for part in model.copied.value.values)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, model.norm.moving_mean)

@@ -11,7 +11,11 @@ from tfaccel.compat.no_data import mended
 from tfaccel.compat.tensorflow_private import feeds_captures_in_loops
 from tfaccel.distribute.loss_scale import agreed_loss_scale
 from tfaccel.distribute.splitting import can_split, even_shares
-from tfaccel.distribute.statistics import averaged_at_the_end, averaged_statistics
+from tfaccel.distribute.statistics import (
+    averaged_at_the_end,
+    averaged_before_updates,
+    averaged_statistics,
+)
 
 _POLICY = tf.data.experimental.AutoShardPolicy
 
@@ -19,8 +23,8 @@ _POLICY = tf.data.experimental.AutoShardPolicy
 class SynchronizedReplicas:
     """Mixed into a `tf.distribute` strategy: one model on all replicas, and even batches.
 
-    - Running statistics (BatchNormalization's) are averaged over the replicas at the end of
-      a step that updates them. Keras 3 creates them without an aggregation, so that each
+    - Running statistics (BatchNormalization's) are averaged over the replicas in
+      each step that updates them. Keras 3 creates them without an aggregation, so that each
       replica, and each worker, would otherwise keep its own.
     - Batches are cut into nearly equal shares, none of them empty, unless the
       dataset's auto-shard policy is FILE, HINT or OFF: then TensorFlow distributes it.
@@ -51,7 +55,7 @@ class SynchronizedReplicas:
         feeds_captures_in_loops()  # `steps_per_execution` calls this step in a loop
         devices = self.extended.worker_devices  # type: ignore[attr-defined]
         on_cpu = any("CPU" in device for device in devices)
-        with mended(on_cpu=on_cpu), agreed_loss_scale():
+        with mended(on_cpu=on_cpu), agreed_loss_scale(), averaged_before_updates():
             step = averaged_at_the_end(fn)
             return super().run(step, args, kwargs, options)  # type: ignore[misc]
 

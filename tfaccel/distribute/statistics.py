@@ -1,12 +1,16 @@
 """Running statistics that are the mean over all replicas, by one reduction a step."""
 
+import contextlib
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
 import tensorflow as tf
+
+from tfaccel.compat.patching import SharedContext, class_attribute
 
 # By the names that Keras's normalisation layers give them.
 STATISTICS = ("moving_", "renorm_")
@@ -42,8 +46,9 @@ def averaged_at_the_end(step: Callable[..., Any]) -> Callable[..., Any]:
 
     TensorFlow averages a statistic when it is assigned. Each is a round of messages between
     workers, and a net has two for each normalisation layer. Inside this step an assignment
-    changes the replica's own part, and the parts are averaged together when the step ends. As a
-    mean is linear, the result is the same, also for a layer that is called several times.
+    changes the replica's own part, and the parts are averaged together: before weights are
+    updated (`averaged_before_updates`), as a step may copy them afterwards, and when the step ends.
+    As a mean is linear, the result is the same, also for a layer that is called several times.
     """
 
     def replica_step(*args: Any, **kwargs: Any) -> Any:
@@ -52,12 +57,47 @@ def averaged_at_the_end(step: Callable[..., Any]) -> Callable[..., Any]:
         _step.graph, _step.assigned = tf.compat.v1.get_default_graph(), {}
         try:
             results = step(*args, **kwargs)
-            _average(_step.assigned.values())
+            _average_all()
         finally:
             _step.graph = _step.assigned = None
         return results
 
     return replica_step
+
+
+def averaged_before_updates() -> contextlib.AbstractContextManager[None]:
+    """Inside, a replica's statistics are averaged before an optimizer updates weights."""
+    return _BEFORE_UPDATES
+
+
+def _averaged_first(own: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(own)
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        if _is_open():
+            _average_all()
+        return own(*args, **kwargs)
+
+    return apply
+
+
+@contextlib.contextmanager
+def _before_updates() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        # Around an update of theirs, loss scales put a condition, in which nothing can be averaged.
+        for kind in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer):
+            stack.enter_context(class_attribute(kind, "apply", _averaged_first(kind.apply)))
+        yield
+
+
+_BEFORE_UPDATES = SharedContext(_before_updates)
+
+
+def _is_open() -> bool:
+    """Whether a step is traced, and is not inside of a function of its own.
+
+    That may be called again without being traced, so what it assigns would not be seen.
+    """
+    return _step.assigned is not None and _step.graph is tf.compat.v1.get_default_graph()
 
 
 def _is_statistic(name: str | None, dtype: Any) -> bool:
@@ -68,10 +108,7 @@ def _is_statistic(name: str | None, dtype: Any) -> bool:
 def _assign(reference: "weakref.ref[Any]", value: Any, *args: Any, **kwargs: Any) -> Any:
     variable = reference()
     assert variable is not None
-    # A function that is traced inside of the step may be called again without being traced, so
-    # what it assigns would not be seen.
-    is_ours = _step.assigned is not None and _step.graph is tf.compat.v1.get_default_graph()
-    part = _own_part(variable) if is_ours else None
+    part = _own_part(variable) if _is_open() else None
     if part is None:
         return type(variable).assign(variable, value, *args, **kwargs)
     assert _step.assigned is not None
@@ -86,10 +123,13 @@ def _own_part(variable: Any) -> tf.Variable | None:
     return None if number is None else variable.values[int(number) % len(variable.values)]
 
 
-def _average(assigned: Iterable[Any]) -> None:
+def _average_all() -> None:
+    """Averages what was assigned since the last time."""
+    assert _step.assigned is not None
     parts: dict[tf.DType, list[Any]] = {}
-    for variable in assigned:
+    for variable in _step.assigned.values():
         parts.setdefault(variable.dtype, []).append(_own_part(variable))
+    _step.assigned.clear()
     context = tf.distribute.get_replica_context()
     for same_dtype in parts.values():
         values = [part.read_value() for part in same_dtype]
