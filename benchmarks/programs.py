@@ -203,7 +203,7 @@ def main(argv: list[str]) -> None:
         _RESUME.value,
     )
     _processes.compile_ours()
-    programs = chosen(pathlib.Path(_FOLDER.value), _PROGRAMS.value)
+    programs = chosen(pathlib.Path(_FOLDER.value).resolve(), _PROGRAMS.value)
     _common.measure_each(results, programs, measure, _summarize)
 
 

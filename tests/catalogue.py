@@ -376,7 +376,7 @@ class PassRow:
 
 
 PASS_ROWS: tuple[PassRow, ...] = (
-    PassRow(FusedNorm()),
+    PassRow(FusedNorm(loops=True)),
     PassRow(FusedAttention(), attention_workload, smooth_with_attention),
     PassRow(FusedActivation(), attention_workload, smooth_with_attention),
     PassRow(FusedOptimizer()),

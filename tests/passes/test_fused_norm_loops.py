@@ -1,5 +1,7 @@
 """FusedNorm by loops that XLA compiles, and activations that join them, against Keras."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -72,6 +74,24 @@ def test_sizes_that_are_not_known_are_left_to_the_op(rng):
         BatchNormalization, (4, 5, 6, 3), rng, {"training": True}, by=BY_LOOPS
     )
     assert FUSED in fused.ops()
+
+
+@pytest.mark.parametrize(
+    "steps, size, loops", [(100, 8, False), (100, 160, True), (10**6, 8, True), (None, 8, True)]
+)
+@pytest.mark.parametrize("item", [FusedNorm(), BY_LOOPS], ids=["by length", "always"])
+def test_loops_are_compiled_where_the_steps_to_come_make_up_for_it(item, steps, size, loops):
+    layer = BatchNormalization()
+    layer.build((None, size, size, 4))
+    context = StepContext(dataclasses.replace(workload_of(layer), steps_to_come=steps))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, size, size, 4))], autograph=False)
+    def run(x):
+        return layer(x, training=True)
+
+    with item.applied(context):
+        ops = {op.type for op in run.get_concrete_function().graph.get_operations()}
+    assert (FUSED not in ops) == (loops or item is BY_LOOPS)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -37,6 +37,7 @@ class Workload:
         sizes_vary: whether batches come in too many sizes to compile for each.
         optimize: the aim of predictions, `"throughput"` or `"latency"`.
         allow: further precisions that the user allows for predictions: `"int8"`.
+        seen_samples: of a batch that is no longer held.
     """
 
     model: keras.Model
@@ -52,6 +53,16 @@ class Workload:
     sizes_vary: bool = False
     optimize: str = "throughput"
     allow: tuple[str, ...] = ()
+    seen_samples: int = 0
+
+    @property
+    def samples(self) -> int:
+        """Of a batch; 0 where none was seen."""
+        return batch_size(self.batches[0]) if self.batches else self.seen_samples
+
+    def without_data(self) -> "Workload":
+        """The same facts, with no batch held."""
+        return dataclasses.replace(self, batches=(), seen_samples=self.samples)
 
     @functools.cached_property
     def layers(self) -> list[keras.layers.Layer]:

@@ -103,7 +103,7 @@ class PlanRun:
 
     def install(self, plan: Plan, step: guarded_step.GuardedStep, workload: Workload) -> None:
         """This step is the plan's from now on."""
-        self.plan, self.step, self._workload = plan, step, _without_data(workload)
+        self.plan, self.step, self._workload = plan, step, workload.without_data()
         self.dispatcher.plan, self.dispatcher.built = plan, step.function
 
     def settle(self, hoped_gain: float) -> None:
@@ -136,7 +136,7 @@ class PlanRun:
             traced: its step, if it was traced.
         """
         return guarded_step.GuardedStep(
-            _without_data(workload),
+            workload.without_data(),
             plan,
             traced,
             self.dispatcher.run_own,
@@ -194,7 +194,3 @@ class PlanRun:
             found = self.observed.prepared
             self.memory.keep(TracedStep(self.plan, spec, step.function, found))
         step.release()
-
-
-def _without_data(workload: Workload) -> Workload:
-    return dataclasses.replace(workload, batches=())

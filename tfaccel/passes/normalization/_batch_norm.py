@@ -1,5 +1,6 @@
 """`keras.layers.BatchNormalization.call` by few loops, or as one FusedBatchNormV3."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,10 +45,11 @@ def obstacle(layer: Any, channels_first: bool) -> Unsupported | None:
     return other_dtype(layer)
 
 
-def fused_call(layer: Any, channels_first: bool, by_loops: bool) -> Callable[..., Any]:
+def fused_call(layer: Any, channels_first: bool, least_numbers: float) -> Callable[..., Any]:
     """The layer's `call`, by loops or FusedBatchNormV3 wherever that is the same maths.
 
-    `by_loops` is whether to compile loops for float32 inputs whose sizes are known.
+    Loops are compiled for float32 inputs whose sizes are known, of at least so many numbers a
+    sample; the latter may be infinite.
     """
     own_call = layer.call
 
@@ -68,7 +70,7 @@ def fused_call(layer: Any, channels_first: bool, by_loops: bool) -> Callable[...
         turned = data_format == "NCHW" and not channels_first
         if turned:
             x, data_format = _channels_last(x), "NHWC"
-        if by_loops and _is_for_loops(x):
+        if _is_for_loops(x, least_numbers):
             y = _by_loops(layer, x, bool(training))
         else:
             y = _by_op(layer, x, bool(training), data_format)
@@ -147,9 +149,10 @@ def _scale_and_offset(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
     return scale, offset
 
 
-def _is_for_loops(x: tf.Tensor) -> bool:
+def _is_for_loops(x: tf.Tensor, least_numbers: float) -> bool:
     """Whether loops serve an input: XLA compiles them for each size that it meets."""
-    return x.dtype == tf.float32 and None not in x.shape[1:]
+    known = x.dtype == tf.float32 and None not in x.shape[1:]
+    return known and math.prod(x.shape[1:]) >= least_numbers
 
 
 def _by_loops(layer: Any, x: tf.Tensor, training: bool) -> tf.Tensor:

@@ -1,6 +1,7 @@
 """Normalization layers by few loops or one operation, or with a shorter gradient."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -14,6 +15,12 @@ from tfaccel.core.unsupported import Unsupported
 from tfaccel.core.workload import Workload
 from tfaccel.passes.normalization import _batch_norm, _layer_norm
 
+# Loops for an input of one size are compiled in 0.3 to 0.9 s, and save about 1 ns a step for each
+# of its numbers, where two or three layers of a net have inputs of that size
+# (`python benchmarks/trace_beside.py --loops`).
+_PAYING_NUMBERS = 3e8
+# A batch, where none is at hand: Keras's default.
+_USUAL_SAMPLES = 32
 _NORMS = (keras.layers.BatchNormalization, keras.layers.LayerNormalization)
 
 
@@ -39,10 +46,11 @@ class FusedNorm(LayerPass):
     must not change how a loss that contains a gradient trains.
 
     Args:
-        loops: whether BatchNormalization may be compiled loops; if not, it is
-            FusedBatchNormV3 everywhere. XLA compiles anew for each size, so inputs of
-            which more than the batch's size is unknown while tracing get the op in any
-            case, and so do batches that come in many sizes and several replicas.
+        loops: whether BatchNormalization is compiled loops (True) or FusedBatchNormV3
+            everywhere (False). None: loops for inputs so large, in a training so long, that
+            they make up for the time in which XLA compiles them. XLA compiles anew for each
+            size, so inputs of which more than the batch's size is unknown while tracing get
+            the op in any case, and so do batches that come in many sizes and several replicas.
 
     Source: https://arxiv.org/abs/1502.03167, https://arxiv.org/abs/1607.06450,
     https://www.tensorflow.org/api_docs/python/tf/raw_ops/FusedBatchNormV3,
@@ -53,7 +61,7 @@ class FusedNorm(LayerPass):
     no_layer: ClassVar[str] = "the model has no BatchNormalization or LayerNormalization layer"
     kinds: ClassVar[tuple[type, ...]] = _NORMS
 
-    loops: bool = True
+    loops: bool | None = None
 
     def obstacle(self, layer: Any, workload: Workload) -> Unsupported | None:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -88,7 +96,15 @@ class FusedNorm(LayerPass):
     def compiles(self, workload: Workload) -> bool:
         """Whether BatchNormalization in float32 runs by loops that XLA compiles."""
         usual = workload.num_replicas == 1 and not workload.sizes_vary
-        return self.loops and workload.device.kind == "CPU" and usual
+        return self.loops is not False and workload.device.kind == "CPU" and usual
+
+    def _least_numbers(self, workload: Workload) -> float:
+        """How many numbers of a sample pay for compiling loops for inputs of that size."""
+        calls = workload.steps_to_come
+        if self.loops or calls is None or workload.in_loop:  # a loop may go on for any time
+            return 0.0
+        steps = calls * workload.model.steps_per_execution
+        return _PAYING_NUMBERS / max(1, steps * (workload.samples or _USUAL_SAMPLES))
 
     def compiles_sizes(self, workload: Workload) -> bool:
         served = [layer for layer, obstacle in self.layers(workload) if obstacle is None]
@@ -100,8 +116,8 @@ class FusedNorm(LayerPass):
         if isinstance(layer, keras.layers.LayerNormalization):
             call = _layer_norm.fused_call(layer)
         elif isinstance(layer, keras.layers.BatchNormalization):
-            nchw, by_loops = _takes_nchw(workload), self.compiles(workload)
-            call = _batch_norm.fused_call(layer, nchw, by_loops)
+            least = self._least_numbers(workload) if self.compiles(workload) else math.inf
+            call = _batch_norm.fused_call(layer, _takes_nchw(workload), least)
         else:
             call = _batch_norm.joined_call(layer)
         yield "call", call
