@@ -1,5 +1,6 @@
 """Which kernels are worth measuring, by what was measured on calls like them."""
 
+import dataclasses
 import math
 
 import pytest
@@ -18,6 +19,7 @@ from tfaccel.ops.kernels import (
     shipped,
 )
 from tfaccel.ops.kernels import _likely as likely
+from tfaccel.system.device import Device
 
 HERE = MachineClass("CPU", ("avx2",), False)
 ELSEWHERE = MachineClass("GPU", ("H100",), False)
@@ -81,9 +83,11 @@ def test_a_kernel_that_refuses_a_call_is_not_worth_a_look():
 
 
 def test_kernels_with_fewer_bits_are_worth_a_look_only_where_allowed():
-    measured = [known(call(), in_bfloat16=3.0)]
-    assert guess(call(), HERE, measured).kernels == ()
-    assert guess(call(), HERE, measured, reduced=True).kernels == ("in_bfloat16",)
+    chip = Device("CPU", "with 16 bits", flags=frozenset({"avx512_bf16"}))
+    spec = dataclasses.replace(call(), device=chip)
+    measured = [known(spec, in_bfloat16=3.0)]
+    assert guess(spec, HERE, measured).kernels == ()
+    assert guess(spec, HERE, measured, reduced=True).kernels == ("in_bfloat16",)
 
 
 def test_a_users_kernel_is_always_worth_a_look():
