@@ -199,3 +199,8 @@ def test_the_plan_survives_json():
     assert Plan.from_json(plan.to_json()) == plan
     config = {"loops": False}
     assert json.loads(plan.to_json())["passes"][0] == {"name": "fused_norm", "config": config}
+
+
+def test_loops_are_on_off_or_left_to_the_length():
+    with pytest.raises(TypeError, match=r"`loops` must be .* Received: 'some'"):
+        FusedNorm(loops="some")

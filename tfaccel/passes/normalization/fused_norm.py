@@ -16,8 +16,8 @@ from tfaccel.core.workload import Workload
 from tfaccel.passes.normalization import _batch_norm, _layer_norm
 
 # Loops for an input of one size are compiled in 0.3 to 0.9 s, and save about 1 ns a step for each
-# of its numbers, where two or three layers of a net have inputs of that size
-# (`python benchmarks/trace_beside.py --loops`).
+# of its numbers, where two or three layers of a net have inputs of that size (BUILD_NOTES.md; what
+# is compiled is timed by `python benchmarks/trace_beside.py`, with `--loops` and without).
 _PAYING_NUMBERS = 3e8
 # A batch, where none is at hand: Keras's default.
 _USUAL_SAMPLES = 32
@@ -52,6 +52,9 @@ class FusedNorm(LayerPass):
             size, so inputs of which more than the batch's size is unknown while tracing get
             the op in any case, and so do batches that come in many sizes and several replicas.
 
+    Raises:
+        TypeError: `loops` is none of these.
+
     Source: https://arxiv.org/abs/1502.03167, https://arxiv.org/abs/1607.06450,
     https://www.tensorflow.org/api_docs/python/tf/raw_ops/FusedBatchNormV3,
     https://openxla.org/xla/tf2xla/tutorials/jit_compile
@@ -62,6 +65,10 @@ class FusedNorm(LayerPass):
     kinds: ClassVar[tuple[type, ...]] = _NORMS
 
     loops: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loops, bool | None):
+            raise TypeError(f"`loops` must be True, False or None. Received: {self.loops!r}")
 
     def obstacle(self, layer: Any, workload: Workload) -> Unsupported | None:
         if isinstance(layer, keras.layers.BatchNormalization):
