@@ -189,6 +189,20 @@ def test_what_is_not_finite_spreads_as_in_keras(blocks, bad, place, rng):
         np.testing.assert_array_equal(np.isfinite(a), np.isfinite(e))
 
 
+def test_a_key_at_infinity_that_no_query_sees_leaves_gradients_finite(blocks, rng):
+    """Blocks are filled up with rows, whose product with the key must not be NaN either."""
+    operands = q, k, _, _ = [x.numpy() for x in tensors(rng, SIZES[0])]
+    q[..., 2] = -np.abs(q[..., 2])
+    k[0, 1, 1, 2] = np.inf
+    value, dq, dk, dv = differentiated(attend, *map(tf.constant, operands))[:4]
+    expected = differentiated(lambda *x: by_keras(*x, None, False), *map(tf.constant, operands))
+    for a, e in zip((value, dk, dv), (expected[0], *expected[2:4]), strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
+    # The gradient of these queries is zero times infinity.
+    np.testing.assert_array_equal(np.isfinite(dq), np.isfinite(expected[1]))
+
+
 def test_large_scores_do_not_overflow(blocks, rng):
     q, k, v, dy = tensors(rng, SIZES[0])
     operands = (1e3 * q, 1e3 * k, v, dy)

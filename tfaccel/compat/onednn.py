@@ -16,12 +16,21 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.compat.tensorflow_private import onednn_is_on
+from tfaccel.system.device import read_cpu
 
 # The label that the kernels are registered under (tensorflow/core/graph/mkl_graph_util.h).
 _LABEL = "MklNameChangeOp"
 _VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
 # What a build has if it has any, on inputs as small as can be.
 SAMPLE = "_MklMatMul"
+# Instructions that oneDNN needs for any operation of bfloat16; the last one is ARM's:
+# https://uxlfoundation.github.io/oneDNN/dev_guide_data_types.html
+_BFLOAT16_FLAGS = frozenset({"avx512f", "avx_ne_convert", "avx10_2", "bf16"})
+
+
+def takes_bfloat16() -> bool:
+    """Whether operations of bfloat16 are oneDNN's: it is on, and this CPU has the instructions."""
+    return bool(onednn_is_on() and read_cpu().flags & _BFLOAT16_FLAGS)
 
 
 def obstacle() -> str | None:

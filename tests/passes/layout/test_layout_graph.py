@@ -24,7 +24,7 @@ from laid_out_models import (
     unet,
 )
 
-from tfaccel.compat.tensorflow_private import onednn_is_on
+from tfaccel.compat.onednn import takes_bfloat16
 from tfaccel.core.unsupported import Refusal
 from tfaccel.core.workload import Workload
 from tfaccel.passes import FusedNorm, Layout, MixedPrecision
@@ -198,7 +198,7 @@ def test_mixed_precision_goes_along(dtype, rng):
     kernels = [n for n in mixed.function.graph.get_operations() if n.type == "Conv2D"]
     assert kernels
     # Eigen's convolutions add up in bfloat16, so there they get their operands in float32.
-    computed = "float32" if dtype == "bfloat16" and not onednn_is_on() else dtype
+    computed = "float32" if dtype == "bfloat16" and not takes_bfloat16() else dtype
     assert {n.outputs[0].dtype.name for n in kernels} == {computed}
     assert {n.get_attr("data_format") for n in kernels} == {b"NHWC"}
 

@@ -12,7 +12,7 @@ from in_16_bits import ZEN5, compiled, workload_of
 
 import tfaccel
 from tfaccel.autotune.comparison.step_recorder import StepRecorder
-from tfaccel.compat.tensorflow_private import onednn_is_on
+from tfaccel.compat.onednn import takes_bfloat16
 from tfaccel.core.step_context import StepContext
 from tfaccel.core.workload import Workload
 from tfaccel.passes import MixedPrecision
@@ -365,4 +365,4 @@ def test_scores_are_never_wider_than_16_bits(rng):
         return y
 
     under_the_pass(layer, run)
-    assert softmax == [tf.bfloat16 if onednn_is_on() else tf.float32]
+    assert softmax == [tf.bfloat16 if takes_bfloat16() else tf.float32]

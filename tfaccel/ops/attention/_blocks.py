@@ -20,7 +20,9 @@ def in_blocks(
 ) -> tf.Tensor:
     k, v = heads_second(key), heads_second(value)
     blocks = _Blocks.of(query, key)
-    rows, seen = blocks.cut(heads_second(query)), blocks.cut_visible(visible)
+    # What fills up the last block must be a query of the user's: zeros times a key that is not
+    # finite would make gradients NaN that are finite without blocks.
+    rows, seen = blocks.cut(heads_second(query), repeats_last=True), blocks.cut_visible(visible)
 
     def forward(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """The rows `P V` of block `i`, `(batch, heads, rows, value channels)`."""
@@ -51,7 +53,7 @@ def in_blocks(
 
 @dataclasses.dataclass(frozen=True)
 class _Blocks:
-    """Queries cut into blocks of rows, the last filled up with zeros; ints where they are known."""
+    """Queries cut into blocks of rows, the last filled up; ints where they are known."""
 
     queries: Any
     rows: Any
@@ -62,14 +64,21 @@ class _Blocks:
         queries, in_row = _size(query, 1), _size(query, 2) * _size(key, 1)
         if isinstance(queries, int) and isinstance(in_row, int):
             count = max(1, -(-queries // max(1, BLOCK_ELEMENTS // max(1, in_row))))
-            return cls(queries, max(1, -(-queries // count)), count)
+            return cls(queries, -(-queries // count), count)
         most = tf.maximum(1, BLOCK_ELEMENTS // tf.maximum(1, in_row))
         count = tf.maximum(1, -(-queries // most))
-        return cls(queries, tf.maximum(1, -(-queries // count)), count)
+        return cls(queries, -(-queries // count), count)
 
-    def cut(self, x: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
-        """A function from a block's index to that block of `(batch, heads, queries, ...)`."""
-        x = tf.pad(x, [(0, 0), (0, 0), (0, self.rows * self.count - self.queries), (0, 0)])
+    def cut(self, x: tf.Tensor, *, repeats_last: bool = False) -> Callable[[tf.Tensor], tf.Tensor]:
+        """A function from a block's index to that block of `(batch, heads, queries, ...)`.
+
+        The last one is filled up with zeros, or with its last row.
+        """
+        missing = self.rows * self.count - self.queries
+        if repeats_last and not (isinstance(missing, int) and missing == 0):
+            x = tf.concat([x, tf.repeat(x[:, :, -1:], missing, axis=2)], 2)
+        else:
+            x = tf.pad(x, [(0, 0), (0, 0), (0, missing), (0, 0)])
         sizes = [_size(x, 0), _size(x, 1), self.count, self.rows, _size(x, 3)]
         x = tf.transpose(tf.reshape(x, sizes), [2, 0, 1, 3, 4])
         return lambda i: x[i]

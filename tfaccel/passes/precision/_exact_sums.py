@@ -14,8 +14,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel.compat.onednn import takes_bfloat16
 from tfaccel.compat.patching import SharedContext, instance_attributes
-from tfaccel.compat.tensorflow_private import onednn_is_on
 
 Function = Callable[..., Any]
 
@@ -119,7 +119,7 @@ _ENTRIES_WITHOUT_ONEDNN: tuple[_Entry, ...] = tuple(
 
 
 def _replacing() -> contextlib.AbstractContextManager[None]:
-    entries = _ENTRIES if onednn_is_on() else _ENTRIES + _ENTRIES_WITHOUT_ONEDNN
+    entries = _ENTRIES if takes_bfloat16() else _ENTRIES + _ENTRIES_WITHOUT_ONEDNN
     return instance_attributes(
         (module, name, _where_active(getattr(module, name), make)) for module, name, make in entries
     )
