@@ -1,9 +1,11 @@
 """What `tfaccel run` does before the program: its words, settings and imports."""
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import sys
+import types
 
 import pytest
 from programs_run import ROOT, RUN, ended
@@ -165,6 +167,35 @@ def test_a_module_is_told_of_once_when_it_is_whole(module):
     assert sys.meta_path == before
     after_import(module.stem, lambda found: told.append("at once"))
     assert told == [1, "at once"]
+
+
+def test_a_module_s_code_runs_in_a_context(module):
+    module.write_text("import hooked_in; hooked_in.told.append('code')\n")
+    told = []
+
+    @contextlib.contextmanager
+    def during():
+        told.append("begin")
+        yield
+        told.append("end")
+
+    sys.modules["hooked_in"] = types.SimpleNamespace(told=told)
+    try:
+        after_import(module.stem, lambda _: told.append("then"), during)
+        __import__(module.stem)
+    finally:
+        del sys.modules["hooked_in"]
+    assert told == ["begin", "code", "end", "then"]
+
+
+def test_garbage_waits_for_tensorflow(folder):
+    """Under `tfaccel run`; by modules of these names, as the true ones take seconds."""
+    told = "import gc; print(gc.get_threshold()[0] == 0)\n"
+    for name in ("tensorflow", "keras"):
+        (folder / f"{name}.py").write_text(told)
+    (folder / "script.py").write_text(f"import tensorflow\n{told}import keras\n{told}")
+    _, out, _ = ended([*RUN, "script.py"], folder)
+    assert out.split() == ["True", "False", "True", "False"]
 
 
 def test_a_module_whose_import_fails_is_waited_for(module):

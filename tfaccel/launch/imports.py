@@ -14,31 +14,34 @@ if TYPE_CHECKING:
     from typing import Any
 
     Then = Callable[[types.ModuleType], None]
+    During = Callable[[], contextlib.AbstractContextManager[None]]
 
 
-def after_import(name: str, then: Then) -> None:
+def after_import(name: str, then: Then, during: During = contextlib.nullcontext) -> None:
     """Calls `then` with a module as soon as its first import is done.
 
     It is called at once where the module is there already. Until then an import costs one
-    comparison of names. `then` must not raise: it would be the import that fails.
+    comparison of names. Neither function may raise: it would be the import that fails.
 
     Args:
         name: a module that is not inside a package.
         then: is handed the module.
+        during: a context in which the module's code runs.
     """
     module = sys.modules.get(name)
     if module is not None:
         then(module)
         return
-    sys.meta_path.insert(0, _Finder(name, then))
+    sys.meta_path.insert(0, _Finder(name, then, during))
 
 
 class _Finder:
     """Finds the module by all other finders, and has its loader tell when it is loaded."""
 
-    def __init__(self, name: str, then: Then):
+    def __init__(self, name: str, then: Then, during: During):
         self._name = name
         self._then = then
+        self._during = during
         self._is_asking = False
         self._is_done = False
 
@@ -70,8 +73,11 @@ class _Finder:
         load = loader.exec_module
 
         def exec_module(module: types.ModuleType) -> None:
-            load(module)
             if module.__name__ != self._name or self._is_done:
+                return load(module)
+            with self._during():
+                load(module)
+            if self._is_done:
                 return
             self._is_done = True
             vars(loader).pop("exec_module", None)

@@ -14,6 +14,7 @@ from tfaccel.launch.program import NoProgramError, Program
 from tfaccel.launch.spawned import first_in_workers
 from tfaccel.launch.workers.cluster import is_first, names_several
 from tfaccel.system.cache_place import sweeps_place
+from tfaccel.system.garbage import resting_collector
 
 TYPE_CHECKING = False  # as in `typing`, which a program need not wait for
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def start(program: Program, options: Options) -> int:
         added = environment.additions(found, os.environ)
         environment.apply(added)
     watch = Watch(options, added)
-    after_import("keras", watch.begin)
+    _await_imports(watch)
     if options.measure_into is None:
         first_in_workers(begin_worker, options)
     # After the program's threads, and its own handlers, which come first.
@@ -161,6 +162,12 @@ def start(program: Program, options: Options) -> int:
     return 0
 
 
+def _await_imports(watch: Watch) -> None:
+    """Has the watch begin with Keras; meanwhile nobody need look for garbage."""
+    after_import("tensorflow", lambda _: None, resting_collector)
+    after_import("keras", watch.begin, resting_collector)
+
+
 def _kept(program: Program) -> dict[str, str]:
     """What a sweep kept for the program."""
     if not os.path.isdir(sweeps_place()):  # nobody has swept anything here
@@ -172,6 +179,6 @@ def _kept(program: Program) -> dict[str, str]:
 def begin_worker(options: Options) -> None:
     """Does the same in a process that the program has begun; no closing table has its fits."""
     watch = Watch(options, {})
-    after_import("keras", watch.begin)
+    _await_imports(watch)
     _watches.append(watch)
     first_in_workers(begin_worker, options)
