@@ -154,15 +154,20 @@ def _summarize(rows: list[_common.Row]) -> tuple[dict[str, Any], tuple[str, ...]
     for key, name in (("ratios", "speedup"), ("cpu_ratios", "cpu_speedup")):
         gains = [statistics.median(row[key][_KINDS[1]]) for row in whole]
         numbers |= {name: statistics.geometric_mean(gains), f"least_{name}": min(gains)}
-    noise = statistics.median(_noise(row["seconds"][_KINDS[0]]) for row in whole)
-    numbers["noise"] = noise
+    plain = [row["seconds"][_KINDS[0]] for row in whole]
+    noises, noise = [_noise(seconds) for seconds in plain if len(seconds) > 1], ""
+    if noises:
+        numbers["noise"] = statistics.median(noises)
+        noise = (
+            f" Runs of one program as it is differ by {numbers['noise']:.0%} (the most over the "
+            "least, median over programs)."
+        )
     return numbers, (
         f"Geometric mean with an empty cache over {len(whole)} programs: "
         f"{numbers['speedup']:.2f}x by the clock (the least {numbers['least_speedup']:.2f}x), "
         f"{numbers['cpu_speedup']:.2f}x by the seconds of all cores (the least "
         f"{numbers['least_cpu_speedup']:.2f}x).",
-        "Medians of whole processes, with the least and the most. Runs of one program as it is "
-        f"differ by {noise:.0%} (the most over the least, median over programs).",
+        "Medians of whole processes, with the least and the most." + noise,
         *(f"{row['model']}:\n\n```\n{row['told']}\n```" for row in whole),
     )
 
