@@ -3,8 +3,12 @@
 import gc
 import weakref
 
+import keras
+import numpy as np
 import pytest
 
+import tfaccel
+from tfaccel.system import garbage
 from tfaccel.system.garbage import resting_collector
 
 
@@ -68,3 +72,22 @@ def test_a_collector_that_the_program_sets_is_left_alone():
     with resting_collector():
         gc.freeze()
     assert gc.get_freeze_count()
+
+
+def test_the_first_step_of_a_process_is_one_such_block_and_no_later_one(monkeypatch):
+    monkeypatch.setattr(garbage, "RESTED", [])
+    thresholds = []
+
+    class Watched(keras.Sequential):
+        def train_step(self, data):
+            thresholds.append(gc.get_threshold()[0])  # while the step is traced
+            return super().train_step(data)
+
+    gc.set_threshold(700, 10, 10)
+    for _ in range(2):
+        model = Watched([keras.Input((3,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        accel = tfaccel.AccelCallback(cache_dir=False, verbose=0)
+        model.fit(np.ones((64, 3)), np.ones((64, 1)), batch_size=2, verbose=0, callbacks=[accel])
+    assert thresholds == [0, 700]
+    assert gc.get_threshold() == (700, 10, 10)

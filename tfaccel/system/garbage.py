@@ -33,3 +33,21 @@ def resting_collector() -> Iterator[None]:
             gc.unfreeze()  # into the oldest generation
         if not gc.get_threshold()[0]:  # else the program has set its own
             gc.set_threshold(*usual)
+
+
+# What the collector has rested for in this process.
+RESTED: list[str] = []
+
+
+@contextlib.contextmanager
+def resting_first(what: str) -> Iterator[None]:
+    """The same, once in a process for each `what`: in a loop, what is dropped must be collected.
+
+    The collector would not count what is made inside, and would come later than it should.
+    """
+    if what in RESTED:
+        yield
+        return
+    RESTED.append(what)
+    with resting_collector():
+        yield

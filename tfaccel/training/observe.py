@@ -18,6 +18,7 @@ from tfaccel.measure.timing import wait_for
 from tfaccel.steps.compiled_step import StepFunction, unheard_traces
 from tfaccel.steps.snapshot import build_all
 from tfaccel.system import notices
+from tfaccel.system.garbage import resting_first
 from tfaccel.system.later import later
 from tfaccel.training.course import Course
 from tfaccel.training.first_step import FirstStepFallback
@@ -172,7 +173,7 @@ class Observing:
         """The logs of a step of the original, or the error of TensorFlow's that it raised."""
         try:
             # In a loop over many models TensorFlow would warn of its count of traces.
-            with unheard_traces():
+            with unheard_traces(), resting_first("first step"):
                 logs = self._course.run_own(feeding)
                 wait_for(logs)
         except tf.errors.OpError as error:
